@@ -1,0 +1,37 @@
+"""The jobs that people launch: labels of a year, tiles, and the dataset of a year.
+
+Belongs here: which assets go together. Does not: the assets. The dataset has a job of its own because
+a step downstream of a failed tile would not run; it reads the tiles that are there and names the
+others.
+"""
+
+import dagster as dg
+
+LABELS = dg.AssetSelection.assets("cdl", "tile_grid", "chip_bboxes", "tile_map")
+TILES = dg.AssetSelection.assets(
+    "scene_metadata",
+    "selected_scenes",
+    "band_cids",
+    "downloaded_bands",
+    "reprojected_tiles",
+    "chips",
+    "filtered_chips",
+)
+DATASET = dg.AssetSelection.assets(
+    "tile_payloads", "splits", "band_stats", "class_weights", "class_distribution"
+)
+
+labels_job = dg.define_asset_job(
+    "labels_job", LABELS, description="A CDL release -> chip boxes and their tiles. Run it for a year first."
+)
+tiles_job = dg.define_asset_job(
+    "tiles_job",
+    TILES,
+    description="Tiles -> good chips. Backfill it over the tiles of a year; several go in one run.",
+)
+dataset_job = dg.define_asset_job(
+    "dataset_job",
+    DATASET,
+    description="The good chips of a year's tiles -> splits, statistics, weights, charts.",
+)
+JOBS = (labels_job, tiles_job, dataset_job)

@@ -1,0 +1,229 @@
+"""Files -> chips: `reprojected_tiles`, `chips`, `filtered_chips`.
+
+Belongs here: the glue between the graph and the chip logic. Does not: the logic (`warp`, `clip`, `quality`).
+"""
+
+import contextlib
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from crop_assets.chips.clip import Chip, chip_facts, open_tile, write_chip
+from crop_assets.chips.plots import chip_png
+from crop_assets.chips.quality import COUNTS, NO_SCENES, judge_chips
+from crop_assets.chips.warp import BandWarp, reproject_bands
+from crop_assets.labels.classes import CLASSES
+from crop_assets.scenes.granules import parse_scene_id
+from crop_assets.scenes.selection import POSITIONS, chosen_scenes
+from crop_assets.tile_assets import TileRun, TileTable, tile_stage
+from crop_assets.year_assets import markdown, picture
+from resources.tables import Column, TableSchema
+
+_CHIP = Column("chip_id", pa.string(), "chip id on the national chip grid, such as chip_257_266")
+REPROJECTED_TILES = TableSchema(
+    (
+        Column("scene_id", pa.string(), "HLS scene id"),
+        Column("position", pa.string(), "first, middle or last"),
+        Column("date", pa.date32(), "day of sensing (UTC)"),
+        Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask"),
+        Column(
+            "path", pa.string(), "file in the store, EPSG:5070, 30 m, blocks of 224 x 224 on the chip grid"
+        ),
+        Column("bytes", pa.int64(), "size of the file"),
+        Column("sha256", pa.string(), "checksum of the file"),
+        Column("blocks", pa.int32(), "chip blocks that are stored"),
+    )
+)
+CHIPS = TableSchema(
+    (
+        _CHIP,
+        Column("outcome", pa.string(), "empty where the chip was made, else why not"),
+        Column("fit_scenes", pa.int32(), "scenes of the tile that are fit to be selected"),
+        *(
+            Column(f"{name}_path", pa.string(), f"{name} file in the store")
+            for name in ("merged", "mask", "fmask")
+        ),
+        *(
+            Column(f"{name}_sha256", pa.string(), "checksum of the file")
+            for name in ("merged", "mask", "fmask")
+        ),
+        *(Column(f"{position}_date", pa.date32(), f"day of the {position} scene") for position in POSITIONS),
+        *(Column(f"{position}_scene", pa.string(), f"id of the {position} scene") for position in POSITIONS),
+        *(Column(f"valid_{position}", pa.int32(), "pixels neither bad nor fill") for position in POSITIONS),
+        *(
+            Column(f"{count}_{position}", pa.int32(), f"{count} pixels by Fmask on the {position} date")
+            for position in POSITIONS
+            for count in COUNTS
+        ),
+        Column("na_count", pa.int32(), "pixels that lack a band or Fmask on any date"),
+        *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
+    )
+)
+FILTERED_CHIPS = TableSchema(
+    (
+        _CHIP,
+        *(
+            Column(f"bad_percent_{p}", pa.float64(), f"bad pixels of the {p} date, percent")
+            for p in POSITIONS
+        ),
+        Column("bad_percent_max", pa.float64(), "worst of the three dates, percent"),
+        Column("na_count", pa.int32(), "pixels that lack a band or Fmask on any date"),
+        Column("reason", pa.string(), "why the chip is rejected; empty where it is kept"),
+        Column("figure", pa.float64(), "the figure that decided: fit scenes, missing pixels, or percent"),
+        Column("kept", pa.bool_(), "whether the chip is part of the dataset"),
+        Column("merged_path", pa.string(), "merged image in chips_filtered; empty where rejected"),
+        Column("mask_path", pa.string(), "mask in chips_filtered; empty where rejected"),
+        Column("merged_sha256", pa.string(), "checksum of the merged image"),
+        Column("mask_sha256", pa.string(), "checksum of the mask"),
+        *(Column(f"{position}_date", pa.date32(), f"day of the {position} scene") for position in POSITIONS),
+        *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
+    )
+)
+
+
+@tile_stage("chips", REPROJECTED_TILES, {"geotiff"})
+def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd.DataFrame) -> TileTable:
+    """Every band of the selected scenes on the CDL grid in EPSG:5070, bilinear, Fmask nearest; the blocks
+    under the tile's chips alone, in sparse GeoTIFFs.
+    """
+    if downloaded_bands.empty:
+        return TileTable(REPROJECTED_TILES.empty(), {"outcome": "no scene is selected"})
+    table = downloaded_bands[["scene_id", "position", "date", "band"]].copy()
+    named = zip(table["scene_id"], table["band"], strict=True)
+    table["path"] = [run.layout.reprojected(scene_id, band) for scene_id, band in named]
+    chips = sorted(tile_map["chip_id"])
+    with contextlib.ExitStack() as stack:
+        bands = [
+            BandWarp(
+                stack.enter_context(run.store.local(source)),
+                stack.enter_context(run.store.writing(path)),
+                band,
+                parse_scene_id(scene_id).version,
+            )
+            for source, path, band, scene_id in zip(
+                downloaded_bands["path"], table["path"], table["band"], table["scene_id"], strict=True
+            )
+        ]
+        grid = reproject_bands(bands, chips, {"TILE": run.tile})
+    table["bytes"] = [run.store.size(path) for path in table["path"]]
+    table["sha256"] = [run.store.sha256(path) for path in table["path"]]
+    table["blocks"] = len(chips)
+    metadata = {
+        "bytes": int(table["bytes"].sum()),
+        "blocks": len(chips),
+        "grid": f"{grid.shape[1]} x {grid.shape[0]}",
+    }
+    return TileTable(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
+
+
+@tile_stage("chips", CHIPS, {"geotiff"})
+def chips(
+    run: TileRun,
+    reprojected_tiles: pd.DataFrame,
+    selected_scenes: pd.DataFrame,
+    tile_map: pd.DataFrame,
+    cdl: pd.DataFrame,
+) -> TileTable:
+    """One 18-band image, 13-class mask and Fmask stack per chip box of the tile, and what the filter needs
+    to know of each: valid, bad and missing pixels per date.
+    """
+    scenes = chosen_scenes(selected_scenes)
+    fit = int(selected_scenes["fit"].sum())
+    ids = sorted(tile_map["chip_id"])
+    if scenes.empty:
+        rows = [{"chip_id": chip_id, "outcome": NO_SCENES, "fit_scenes": fit} for chip_id in ids]
+        return TileTable(_chip_table(rows), {"outcome": f"{len(rows)} chips without three scenes"})
+    paths = {
+        (row["position"], row["band"]): run.store.gdal_path(row["path"])
+        for row in reprojected_tiles.to_dict("records")
+    }
+    release = cdl.iloc[0]
+    tags = {
+        "CDL": f"{run.year} {release['sha256']}",
+        "TILE": run.tile,
+        "SCENES": " ".join(scenes["scene_id"]),
+    }
+    rows, preview = [], b""
+    with open_tile(paths, release["path"]) as reader:
+        for done, chip_id in enumerate(ids, start=1):
+            chip = reader.read(chip_id)
+            rows.append(_chip_row(run, chip_id, chip, scenes, tags, fit))
+            preview = preview or chip_png(chip, chip_id, [str(date) for date in scenes["date"]])
+            if done % 25 == 0:
+                run.log(f"{done} of {len(ids)} chips")
+    table = _chip_table(rows)
+    files = {
+        path: digest
+        for name in ("merged", "mask", "fmask")
+        for path, digest in zip(table[f"{name}_path"], table[f"{name}_sha256"], strict=True)
+    }
+    return TileTable(table, {"chip": picture(preview, ids[0])}, files)
+
+
+def _chip_row(
+    run: TileRun, chip_id: str, chip: Chip, scenes: pd.DataFrame, tags: dict[str, str], fit: int
+) -> dict[str, Any]:
+    layout, store = run.layout, run.store
+    paths = {"merged": layout.merged(chip_id), "mask": layout.mask(chip_id), "fmask": layout.fmask(chip_id)}
+    dates = [str(date) for date in scenes["date"]]
+    with contextlib.ExitStack() as stack:
+        local = {name: stack.enter_context(store.writing(path)) for name, path in paths.items()}
+        write_chip(chip, chip_id, local["merged"], local["mask"], local["fmask"], dates, tags)
+    return {
+        "chip_id": chip_id,
+        "outcome": "",
+        "fit_scenes": fit,
+        **{f"{name}_path": path for name, path in paths.items()},
+        **{f"{name}_sha256": store.sha256(path) for name, path in paths.items()},
+        **{
+            f"{position}_date": date
+            for position, date in zip(scenes["position"], scenes["date"], strict=True)
+        },
+        **{
+            f"{position}_scene": scene
+            for position, scene in zip(scenes["position"], scenes["scene_id"], strict=True)
+        },
+        **chip_facts(chip),
+    }
+
+
+def _chip_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=[column.name for column in CHIPS.columns], dtype=object)
+
+
+@tile_stage("chips", FILTERED_CHIPS, (), ["qa_rule", "max_bad_percent", "max_na_pixels"])
+def filtered_chips(run: TileRun, chips: pd.DataFrame) -> TileTable:
+    """The chips with few enough bad pixels on every date and no missing ones, copied to chips_filtered;
+    every other chip with the reason and the figure against it.
+    """
+    recipe = run.recipe
+    table = judge_chips(chips, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
+    carried = [f"{p}_date" for p in POSITIONS] + [f"class_{c}" for c in range(len(CLASSES))]
+    table = table.merge(chips[["chip_id", "merged_sha256", "mask_sha256", *carried]], on="chip_id")
+    for name, place in (("merged", run.layout.merged), ("mask", run.layout.mask)):
+        kept_paths = []
+        for chip_id, kept in zip(table["chip_id"], table["kept"], strict=True):
+            target = place(chip_id, "chips_filtered")
+            if kept:
+                run.store.copy_file(place(chip_id), target)
+            else:
+                run.store.remove(target)
+            kept_paths.append(target if kept else "")
+        table[f"{name}_path"] = kept_paths
+        table.loc[~table["kept"], f"{name}_sha256"] = ""
+    rejected = table[~table["kept"]]
+    kept = table[table["kept"]]
+    files = {
+        **dict(zip(kept["merged_path"], kept["merged_sha256"], strict=True)),
+        **dict(zip(kept["mask_path"], kept["mask_sha256"], strict=True)),
+    }
+    run.log(f"{len(kept)} of {len(table)} chips kept")
+    reasons = rejected["reason"].value_counts().rename_axis("reason").reset_index(name="chips")
+    metadata = {
+        "kept": len(kept),
+        "rejected": len(rejected),
+        "reasons": markdown(reasons),
+        "ledger": markdown(rejected[["chip_id", "reason", "figure"]]),
+    }
+    return TileTable(table, metadata, files)

@@ -1,0 +1,92 @@
+"""What Fmask says of a chip, and which chips are good enough.
+
+Belongs here: counts from Fmask bits, and the rules of the specification on those counts. Does not:
+reading rasters.
+"""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from crop_assets.grid import CHIP_SIZE
+from crop_assets.scenes.selection import POSITIONS
+
+QaRule = Literal["class", "value", "total"]
+
+CLASS_BITS = {"cloud": 1, "shadow": 3, "snow": 4}
+"""Bit of each bad class in Fmask (HLS v2.0 user guide, table 9)."""
+_BAD = sum(1 << bit for bit in CLASS_BITS.values())
+_FILL = 255
+COUNTS = (*CLASS_BITS, "bad", "worst_value", "fill")
+
+KEPT, NO_SCENES, NA_PIXELS, BAD_QUALITY = "", "too_few_scenes", "na_pixels", "bad_quality"
+
+
+def quality_counts(fmask: NDArray[np.uint8]) -> dict[str, int]:
+    """Pixels of an Fmask array (any shape) that are cloud, shadow or snow (a pixel may be several), bad
+    (any of these), of the single most frequent bad value, and fill.
+
+    Fill has every bit set; it is not counted as cloud, shadow, snow or bad, but it is a bad *value*, as in
+    the published dataset.
+    """
+    histogram = np.bincount(fmask.ravel(), minlength=256)
+    values = np.arange(256)
+    data = values != _FILL
+    bad = (values & _BAD) != 0
+    counts = {
+        name: int(histogram[data & ((values >> bit) & 1 == 1)].sum()) for name, bit in CLASS_BITS.items()
+    }
+    return {
+        **counts,
+        "bad": int(histogram[data & bad].sum()),
+        "worst_value": int(histogram[bad].max()),
+        "fill": int(histogram[_FILL]),
+    }
+
+
+def bad_percent(chips: pd.DataFrame, position: str, rule: QaRule) -> pd.Series:
+    """Bad pixels of each chip on one date in percent of its 224 x 224, by a rule of the recipe.
+
+    `class`: the worst of cloud, shadow and snow; `value`: the most frequent bad Fmask value; `total`: all
+    bad pixels. Missing where the chip has no such date.
+    """
+    columns = {
+        "class": [f"{name}_{position}" for name in CLASS_BITS],
+        "value": [f"worst_value_{position}"],
+        "total": [f"bad_{position}"],
+    }[rule]
+    return chips[columns].max(axis=1).astype("float64") * 100 / CHIP_SIZE**2
+
+
+def judge_chips(
+    chips: pd.DataFrame, rule: QaRule, max_bad_percent: float, max_na_pixels: int
+) -> pd.DataFrame:
+    """Keep or reject each chip, with the reason and the figure that decided.
+
+    A chip is kept with at most `max_bad_percent` bad pixels on each of its dates and at most
+    `max_na_pixels` missing pixels. Returns chip_id, bad_percent_first, _middle, _last,
+    bad_percent_max, na_count, kept, reason ("" where kept) and figure (fit scenes, missing pixels, or
+    percent).
+    """
+    table = chips[["chip_id"]].copy()
+    for position in POSITIONS:
+        table[f"bad_percent_{position}"] = bad_percent(chips, position, rule)
+    table["bad_percent_max"] = table[[f"bad_percent_{p}" for p in POSITIONS]].max(axis=1)
+    table["na_count"] = chips["na_count"]
+    unmade = chips["outcome"] != ""
+    missing = ~unmade & (chips["na_count"] > max_na_pixels)
+    bad = ~unmade & ~missing & ~(table["bad_percent_max"] <= max_bad_percent)
+    table["reason"] = np.select([unmade, missing, bad], [chips["outcome"], NA_PIXELS, BAD_QUALITY], KEPT)
+    table["figure"] = np.select(
+        [unmade, missing, bad],
+        [
+            chips["fit_scenes"].astype("float64"),
+            chips["na_count"].astype("float64"),
+            table["bad_percent_max"],
+        ],
+        np.nan,
+    )
+    table["kept"] = table["reason"] == KEPT
+    return table

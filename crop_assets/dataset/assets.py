@@ -1,0 +1,281 @@
+"""Chips -> a training set: `splits`, `band_stats`, `class_weights`, `class_distribution`.
+
+Belongs here: the glue between the graph and the dataset logic. Does not: the logic (`splits`,
+`statistics`, `weights`, `funnel`, `plots`).
+"""
+
+import contextlib
+from collections.abc import Iterable
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import rasterio
+
+from crop_assets.chips.warp import NODATA
+from crop_assets.dataset.funnel import reject_ledger, yield_funnel
+from crop_assets.dataset.plots import class_distribution_png, funnel_png
+from crop_assets.dataset.splits import TRAIN, VALIDATION, split_chips
+from crop_assets.dataset.statistics import BandHistogram, BandStatistics
+from crop_assets.dataset.weights import class_weights as balanced_weights
+from crop_assets.errors import InputError
+from crop_assets.grid import CHIP_SIZE
+from crop_assets.labels.classes import CLASSES
+from crop_assets.recipe import REFLECTANCE_BANDS, DatasetRecipe
+from crop_assets.scenes.selection import POSITIONS
+from crop_assets.tile_assets import read_tiles
+from crop_assets.year_assets import YearRun, markdown, picture, year_asset
+from resources.store import DatasetStore
+from resources.tables import Column, TableSchema
+
+_CLASS_COLUMNS = [f"class_{c}" for c in range(len(CLASSES))]
+
+SPLITS = TableSchema(
+    (
+        Column("chip_id", pa.string(), "chip id on the national chip grid"),
+        Column("tile", pa.string(), "HLS tile"),
+        Column("split", pa.string(), "train or validation"),
+        Column("merged_path", pa.string(), "merged image in the store"),
+        Column("mask_path", pa.string(), "mask in the store"),
+        Column("merged_sha256", pa.string(), "checksum of the merged image"),
+        Column("mask_sha256", pa.string(), "checksum of the mask"),
+        *(Column(f"{position}_date", pa.date32(), f"day of the {position} scene") for position in POSITIONS),
+        *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
+    )
+)
+BAND_STATS = TableSchema(
+    (
+        Column("band", pa.string(), "band, over the three dates"),
+        Column("mean", pa.float64(), "mean, reflectance x 10,000"),
+        Column("std", pa.float64(), "population standard deviation"),
+        Column("min", pa.float64(), "value at 1.5 percent"),
+        Column("max", pa.float64(), "value at 98.5 percent"),
+        Column("pixels", pa.int64(), "values counted"),
+    )
+)
+CLASS_WEIGHTS = TableSchema(
+    (
+        Column("class", pa.int32(), "class 0 to 13"),
+        Column("name", pa.string(), "name of the class"),
+        Column("pixels", pa.int64(), "pixels of the class"),
+        Column("weight", pa.float64(), "balanced weight; the weights sum to 1"),
+    )
+)
+CLASS_DISTRIBUTION = TableSchema(
+    (
+        Column("split", pa.string(), "train or validation"),
+        Column("class", pa.int32(), "class 0 to 13"),
+        Column("name", pa.string(), "name of the class"),
+        Column("pixels", pa.int64(), "pixels of the class"),
+        Column("chips", pa.int64(), "chips that hold the class"),
+    )
+)
+
+
+@dg.asset(
+    **year_asset("dataset", SPLITS, {"csv"}, deps=["tile_map"], tile_deps=["filtered_chips"]),
+    check_specs=[
+        dg.AssetCheckSpec(
+            "every_tile_is_in",
+            asset="splits",
+            description="Every tile of the year's tile map has filtered chips of this recipe.",
+        )
+    ],
+)
+def splits(
+    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The kept chips, split into training and validation by a seeded hash of their ids: `train_ids.csv`,
+    `val_ids.csv`, `train_data.txt`, `validation_data.txt`; and `rejected_chips.csv`, which says of
+    every other chip box why it is not in the dataset.
+    """
+    run = YearRun.of(context, recipe, store, SPLITS)
+    tiles, tile_map = read_tiles(run, "filtered_chips"), run.read("tile_map")
+    ledger = reject_ledger(tile_map, tiles.frame, tiles.missing)
+    kept = tiles.frame[tiles.frame["kept"]]
+    if kept.empty:
+        raise InputError(
+            f"none of the {len(tile_map)} chip boxes of {run.year} is kept: "
+            f"{ledger['reason'].value_counts().to_dict()}; see rejected chips in the tiles' filtered_chips"
+        )
+    funnel = yield_funnel(tile_map, ledger)
+    check = dg.AssetCheckResult(
+        check_name="every_tile_is_in",
+        passed=not tiles.missing,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata=tiles.metadata(),
+    )
+    metadata = {
+        "funnel": markdown(funnel),
+        "funnel_chart": picture(funnel_png(funnel), "funnel"),
+        **tiles.metadata(),
+    }
+    split = split_chips(kept["chip_id"], recipe.train_share, recipe.seed)
+    inputs = [run.version("tile_map"), tiles.versions, tiles.missing]
+    if done := run.unchanged(inputs, fields=["train_share", "seed"], check_results=[check]):
+        return done
+    table = kept.merge(split, on="chip_id").sort_values("chip_id", ignore_index=True)
+    files = _write_splits(run, table, ledger)
+    _remove_strangers(run, table)
+    counts = split["split"].value_counts()
+    metadata |= {TRAIN: int(counts.get(TRAIN, 0)), VALIDATION: int(counts.get(VALIDATION, 0))}
+    return run.finish(table[[c.name for c in SPLITS.columns]], metadata, files, [check])
+
+
+def _write_splits(run: YearRun, table: pd.DataFrame, ledger: pd.DataFrame) -> list[str]:
+    contents = {"rejected_chips.csv": ledger.to_csv(index=False, float_format="%.6g", lineterminator="\n")}
+    for split, ids_file, data_file in (
+        (TRAIN, "train_ids.csv", "train_data.txt"),
+        (VALIDATION, "val_ids.csv", "validation_data.txt"),
+    ):
+        ids = list(table.loc[table["split"] == split, "chip_id"])
+        contents[ids_file] = "".join(f"{line}\n" for line in ["ids", *(i.removeprefix("chip_") for i in ids)])
+        contents[data_file] = "".join(f"{chip_id}\n" for chip_id in ids)
+    for name, text in contents.items():
+        run.store.write_bytes(run.layout.file(name), text.encode())
+    return [run.layout.file(name) for name in contents]
+
+
+def _remove_strangers(run: YearRun, table: pd.DataFrame) -> None:
+    """Remove from chips_filtered what no chip of the dataset names: files of an earlier recipe's chips."""
+    named = set(table["merged_path"]) | set(table["mask_path"])
+    for name in run.store.names(run.layout.file("chips_filtered")):
+        if name not in named:
+            run.context.log.warning(f"{name} belongs to no chip of the dataset any more; removing it")
+            run.store.remove(name)
+
+
+def _chosen(run: YearRun, splits: pd.DataFrame) -> pd.DataFrame:
+    """The chips that statistics are taken over, by the recipe. Raises InputError where there are none."""
+    chosen = splits if run.recipe.statistics_over == "kept" else splits[splits["split"] == TRAIN]
+    if chosen.empty:
+        raise InputError(
+            f"no chip of {run.year} trains: {len(splits)} kept; choose more chips or a larger train_share"
+        )
+    return chosen
+
+
+@dg.asset(**year_asset("dataset", BAND_STATS, {"numpy"}, deps=["splits"]))
+def band_stats(
+    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Mean, standard deviation, and minimum and maximum (1.5 % clipped) of each of the six bands over the
+    three dates: text files and a binary of all values in `band_stats/`, and `global_stats.txt`.
+    """
+    run = YearRun.of(context, recipe, store, BAND_STATS)
+    if done := run.unchanged(run.version("splits"), fields=["statistics_over", "band_values_binary"]):
+        return done
+    chosen = _chosen(run, run.read("splits"))
+    statistics, files = _measure_bands(run, list(chosen["merged_path"]))
+    for number, band in enumerate(statistics, start=1):
+        name = run.layout.file(f"band_stats/band_values_{number}.txt")
+        text = f"Mean: {band.mean}\nStd: {band.std}\nMin: {band.minimum}\nMax: {band.maximum}\n"
+        store.write_bytes(name, text.encode())
+        files.append(name)
+    files.append(run.layout.file("global_stats.txt"))
+    store.write_bytes(files[-1], _global_stats(statistics).encode())
+    rows = [
+        (b, s.mean, s.std, s.minimum, s.maximum, s.pixels)
+        for b, s in zip(REFLECTANCE_BANDS, statistics, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=[c.name for c in BAND_STATS.columns])
+    return run.finish(table, {"chips": len(chosen), "statistics": markdown(table.round(2))}, files)
+
+
+def _measure_bands(run: YearRun, images: Iterable[str]) -> tuple[list[BandStatistics], list[str]]:
+    """One pass over the chips: statistics of each band, and the names of the binaries written on the way."""
+    images = list(images)
+    histograms = [BandHistogram() for _ in REFLECTANCE_BANDS]
+    names = [run.layout.file(f"band_stats/band_values_{n}.npy") for n in range(1, len(REFLECTANCE_BANDS) + 1)]
+    per_chip = len(POSITIONS) * CHIP_SIZE**2
+    with contextlib.ExitStack() as stack:
+        binaries = []
+        if run.recipe.band_values_binary:
+            paths = [stack.enter_context(run.store.writing(name)) for name in names]
+            shape = (len(images) * per_chip,)
+            binaries = [np.lib.format.open_memmap(p, mode="w+", dtype=np.int16, shape=shape) for p in paths]
+        for at, image in enumerate(images):
+            with rasterio.open(run.store.gdal_path(image)) as raster:
+                values = raster.read().reshape(len(POSITIONS), len(REFLECTANCE_BANDS), -1)
+            for band, histogram in enumerate(histograms):
+                histogram.add(values[:, band], NODATA)
+                if binaries:
+                    binaries[band][at * per_chip : (at + 1) * per_chip] = values[:, band].ravel()
+            if (at + 1) % 200 == 0:
+                run.context.log.info(f"{at + 1} of {len(images)} chips measured")
+        for binary in binaries:
+            binary.flush()
+    return [
+        histogram.statistics() for histogram in histograms
+    ], names if run.recipe.band_values_binary else []
+
+
+def _global_stats(statistics: list[BandStatistics]) -> str:
+    lines = [f"bands: {' '.join(REFLECTANCE_BANDS)}"]
+    for name, values in (
+        ("means", [s.mean for s in statistics]),
+        ("stds", [s.std for s in statistics]),
+        ("mins", [s.minimum for s in statistics]),
+        ("maxs", [s.maximum for s in statistics]),
+    ):
+        lines.append(f"{name}: [{', '.join(f'{value:.6f}' for value in values)}]")
+    return "\n".join(lines) + "\n"
+
+
+@dg.asset(**year_asset("dataset", CLASS_WEIGHTS, {"csv"}, deps=["splits"]))
+def class_weights(
+    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """`class_weights.csv`: balanced weights that sum to 1; class 0 and classes without a pixel weigh 0."""
+    run = YearRun.of(context, recipe, store, CLASS_WEIGHTS)
+    if done := run.unchanged(run.version("splits"), fields=["statistics_over"]):
+        return done
+    pixels = _chosen(run, run.read("splits"))[_CLASS_COLUMNS].sum().astype("int64")
+    weights = balanced_weights(list(pixels))
+    name = run.layout.file("class_weights.csv")
+    store.write_bytes(name, "".join(f"{c}, {weight}\n" for c, weight in enumerate(weights)).encode())
+    table = pd.DataFrame(
+        {"class": range(len(CLASSES)), "name": list(CLASSES), "pixels": pixels.to_numpy(), "weight": weights}
+    )
+    absent = [CLASSES[c] for c in range(1, len(CLASSES)) if pixels.iloc[c] == 0]
+    if absent:
+        context.log.warning(f"no chip holds {', '.join(absent)}; their weight is 0")
+    return run.finish(table, {"weights": markdown(table.round(4)), "absent": ", ".join(absent)}, [name])
+
+
+@dg.asset(**year_asset("dataset", CLASS_DISTRIBUTION, {"png"}, deps=["splits"]))
+def class_distribution(
+    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """`training_dst.png` and `validation_dst.png`: the share of each class in the two splits."""
+    run = YearRun.of(context, recipe, store, CLASS_DISTRIBUTION)
+    splits = run.read("splits")
+    charts = {}
+    tables = []
+    for split, file in ((TRAIN, "training_dst.png"), (VALIDATION, "validation_dst.png")):
+        counts = splits.loc[splits["split"] == split, _CLASS_COLUMNS]
+        pixels = [int(value) for value in counts.sum()]
+        charts[run.layout.file(file)] = class_distribution_png(
+            pixels, f"{split}: {len(counts)} chips of {run.year}"
+        )
+        chips = [int(value) for value in (counts > 0).sum()]
+        tables.append(
+            pd.DataFrame(
+                {
+                    "split": split,
+                    "class": range(len(CLASSES)),
+                    "name": list(CLASSES),
+                    "pixels": pixels,
+                    "chips": chips,
+                }
+            )
+        )
+    if done := run.unchanged(run.version("splits")):
+        return done
+    for name, png in charts.items():
+        store.write_bytes(name, png)
+    metadata = {
+        name.rsplit("/", 1)[-1].removesuffix(".png"): picture(png, "classes") for name, png in charts.items()
+    }
+    return run.finish(pd.concat(tables, ignore_index=True), metadata, charts)

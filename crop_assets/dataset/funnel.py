@@ -1,0 +1,55 @@
+"""From chip boxes to the dataset: how many are left after each step, and what became of the rest.
+
+Belongs here: the count and the ledger. Does not: the rules that reject (`crop_assets.chips.quality`).
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from crop_assets.chips.quality import BAD_QUALITY, NA_PIXELS, NO_SCENES
+
+NO_TILE, TILE_MISSING = "no_tile", "tile_missing"
+
+
+def reject_ledger(tile_map: pd.DataFrame, filtered: pd.DataFrame, missing: Mapping[str, str]) -> pd.DataFrame:
+    """Every chip box that is not in the dataset: chip_id, tile, reason, figure, detail, sorted by chip_id.
+
+    `missing` names the tiles that are not done, with the cause. Raises ValueError where a chip box of
+    `tile_map` is neither in `filtered` nor in a missing tile, or twice in `filtered`.
+    """
+    rejected = filtered.loc[~filtered["kept"], ["chip_id", "tile", "reason", "figure"]].assign(detail="")
+    waiting = tile_map.loc[tile_map["tile"].isin(list(missing)), ["chip_id", "tile"]]
+    waiting = waiting.assign(
+        reason=TILE_MISSING, figure=float("nan"), detail=[missing[tile] for tile in waiting["tile"]]
+    )
+    outside = tile_map.loc[tile_map["tile"] == "", ["chip_id", "tile", "margin_m", "finding"]]
+    outside = outside.rename(columns={"margin_m": "figure", "finding": "detail"}).assign(reason=NO_TILE)
+    seen = pd.concat([filtered["chip_id"], waiting["chip_id"], outside["chip_id"]])
+    lost = set(tile_map["chip_id"]) ^ set(seen)
+    if lost or seen.duplicated().any():
+        raise ValueError(
+            f"chip boxes and results do not add up: {sorted(lost)[:5] or 'a chip comes twice'}; "
+            "materialize the tiles of this year again"
+        )
+    parts = [part for part in (rejected, waiting, outside) if len(part)]
+    ledger = pd.concat(parts, ignore_index=True) if parts else rejected
+    return ledger.sort_values("chip_id", ignore_index=True)
+
+
+def yield_funnel(tile_map: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
+    """The steps from chip boxes to kept chips: step, chips left, lost at the step, and why."""
+    lost = ledger["reason"].value_counts()
+    left = len(tile_map)
+    rows = [("chip boxes", left, 0, "")]
+    for step, reason, why in (
+        ("in a tile", NO_TILE, "the nearest tile does not reach the chip"),
+        ("tile done", TILE_MISSING, "the tile failed or was not materialized"),
+        ("three scenes", NO_SCENES, "fewer than three scenes are fit"),
+        ("no missing pixels", NA_PIXELS, "pixels lack a band or Fmask on some date"),
+        ("kept", BAD_QUALITY, "too much cloud, shadow or snow on some date"),
+    ):
+        gone = int(lost.get(reason, 0))
+        left -= gone
+        rows.append((step, left, gone, why if gone else ""))
+    return pd.DataFrame(rows, columns=["step", "chips", "lost", "why"])

@@ -1,0 +1,97 @@
+"""The code location: gathers assets, jobs and resources; nothing else.
+
+Belongs here: what Dagster loads. Does not: any logic.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from crop_assets.automation.jobs import JOBS
+from crop_assets.bands.assets import band_cids, downloaded_bands, tile_payloads
+from crop_assets.chips.assets import chips, filtered_chips, reprojected_tiles
+from crop_assets.dataset.assets import band_stats, class_distribution, class_weights, splits
+from crop_assets.labels.assets import cdl, chip_bboxes
+from crop_assets.recipe import load_recipe
+from crop_assets.scenes.assets import scene_metadata, selected_scenes
+from crop_assets.tile_assets import tile_assets
+from crop_assets.tiles.assets import tile_grid, tile_map
+from resources.cdl import CdlReleases
+from resources.earthdata import LpDaac
+from resources.ipfs.resource import IpfsContent
+from resources.mirror import BandMirror
+from resources.stac import IpfsStac, SceneStac
+from resources.store import DatasetStore
+from resources.tile_grid import TileGridSource
+
+TILE_STAGES = (
+    scene_metadata,
+    selected_scenes,
+    band_cids,
+    downloaded_bands,
+    reprojected_tiles,
+    chips,
+    filtered_chips,
+)
+YEAR_ASSETS = (
+    cdl,
+    tile_grid,
+    chip_bboxes,
+    tile_map,
+    tile_payloads,
+    splits,
+    band_stats,
+    class_weights,
+    class_distribution,
+)
+
+
+def environment_resources() -> dict[str, Any]:
+    """The resources as the environment configures them; the README lists the variables.
+
+    A variable that is unset leaves the resource's own default, which is the real service. Raises InputError
+    where the recipe file is wrong.
+    """
+    data = os.environ.get("CROP_ASSETS_DATA", "data")
+    return {
+        "recipe": load_recipe(os.environ.get("CROP_ASSETS_RECIPE", "")),
+        "store": DatasetStore(root=data),
+        "cdl_releases": CdlReleases(source=os.environ.get("CROP_ASSETS_CDL", f"{data}/cdl")),
+        "tile_grid_source": TileGridSource(path=os.environ.get("CROP_ASSETS_TILE_GRID", "")),
+        "stac": SceneStac(**_set(url="CROP_ASSETS_STAC_URL")),
+        "ipfs_stac": IpfsStac(**_set(url="CROP_ASSETS_IPFS_STAC_URL")),
+        "ipfs": IpfsContent(
+            **_set(kubo_api="CROP_ASSETS_KUBO_API"), **_set_list(gateways="CROP_ASSETS_IPFS_GATEWAYS")
+        ),
+        # an EnvVar, so that the token itself never becomes part of a configuration that the UI shows
+        "lp_daac": LpDaac(
+            token=dg.EnvVar("EARTHDATA_TOKEN") if os.environ.get("EARTHDATA_TOKEN") else "",
+            **_set_list(hosts="CROP_ASSETS_LP_DAAC_HOSTS"),
+        ),
+        "mirror": BandMirror(**_set(folder="CROP_ASSETS_BANDS")),
+    }
+
+
+def _set(**variables: str) -> dict[str, Any]:
+    return {field: os.environ[name] for field, name in variables.items() if name in os.environ}
+
+
+def _set_list(**variables: str) -> dict[str, Any]:
+    return {field: [part for part in text.split(",") if part] for field, text in _set(**variables).items()}
+
+
+def build_defs(resources: Mapping[str, Any]) -> dg.Definitions:
+    """The whole code location over these resources."""
+    return dg.Definitions(
+        assets=[*YEAR_ASSETS, tile_assets(TILE_STAGES)],
+        jobs=JOBS,
+        resources=dict(resources),
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    return build_defs(environment_resources())

@@ -1,0 +1,77 @@
+"""A trustless IPFS gateway for a few local files, for the demo and for tests.
+
+Belongs here: the HTTP side of the Trustless Gateway specification, for whole files in Kubo's default
+layout. Does not: the formats (`resources.ipfs`), nor which files the demo has.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from resources.errors import IntegrityError
+from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, write_car
+from resources.ipfs.cid import Cid
+from resources.ipfs.unixfs import FileDag
+
+_RAW = "application/vnd.ipld.raw"
+
+
+def gateway_routes(files: Mapping[str, Path]) -> list[Route]:
+    """Routes that serve `files`, CID to local path, and nothing else, under `/ipfs/{cid}`.
+
+    A file's CID gives a CAR of the whole file, the CID of any block that block. Each file is read once
+    here, and again as it is served. Raises ValueError where a file does not have the CID that it is
+    listed under, in the layout of `ipfs add` with 256 KiB chunks.
+    """
+    dags: dict[Cid, FileDag] = {}
+    owners: dict[Cid, FileDag] = {}
+    for text, path in files.items():
+        cid = Cid.parse(text)
+        dag = FileDag(path, version=cid.version)
+        if dag.root != cid:
+            raise ValueError(
+                f"{path} is listed as {cid}, but its CID is {dag.root}; correct the list or the file"
+            )
+        dags[cid] = dag
+        owners.update(dict.fromkeys(dag.cids(), dag))
+
+    # not async, so that Starlette reads files in its thread pool
+    def serve(request: Request) -> Response:
+        try:
+            cid = Cid.parse(request.path_params["cid"])
+        except IntegrityError as error:
+            return PlainTextResponse(str(error), 400)
+        wanted = _wanted(request)
+        if wanted is None:
+            return PlainTextResponse(f"only {CONTENT_TYPE} and {_RAW} are served", 406)
+        if wanted == CONTENT_TYPE and cid in dags:
+            headers = _headers(cid, "car", DFS_CONTENT_TYPE)
+            if request.method == "HEAD":
+                return Response(headers=headers)
+            return StreamingResponse(write_car(dags[cid]), headers=headers)
+        if wanted == _RAW and cid in owners:
+            return Response(owners[cid].block(cid), headers=_headers(cid, "bin", _RAW))
+        return PlainTextResponse(f"{cid} is not served here", 404)
+
+    return [Route("/ipfs/{cid}", serve, methods=["GET", "HEAD"])]
+
+
+def _wanted(request: Request) -> str | None:
+    """The content type asked for by `?format=`, or else by the Accept header."""
+    accept = request.headers.get("accept", "")
+    by_header = next((kind for kind in (CONTENT_TYPE, _RAW) if kind in accept), None)
+    asked = request.query_params.get("format")
+    return by_header if asked is None else {"car": CONTENT_TYPE, "raw": _RAW}.get(asked)
+
+
+def _headers(cid: Cid, suffix: str, content_type: str) -> dict[str, str]:
+    return {
+        "Content-Type": content_type,
+        "Content-Disposition": f'attachment; filename="{cid}.{suffix}"',
+        "Etag": f'"{cid}.{suffix}"',
+        "Cache-Control": "public, max-age=29030400, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }

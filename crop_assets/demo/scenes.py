@@ -1,0 +1,528 @@
+"""HLS v2.0 S30 scenes made up over a CDL raster, written as LP DAAC's files are.
+
+Belongs here: how land, season, clouds and gaps look in six bands and an Fmask, and the form of the
+files. Does not: which scenes there are and what goes wrong over which chip (`world`).
+"""
+
+import datetime as dt
+import functools
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyproj
+import rasterio
+import rasterio.warp
+import shapely
+from affine import Affine
+from scipy import ndimage
+
+from crop_assets.demo.landscape import smooth_surface
+from crop_assets.labels.classes import reclassify
+from resources.ipfs.unixfs import file_cid
+
+SIZE = 3660
+"""Rows and columns of an HLS tile."""
+
+BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
+QA = "Fmask"
+
+FILL, QA_FILL = -9999, 255
+CLOUD, ADJACENT, SHADOW, SNOW, WATER = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
+"""Fmask bits of HLS v2.0; bits 6 and 7 hold the aerosol level."""
+
+_AEROSOL_LOW, _AEROSOL_AVERAGE, _AEROSOL_HIGH = 1 << 6, 2 << 6, 3 << 6
+
+_COARSE = 4
+"""Clouds beyond the CDL's area are drawn on every fourth pixel: four times quicker, and small on disk."""
+
+_CELL = 122
+"""Side in pixels of the squares of land beyond the CDL's area."""
+
+_GRAIN = 16
+"""Step of the sensor noise, in 0.0001 of reflectance: finer steps would double the size of the files."""
+
+_SHADOW_SHIFT = (-40, -55)
+"""From a cloud to its shadow in rows and columns: the sun stands in the south-east at the overpass."""
+
+Codes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Int16s = npt.NDArray[np.int16]
+Int32s = npt.NDArray[np.int32]
+Reals = npt.NDArray[np.float64]
+Curve = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class TileFrame:
+    """The pixel grid of an HLS tile: 3660 x 3660 pixels of 30 m, north up, in UTM zone `epsg`."""
+
+    tile: str
+    epsg: int
+    left: float
+    top: float
+
+    @property
+    def transform(self) -> Affine:
+        return Affine(30, 0, self.left, 0, -30, self.top)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something over one place of a scene: middle and radius in tile pixels.
+
+    A `cloud` has a shadow to its north-west; `snow` lies; a `gap` is fill in all bands and the Fmask;
+    a `dead` detector leaves fill in B11 alone.
+    """
+
+    kind: Literal["cloud", "snow", "gap", "dead"]
+    row: float
+    col: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """One scene to make. `sensed` is in UTC.
+
+    `clouds` is the share of the tile under cloud, all of it beyond the CDL's area unless `overcast`;
+    `seen` is the share of the tile inside the swath.
+    """
+
+    scene_id: str
+    frame: TileFrame
+    sensed: dt.datetime
+    clouds: float = 0.0
+    overcast: bool = False
+    seen: float = 1.0
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True)
+class BandFile:
+    """A written file: bytes, SHA-256 in hex, and the CID that Kubo gives it."""
+
+    size: int
+    sha256: str
+    cid: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A written scene, with the metadata that its rasters bear out.
+
+    `cloud_coverage` is the share of cloud and shadow in what was seen, `spatial_coverage` the share
+    of the tile that was seen, both in whole percent; `footprint` is a closed ring of longitudes and
+    latitudes; `files` has one entry per band.
+    """
+
+    scene_id: str
+    tile: str
+    epsg: int
+    left: float
+    top: float
+    sensed: dt.datetime
+    cloud_coverage: int
+    spatial_coverage: int
+    footprint: tuple[tuple[float, float], ...]
+    files: dict[str, BandFile]
+
+    def file_name(self, band: str) -> str:
+        return f"{self.scene_id}.{band}.tif"
+
+
+def render_scene(plan: ScenePlan, cdl: Path, folder: Path) -> Scene:
+    """Write the seven files of a scene as `folder`; the same plan and CDL give the same bytes.
+
+    Reflectance is int16 in 0.0001 with fill -9999, the Fmask uint8 with fill 255. The folder appears
+    whole, in place of an older one. Raises InputError for a code in `cdl` that no CDL legend has.
+    """
+    land = _land(cdl, plan.frame)
+    rng = np.random.default_rng(_seed(plan.scene_id))
+    fmask, opacity = _sky(rng, plan, land)
+    cloud = round(100 * np.count_nonzero(_has(fmask, CLOUD | SHADOW)) / max(1, np.count_nonzero(fmask != QA_FILL)))
+    coverage = round(100 * float(np.mean(fmask != QA_FILL)))
+
+    frame = plan.frame
+    tags = _tags(plan, cloud, coverage)
+    writing = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    files: dict[str, BandFile] = {}
+    for band, pixels in _reflectance(rng, plan, land, fmask, opacity):
+        path = writing / f"{plan.scene_id}.{band}.tif"
+        _write(path, pixels, frame, FILL, tags | _BAND_TAGS)
+        files[band] = _measure(path)
+    path = writing / f"{plan.scene_id}.{QA}.tif"
+    _write(path, fmask, frame, QA_FILL, tags | _QA_TAGS)
+    files[QA] = _measure(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    writing.rename(folder)
+
+    return Scene(
+        scene_id=plan.scene_id,
+        tile=frame.tile,
+        epsg=frame.epsg,
+        left=frame.left,
+        top=frame.top,
+        sensed=plan.sensed,
+        cloud_coverage=cloud,
+        spatial_coverage=coverage,
+        footprint=_footprint(plan),
+        files=files,
+    )
+
+
+def _seed(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
+
+
+def _has(fmask: Codes, bits: int) -> Mask:
+    return ((fmask & bits) != 0) & (fmask != QA_FILL)
+
+
+# Land: which field lies where, and what grows on it.
+
+
+@dataclass(frozen=True)
+class _Land:
+    """Fields of a tile: int32 (3660, 3660) of indices into the arrays of one entry per field.
+
+    `area` is the part of the tile that holds the CDL, `inside` where in that part the CDL has data;
+    `lag` is in days; `vigour` and `brightness` are factors about 1.
+    """
+
+    fields: Int32s
+    area: tuple[slice, slice]
+    inside: Mask
+    classes: Codes
+    lag: Reals
+    vigour: Reals
+    brightness: Reals
+
+    @property
+    def water(self) -> Mask:
+        return (self.classes == 7)[self.fields]
+
+
+@functools.lru_cache(maxsize=1)
+def _patches(cdl: Path) -> tuple[Int32s, Codes, str, Affine]:
+    """Connected patches of one CDL code, numbered from 1, and the class of each; 0 stays unused.
+
+    Wild land is split further along a random relief, for it does not look alike over miles.
+    """
+    with rasterio.open(cdl) as raster:
+        codes = raster.read(1)
+        crs, transform = raster.crs.to_wkt(), raster.transform
+    classes = reclassify(codes, str(cdl))
+    relief = np.digitize(smooth_surface(np.random.default_rng(1), codes.shape, 14), (-1, -0.3, 0.3, 1))
+    kinds = codes.astype(np.int16) * 8 + np.where(np.isin(classes, (0, 1, 2)), relief, 0)
+    labels = np.zeros(codes.shape, np.int32)
+    patch_classes = [np.zeros(1, np.uint8)]
+    count = 0
+    for kind in np.unique(kinds):
+        patches, found = ndimage.label(kinds == kind)
+        labels += np.where(patches > 0, patches + count, 0).astype(np.int32)
+        patch_classes.append(np.full(found, classes[kinds == kind][0]))
+        count += found
+    return labels, np.concatenate(patch_classes), crs, transform
+
+
+@functools.lru_cache(maxsize=2)
+def _land(cdl: Path, frame: TileFrame) -> _Land:
+    labels, classes, crs, transform = _patches(cdl)
+    fields = np.zeros((SIZE, SIZE), np.int32)
+    rasterio.warp.reproject(
+        labels,
+        fields,
+        src_crs=crs,
+        src_transform=transform,
+        dst_crs=f"EPSG:{frame.epsg}",
+        dst_transform=frame.transform,
+        resampling=rasterio.warp.Resampling.nearest,
+    )
+    inside = fields > 0
+    rows, cols = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    area = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)) if rows.size else (slice(0), slice(0))
+
+    cells = SIZE // _CELL
+    cell = np.arange(SIZE) // _CELL
+    beyond = np.random.default_rng(_seed(frame.tile)).choice(np.array([1, 1, 3, 4, 8, 8, 12], np.uint8), cells**2)
+    np.copyto(fields, cell[:, None] * cells + cell + len(classes), where=~inside, casting="unsafe")
+    classes = np.concatenate([classes, beyond])
+    rng = np.random.default_rng(2)
+    return _Land(
+        fields=fields,
+        area=area,
+        inside=inside[area],
+        classes=classes,
+        lag=rng.normal(0, 5, len(classes)),
+        vigour=rng.uniform(0.82, 1.05, len(classes)),
+        brightness=rng.normal(1, 0.06, len(classes)).clip(0.8, 1.2),
+    )
+
+
+# Spectra: reflectance in 0.0001 of B02, B03, B04, B8A, B11, B12, after the usual shapes in spectral libraries.
+_SOIL = np.array([850, 1150, 1500, 2250, 3050, 2550.0])
+_LEAF = np.array([230, 560, 290, 4700, 1950, 850.0])
+_STRAW = np.array([950, 1450, 2000, 3250, 3550, 2450.0])
+_LAKE = np.array([520, 640, 480, 260, 130, 90.0])
+_CITY = np.array([1150, 1300, 1450, 2150, 2300, 2000.0])
+_CLOUD_TOP = np.array([6200, 6200, 6400, 7000, 4600, 3600.0])
+_SNOW_COVER = np.array([7800, 7900, 7800, 7200, 1100, 900.0])
+
+
+@dataclass(frozen=True)
+class _Cover:
+    """A class through the year: shares of leaf and straw at days of the year, the rest being ground."""
+
+    leaf: Curve
+    straw: Curve = ((0, 0.0),)
+    ground: Any = None
+    shade: float = 1.0
+
+    def spectrum(self, days: Reals, vigour: Reals) -> Reals:
+        """Reflectance in 0.0001, float64 (fields, 6), of fields that are `days` into the year."""
+        leaf = (np.interp(days, *zip(*self.leaf, strict=True)) * vigour)[:, None]
+        straw = np.interp(days, *zip(*self.straw, strict=True))[:, None] * (1 - leaf)
+        ground = _SOIL if self.ground is None else self.ground
+        return self.shade * (leaf * _LEAF + straw * _STRAW + (1 - leaf - straw) * ground)
+
+
+_STUBBLE: Curve = ((60, 0.4), (120, 0.25), (150, 0.05), (230, 0.05), (258, 0.6), (280, 0.7))
+_GRASSLAND = _Cover(
+    leaf=((60, 0.08), (95, 0.2), (125, 0.5), (160, 0.62), (195, 0.45), (230, 0.35), (270, 0.2)),
+    straw=((60, 0.75), (100, 0.6), (130, 0.35), (200, 0.45), (270, 0.7)),
+)
+_COVERS = {
+    0: _GRASSLAND,
+    1: _GRASSLAND,
+    2: _Cover(
+        leaf=((60, 0.12), (95, 0.2), (120, 0.75), (150, 0.95), (245, 0.85), (275, 0.6)),
+        straw=((60, 0.4), (110, 0.2), (130, 0.0)),
+        shade=0.72,
+    ),
+    3: _Cover(leaf=((125, 0.03), (148, 0.2), (172, 0.8), (200, 0.97), (228, 0.85), (252, 0.3), (265, 0.06)), straw=_STUBBLE),
+    4: _Cover(leaf=((135, 0.03), (160, 0.2), (185, 0.65), (212, 0.98), (240, 0.85), (258, 0.35), (272, 0.06)), straw=_STUBBLE),
+    5: _Cover(leaf=((60, 0.1), (100, 0.25), (140, 0.7), (220, 0.75), (270, 0.35)), ground=0.5 * _LAKE + 0.5 * _SOIL, shade=0.75),
+    6: _Cover(leaf=((60, 0.08), (130, 0.28), (240, 0.25), (275, 0.15)), ground=_CITY),
+    7: _Cover(leaf=((0, 0.0),), ground=_LAKE),
+    8: _Cover(
+        leaf=((60, 0.35), (85, 0.6), (112, 0.92), (132, 0.9), (148, 0.45), (162, 0.06), (240, 0.04), (275, 0.15)),
+        straw=((130, 0.05), (150, 0.5), (165, 0.95), (205, 0.85), (235, 0.4), (275, 0.1)),
+    ),
+    9: _Cover(
+        leaf=(
+            *((60, 0.3), (95, 0.7), (122, 0.97), (127, 0.3), (148, 0.95), (154, 0.3), (176, 0.95), (182, 0.3)),
+            *((204, 0.92), (210, 0.3), (234, 0.9), (240, 0.3), (265, 0.8)),
+        )
+    ),
+    10: _Cover(leaf=((60, 0.08), (150, 0.1), (275, 0.12)), straw=((60, 0.35), (200, 0.15), (275, 0.1))),
+    11: _Cover(leaf=((145, 0.03), (172, 0.2), (202, 0.65), (232, 0.88), (258, 0.65), (275, 0.4))),
+    12: _Cover(leaf=((150, 0.03), (180, 0.3), (208, 0.8), (236, 0.85), (258, 0.5), (275, 0.2)), straw=_STUBBLE, shade=0.94),
+    13: _Cover(
+        leaf=((70, 0.2), (110, 0.7), (140, 0.8), (165, 0.3), (185, 0.15), (215, 0.5), (255, 0.4)),
+        straw=((150, 0.1), (172, 0.7), (195, 0.4), (260, 0.3)),
+    ),
+}
+
+
+def _reflectance(
+    rng: np.random.Generator, plan: ScenePlan, land: _Land, fmask: Codes, opacity: Codes
+) -> Iterator[tuple[str, Int16s]]:
+    """Each band's name and its int16 (3660, 3660) in 0.0001 of reflectance, fill -9999."""
+    day = plan.sensed.timetuple().tm_yday
+    spectra = np.empty((len(land.classes), len(BANDS)))
+    for value, cover in _COVERS.items():
+        of_class = land.classes == value
+        spectra[of_class] = cover.spectrum(day - land.lag[of_class], land.vigour[of_class])
+    spectra *= land.brightness[:, None]
+
+    cloudy = np.flatnonzero(opacity)
+    veil = opacity.ravel()[cloudy] / 255
+    shaded = np.flatnonzero(_has(fmask, SHADOW) & (opacity == 0))
+    snowy = np.flatnonzero(_has(fmask, SNOW))
+    unseen = fmask == QA_FILL
+    for number, band in enumerate(BANDS):
+        pixels = spectra[:, number].astype(np.int16)[land.fields]
+        grain = rng.normal(0, 0.6, land.inside.shape).round().astype(np.int16) * np.int16(_GRAIN)
+        pixels[land.area] += np.where(land.inside, grain, np.int16(0))
+        flat = pixels.reshape(-1)
+        flat[snowy] = (0.25 * flat[snowy] + 0.75 * _SNOW_COVER[number]).astype(np.int16)
+        flat[shaded] = (0.45 * flat[shaded]).astype(np.int16)
+        flat[cloudy] = (flat[cloudy] + veil * (_CLOUD_TOP[number] - flat[cloudy])).astype(np.int16)
+        np.maximum(pixels, 1, out=pixels)
+        pixels[unseen] = FILL
+        if band == "B11":
+            for event in plan.events:
+                if event.kind == "dead":
+                    part, away = _around(event, event.radius)
+                    pixels[part][away < event.radius] = FILL
+        yield band, pixels
+
+
+def _around(event: Event, reach: float, shift: tuple[int, int] = (0, 0)) -> tuple[tuple[slice, slice], Reals]:
+    """The part of the tile within `reach` of an event, and each pixel's distance from its middle."""
+    row, col = event.row + shift[0], event.col + shift[1]
+    part = tuple(slice(max(0, int(at - reach)), min(SIZE, int(at + reach) + 2)) for at in (row, col))
+    rows, cols = np.mgrid[part]
+    return (part[0], part[1]), np.hypot(rows - row, cols - col)
+
+
+def _sky(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes, Codes]:
+    """The Fmask, and how much of the ground a cloud hides from 0 to 255, both uint8 (3660, 3660)."""
+    cell = np.arange(SIZE) // _CELL
+    haze = rng.choice(np.array([_AEROSOL_LOW, _AEROSOL_LOW, _AEROSOL_AVERAGE], np.uint8), (SIZE // _CELL,) * 2)
+    fmask = haze[cell[:, None], cell]
+    fmask[land.water] |= WATER
+
+    opacity, shadow, adjacent = _far_clouds(rng, plan, land)
+    for event in plan.events:
+        if event.kind == "cloud":
+            _draw_cloud(rng, event, opacity, shadow, adjacent)
+        elif event.kind == "snow":
+            part, away = _around(event, event.radius)
+            fmask[part][away < event.radius] |= SNOW
+    cloud = opacity > 0
+    fmask[adjacent & ~cloud & ~shadow] |= ADJACENT
+    fmask[shadow & ~cloud] |= SHADOW
+    # where a cloud hides the ground, Fmask knows neither water nor snow, and calls the aerosol high
+    fmask[cloud] = _AEROSOL_HIGH | CLOUD
+
+    fmask[~_swath(plan)] = QA_FILL
+    for event in plan.events:
+        if event.kind == "gap":
+            part, away = _around(event, event.radius)
+            fmask[part][away < event.radius] = QA_FILL
+    return fmask, opacity
+
+
+def _far_clouds(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes, Mask, Mask]:
+    """Opacity, shadow and their surroundings of the clouds that `plan.clouds` asks for."""
+    small = (SIZE // _COARSE,) * 2
+    heap = smooth_surface(rng, small, 44) + 0.35 * smooth_surface(rng, small, 11)
+    if not plan.overcast:
+        margin = 30
+        part = tuple(slice(max(0, s.start // _COARSE - margin), s.stop // _COARSE + margin) for s in land.area)
+        heap[part[0], part[1]] = heap.min()
+    base = np.quantile(heap, 1 - plan.clouds) if plan.clouds else np.inf
+    cloud = heap > base
+    height = np.where(cloud, heap - base, 0.0)
+    opacity = np.where(cloud, (0.35 + height).clip(0, 0.95) * 255, 0).astype(np.uint8) & 0xF0
+    shadow = np.zeros(small, bool)
+    down, left = -_SHADOW_SHIFT[0] // _COARSE, -_SHADOW_SHIFT[1] // _COARSE
+    shadow[:-down, :-left] = cloud[down:, left:]
+    adjacent = ndimage.binary_dilation(cloud | shadow, iterations=2)
+
+    def enlarge(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return array.repeat(_COARSE, axis=0).repeat(_COARSE, axis=1)
+
+    return enlarge(opacity), enlarge(shadow), enlarge(adjacent)
+
+
+def _draw_cloud(rng: np.random.Generator, event: Event, opacity: Codes, shadow: Mask, adjacent: Mask) -> None:
+    """A round, uneven cloud and its shadow, each with a rim of 5 pixels that counts as adjacent."""
+    bumps = rng.uniform(0, 2 * np.pi, 2)
+    for shift in (_SHADOW_SHIFT, (0, 0)):
+        part, away = _around(event, event.radius * 1.4, shift)
+        rows, cols = np.mgrid[part]
+        angle = np.arctan2(rows - event.row - shift[0], cols - event.col - shift[1])
+        edge = event.radius * (1 + 0.12 * np.sin(3 * angle + bumps[0]) + 0.06 * np.sin(7 * angle + bumps[1]))
+        adjacent[part] |= away < edge + 5
+        if shift == (0, 0):
+            depth = (1.15 - (away / edge) ** 2).clip(0.3, 0.95)
+            opacity[part] = np.where(away < edge, depth * 255, opacity[part]).astype(np.uint8)
+        else:
+            shadow[part] |= away < edge
+
+
+_SWATH_SLOPE = np.tan(np.deg2rad(13))
+"""Columns that a swath's edge moves west for each row south: Sentinel-2 descends towards the south-west."""
+
+
+def _swath(plan: ScenePlan) -> Mask:
+    """Where the tile lies west of the swath's eastern edge."""
+    across = np.arange(SIZE) + _SWATH_SLOPE * np.arange(SIZE)[:, None]
+    return across < _swath_edge(plan)
+
+
+def _swath_edge(plan: ScenePlan) -> float:
+    if plan.seen >= 1:
+        return np.inf
+    # the mean over the rows of the edge's column is the share seen, while the edge crosses every row
+    return float(SIZE * plan.seen + _SWATH_SLOPE * (SIZE - 1) / 2)
+
+
+def _footprint(plan: ScenePlan) -> tuple[tuple[float, float], ...]:
+    tile = shapely.box(0, 0, SIZE, SIZE)
+    edge = min(_swath_edge(plan), 3.0 * SIZE)
+    swath = shapely.Polygon([(-SIZE, 0), (edge, 0), (edge - _SWATH_SLOPE * SIZE, SIZE), (-SIZE, SIZE)])
+    ring = tile.intersection(swath).normalize().exterior.coords
+    x, y = zip(*(plan.frame.transform @ point for point in ring), strict=True)
+    lon, lat = pyproj.Transformer.from_crs(plan.frame.epsg, 4326, always_xy=True).transform(x, y)
+    return tuple((round(float(a), 7), round(float(b), 7)) for a, b in zip(lon, lat, strict=True))
+
+
+# Files
+
+
+_BAND_TAGS = {"_FillValue": str(FILL), "add_offset": "0", "scale_factor": "0.0001", "long_name": "Surface reflectance"}
+_QA_TAGS = {
+    "_FillValue": str(QA_FILL),
+    "Fmask bit description": "7-6 aerosol (0 climatology, 1 low, 2 average, 3 high), 5 water, 4 snow/ice, "
+    "3 cloud shadow, 2 adjacent to cloud or shadow, 1 cloud, 0 cirrus (unused)",
+}
+
+
+def _tags(plan: ScenePlan, cloud: int, coverage: int) -> dict[str, str]:
+    """Metadata under the names that HLS v2.0 S30 files use."""
+    frame = plan.frame
+    zone = f"{frame.epsg % 100}{'N' if frame.epsg < 32700 else 'S'}"
+    return {
+        "ACCODE": "LaSRC",
+        "cloud_coverage": str(cloud),
+        "spatial_coverage": str(coverage),
+        "HLS_PROCESSING_TIME": (plan.sensed + dt.timedelta(days=2)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "HORIZONTAL_CS_CODE": f"EPSG:{frame.epsg}",
+        "HORIZONTAL_CS_NAME": f"WGS84 / UTM zone {zone}",
+        "NCOLS": str(SIZE),
+        "NROWS": str(SIZE),
+        "OVR_RESAMPLING_ALG": "NEAREST",
+        "SENSING_TIME": plan.sensed.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "SENTINEL2_TILEID": frame.tile,
+        "SPATIAL_RESOLUTION": "30",
+        "ULX": f"{frame.left:.0f}",
+        "ULY": f"{frame.top:.0f}",
+    }
+
+
+def _write(path: Path, pixels: npt.NDArray[Any], frame: TileFrame, nodata: int, tags: dict[str, str]) -> None:
+    """Write a cloud-optimized GeoTIFF in the form of LP DAAC's."""
+    profile: dict[str, Any] = {
+        "driver": "COG",
+        "dtype": pixels.dtype.name,
+        "count": 1,
+        "height": SIZE,
+        "width": SIZE,
+        "crs": f"EPSG:{frame.epsg}",
+        "transform": frame.transform,
+        "nodata": nodata,
+        "blocksize": 256,
+        "compress": "deflate",
+        "predictor": 2,
+        "overview_resampling": "nearest",
+    }
+    with rasterio.open(path, "w", **profile) as raster:
+        raster.write(pixels, 1)
+        raster.update_tags(**tags)
+
+
+def _measure(path: Path) -> BandFile:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return BandFile(path.stat().st_size, digest, file_cid(path))

@@ -1,0 +1,320 @@
+"""The embedded world: a CDL release, and every scene that a dataset of it asks for.
+
+Belongs here: which tiles and scenes there are, what goes wrong over which chip, and making it all
+once. Does not: how land and sky look (`landscape`, `scenes`), nor serving the world (`server`).
+"""
+
+import contextlib
+import datetime as dt
+import fcntl
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+from pydantic import TypeAdapter, ValidationError
+
+from crop_assets.demo.landscape import draw_landscape, write_landscape
+from crop_assets.demo.scenes import Event, Scene, ScenePlan, TileFrame, render_scene
+from crop_assets.errors import InputError
+from crop_assets.labels.cdl import check_cdl, chip_histograms
+from crop_assets.labels.sampling import chip_boxes, choose_boxes
+from crop_assets.recipe import DatasetRecipe
+from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
+from crop_assets.tiles.mapping import map_chips
+
+VERSION = 1
+"""Part of the fingerprint: raise it with any change that alters a file's bytes."""
+
+MOST_TILES = 6
+_MOST_CHIPS = 300 * MOST_TILES
+"""More chips than six tiles can be nearest to: a tile's neighbour is 100 km, 15 chips, away."""
+
+_WORKERS = 2
+
+Role = Literal["first", "middle", "last"]
+
+
+@dataclass(frozen=True)
+class World:
+    """A finished world below `root`. `tiles` and `scenes` are sorted by name."""
+
+    root: Path
+    year: int
+    cdl: Path
+    tiles: tuple[str, ...]
+    scenes: tuple[Scene, ...]
+    fingerprint: str
+
+    @property
+    def scene_folder(self) -> Path:
+        """Where the band files lie, as <scene id>/<scene id>.<band>.tif."""
+        return self.root / "scenes"
+
+    def band_path(self, scene: Scene, band: str) -> Path:
+        return self.scene_folder / scene.scene_id / scene.file_name(band)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The path of every band file by its CID."""
+        return {
+            file.cid: self.band_path(scene, band) for scene in self.scenes for band, file in scene.files.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What `world.json` holds; it is written last, so its presence means a finished world."""
+
+    fingerprint: str
+    year: int
+    tiles: tuple[str, ...]
+    scenes: tuple[Scene, ...]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is written when a scene's files are all there."""
+
+    fingerprint: str
+    scene: Scene
+
+
+def build_world(
+    root: Path, cdl: Path | None = None, year: int = 2022, progress: Callable[[str], None] = print
+) -> World:
+    """The world of `cdl`, or of a made-up landscape in Kansas, made below `root` where it is not there yet.
+
+    A build that was stopped goes on where it stopped, and the same inputs give the same bytes
+    whatever the order. Raises InputError for a `cdl` that is no CDL raster, holds no whole chip, or
+    needs more than six tiles.
+    """
+    root = root.absolute()
+    source = hashlib.sha256(b"landscape").hexdigest()
+    if cdl is not None:
+        cdl = cdl.absolute()
+        check_cdl(cdl)
+        with cdl.open("rb") as file:
+            source = hashlib.file_digest(file, "sha256").hexdigest()
+    fingerprint = hashlib.sha256(json.dumps([VERSION, year, source]).encode()).hexdigest()[:16]
+    raster = cdl or root / "cdl" / f"{year}_30m_cdls.tif"
+
+    root.mkdir(parents=True, exist_ok=True)
+    with _only_one_build(root):
+        manifest = _read_manifest(root, fingerprint)
+        if manifest and raster.is_file():
+            world = World(root, year, raster, manifest.tiles, manifest.scenes, fingerprint)
+            if all(_is_whole(world.scene_folder, scene) for scene in world.scenes):
+                progress(f"{root}: nothing to do, all {len(world.scenes)} scenes are there")
+                return world
+        if cdl is None:
+            progress("drawing the landscape")
+            raster.parent.mkdir(exist_ok=True)
+            writing = raster.with_name(".writing.tif")
+            write_landscape(writing, draw_landscape())
+            writing.replace(raster)
+        plans = plan_scenes(raster, year)
+        scenes = _make_scenes(root, raster, plans, fingerprint, progress)
+        tiles = tuple(sorted({plan.frame.tile for plan in plans}))
+        done = _Manifest(fingerprint, year, tiles, tuple(scenes))
+        _write(root / "world.json", TypeAdapter(_Manifest).dump_json(done, indent=1))
+        return World(root, year, raster, tiles, tuple(scenes), fingerprint)
+
+
+@contextlib.contextmanager
+def _only_one_build(root: Path) -> Iterator[None]:
+    """Wait for another process that builds below `root`."""
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _read_manifest(root: Path, fingerprint: str) -> _Manifest | None:
+    try:
+        manifest = TypeAdapter(_Manifest).validate_json((root / "world.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return manifest if manifest.fingerprint == fingerprint else None
+
+
+def _write(path: Path, data: bytes) -> None:
+    writing = path.with_name(f".writing-{path.name}")
+    writing.write_bytes(data)
+    writing.replace(path)
+
+
+def _is_whole(folder: Path, scene: Scene) -> bool:
+    paths = {folder / scene.scene_id / scene.file_name(band): file.size for band, file in scene.files.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+
+def _make_scenes(
+    root: Path, cdl: Path, plans: list[ScenePlan], fingerprint: str, progress: Callable[[str], None]
+) -> list[Scene]:
+    """Render what is not there yet, two scenes at a time; sorted by id."""
+    folder, records = root / "scenes", root / "records"
+    folder.mkdir(exist_ok=True)
+    records.mkdir(exist_ok=True)
+    scenes: dict[str, Scene] = {}
+    for plan in plans:
+        with contextlib.suppress(FileNotFoundError, ValidationError):
+            record = TypeAdapter(_Record).validate_json((records / f"{plan.scene_id}.json").read_bytes())
+            if record.fingerprint == fingerprint and _is_whole(folder, record.scene):
+                scenes[plan.scene_id] = record.scene
+    if scenes:
+        progress(f"{len(scenes)} of {len(plans)} scenes are there already")
+    missing = [plan for plan in plans if plan.scene_id not in scenes]
+    # not fork: a child of a process with threads may hang in a lock that one of them held
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(_WORKERS, len(missing) or 1), mp_context=context) as pool:
+        made = pool.map(
+            render_scene, missing, [cdl] * len(missing), [folder / plan.scene_id for plan in missing]
+        )
+        for scene in made:
+            scenes[scene.scene_id] = scene
+            record = TypeAdapter(_Record).dump_json(_Record(fingerprint, scene), indent=1)
+            _write(records / f"{scene.scene_id}.json", record)
+            progress(
+                f"scene {len(scenes)} of {len(plans)}: {scene.scene_id}, "
+                f"{scene.cloud_coverage} % cloud, {scene.spatial_coverage} % seen"
+            )
+    return [scenes[name] for name in sorted(scenes)]
+
+
+# Plans: which scenes there are.
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """An overpass on a day of the year; `later` seconds tell a second granule of that day apart.
+
+    `role` is what a selection of the default recipe makes of the scene.
+    """
+
+    day: int
+    clouds: float = 0.0
+    overcast: bool = False
+    seen: float = 1.0
+    later: int = 0
+    role: Role | None = None
+
+
+# Days 2, 7, 12 ... are those on which Sentinel-2 passes over 14S*F in 2021, and 365 is a multiple of 5.
+# Clouds of a share c make a cloud_coverage of about 1.6 c: shadows count too.
+_ODD_PASSES = (
+    _Pass(72, clouds=0.012, role="first"),
+    _Pass(112),
+    _Pass(137, clouds=0.004, seen=0.6),
+    _Pass(162, clouds=0.021, role="middle"),
+    _Pass(187, clouds=0.45, overcast=True),
+    _Pass(212, clouds=0.006),
+    _Pass(212, clouds=0.006, seen=0.95, later=10),
+    _Pass(262, clouds=0.002, role="last"),
+)
+_EVEN_PASSES = (
+    _Pass(77, clouds=0.004, role="first"),
+    _Pass(117, clouds=0.018),
+    _Pass(137, clouds=0.05),
+    _Pass(157, role="middle"),
+    _Pass(182, clouds=0.01, seen=0.6),
+    _Pass(207, clouds=0.008),
+    _Pass(242, clouds=0.025),
+    _Pass(267, clouds=0.002, role="last"),
+)
+
+# In the order in which a tile's chips are struck: a few chips have the first of them only.
+_TROUBLES: tuple[tuple[Role, Literal["cloud", "snow", "gap", "dead"]], ...] = (
+    ("first", "cloud"),
+    ("middle", "gap"),
+    ("last", "cloud"),
+    ("last", "dead"),
+    ("middle", "cloud"),
+    ("first", "snow"),
+)
+_CLOUD_PLACE = (20, 27)
+"""From a chip's middle to its cloud in pixels, so that the shadow lies in the chip as well."""
+_RADIUS = {"cloud": 42, "snow": 40, "gap": 6, "dead": 3}
+_SLIGHT_CLOUD = 26
+"""A cloud of this radius covers about 4.3 % of a chip and its shadow as much: bad together, not each alone."""
+
+
+def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
+    """The scenes of all tiles that a dataset of `cdl` may ask for, eight a tile, sorted by id.
+
+    Tiles take turns between a season with an odd and one with an even number of scenes that qualify.
+    At most a quarter of a tile's chips meet with trouble on a date that is selected. Raises
+    InputError as `build_world` does.
+    """
+    raster = check_cdl(cdl)
+    count = len(raster.chip_rows) * len(raster.chip_cols)
+    if count == 0:
+        raise InputError(
+            f"{cdl} holds no whole chip of the national 224-pixel grid; use a clip of at least 448 x 448 pixels"
+        )
+    if count > _MOST_CHIPS:
+        raise InputError(f"{cdl} holds {count} chips, more than {MOST_TILES} tiles do; use a smaller clip")
+    boxes = chip_boxes(chip_histograms(raster), DatasetRecipe().min_classes)
+    grid = read_tile_grid(official_grid_path())
+    nearest = map_chips(boxes, grid, "projected")["tile"]
+    by_degrees = map_chips(boxes, grid, "degrees")["tile"]
+    tiles = sorted({*nearest.dropna(), *by_degrees.dropna()})
+    if len(tiles) > MOST_TILES:
+        raise InputError(
+            f"{cdl} needs {len(tiles)} tiles ({', '.join(tiles[:8])} ...), and the demo makes at most "
+            f"{MOST_TILES}; use a smaller clip"
+        )
+    chosen = choose_boxes(boxes.assign(tile=nearest), "evenness", len(boxes))
+    plans: list[ScenePlan] = []
+    for number, tile in enumerate(tiles):
+        epsg, left, _, _, top = hls_tile_bounds(tile, grid.geometry[grid["tile"] == tile].iloc[0])
+        frame = TileFrame(tile, epsg, left, top)
+        troubles = _troubles(frame, chosen[chosen["tile"] == tile])
+        passes = _EVEN_PASSES if number % 2 else _ODD_PASSES
+        plans += [_scene_plan(frame, year, overpass, troubles) for overpass in passes]
+    return sorted(plans, key=lambda plan: plan.scene_id)
+
+
+def _scene_plan(frame: TileFrame, year: int, overpass: _Pass, troubles: dict[Role, list[Event]]) -> ScenePlan:
+    # 10:44 local solar time at the zone's meridian: HLS.S30.T14SMF.2021062T172221 was taken then
+    meridian = frame.epsg % 100 * 6 - 183
+    hour = dt.timedelta(hours=10.739 - meridian / 15)
+    midnight = dt.datetime(year, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=overpass.day - 1)
+    taken = midnight + hour + dt.timedelta(seconds=overpass.later)
+    return ScenePlan(
+        scene_id=f"HLS.S30.T{frame.tile}.{year}{overpass.day:03d}T{taken:%H%M%S}.v2.0",
+        frame=frame,
+        # a datatake's first line, which names it, is taken some minutes before the tile is reached
+        sensed=taken.replace(microsecond=493000) + dt.timedelta(minutes=11, seconds=24),
+        clouds=overpass.clouds,
+        overcast=overpass.overcast,
+        seen=overpass.seen,
+        events=tuple(troubles[overpass.role]) if overpass.role else (),
+    )
+
+
+def _troubles(frame: TileFrame, chips: gpd.GeoDataFrame) -> dict[Role, list[Event]]:
+    """What happens over the chips of a tile in the scenes that are selected."""
+    events: dict[Role, list[Event]] = {"first": [], "middle": [], "last": []}
+    chips = chips.sort_values("chip_id")
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(frame.tile.encode()).digest()[:8]))
+    order = rng.permutation(len(chips))
+    east, north = pyproj.Transformer.from_crs(5070, frame.epsg, always_xy=True).transform(
+        chips["x"].to_numpy()[order], chips["y"].to_numpy()[order]
+    )
+    middles = pd.DataFrame({"row": (frame.top - north) / 30, "col": (east - frame.left) / 30})
+    struck = _TROUBLES[: len(chips) // 4]
+    for (role, kind), (row, col) in zip(struck, middles.to_numpy()[: len(struck)], strict=True):
+        down, right = _CLOUD_PLACE if kind == "cloud" else (0, 0)
+        events[role].append(Event(kind, row + down, col + right, _RADIUS[kind]))
+    if len(chips) > 2 * len(_TROUBLES):
+        row, col = middles.to_numpy()[len(struck)]
+        events["last"].append(Event("cloud", row + _CLOUD_PLACE[0], col + _CLOUD_PLACE[1], _SLIGHT_CLOUD))
+    return events

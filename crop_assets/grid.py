@@ -1,0 +1,58 @@
+"""The national CDL grid and the chip grid on it.
+
+Belongs here: where chips and rasters lie, as odc-geo GeoBoxes. Does not: what is in them.
+"""
+
+import re
+
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+CRS = "EPSG:5070"
+RESOLUTION = 30
+"""Metres per pixel of the CDL."""
+ORIGIN_X, ORIGIN_Y = -2356095, 3172605
+"""Upper-left corner of the national CDL raster in EPSG:5070, metres."""
+CHIP_SIZE = 224
+"""Pixels on each side of a chip."""
+
+_CHIP_METRES = CHIP_SIZE * RESOLUTION
+_CHIP_ID = re.compile(r"chip_(\d{3,})_(\d{3,})")
+
+
+def chip_id(row: int, col: int) -> str:
+    return f"chip_{row:03d}_{col:03d}"
+
+
+def chip_position(chip: str) -> tuple[int, int]:
+    """Row and column of a chip on the national chip grid. Raises ValueError for anything but a chip id."""
+    match = _CHIP_ID.fullmatch(chip)
+    if not match:
+        raise ValueError(f"{chip!r} is not a chip id such as chip_257_266")
+    return int(match[1]), int(match[2])
+
+
+def chip_blocks(rows: range, cols: range) -> GeoBox:
+    """The grid of a rectangle of whole chips."""
+    transform = Affine(
+        RESOLUTION,
+        0,
+        ORIGIN_X + cols.start * _CHIP_METRES,
+        0,
+        -RESOLUTION,
+        ORIGIN_Y - rows.start * _CHIP_METRES,
+    )
+    return GeoBox((len(rows) * CHIP_SIZE, len(cols) * CHIP_SIZE), transform, CRS)
+
+
+def chip_geobox(chip: str) -> GeoBox:
+    """The 224 x 224 grid of one chip."""
+    row, col = chip_position(chip)
+    return chip_blocks(range(row, row + 1), range(col, col + 1))
+
+
+def chip_cover(left: float, bottom: float, right: float, top: float) -> tuple[range, range]:
+    """Rows and columns of the chips that cover an area given in EPSG:5070 metres."""
+    rows = range(int((ORIGIN_Y - top) // _CHIP_METRES), int(-((bottom - ORIGIN_Y) // _CHIP_METRES)))
+    cols = range(int((left - ORIGIN_X) // _CHIP_METRES), int(-((ORIGIN_X - right) // _CHIP_METRES)))
+    return rows, cols

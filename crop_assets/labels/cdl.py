@@ -1,0 +1,254 @@
+"""A CDL raster: is it one, and how many pixels of each class lie in each chip box.
+
+Belongs here: checking and reading a release on disk. Does not: fetching releases (`resources`), the
+grid itself (`crop_assets.grid`), or choosing among the boxes (`sampling`).
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyproj
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from crop_assets.errors import InputError
+from crop_assets.grid import CHIP_SIZE, ORIGIN_X, ORIGIN_Y, RESOLUTION, chip_id
+from crop_assets.labels.classes import CLASSES, UNKNOWN, lookup_table, reclassify
+
+CHIP_METRES = CHIP_SIZE * RESOLUTION
+"""Side of a chip in EPSG:5070."""
+GRID_ROWS = 430
+"""Whole chips in the 96,523 rows of the national CDL raster."""
+GRID_COLS = 686
+"""Whole chips in the 153,811 columns of the national CDL raster."""
+
+_STRIPS_PER_TASK = 8
+_COLS_PER_READ = 128
+_MOST_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class CdlRaster:
+    """A raster that passed `check_cdl`: uint8 codes, EPSG:5070, 30 m, on the national grid."""
+
+    path: str
+    transform: Affine
+    width: int
+    height: int
+
+    @property
+    def _left(self) -> int:
+        """Pixels from the national origin to the raster's left edge."""
+        return round((self.transform.c - ORIGIN_X) / RESOLUTION)
+
+    @property
+    def _top(self) -> int:
+        """Pixels from the national origin down to the raster's upper edge."""
+        return round((ORIGIN_Y - self.transform.f) / RESOLUTION)
+
+    @property
+    def chip_rows(self) -> range:
+        """Rows of the national chip grid that lie wholly inside the raster."""
+        return _whole(self._top, self.height, GRID_ROWS)
+
+    @property
+    def chip_cols(self) -> range:
+        """Columns of the national chip grid that lie wholly inside the raster."""
+        return _whole(self._left, self.width, GRID_COLS)
+
+    def window(self, row: int, cols: range) -> Window:
+        """Where the chips of one row and adjoining `cols` lie in the raster, in pixels."""
+        return Window(
+            cols.start * CHIP_SIZE - self._left,
+            row * CHIP_SIZE - self._top,
+            len(cols) * CHIP_SIZE,
+            CHIP_SIZE,
+        )
+
+
+@dataclass(frozen=True)
+class ChipHistograms:
+    """Pixels per class of the n chip boxes of a CDL raster, in row-major order."""
+
+    rows: NDArray[np.int32]
+    """int32[n], rows of the national chip grid."""
+    cols: NDArray[np.int32]
+    """int32[n], columns of the national chip grid."""
+    counts: NDArray[np.int32]
+    """int32[n, 14], pixels by class value; each row adds up to 224 * 224."""
+    codes: NDArray[np.int64]
+    """int64[256], pixels by CDL code over all boxes."""
+
+
+def check_cdl(path: str | Path) -> CdlRaster:
+    """Open a CDL raster and make sure that its pixels are the national grid's.
+
+    `path` is a local file or any path that GDAL opens. Raises InputError that says what is wrong
+    and how to mend it: unreadable, more than one band, not uint8, not EPSG:5070 (an equal CRS
+    without a code will do), not 30 m, off the national grid.
+    """
+    name = str(path)
+    if name.lower().endswith(".zip"):
+        raise InputError(f"{name} is an archive; unpack it and give the GeoTIFF inside")
+    try:
+        with rasterio.open(name) as raster:
+            _check_grid(name, raster)
+            # the last pixel's block lies at the end of the file, which a broken download lacks
+            for row, col in ((0, 0), (raster.height - 1, raster.width - 1)):
+                raster.read(1, window=Window(col, row, 1, 1))
+            return CdlRaster(name, raster.transform, raster.width, raster.height)
+    except RasterioError as error:
+        raise _unreadable(name, error) from None
+
+
+def chip_histograms(cdl: CdlRaster, progress: Callable[[int, int], None] | None = None) -> ChipHistograms:
+    """Count the classes in every box of the national chip grid that lies wholly inside `cdl`.
+
+    `progress` gets the number of finished chip rows and of all, from the calling thread. Holds at
+    most some 60 MB of pixels and GDAL's block cache, however large the raster. Raises InputError
+    for a code that the CDL does not define, and where the file cannot be read.
+    """
+    rows, cols = cdl.chip_rows, cdl.chip_cols
+    counts = np.zeros((len(rows), len(cols), len(CLASSES)), np.int32)
+    codes = np.zeros(256, np.int64)
+
+    def scan(strips: range) -> tuple[range, NDArray[np.int32], NDArray[np.int64]]:
+        try:
+            # a handle of its own: GDAL datasets are not shared between threads
+            with rasterio.open(cdl.path) as raster:
+                return strips, *_scan(cdl, raster, strips, cols)
+        except RasterioError as error:
+            raise _unreadable(cdl.path, error) from None
+
+    tasks = [rows[i : i + _STRIPS_PER_TASK] for i in range(0, len(rows), _STRIPS_PER_TASK)] if cols else []
+    with ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1)) as pool:
+        for strips, strip_counts, strip_codes in pool.map(scan, tasks):
+            counts[strips.start - rows.start : strips.stop - rows.start] = strip_counts
+            codes += strip_codes
+            if progress:
+                progress(strips.stop - rows.start, len(rows))
+    return ChipHistograms(
+        rows=np.repeat(np.arange(rows.start, rows.stop, dtype=np.int32), len(cols)),
+        cols=np.tile(np.arange(cols.start, cols.stop, dtype=np.int32), len(rows)),
+        counts=counts.reshape(-1, len(CLASSES)),
+        codes=codes,
+    )
+
+
+def _scan(
+    cdl: CdlRaster, raster: rasterio.DatasetReader, strips: range, cols: range
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    table = lookup_table()
+    members = (table[:, None] == np.arange(len(CLASSES))).astype(np.float64)
+    counts = np.empty((len(strips), len(cols), len(CLASSES)), np.int32)
+    codes = np.zeros(256, np.int64)
+    for row in strips:
+        for part in _parts(cols):
+            pixels = raster.read(1, window=cdl.window(row, part))
+            chips = pixels.reshape(CHIP_SIZE, len(part), CHIP_SIZE).swapaxes(0, 1)
+            # a chip's 400 kB of indices stay in the processor's cache: one bincount per chip takes a
+            # third of the time of one bincount over (chip, code) for the whole strip
+            by_code = np.stack([np.bincount(chip.ravel(), minlength=256) for chip in chips])
+            for i in np.flatnonzero(by_code[:, table == UNKNOWN].any(axis=1)):
+                reclassify(chips[i], f"{cdl.path}, {chip_id(row, part[int(i)])}")
+            codes += by_code.sum(axis=0)
+            first = part.start - cols.start
+            counts[row - strips.start, first : first + len(part)] = by_code @ members
+    return counts, codes
+
+
+def _parts(cols: range) -> Iterator[range]:
+    for start in range(0, len(cols), _COLS_PER_READ):
+        yield cols[start : start + _COLS_PER_READ]
+
+
+def _whole(offset: int, size: int, limit: int) -> range:
+    """Chips wholly inside the pixels `offset` to `offset + size`, among the first `limit`."""
+    first = max(0, -(-offset // CHIP_SIZE))
+    return range(first, max(first, min(limit, (offset + size) // CHIP_SIZE)))
+
+
+def _check_grid(name: str, raster: rasterio.DatasetReader) -> None:
+    if raster.count != 1 or raster.dtypes[0] != "uint8":
+        raise InputError(
+            f"{name} has {raster.count} band(s) of {raster.dtypes[0]}; a CDL has one band of uint8 codes. "
+            "Take the *_30m_cdls.tif of the release, not its confidence or frequency layer"
+        )
+    if raster.crs is None:
+        raise InputError(f"{name} has no CRS; if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {name}")
+    if not _is_conus_albers(pyproj.CRS.from_wkt(raster.crs.to_wkt())):
+        raise InputError(f"{name} is in {_short(raster.crs)}, not EPSG:5070; run: {_gdalwarp(name, raster)}")
+    transform = raster.transform
+    if (transform.a, transform.b, transform.d, transform.e) != (RESOLUTION, 0, 0, -RESOLUTION):
+        raise InputError(
+            f"{name} has pixels of {transform.a:g} x {-transform.e:g} m, not 30 x 30 m north up; "
+            f"take the 30 m release, or run: {_gdalwarp(name, raster)}"
+        )
+    off_grid = [(transform.c - ORIGIN_X) % RESOLUTION, (ORIGIN_Y - transform.f) % RESOLUTION]
+    if any(min(off, RESOLUTION - off) > 0.01 for off in off_grid):
+        raise InputError(
+            f"{name}: its corner ({transform.c}, {transform.f}) is not a whole number of pixels "
+            f"from the national CDL's ({ORIGIN_X}, {ORIGIN_Y}); run: {_gdalwarp(name, raster)}"
+        )
+
+
+def _is_conus_albers(crs: pyproj.CRS) -> bool:
+    """Whether `crs` puts places where EPSG:5070 does, by whatever name.
+
+    Older releases carry no EPSG code, and names of the datum and projection that match no registry;
+    the ellipsoid and the coordinates of places from coast to coast decide.
+    """
+    conus = pyproj.CRS.from_epsg(5070)
+    if crs == conus:
+        return True
+    if not crs.is_projected or crs.ellipsoid is None or conus.ellipsoid is None:
+        return False
+    if (crs.ellipsoid.semi_major_metre, crs.ellipsoid.inverse_flattening) != (
+        conus.ellipsoid.semi_major_metre,
+        conus.ellipsoid.inverse_flattening,
+    ):
+        return False
+    x, y = np.meshgrid([-2_300_000.0, 0.0, 2_200_000.0], [300_000.0, 1_700_000.0, 3_100_000.0])
+    there = pyproj.Transformer.from_crs(conus, crs, always_xy=True)
+    moved = np.array(there.transform(x, y)) - np.array([x, y])
+    return bool(np.abs(moved).max() < 0.001)
+
+
+def _gdalwarp(name: str, raster: rasterio.DatasetReader) -> str:
+    """The command that puts `raster` on the national CDL grid."""
+    to_conus = pyproj.Transformer.from_crs(raster.crs.to_wkt(), 5070, always_xy=True)
+    left, bottom, right, top = to_conus.transform_bounds(*raster.bounds)
+    if not all(map(math.isfinite, (left, bottom, right, top))):
+        extent = ""
+    else:
+        # not -tap: the national grid's lines are not at multiples of 30
+        edges = (
+            ORIGIN_X + RESOLUTION * math.floor((left - ORIGIN_X) / RESOLUTION),
+            ORIGIN_Y - RESOLUTION * math.ceil((ORIGIN_Y - bottom) / RESOLUTION),
+            ORIGIN_X + RESOLUTION * math.ceil((right - ORIGIN_X) / RESOLUTION),
+            ORIGIN_Y - RESOLUTION * math.floor((ORIGIN_Y - top) / RESOLUTION),
+        )
+        extent = f"-te {' '.join(map(str, edges))} "
+    stem = Path(name).stem
+    return f"gdalwarp -t_srs EPSG:5070 -r near -tr {RESOLUTION} {RESOLUTION} {extent}{name} {stem}_5070.tif"
+
+
+def _short(crs: rasterio.CRS) -> str:
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else f"the CRS {pyproj.CRS.from_wkt(crs.to_wkt()).name!r}"
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    # rasterio's own message of a failed read says only that it failed; GDAL's is its cause
+    reason = str(error.__cause__ or error).rstrip(".")
+    return InputError(
+        f"{name} cannot be read: {reason}. If the file is there, it is damaged or cut short: fetch it again"
+    )

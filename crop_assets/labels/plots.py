@@ -1,0 +1,70 @@
+"""Pictures of the labels for the person at the UI: class shares and where the chips lie.
+
+Belongs here: drawing to PNG bytes. Does not: counting or choosing what is drawn, or drawing chips
+of imagery (`dataset.plots`).
+"""
+
+import io
+
+import geopandas as gpd
+import numpy as np
+import shapely
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from crop_assets.labels.classes import CLASS_COLOURS, CLASSES
+
+
+def class_histogram_png(counts: NDArray[np.int64]) -> bytes:
+    """A bar chart of the share of each class, as PNG.
+
+    `counts` are the pixels by class value, [14]; class 0 is left out.
+    """
+    shares = 100 * counts[1:] / max(int(counts[1:].sum()), 1)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.bar(CLASSES[1:], shares, color=CLASS_COLOURS[1:], edgecolor="#333333", linewidth=0.5)
+    axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    axes.set_ylabel("share of pixels, %")
+    axes.tick_params(axis="x", labelrotation=40, labelsize=8)
+    for label in axes.get_xticklabels():
+        label.set_horizontalalignment("right")
+    return _png(figure)
+
+
+def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> bytes:
+    """A map in EPSG:5070 of chip boxes, coloured by their largest class, on tile outlines, as PNG.
+
+    `boxes` is a frame of chip boxes; `tiles` is any frame of polygons with a CRS, such as the rows
+    of the tile grid that the boxes are mapped to.
+    """
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    axes = figure.add_subplot()
+    outlines = [shapely.get_coordinates(shape) for shape in tiles.geometry.to_crs(5070)]
+    axes.add_collection(LineCollection(outlines, colors="#9aa5b1", linewidths=0.4))
+    counts = boxes[[f"class_{value}" for value in range(1, len(CLASSES))]].to_numpy()
+    largest = counts.argmax(axis=1) + 1 if len(counts) else np.empty(0, np.intp)
+    colours = [CLASS_COLOURS[value] for value in largest]
+    squares = [shapely.get_coordinates(shape) for shape in boxes.geometry]
+    # an edge of its own colour keeps a chip visible where it is smaller than a picture's pixel
+    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors=colours, linewidths=0.8))
+    axes.autoscale_view()
+    axes.set_aspect("equal")
+    axes.set_title(f"{len(boxes)} chips, {len(tiles)} tiles (EPSG:5070, km)", fontsize=10)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
+    axes.tick_params(labelsize=8)
+    handles = [
+        Patch(color=CLASS_COLOURS[value], label=CLASSES[value]) for value in sorted(set(largest.tolist()))
+    ]
+    if handles:
+        axes.legend(handles=handles, fontsize=7, loc="lower left", title="largest class", title_fontsize=7)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

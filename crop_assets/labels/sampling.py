@@ -1,0 +1,272 @@
+"""Chip boxes: which squares of the national chip grid become chips, and their GeoJSON form.
+
+Belongs here: weighing, choosing, filtering, reading and writing boxes. Does not: counting pixels
+(`cdl`), or finding a box's tile (`tiles.mapping`).
+
+A frame of chip boxes is a GeoDataFrame in EPSG:5070 whose geometry is the exact square, with the
+columns chip_id (str), row and col (int32), x and y (float64, centre in EPSG:5070), lon and lat
+(float64, the same point in EPSG:4326), class_0 to class_13 (int32, pixels per class), classes
+(int32, how many of the 13 occur) and weight (float64, see `evenness`).
+"""
+
+import json
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+import pyproj
+import shapely
+from numpy.typing import NDArray
+from shapely.errors import ShapelyError
+
+from crop_assets.errors import InputError
+from crop_assets.grid import ORIGIN_X, ORIGIN_Y, chip_id, chip_position
+from crop_assets.labels.cdl import CHIP_METRES, GRID_COLS, GRID_ROWS, ChipHistograms
+from crop_assets.labels.classes import CLASSES
+
+CLASS_COLUMNS = [f"class_{value}" for value in range(len(CLASSES))]
+
+_LONLAT_CRS = {"EPSG:4326", "urn:ogc:def:crs:EPSG::4326", "urn:ogc:def:crs:OGC:1.3:CRS84"}
+_CONUS_CRS = {"EPSG:5070", "urn:ogc:def:crs:EPSG::5070"}
+
+
+def evenness(counts: NDArray[np.int32], min_classes: int) -> NDArray[np.float64]:
+    """How evenly the 13 classes share each box: float64[n], from 0 to 1.
+
+    `counts` is [n, 13], the pixels of classes 1 to 13. The weight is 1 - (max - min) / sum, and 0
+    for a box with fewer than `min_classes` of the classes: the rule that the published dataset
+    documents. (Its code sets the 0 in a misspelt variable, so in effect it has no least number of
+    classes: `min_classes=1` is what it did.)
+    """
+    total = counts.sum(axis=1)
+    spread = counts.max(axis=1) - counts.min(axis=1)
+    weight: NDArray[np.float64] = 1 - spread / np.maximum(total, 1)
+    weight[(counts > 0).sum(axis=1) < max(min_classes, 1)] = 0
+    return weight
+
+
+def chip_boxes(histograms: ChipHistograms, min_classes: int) -> gpd.GeoDataFrame:
+    """Every box of the histograms as a frame of chip boxes, in their order."""
+    rows, cols, counts = histograms.rows, histograms.cols, histograms.counts
+    left = ORIGIN_X + CHIP_METRES * cols.astype(np.float64)
+    top = ORIGIN_Y - CHIP_METRES * rows.astype(np.float64)
+    x, y = left + CHIP_METRES / 2, top - CHIP_METRES / 2
+    lon, lat = _to_lonlat().transform(x, y)
+    columns: dict[str, Any] = {
+        "chip_id": pd.Series([chip_id(row, col) for row, col in zip(rows, cols, strict=True)], dtype="str"),
+        "row": rows,
+        "col": cols,
+        "x": x,
+        "y": y,
+        "lon": lon,
+        "lat": lat,
+        **{name: counts[:, value] for value, name in enumerate(CLASS_COLUMNS)},
+        "classes": (counts[:, 1:] > 0).sum(axis=1).astype(np.int32),
+        "weight": evenness(counts[:, 1:], min_classes),
+    }
+    return gpd.GeoDataFrame(
+        columns, geometry=shapely.box(left, top - CHIP_METRES, left + CHIP_METRES, top), crs=5070
+    )
+
+
+def choose_boxes(
+    boxes: gpd.GeoDataFrame, strategy: Literal["evenness", "all"], chips: int
+) -> gpd.GeoDataFrame:
+    """At most `chips` boxes, none of which holds a pixel of class 0.
+
+    'evenness' takes those of the greatest weight, equal ones in the order of their ids, and none of
+    weight 0; 'all' takes the first in grid order. The same boxes give the same choice.
+    """
+    whole = boxes[boxes["class_0"] == 0]
+    if strategy == "evenness":
+        ranked = whole[whole["weight"] > 0].sort_values(["weight", "chip_id"], ascending=[False, True])
+    else:
+        ranked = whole.sort_values(["row", "col"])
+    return ranked.head(chips).reset_index(drop=True)
+
+
+def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
+    """An area of interest from any vector file that GDAL reads.
+
+    GeoJSON is in EPSG:4326 unless it says otherwise.
+    Raises InputError for a file that is not there, is not a vector file, or has no CRS.
+    """
+    try:
+        aoi = pyogrio.read_dataframe(path, columns=[])
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ShapelyError) as error:
+        raise InputError(f"AOI {path} cannot be read: {error}") from None
+    if not isinstance(aoi, gpd.GeoDataFrame):
+        raise InputError(f"AOI {path} has no geometry; give a file of polygons")
+    if aoi.crs is None:
+        raise InputError(
+            f"AOI {path} has no CRS; save it as GeoJSON in EPSG:4326, or with its CRS as GeoPackage"
+        )
+    return aoi
+
+
+def filter_aoi(boxes: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """The boxes that share at least a point with an area of interest, in their order.
+
+    `aoi` may be in any CRS; invalid polygons are repaired. Raises InputError for an AOI without CRS
+    or geometry, and for one that touches no box, with the bounds of both.
+    """
+    if aoi.crs is None:
+        raise InputError("the AOI has no CRS; set the one that its coordinates are in")
+    shapes = aoi.geometry[~(aoi.geometry.isna() | aoi.geometry.is_empty)].make_valid()
+    if shapes.empty:
+        raise InputError("the AOI has no geometry; give at least one polygon")
+    if shapes.crs.is_geographic:
+        # a straight edge in degrees is a curve in EPSG:5070: 0.1 degree keeps it within 2 m
+        shapes = shapes.segmentize(0.1)
+    shapes = shapes.to_crs(5070)
+    bounds = shapes.total_bounds
+    hits = np.array([], dtype=np.intp)
+    if np.isfinite(bounds).all():
+        hits = shapely.STRtree(boxes.geometry.to_numpy()).query(shapes.to_numpy(), predicate="intersects")[1]
+    if hits.size == 0:
+        raise InputError(
+            f"the AOI touches no chip box: in EPSG:5070 the AOI lies within {_rounded(bounds)}, "
+            f"the {len(boxes)} boxes within {_rounded(boxes.total_bounds)} (left, bottom, right, top)"
+        )
+    return boxes.iloc[np.unique(hits)].reset_index(drop=True)
+
+
+def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """The chip boxes that a GeoJSON names, in its order, with the columns of `boxes`.
+
+    `boxes` are all boxes of the CDL raster. The GeoJSON is in EPSG:4326 or EPSG:5070, as its `crs`
+    member says; each feature has a property `id` and the box as polygon. Raises InputError, naming
+    up to five features, for an id that is missing, doubled or off the national chip grid, a geometry
+    more than 1 m from its id's square, and a box that the CDL raster does not hold.
+    """
+    features, lonlat = _features(path)
+    ids = [str((feature.get("properties") or {}).get("id") or "") for feature in features]
+    _refuse(path, "no property 'id'", [f"feature {i}" for i, name in enumerate(ids) if not name])
+    _refuse(path, "an id that occurs twice", [name for name, times in Counter(ids).items() if times > 1])
+    cells = [_cell(name) for name in ids]
+    _refuse(
+        path,
+        f"an id that is not chip_RRR_CCC with row below {GRID_ROWS} and column below {GRID_COLS}",
+        [name for name, cell in zip(ids, cells, strict=True) if cell is None],
+    )
+    rows, cols = np.array(cells, dtype=np.int64).T
+    left, top = ORIGIN_X + CHIP_METRES * cols, ORIGIN_Y - CHIP_METRES * rows
+    squares = shapely.box(left, top - CHIP_METRES, left + CHIP_METRES, top)
+    shapes = _shapes(path, ids, features, lonlat)
+    apart = ~(shapely.hausdorff_distance(shapes, squares) <= 1)
+    _refuse(
+        path,
+        "a geometry more than 1 m from the square that the id names",
+        [name for name, bad in zip(ids, apart, strict=True) if bad],
+    )
+    places = {name: i for i, name in enumerate(boxes["chip_id"])}
+    _refuse(
+        path, "a box that is not wholly inside the CDL raster", [name for name in ids if name not in places]
+    )
+    return boxes.iloc[[places[name] for name in ids]].reset_index(drop=True)
+
+
+def write_chip_geojson(
+    boxes: gpd.GeoDataFrame, path: str | Path, crs: Literal["EPSG:4326", "EPSG:5070"]
+) -> None:
+    """Write the boxes as the published dataset does: `id`, `center` and a four-cornered MultiPolygon each.
+
+    Corners run from the upper left down and around, and `center` is the box's centre in the same
+    CRS. The same boxes give the same bytes.
+    """
+    left = boxes["x"].to_numpy() - CHIP_METRES / 2
+    top = boxes["y"].to_numpy() + CHIP_METRES / 2
+    x = np.column_stack([left, left, left + CHIP_METRES, left + CHIP_METRES, left])
+    y = np.column_stack([top, top - CHIP_METRES, top - CHIP_METRES, top, top])
+    centres = boxes[["x", "y"]].to_numpy()
+    if crs == "EPSG:4326":
+        x, y = _to_lonlat().transform(x, y)
+        centres = boxes[["lon", "lat"]].to_numpy()
+    rings = np.stack([x, y], axis=-1).tolist()
+    features = [
+        json.dumps(
+            {
+                "type": "Feature",
+                "properties": {"id": name, "center": centre},
+                "geometry": {"type": "MultiPolygon", "coordinates": [[ring]]},
+            }
+        )
+        for name, centre, ring in zip(boxes["chip_id"], centres.tolist(), rings, strict=True)
+    ]
+    urn = f"urn:ogc:def:crs:{crs.replace(':', '::')}"
+    head = {
+        "type": "FeatureCollection",
+        "name": "chips",
+        "crs": {"type": "name", "properties": {"name": urn}},
+    }
+    body = ",\n".join(features)
+    Path(path).write_text(f'{json.dumps(head)[:-1]}, "features": [\n{body}\n]}}\n', encoding="utf-8")
+
+
+@lru_cache
+def _to_lonlat() -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(5070, 4326, always_xy=True)
+
+
+def _cell(name: str) -> tuple[int, int] | None:
+    try:
+        row, col = chip_position(name)
+    except ValueError:
+        return None
+    in_grid = row < GRID_ROWS and col < GRID_COLS and name == chip_id(row, col)
+    return (row, col) if in_grid else None
+
+
+def _features(path: str | Path) -> tuple[list[dict[str, Any]], bool]:
+    """The features of a chip GeoJSON, and whether their coordinates are longitudes and latitudes."""
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"chip GeoJSON {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"chip GeoJSON {path} is not JSON: {error}") from None
+    features = document.get("features") if isinstance(document, dict) else None
+    if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
+        raise InputError(f"chip GeoJSON {path} is not a FeatureCollection")
+    if not features:
+        raise InputError(f"chip GeoJSON {path} has no features")
+    crs = ((document.get("crs") or {}).get("properties") or {}).get("name", "EPSG:4326")
+    if crs not in _LONLAT_CRS | _CONUS_CRS:
+        raise InputError(f"chip GeoJSON {path} is in {crs}; it must be in EPSG:4326 or EPSG:5070")
+    return features, crs in _LONLAT_CRS
+
+
+def _shapes(
+    path: str | Path, ids: list[str], features: list[dict[str, Any]], lonlat: bool
+) -> NDArray[np.object_]:
+    """The features' geometries in EPSG:5070."""
+    shapes = np.empty(len(features), dtype=object)
+    broken = []
+    for i, feature in enumerate(features):
+        try:
+            shapes[i] = shapely.force_2d(shapely.geometry.shape(feature["geometry"]))
+        except (ShapelyError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+            broken.append(ids[i])
+    _refuse(path, "no readable geometry", broken)
+    if not lonlat:
+        return shapes
+    to_conus = pyproj.Transformer.from_crs(4326, 5070, always_xy=True)
+    projected: NDArray[np.object_] = shapely.transform(
+        shapes, lambda points: np.column_stack(to_conus.transform(points[:, 0], points[:, 1]))
+    )
+    return projected
+
+
+def _refuse(path: str | Path, problem: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise InputError(f"chip GeoJSON {path}: {problem}: {', '.join(names[:5])}{more}")
+
+
+def _rounded(bounds: NDArray[np.float64]) -> str:
+    return f"({', '.join(f'{value:.0f}' for value in bounds)})"

@@ -1,0 +1,70 @@
+"""Where each file of a dataset lies, relative to the store's root.
+
+Belongs here: names of folders and files, and the checks that keep names from outside from becoming
+other paths. Does not: reading or writing (`resources.store`).
+"""
+
+import re
+from dataclasses import dataclass
+
+_SCENE_ID = re.compile(r"HLS\.[SL]30\.T\d{2}[C-X][A-Z]{2}\.\d{7}(T\d{6})?\.v\d\.\d")
+_BAND = re.compile(r"[A-Za-z0-9]{2,8}")
+_CHIP_ID = re.compile(r"chip_\d{3,}_\d{3,}")
+_TILE = re.compile(r"\d{2}[C-X][A-Z]{2}")
+
+
+def _checked(pattern: re.Pattern[str], name: str, what: str) -> str:
+    if not pattern.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a {what}")
+    return name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of one dataset and CDL year, as POSIX paths relative to the store's root."""
+
+    dataset: str
+    year: int
+
+    @property
+    def root(self) -> str:
+        return f"training_datasets/{self.dataset}/{self.year}"
+
+    def file(self, name: str) -> str:
+        """A file or folder at the top of the dataset folder."""
+        return f"{self.root}/{name}"
+
+    def table(self, asset: str, tile: str | None = None) -> str:
+        if tile is None:
+            return f"{self.root}/tables/{asset}.parquet"
+        return f"{self.root}/tables/{asset}/{_checked(_TILE, tile, 'tile')}.parquet"
+
+    def band(self, scene_id: str, band: str) -> str:
+        """A band file as downloaded: tiles/<scene id>/<scene id>.<band>.tif."""
+        return f"{self.root}/tiles/{self.scene_file(scene_id, band)}"
+
+    def reprojected(self, scene_id: str, band: str) -> str:
+        return f"{self.root}/tiles_reprojected/{self.scene_file(scene_id, band)}"
+
+    def merged(self, chip_id: str, folder: str = "chips") -> str:
+        return f"{self.root}/{folder}/{_checked(_CHIP_ID, chip_id, 'chip')}_merged.tif"
+
+    def mask(self, chip_id: str, folder: str = "chips") -> str:
+        return f"{self.root}/{folder}/{_checked(_CHIP_ID, chip_id, 'chip')}.mask.tif"
+
+    def fmask(self, chip_id: str) -> str:
+        return f"{self.root}/chips_fmask/{_checked(_CHIP_ID, chip_id, 'chip')}_Fmask.tif"
+
+    @staticmethod
+    def scene_file(scene_id: str, band: str) -> str:
+        """<scene id>/<scene id>.<band>.tif, for names that are a scene's and a band's.
+
+        Raises ValueError for any other name, so that no id from a catalogue leads out of its folder.
+        """
+        scene = _checked(_SCENE_ID, scene_id, "scene")
+        return f"{scene}/{scene}.{_checked(_BAND, band, 'band')}.tif"
+
+
+def tile_grid_table() -> str:
+    """The Sentinel-2 tile grid, shared by all datasets of a store."""
+    return "tile_grid.parquet"

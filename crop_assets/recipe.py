@@ -1,0 +1,200 @@
+"""DatasetRecipe: every number that decides what a dataset is, and its fingerprint.
+
+Belongs here: choices that change the bytes of the dataset. Does not: where files lie or which
+servers are asked (`resources/`), nor how fast the work is done.
+"""
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from crop_assets.errors import InputError
+
+REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
+QA_BAND = "Fmask"
+
+_DATASET_ONLY = {"dataset", "train_share", "seed", "statistics_over", "band_values_binary"}
+
+
+class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The choices behind one dataset; the defaults are the specification's.
+
+    Where the published dataset departs from the written specification, a field offers both:
+    `middle_scene`, `tile_rule` and `qa_rule`.
+    """
+
+    dataset: str = Field(
+        default="multi_temporal_crop_classification",
+        description="Name of the dataset: the folder under training_datasets/.",
+    )
+    chips: int = Field(default=5000, description="How many chip boxes to choose from the CDL release.")
+    sampling: Literal["evenness", "all"] = Field(
+        default="evenness",
+        description="How chip boxes are chosen: 'evenness' ranks them by class evenness and takes the "
+        "best `chips`; 'all' takes every box without no-data, in grid order, up to `chips`.",
+    )
+    min_classes: int = Field(
+        default=8, description="Fewest of the 13 classes that a chip box must hold under 'evenness'."
+    )
+    chip_boxes: str = Field(
+        default="", description="Path of an existing chip GeoJSON to use instead of choosing boxes."
+    )
+    aoi: str = Field(
+        default="", description="Path of a vector file; only chip boxes that touch its area are used."
+    )
+    tile_rule: Literal["projected", "degrees"] = Field(
+        default="projected",
+        description="Nearest tile centroid in EPSG:5070 ('projected', specification) or in degrees "
+        "('degrees', as the published dataset).",
+    )
+    season_start: str = Field(default="03-01", description="First day of the season, MM-DD.")
+    season_end: str = Field(default="09-30", description="Last day of the season, MM-DD.")
+    max_cloud_cover: int = Field(default=5, description="Most cloud cover of a scene, in percent.")
+    coverage_ladder: list[int] = Field(
+        default=[100, 90, 80, 70, 60, 50],
+        description="Least spatial coverage in percent, lowered step by step until three scenes qualify.",
+    )
+    middle_scene: Literal["lower", "upper"] = Field(
+        default="lower",
+        description="Middle of an even number of scenes: 'lower' (specification) or 'upper' (published).",
+    )
+    qa_rule: Literal["class", "value", "total"] = Field(
+        default="class",
+        description="Share of bad pixels per date: 'class' takes the worst of cloud, cloud shadow and "
+        "snow/ice; 'value' the most frequent invalid Fmask value (published); 'total' all bad pixels.",
+    )
+    max_bad_percent: float = Field(default=5.0, description="Most bad pixels of a chip on any date, percent.")
+    max_na_pixels: int = Field(default=0, description="Most missing pixels of a chip in any band and date.")
+    train_share: float = Field(default=0.8, description="Share of the kept chips that train.")
+    seed: int = Field(default=42, description="Seed of the train/validation split.")
+    statistics_over: Literal["train", "kept"] = Field(
+        default="train",
+        description="Chips that band statistics and class weights are taken over: those that train, or "
+        "all that are kept (as the published dataset, which lets validation pixels into training).",
+    )
+    band_values_binary: bool = Field(
+        default=True, description="Also write every pixel value of each band as a binary .npy file."
+    )
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset_is_a_folder_name(cls, value: str) -> str:
+        if not value or not all(c.isalnum() or c in "-_." for c in value) or value.startswith("."):
+            raise ValueError(
+                f"dataset {value!r} must be letters, digits, '-', '_' or '.', not starting with '.'"
+            )
+        return value
+
+    @field_validator("season_start", "season_end")
+    @classmethod
+    def _is_month_day(cls, value: str) -> str:
+        try:
+            # a leap year, so that 02-29 is a day
+            dt.date.fromisoformat(f"2020-{value}")
+        except ValueError:
+            raise ValueError(f"{value!r} is not a day written as MM-DD, for example 03-01") from None
+        return value
+
+    @field_validator("coverage_ladder")
+    @classmethod
+    def _is_a_descending_ladder(cls, value: list[int]) -> list[int]:
+        if not value or value != sorted(set(value), reverse=True) or value[0] > 100 or value[-1] < 0:
+            raise ValueError(
+                f"coverage_ladder {value} must fall from at most 100 to at least 0, as 100, 90, 80"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _numbers_make_sense(self) -> "DatasetRecipe":
+        limits: list[tuple[str, float, float, float]] = [
+            ("chips", self.chips, 1, 10_000_000),
+            ("min_classes", self.min_classes, 1, 13),
+            ("max_cloud_cover", self.max_cloud_cover, 0, 100),
+            ("max_bad_percent", self.max_bad_percent, 0, 100),
+            ("max_na_pixels", self.max_na_pixels, 0, 224 * 224),
+        ]
+        for name, value, low, high in limits:
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}, and must lie from {low:g} to {high:g}")
+        if not 0 < self.train_share < 1:
+            raise ValueError(f"train_share is {self.train_share}, and must lie between 0 and 1")
+        if self.season_start > self.season_end:
+            raise ValueError(
+                f"the season starts on {self.season_start}, after its end on {self.season_end}; "
+                "a season lies within one calendar year"
+            )
+        return self
+
+    def season(self, year: int) -> tuple[dt.date, dt.date]:
+        """First and last day of the season of `year`, both included.
+
+        Raises InputError where the year has no such day (02-29).
+        """
+        try:
+            start, end = (
+                dt.date.fromisoformat(f"{year}-{day}") for day in (self.season_start, self.season_end)
+            )
+        except ValueError:
+            raise InputError(
+                f"{year} has no {self.season_start} or {self.season_end}; change season_start or season_end"
+            ) from None
+        return start, end
+
+    def chip_fingerprint(self) -> str:
+        """Fingerprint of the fields that decide which chips there are and what they hold.
+
+        Tables of two fingerprints do not belong in one dataset. A new split or new statistics
+        leave it as it is.
+        """
+        fields = set(type(self).model_fields) - _DATASET_ONLY
+        return _fingerprint(self.values(fields))
+
+    def values(self, fields: Iterable[str] | None = None) -> dict[str, Any]:
+        """The named fields, or all, as plain JSON values in the order of their names."""
+        names = sorted(type(self).model_fields if fields is None else fields)
+        return {name: getattr(self, name) for name in names}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all fields, 16 hex digits: two datasets of one fingerprint follow one recipe."""
+        return _fingerprint(self.values())
+
+
+def _fingerprint(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_recipe(path: str) -> DatasetRecipe:
+    """The recipe in a YAML file of `field: value` lines, or the default recipe where `path` is empty.
+
+    Raises InputError that names the file and the field.
+    """
+    if not path:
+        return DatasetRecipe()
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+        if not isinstance(values, dict):
+            raise InputError(f"recipe {path}: expected 'field: value' lines, found {type(values).__name__}")
+        unknown = sorted(set(values) - set(DatasetRecipe.model_fields))
+        if unknown:
+            raise InputError(
+                f"recipe {path}: no field is called {', '.join(unknown)}; "
+                f"the fields are {', '.join(sorted(DatasetRecipe.model_fields))}"
+            )
+        return DatasetRecipe(**values)
+    except FileNotFoundError:
+        raise InputError(f"recipe {path}: no such file; mend CROP_ASSETS_RECIPE or leave it unset") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {path} is not YAML: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
+        raise InputError(f"recipe {path}: {problems}") from None

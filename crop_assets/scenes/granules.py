@@ -1,0 +1,164 @@
+"""HLS granules: their names, and what their STAC items and metadata documents say of them.
+
+Belongs here: reading names, items and documents into rows. Does not: asking servers
+(`resources.stac`), choosing scenes (`selection`).
+"""
+
+import datetime as dt
+import json
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import defusedxml.ElementTree
+import pandas as pd
+
+from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
+from resources.errors import IntegrityError, NotFoundError
+
+FILES = (*REFLECTANCE_BANDS, QA_BAND)
+
+_SCENE = re.compile(
+    r"HLS\.(?P<sensor>[SL]30)\.T(?P<tile>\d{2}[C-X][A-Z]{2})\.(?P<day>\d{7})(T(?P<time>\d{6}))?\.v(?P<version>\d\.\d)"
+)
+_LP_DAAC = "data.lpdaac.earthdatacloud.nasa.gov"
+_DOCUMENTS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class SceneName:
+    """What a scene id such as HLS.S30.T13TDE.2022111T174859.v2.0 tells (HLS user guide, section 6)."""
+
+    sensor: str
+    tile: str
+    sensed: dt.datetime
+    version: str
+
+
+def parse_scene_id(scene_id: str) -> SceneName:
+    """Raises IntegrityError for anything that is not an HLS scene id."""
+    match = _SCENE.fullmatch(scene_id)
+    if not match:
+        raise IntegrityError(
+            f"{scene_id!r} is not an HLS scene id such as HLS.S30.T13TDE.2022111T174859.v2.0"
+        )
+    sensed = dt.datetime.strptime(match["day"] + (match["time"] or "000000"), "%Y%j%H%M%S").replace(
+        tzinfo=dt.UTC
+    )
+    return SceneName(match["sensor"], match["tile"], sensed, match["version"])
+
+
+@dataclass(frozen=True)
+class GranuleDocument:
+    """What a granule's metadata document adds to its STAC item; percentages, None where it says nothing."""
+
+    cloud_cover: float | None
+    spatial_coverage: float | None
+    links: tuple[str, ...]
+
+
+def parse_document(data: bytes) -> GranuleDocument:
+    """Read a granule's UMM-JSON or ECHO-10 XML; attributes are found by name, whatever their order.
+
+    Raises IntegrityError where it is neither.
+    """
+    try:
+        attributes, links = _umm_json(data) if data.lstrip()[:1] == b"{" else _echo_xml(data)
+        return GranuleDocument(
+            _percent(attributes, "CLOUD_COVERAGE"), _percent(attributes, "SPATIAL_COVERAGE"), tuple(links)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        raise IntegrityError(f"a granule's metadata document cannot be read: {error!r}") from error
+
+
+def _umm_json(data: bytes) -> tuple[dict[str, str], list[str]]:
+    document = json.loads(data)
+    umm = document.get("umm", document)
+    attributes = {a["Name"]: a["Values"][0] for a in umm.get("AdditionalAttributes", []) if a.get("Values")}
+    return attributes, [link["URL"] for link in umm.get("RelatedUrls", [])]
+
+
+def _echo_xml(data: bytes) -> tuple[dict[str, str], list[str]]:
+    root = defusedxml.ElementTree.fromstring(data)
+    attributes = {
+        a.findtext("Name", ""): a.findtext("Values/Value", "") for a in root.iter("AdditionalAttribute")
+    }
+    return attributes, [link.text or "" for link in root.iter("URL")]
+
+
+def _percent(attributes: dict[str, str], name: str) -> float | None:
+    return float(attributes[name]) if attributes.get(name) not in (None, "") else None
+
+
+def scene_rows(
+    items: Sequence[dict[str, Any]], tile: str, fetch: Callable[[str], bytes]
+) -> tuple[pd.DataFrame, list[str]]:
+    """One row per scene of `tile`, sorted by id, and a line for each item that was set aside.
+
+    Items of neighbouring tiles, which a search by bounding box brings along, are set aside. Spatial
+    coverage is read from the item where it has it, else from the document that the item links to,
+    through `fetch` (URL -> bytes), several at once. A scene without a document keeps an empty
+    coverage and is not fit to be selected. Columns: `crop_assets.scenes.assets.SCENE_METADATA`.
+    """
+    mine: list[tuple[dict[str, Any], SceneName]] = []
+    aside: list[str] = []
+    for item in items:
+        try:
+            name = parse_scene_id(item["id"])
+        except IntegrityError as error:
+            aside.append(str(error))
+            continue
+        if name.tile == tile:
+            mine.append((item, name))
+    with ThreadPoolExecutor(_DOCUMENTS_AT_ONCE) as pool:
+        rows = list(pool.map(lambda pair: _scene_row(pair[0], pair[1], fetch), mine))
+    frame = pd.DataFrame(rows).sort_values("scene_id", ignore_index=True) if rows else pd.DataFrame()
+    return frame, aside
+
+
+def _scene_row(item: dict[str, Any], name: SceneName, fetch: Callable[[str], bytes]) -> dict[str, Any]:
+    properties = item["properties"]
+    coverage = properties.get("spatial_coverage", properties.get("SPATIAL_COVERAGE"))
+    cloud = properties.get("eo:cloud_cover")
+    links: tuple[str, ...] = ()
+    if coverage is None and (url := _document_url(item)):
+        try:
+            document = parse_document(fetch(url))
+            coverage, links = document.spatial_coverage, document.links
+            cloud = document.cloud_cover if cloud is None else cloud
+        except NotFoundError:
+            coverage = None
+    s3_links = {link.rsplit("/", 1)[-1]: link for link in links if link.startswith("s3://")}
+    row: dict[str, Any] = {
+        "scene_id": item["id"],
+        "tile": name.tile,
+        "date": name.sensed.date(),
+        "cloud_cover": None if cloud is None else float(cloud),
+        "spatial_coverage": None if coverage is None else float(coverage),
+        "missing_bands": " ".join(band for band in FILES if band not in item["assets"]),
+    }
+    for band in FILES:
+        href = str(item["assets"].get(band, {}).get("href", ""))
+        row[f"{band}_http"] = href if href.startswith(("http://", "https://")) else ""
+        row[f"{band}_s3"] = s3_links.get(f"{item['id']}.{band}.tif", _s3_link(href))
+    return row
+
+
+def _document_url(item: dict[str, Any]) -> str:
+    """The item's metadata document: UMM-JSON where it links to one, else XML, else ""."""
+    links = [link["href"] for link in item.get("links", []) if link.get("rel") == "via"]
+    links += [asset["href"] for key, asset in item["assets"].items() if key == "metadata"]
+    for ending in (".umm_json", ".xml"):
+        for href in links:
+            if str(href).endswith(ending):
+                return str(href)
+    return ""
+
+
+def _s3_link(href: str) -> str:
+    """LP DAAC's direct-access link, whose bucket and key are the path of its HTTPS link."""
+    parts = urlsplit(href)
+    return f"s3:/{parts.path}" if parts.hostname == _LP_DAAC else ""

@@ -1,0 +1,412 @@
+"""The per-tile stages of the graph, joined into one Dagster multi-asset.
+
+Each stage stays an asset of its own in the graph, with its own partitions, metadata and lineage; they
+share one step so that a tile goes through all of its stages whatever becomes of its neighbours. Dagster
+skips everything downstream of a failed step, so with a step per stage one bad tile would stop every
+other tile of its run. Here each (stage, tile) that succeeds is recorded as it ends, and the step
+fails last, naming the tiles that failed and why.
+
+Belongs here: the glue between Dagster and the stages. Does not: what any stage does.
+"""
+
+import inspect
+import os
+import queue
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from crop_assets.errors import InputError
+from crop_assets.layout import Layout
+from crop_assets.partitions import CDL_YEAR, TILE, year_mapping, year_tile_partitions
+from crop_assets.recipe import DatasetRecipe
+from crop_assets.year_assets import (
+    OWNERS,
+    YearRun,
+    column_schema,
+    files_are_whole,
+    identity_of,
+    table_metadata,
+)
+from resources.earthdata import LpDaac
+from resources.errors import NotFoundError, ResourceError
+from resources.ipfs.resource import IpfsContent
+from resources.mirror import BandMirror
+from resources.stac import IpfsStac, SceneStac
+from resources.store import DatasetStore
+from resources.tables import StoredTable, TableSchema, content_hash, read_table, stored_table, write_table
+
+TILES_PER_RUN = 8
+
+
+@dataclass(frozen=True)
+class Services:
+    """The outside world as the tile stages see it."""
+
+    recipe: DatasetRecipe
+    store: DatasetStore
+    stac: SceneStac
+    ipfs_stac: IpfsStac
+    ipfs: IpfsContent
+    lp_daac: LpDaac
+    mirror: BandMirror
+
+
+@dataclass(frozen=True)
+class TileRun:
+    """One tile of one year on its way through a stage."""
+
+    year: int
+    tile: str
+    services: Services
+    log: Callable[[str], None]
+
+    @property
+    def recipe(self) -> DatasetRecipe:
+        return self.services.recipe
+
+    @property
+    def store(self) -> DatasetStore:
+        return self.services.store
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.recipe.dataset, self.year)
+
+
+@dataclass(frozen=True)
+class TileTable:
+    """What a stage made: its table, what the operator should see, and the files that the table names.
+
+    `files` maps names in the store to their SHA-256.
+    """
+
+    frame: pd.DataFrame
+    metadata: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TileStage:
+    """A stage: a function of a TileRun and the tables named by its further parameters."""
+
+    function: Callable[..., TileTable]
+    group: str
+    kinds: frozenset[str]
+    schema: TableSchema
+    recipe_fields: tuple[str, ...]
+    code_version: str
+    refresh: str
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(inspect.signature(self.function).parameters)[1:]
+
+    def spec(self, tile_assets: Iterable[str]) -> dg.AssetSpec:
+        names = set(tile_assets)
+        return dg.AssetSpec(
+            self.name,
+            description=inspect.getdoc(self.function),
+            group_name=self.group,
+            kinds={"python", *self.kinds},
+            owners=list(OWNERS),
+            code_version=self.code_version,
+            skippable=True,
+            metadata={"dagster/column_schema": column_schema(self.schema)},
+            deps=[
+                upstream if upstream in names else dg.AssetDep(upstream, partition_mapping=year_mapping())
+                for upstream in dict.fromkeys((*self.reads, "tile_map"))
+            ],
+        )
+
+
+def tile_stage(
+    group: str,
+    schema: TableSchema,
+    kinds: Iterable[str] = (),
+    recipe_fields: Sequence[str] = (),
+    code_version: str = "1",
+    refresh: str = "",
+) -> Callable[[Callable[..., TileTable]], TileStage]:
+    """Declare a stage. `recipe_fields` are the choices that it uses; `refresh` names the service whose
+    `refresh` field makes it ask again though nothing else changed.
+    """
+
+    def declare(function: Callable[..., TileTable]) -> TileStage:
+        return TileStage(
+            function, group, frozenset(kinds), schema, tuple(recipe_fields), code_version, refresh
+        )
+
+    return declare
+
+
+def tile_assets(stages: Sequence[TileStage], tiles_per_run: int = TILES_PER_RUN) -> dg.AssetsDefinition:
+    """All stages, in their order, as one subsettable multi-asset partitioned by year and tile."""
+    names = [stage.name for stage in stages]
+
+    @dg.multi_asset(
+        name="tile_stages",
+        specs=[stage.spec(names) for stage in stages],
+        partitions_def=year_tile_partitions,
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=tiles_per_run),
+        can_subset=True,
+    )
+    def tile_stages(
+        context: dg.AssetExecutionContext,
+        recipe: DatasetRecipe,
+        store: DatasetStore,
+        stac: SceneStac,
+        ipfs_stac: IpfsStac,
+        ipfs: IpfsContent,
+        lp_daac: LpDaac,
+        mirror: BandMirror,
+    ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
+        selected = {key.to_user_string() for key in context.selected_asset_keys}
+        chosen = [stage for stage in stages if stage.name in selected]
+        services = Services(recipe, store, stac, ipfs_stac, ipfs, lp_daac, mirror)
+        failures = _run_tiles(context, services, chosen, frozenset(names))
+        if failures:
+            raise _failure(failures, len(context.partition_keys))
+        # each (stage, tile) has been recorded by an event of its own
+        yield from ()
+
+    return tile_stages
+
+
+@dataclass(frozen=True)
+class TileTables:
+    """The tables of one per-tile asset over all tiles of a year's tile map.
+
+    `missing` names the tiles without a table, or with one of another recipe, and what to do about it.
+    """
+
+    frame: pd.DataFrame
+    versions: dict[str, str]
+    missing: dict[str, str]
+
+    def metadata(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"tiles": len(self.versions), "tiles_missing": len(self.missing)}
+        if self.missing:
+            lines = [f"- **{tile}**: {reason}" for tile, reason in sorted(self.missing.items())]
+            found["missing"] = dg.MetadataValue.md("\n".join(lines))
+        return found
+
+
+def read_tiles(run: YearRun, asset: str) -> TileTables:
+    """Read a per-tile asset's tables of all tiles of the year, with a `tile` column, in the order of tiles.
+
+    A tile whose table is missing, unreadable or of another recipe is left out and named in `missing`.
+    Raises NotFoundError where the year has no tile map, or no tile at all has a table.
+    """
+    frames, versions, missing = [], {}, {}
+    for tile in sorted(set(run.read("tile_map")["tile"]) - {""}):
+        name = run.layout.table(asset, tile)
+        stored = stored_table(run.store, name)
+        if stored is None:
+            missing[tile] = f"{asset} has not been materialized"
+        elif stored.provenance["chip_recipe"] != run.recipe.chip_fingerprint():
+            missing[tile] = f"{asset} was made by another recipe; materialize it again"
+        else:
+            frames.append(read_table(run.store, name).assign(tile=tile))
+            versions[tile] = stored.data_version
+    for tile, reason in missing.items():
+        run.context.log.warning(f"{tile}: {reason}")
+    if not frames:
+        raise NotFoundError(
+            f"no tile of {run.year} has {asset} of this recipe; materialize the tiles first "
+            f"({len(missing)} tiles in tile_map)"
+        )
+    return TileTables(pd.concat(frames, ignore_index=True), versions, missing)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    tile: str
+    stage: str
+    cause: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class _Done:
+    stage: TileStage
+    partition: dg.MultiPartitionKey
+    stored: StoredTable
+    metadata: dict[str, Any]
+    inputs: dict[str, str]
+
+
+def _run_tiles(
+    context: dg.AssetExecutionContext,
+    services: Services,
+    stages: Sequence[TileStage],
+    tile_assets: frozenset[str],
+) -> list[_Failure]:
+    keys = [dg.MultiPartitionKey(_dimensions(key)) for key in context.partition_keys]
+    messages: queue.SimpleQueue[str | _Done | _Failure | None] = queue.SimpleQueue()
+
+    def work(key: dg.MultiPartitionKey) -> None:
+        try:
+            _run_stages(key, services, stages, tile_assets, messages.put)
+        finally:
+            messages.put(None)
+
+    failures: list[_Failure] = []
+    finished = 0
+    with ThreadPoolExecutor(max_workers=min(len(keys), os.cpu_count() or 1)) as pool:
+        for key in keys:
+            pool.submit(work, key)
+        # Dagster's event log is written by this thread alone
+        while finished < len(keys):
+            message = messages.get()
+            if message is None:
+                finished += 1
+                context.log.info(f"{finished} of {len(keys)} tiles finished, {len(failures)} failed")
+            elif isinstance(message, _Done):
+                context.log_event(_materialization(message))
+            elif isinstance(message, _Failure):
+                failures.append(message)
+                context.log.error(
+                    f"{message.tile} failed at {message.stage}: {message.cause}{message.traceback}"
+                )
+            else:
+                context.log.info(message)
+    return sorted(failures, key=lambda failure: failure.tile)
+
+
+def _dimensions(key: str) -> dict[str, str]:
+    if not isinstance(key, dg.MultiPartitionKey):
+        raise dg.Failure(f"the partition {key!r} is no pair of a CDL year and a tile", allow_retries=False)
+    return dict(key.keys_by_dimension)
+
+
+def _run_stages(
+    key: dg.MultiPartitionKey,
+    services: Services,
+    stages: Sequence[TileStage],
+    tile_assets: frozenset[str],
+    report: Callable[[str | _Done | _Failure], None],
+) -> None:
+    tile = key.keys_by_dimension[TILE]
+    for stage in stages:
+        try:
+            run = TileRun(
+                int(key.keys_by_dimension[CDL_YEAR]),
+                tile,
+                services,
+                lambda text, name=stage.name: report(f"{tile} {name}: {text}"),  # type: ignore[misc]
+            )
+            report(_run_stage(key, run, stage, tile_assets))
+        except (InputError, ResourceError) as error:
+            report(_Failure(tile, stage.name, str(error), ""))
+            return
+        except Exception as error:
+            report(
+                _Failure(tile, stage.name, f"{type(error).__name__}: {error}", f"\n{traceback.format_exc()}")
+            )
+            return
+
+
+def _run_stage(
+    key: dg.MultiPartitionKey, run: TileRun, stage: TileStage, tile_assets: frozenset[str]
+) -> _Done:
+    started = time.monotonic()
+    tables = {name: _read(run, name, tile_assets) for name in dict.fromkeys((*stage.reads, "tile_map"))}
+    inputs = {name: stored.data_version for name, (_, stored) in tables.items()}
+    frames = {name: tables[name][0] for name in stage.reads}
+    identity = identity_of(
+        stage.name,
+        stage.code_version,
+        run.recipe.values(stage.recipe_fields),
+        {name: content_hash(frame) for name, frame in frames.items()},
+    )
+    provenance: dict[str, Any] = {
+        "identity": identity,
+        "recipe_fingerprint": run.recipe.fingerprint(),
+        "chip_recipe": run.recipe.chip_fingerprint(),
+    }
+    name = run.layout.table(stage.name, run.tile)
+    stored = _reusable(run, stage, name, identity)
+    if stored is not None:
+        run.log(f"unchanged, nothing to do ({stored.rows} rows)")
+        if any(stored.provenance.get(field) != value for field, value in provenance.items()):
+            provenance["files"] = stored.provenance["files"]
+            stored = write_table(run.store, name, read_table(run.store, name), stage.schema, provenance)
+        metadata: dict[str, Any] = {}
+    else:
+        if tables["tile_map"][0].empty:
+            made = TileTable(
+                stage.schema.empty(), {"outcome": f"no chip box of {run.year} lies in this tile"}
+            )
+        else:
+            made = stage.function(run, **frames)
+        provenance["files"] = made.files
+        metadata = made.metadata
+        stored_new = write_table(run.store, name, made.frame, stage.schema, provenance)
+        run.log(f"{stored_new.rows} rows in {time.monotonic() - started:.1f} s")
+    final = stored if stored is not None else stored_new
+    described = table_metadata(run.store, final, stored is not None, time.monotonic() - started)
+    return _Done(stage, key, final, {**metadata, **described}, inputs)
+
+
+def _read(run: TileRun, asset: str, tile_assets: frozenset[str]) -> tuple[pd.DataFrame, StoredTable]:
+    """The rows of an upstream table that belong to this tile, and the table's record."""
+    name = run.layout.table(asset, run.tile if asset in tile_assets else None)
+    stored = stored_table(run.store, name)
+    if stored is None:
+        raise NotFoundError(
+            f"{asset} has not been materialized for {run.year}"
+            + (f" and tile {run.tile}" if asset in tile_assets else "")
+            + f"; materialize {asset} first"
+        )
+    frame = read_table(run.store, name)
+    if asset not in tile_assets and "tile" in frame.columns:
+        frame = frame[frame["tile"] == run.tile].reset_index(drop=True)
+    return frame, stored
+
+
+def _reusable(run: TileRun, stage: TileStage, name: str, identity: str) -> StoredTable | None:
+    if stage.refresh and getattr(run.services, stage.refresh).refresh:
+        return None
+    stored = stored_table(run.store, name)
+    if stored is None or stored.provenance.get("identity") != identity:
+        return None
+    if not files_are_whole(run.store, stored.provenance["files"]):
+        run.log("files are missing or changed; making them again")
+        return None
+    return stored
+
+
+def _materialization(done: _Done) -> dg.AssetMaterialization:
+    """The event of one stage and tile, with the tags by which Dagster tells what is out of date."""
+    tags = {
+        "dagster/data_version": done.stored.data_version,
+        "dagster/data_version_is_user_provided": "true",
+        "dagster/code_version": done.stage.code_version,
+        **{f"dagster/input_data_version/{name}": version for name, version in done.inputs.items()},
+        **{f"dagster/input_event_pointer/{name}": "NULL" for name in done.inputs},
+        **{f"dagster/partition/{name}": key for name, key in done.partition.keys_by_dimension.items()},
+    }
+    return dg.AssetMaterialization(
+        done.stage.name, partition=str(done.partition), metadata=done.metadata, tags=tags
+    )
+
+
+def _failure(failures: Sequence[_Failure], tiles: int) -> dg.Failure:
+    lines = [f"- **{f.tile}** at `{f.stage}`: {f.cause}" for f in failures]
+    return dg.Failure(
+        f"{len(failures)} of {tiles} tiles failed; the others are done. "
+        + "; ".join(f"{f.tile} at {f.stage}: {f.cause}" for f in failures),
+        metadata={"failed_tiles": dg.MetadataValue.md("\n".join(lines))},
+        allow_retries=False,
+    )

@@ -1,0 +1,128 @@
+"""A chip box -> an HLS tile: `tile_grid`, `tile_map`.
+
+Belongs here: the glue between the graph and the tile logic. Does not: the logic (`grid`, `mapping`).
+"""
+
+import hashlib
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+
+from crop_assets.errors import InputError
+from crop_assets.labels.plots import chip_map_png
+from crop_assets.layout import tile_grid_table
+from crop_assets.partitions import TILE
+from crop_assets.recipe import DatasetRecipe
+from crop_assets.tiles.grid import official_grid_path, read_tile_grid
+from crop_assets.tiles.mapping import map_chips
+from crop_assets.year_assets import OWNERS, YearRun, column_schema, identity_of, markdown, picture, year_asset
+from resources.store import DatasetStore
+from resources.tables import Column, TableSchema, read_table, stored_table, write_table
+from resources.tile_grid import TileGridSource
+
+TILE_GRID = TableSchema(
+    (
+        Column("tile", pa.string(), "tile name, such as 13TDE"),
+        Column("lon", pa.float64(), "centroid, degrees east"),
+        Column("lat", pa.float64(), "centroid, degrees north"),
+        Column("x", pa.float64(), "centroid in EPSG:5070, metres; inf where it has no place there"),
+        Column("y", pa.float64(), "centroid in EPSG:5070, metres"),
+        Column("minx", pa.float64(), "west edge, degrees; below -180 where the tile spans the antimeridian"),
+        Column("miny", pa.float64(), "south edge, degrees"),
+        Column("maxx", pa.float64(), "east edge, degrees; above 180 where the tile spans the antimeridian"),
+        Column("maxy", pa.float64(), "north edge, degrees"),
+    ),
+    geometry_crs="EPSG:4326",
+)
+TILE_MAP = TableSchema(
+    (
+        Column("chip_id", pa.string(), "chip id on the national chip grid"),
+        Column("chip_x", pa.float64(), "centre of the chip, degrees east"),
+        Column("chip_y", pa.float64(), "centre of the chip, degrees north"),
+        Column("tile", pa.string(), "nearest HLS tile; empty where the chip lies wholly outside of it"),
+        Column("distance_m", pa.float64(), "centre of the chip to the tile's centroid in EPSG:5070, metres"),
+        Column("contained", pa.bool_(), "whether the whole chip lies inside the tile's HLS raster"),
+        Column(
+            "margin_m",
+            pa.float64(),
+            "least distance of the chip to the raster's edge, metres; negative outside",
+        ),
+        Column("finding", pa.string(), "why the chip is not contained"),
+        *(
+            Column(f"tile_{side}", pa.float64(), f"{side} edge of the tile, degrees")
+            for side in ("west", "south", "east", "north")
+        ),
+    )
+)
+
+
+@dg.asset(
+    group_name="tiles",
+    kinds={"python", "geoparquet"},
+    owners=list(OWNERS),
+    code_version="1",
+    metadata={"dagster/column_schema": column_schema(TILE_GRID)},
+)
+def tile_grid(store: DatasetStore, tile_grid_source: TileGridSource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The Sentinel-2 tile grid: name, centroid, bounding box and outline of each tile; tiles across the
+    antimeridian are whole.
+    """
+    source = Path(tile_grid_source.path) if tile_grid_source.path else official_grid_path()
+    if not source.is_file():
+        raise InputError(f"the tile grid {source} is not there; mend CROP_ASSETS_TILE_GRID or leave it unset")
+    with source.open("rb") as file:
+        identity = identity_of("tile_grid", "1", hashlib.file_digest(file, "sha256").hexdigest())
+    name = tile_grid_table()
+    stored = stored_table(store, name)
+    reused = stored is not None and stored.provenance.get("identity") == identity
+    if stored is None or not reused:
+        stored = write_table(
+            store, name, read_tile_grid(source), TILE_GRID, {"identity": identity, "files": {}}
+        )
+    return dg.MaterializeResult(
+        metadata={"dagster/row_count": stored.rows, "reused": reused, "source": source.name},
+        data_version=dg.DataVersion(stored.data_version),
+    )
+
+
+@dg.asset(
+    **year_asset("tiles", TILE_MAP, {"parquet"}, deps=["chip_bboxes", "tile_grid"]),
+    check_specs=[
+        dg.AssetCheckSpec(
+            "chips_lie_in_their_tile",
+            asset="tile_map",
+            description="Every chip box lies wholly inside the HLS raster of its tile.",
+        )
+    ],
+)
+def tile_map(
+    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The chip payload (chip id, centroid) with the nearest HLS tile, which becomes a tile partition."""
+    run = YearRun.of(context, recipe, store, TILE_MAP)
+    boxes, grid = run.read("chip_bboxes"), read_table(store, tile_grid_table())
+    grid_record = stored_table(store, tile_grid_table())
+    table = map_chips(boxes, grid, recipe.tile_rule)
+    edges = grid[["tile", "minx", "miny", "maxx", "maxy"]]
+    edges.columns = pd.Index(["tile", "tile_west", "tile_south", "tile_east", "tile_north"])
+    table = table.merge(edges, on="tile", how="left").fillna({"tile": ""})
+    tiles = sorted(set(table["tile"]) - {""})
+    context.instance.add_dynamic_partitions(TILE, tiles)
+    findings = table[table["finding"] != ""]
+    check = dg.AssetCheckResult(
+        check_name="chips_lie_in_their_tile",
+        passed=findings.empty,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"findings": markdown(findings[["chip_id", "tile", "finding"]])},
+    )
+    inputs = [run.version("chip_bboxes"), grid_record.data_version if grid_record else ""]
+    if done := run.unchanged(inputs, fields=["tile_rule"], check_results=[check]):
+        return done
+    chips = table.groupby("tile", as_index=False).agg(
+        chips=("chip_id", "size"), contained=("contained", "sum")
+    )
+    chart = picture(chip_map_png(boxes, grid[grid["tile"].isin(tiles)]), "map of chips and tiles")
+    metadata = {"tiles": len(tiles), "map": chart, "chips_per_tile": markdown(chips)}
+    return run.finish(table, metadata, check_results=[check])

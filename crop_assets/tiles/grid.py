@@ -1,0 +1,246 @@
+"""The Sentinel-2 tile grid: where each tile lies, and the raster that HLS makes of it.
+
+Belongs here: reading a tile grid, official or not, and the bounds of a tile's HLS raster. Does not:
+which chip goes to which tile (`mapping`).
+"""
+
+import importlib.util
+import math
+import re
+import zipfile
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+import pyproj
+import shapely
+from numpy.typing import NDArray
+
+from crop_assets.errors import InputError
+
+_NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
+_TILE = re.compile(r"(0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]")
+_VECTOR_SUFFIXES = {".kml", ".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml"}
+_MOST_ARCHIVE_BYTES = 1 << 30
+_HLS_M = 109_800
+_SQUARE_M = 100_000
+
+
+class HlsBounds(NamedTuple):
+    """The rectangle of a tile's HLS rasters: 3660 x 3660 pixels of 30 m, in metres of `epsg`."""
+
+    epsg: int
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+
+def official_grid_path() -> Path:
+    """The zipped KML of the official grid (56,686 tiles) in the installed package `s2tiling`.
+
+    Raises InputError where the package, or the file in it, is missing.
+    """
+    spec = importlib.util.find_spec("s2tiling")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "data" / "s2_tiling.zip"
+        if path.is_file():
+            return path
+    raise InputError(
+        "the package s2tiling, which brings the official tile grid, is not installed or lacks "
+        "data/s2_tiling.zip; install s2tiling, or name a tile grid file"
+    )
+
+
+def read_tile_grid(path: str | Path) -> gpd.GeoDataFrame:
+    """A tile grid as a frame of tiles, sorted by name.
+
+    Columns: tile (str, such as 13TDE), lon and lat (float64, centroid of the polygon in degrees), x
+    and y (float64, that centroid in EPSG:5070; inf where the projection has no such place), minx,
+    miny, maxx, maxy (float64, bounds of the polygon in degrees) and geometry (Polygon, EPSG:4326).
+
+    A tile across the antimeridian, which the official grid holds in two pieces, is one polygon of
+    unbroken longitudes: its `lon` is from -180 to below 180 as everywhere, and either `minx` falls
+    below -180 or `maxx` rises above 180, so that minx < maxx and maxx - minx is the tile's width.
+
+    Reads a KML, a KMZ or zip of one vector file, GeoParquet, or what else GDAL reads, with the
+    tile's name in a column called Name, tile, tile_id or the like. Raises InputError for a file
+    that cannot be read, an archive that is unsafe or larger than 1 GiB unpacked, a missing CRS, and
+    names or polygons that are no tiles.
+    """
+    features = _read_features(Path(path))
+    names = features["tile"].astype(str).to_numpy(dtype=object)
+    _refuse(path, "names that are no tile's", [name for name in names if not _TILE.fullmatch(name)])
+    unique, times = np.unique(names.astype(str), return_counts=True)
+    _refuse(path, "tiles that occur twice", unique[times > 1].tolist())
+    polygons = _polygons(path, names, features.geometry.to_crs(4326).to_numpy())
+    centroids = shapely.get_coordinates(shapely.centroid(polygons))
+    lon, lat = centroids[:, 0], centroids[:, 1]
+    x, y = pyproj.Transformer.from_crs(4326, 5070, always_xy=True).transform(lon, lat)
+    bounds = shapely.bounds(polygons)
+    frame = gpd.GeoDataFrame(
+        {
+            "tile": pd.Series(names, dtype="str"),
+            "lon": lon,
+            "lat": lat,
+            "x": x,
+            "y": y,
+            "minx": bounds[:, 0],
+            "miny": bounds[:, 1],
+            "maxx": bounds[:, 2],
+            "maxy": bounds[:, 3],
+        },
+        geometry=polygons,
+        crs=4326,
+    )
+    return frame.sort_values("tile", ignore_index=True)
+
+
+def hls_tile_bounds(tile: str, polygon: shapely.Polygon) -> HlsBounds:
+    """The bounds of the HLS rasters of a tile, given its polygon in the grid (EPSG:4326).
+
+    HLS lays the tile of the 100 km square with south-west corner (E0, N0) from
+    floor(E0 / 60) * 60 eastward and from ceil((N0 + 100000) / 60) * 60 southward, 109,800 m each
+    way: measured right for every tile over CONUS. The tile's name gives the UTM zone, and the
+    polygon's north-west corner the square, to which it lies within 40 m in the official grid.
+    Southern tiles are in the zone's northern CRS (EPSG:326xx), with negative northings.
+
+    Raises InputError for a polygon whose corner is not near that of a 100 km square.
+    """
+    epsg = 32600 + int(tile[:2])
+    points = shapely.get_coordinates(polygon)
+    east, north = _to_utm(epsg).transform(points[:, 0], points[:, 1])
+    west_edge, north_edge = float(np.min(east)), float(np.max(north))
+    square_left = _SQUARE_M * round(west_edge / _SQUARE_M)
+    square_top = _SQUARE_M * round(north_edge / _SQUARE_M)
+    # a tile cut at the antimeridian has vertices in mid edge, which bow by up to 1,890 m (01CDH)
+    if max(abs(west_edge - square_left), abs(north_edge - square_top)) > 5000:
+        raise InputError(
+            f"tile {tile}: its polygon's north-west corner is ({west_edge:.0f}, {north_edge:.0f}) "
+            f"in EPSG:{epsg}, not near a corner of the 100 km grid; use the official Sentinel-2 tile grid"
+        )
+    left = float(60 * (square_left // 60))
+    top = float(-60 * (-square_top // 60))
+    return HlsBounds(epsg, left, top - _HLS_M, left + _HLS_M, top)
+
+
+@lru_cache
+def _to_utm(epsg: int) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(4326, epsg, always_xy=True)
+
+
+def _read_features(path: Path) -> gpd.GeoDataFrame:
+    """The features of a grid file, with their names in a column `tile`."""
+    if not path.is_file():
+        raise InputError(f"tile grid {path}: no such file")
+    try:
+        if path.suffix.lower() == ".parquet":
+            features = gpd.read_parquet(path)
+        else:
+            source = _archive_member(path) if path.suffix.lower() in (".zip", ".kmz") else str(path)
+            layers = [str(layer) for layer in pyogrio.list_layers(source)[:, 0]]
+            # the official KML has a second layer, Info, with no tiles
+            layer = "Features" if "Features" in layers else layers[0]
+            if layer != "Features" and len(layers) > 1:
+                raise InputError(
+                    f"tile grid {path} has several layers ({', '.join(layers[:5])}); keep the tiles' alone"
+                )
+            column = _name_column(path, pyogrio.read_info(source, layer=layer)["fields"])
+            features = pyogrio.read_dataframe(source, layer=layer, columns=[column])
+    except InputError:
+        raise
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError, OSError) as error:
+        raise InputError(f"tile grid {path} cannot be read: {error}") from None
+    if not isinstance(features, gpd.GeoDataFrame) or features.empty:
+        raise InputError(f"tile grid {path} holds no polygons")
+    if features.crs is None:
+        raise InputError(f"tile grid {path} has no CRS; save it as GeoJSON or GeoPackage in EPSG:4326")
+    column = _name_column(path, features.columns)
+    return features[[column, features.geometry.name]].rename(columns={column: "tile"})
+
+
+def _name_column(path: Path, columns: "NDArray[np.object_] | list[str]") -> str:
+    by_lower = {str(column).lower(): str(column) for column in columns}
+    for name in _NAME_COLUMNS:
+        if name in by_lower:
+            return by_lower[name]
+    raise InputError(
+        f"tile grid {path} has no column of tile names; it has {', '.join(map(str, columns)) or 'none'}, "
+        f"and one must be called {', '.join(_NAME_COLUMNS)}"
+    )
+
+
+def _archive_member(path: Path) -> str:
+    """GDAL's path of the one vector file in a zip."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise InputError(f"tile grid {path} is not a zip archive: {error}") from None
+    for member in members:
+        name = PurePosixPath(member.filename)
+        if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
+            raise InputError(f"tile grid {path} holds a member with the unsafe name {member.filename!r}")
+    size = sum(member.file_size for member in members)
+    if size > _MOST_ARCHIVE_BYTES:
+        raise InputError(f"tile grid {path} unpacks to {size / 2**30:.1f} GiB; the most is 1 GiB")
+    vectors = [m.filename for m in members if PurePosixPath(m.filename).suffix.lower() in _VECTOR_SUFFIXES]
+    if len(vectors) != 1:
+        raise InputError(
+            f"tile grid {path} must hold one vector file, found {len(vectors)}: "
+            f"{', '.join(vectors[:5]) or 'none'}"
+        )
+    return f"/vsizip/{{{path.absolute()}}}/{vectors[0]}"
+
+
+def _polygons(
+    path: str | Path, names: NDArray[np.object_], geometries: NDArray[np.object_]
+) -> NDArray[np.object_]:
+    """One polygon a tile, its centroid from -180 to below 180."""
+    parts, tiles = shapely.get_parts(shapely.force_2d(geometries), return_index=True)
+    parts, nested = shapely.get_parts(parts, return_index=True)
+    tiles = tiles[nested]
+    is_polygon = (shapely.get_type_id(parts) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(parts)
+    parts, tiles = parts[is_polygon], tiles[is_polygon]
+    pieces = np.bincount(tiles, minlength=len(names))
+    _refuse(path, "tiles without a polygon", names[pieces == 0].tolist())
+
+    polygons = np.empty(len(names), dtype=object)
+    polygons[tiles] = parts
+    bounds = shapely.bounds(parts)
+    left = np.full(len(names), np.inf)
+    right = np.full(len(names), -np.inf)
+    np.minimum.at(left, tiles, bounds[:, 0])
+    np.maximum.at(right, tiles, bounds[:, 2])
+    across = right - left > 180
+    for i in np.flatnonzero(across | (pieces > 1)):
+        mine = parts[tiles == i]
+        polygons[i] = shapely.union_all([_unwrapped(part) for part in mine] if across[i] else mine)
+    _refuse(
+        path,
+        "tiles in several pieces that do not touch",
+        names[shapely.get_type_id(polygons) != shapely.GeometryType.POLYGON].tolist(),
+    )
+    lon = shapely.get_x(shapely.centroid(polygons))
+    for i in np.flatnonzero((lon < -180) | (lon >= 180)):
+        polygons[i] = _shifted(polygons[i], -360 * math.floor((lon[i] + 180) / 360))
+    return polygons
+
+
+def _unwrapped(polygon: shapely.Polygon) -> shapely.Polygon:
+    """The polygon with its western longitudes counted on beyond 180."""
+    return shapely.transform(polygon, lambda points: points + np.where(points[:, :1] < 0, [360.0, 0.0], 0.0))
+
+
+def _shifted(polygon: shapely.Polygon, degrees: float) -> shapely.Polygon:
+    return shapely.transform(polygon, lambda points: points + np.array([degrees, 0.0]))
+
+
+def _refuse(path: str | Path, problem: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise InputError(f"tile grid {path}: {problem}: {', '.join(names[:5])}{more}")

@@ -1,0 +1,119 @@
+"""The HLS tile of each chip box.
+
+Belongs here: the nearest tile, and whether the box lies inside that tile's raster. Does not: reading
+the tile grid (`grid`).
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from crop_assets.errors import InputError
+from crop_assets.grid import CHIP_SIZE, RESOLUTION
+from crop_assets.tiles.grid import hls_tile_bounds
+
+
+def map_chips(
+    boxes: gpd.GeoDataFrame, grid: gpd.GeoDataFrame, rule: Literal["projected", "degrees"]
+) -> pd.DataFrame:
+    """The tile whose centroid is nearest to each box's centre, one row a box in the boxes' order.
+
+    `rule` measures in EPSG:5070 ('projected', the specification) or in degrees of longitude and
+    latitude taken as plane coordinates ('degrees', the published dataset). Tiles that are equally
+    near go by name.
+
+    Columns: chip_id (str); chip_x and chip_y (float64, longitude and latitude of the centre);
+    tile (str, missing where the box lies in no way inside the nearest tile, so that no chip is made
+    from a far one); distance_m (float64, centre to tile centroid in EPSG:5070); contained (bool, the
+    box is wholly inside the tile's HLS raster); margin_m (float64, least distance from the box's
+    corners to the raster's edge in the tile's UTM zone, or minus the farthest reach beyond it; an edge
+    of the box bows by at most 0.4 m between its corners); finding (str, why a box is not contained,
+    else empty).
+
+    Raises InputError for an empty grid.
+    """
+    grid = grid.sort_values("tile", ignore_index=True)
+    keys = ["x", "y"] if rule == "projected" else ["lon", "lat"]
+    usable = np.flatnonzero(np.isfinite(grid[keys].to_numpy()).all(axis=1))
+    if usable.size == 0:
+        raise InputError(f"the tile grid of {len(grid)} tiles has none with a centroid to measure from")
+    nearest = usable[_nearest(boxes[keys].to_numpy(), grid[keys].to_numpy()[usable])]
+
+    centres = boxes[["x", "y"]].to_numpy()
+    with np.errstate(invalid="ignore"):
+        distance = np.hypot(*(centres - grid[["x", "y"]].to_numpy()[nearest]).T)
+    margin, overlaps = _margins(centres, grid, nearest)
+    names = grid["tile"].to_numpy(dtype=object)[nearest]
+    contained = margin >= 0
+    return pd.DataFrame(
+        {
+            "chip_id": pd.Series(boxes["chip_id"].to_numpy(dtype=object), dtype="str"),
+            "chip_x": boxes["lon"].to_numpy(),
+            "chip_y": boxes["lat"].to_numpy(),
+            "tile": pd.Series(np.where(overlaps, names, None), dtype="str"),
+            "distance_m": distance,
+            "contained": contained,
+            "margin_m": margin,
+            "finding": pd.Series(_findings(names, contained, overlaps, margin, distance), dtype="str"),
+        }
+    )
+
+
+def _nearest(points: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Index of the nearest centroid to each point, the least index of equally near ones."""
+    # the most squares of a grid that meet in a point
+    among = min(4, len(centroids))
+    distance, index = cKDTree(centroids).query(points, k=np.arange(1, among + 1))
+    nearest: NDArray[np.intp] = np.where(distance == distance[:, :1], index, len(centroids)).min(axis=1)
+    return nearest
+
+
+def _margins(
+    centres: NDArray[np.float64], grid: gpd.GeoDataFrame, nearest: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """How far each box stays inside its tile's HLS raster, metres, and whether it meets it at all."""
+    tiles, tile_of_box = np.unique(nearest, return_inverse=True)
+    rasters = [hls_tile_bounds(grid["tile"][i], grid.geometry[i]) for i in tiles]
+    zone = np.array([raster.epsg for raster in rasters], dtype=np.int64)[tile_of_box]
+    edges = np.array([raster[1:] for raster in rasters], dtype=np.float64).reshape(-1, 4)[tile_of_box]
+    half = CHIP_SIZE * RESOLUTION / 2
+    x = centres[:, :1] + [-half, half, half, -half]
+    y = centres[:, 1:] + [half, half, -half, -half]
+    for epsg in np.unique(zone):
+        here = zone == epsg
+        x[here], y[here] = _to_utm(int(epsg)).transform(x[here], y[here])
+    left, bottom, right, top = edges[:, :, None].swapaxes(0, 1)
+    inside = np.stack([x - left, y - bottom, right - x, top - y])
+    overlaps = (inside.max(axis=2) > 0).all(axis=0)
+    margin: NDArray[np.float64] = inside.min(axis=(0, 2))
+    return margin, overlaps
+
+
+@lru_cache
+def _to_utm(epsg: int) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(5070, epsg, always_xy=True)
+
+
+def _findings(
+    names: NDArray[np.object_],
+    contained: NDArray[np.bool_],
+    overlaps: NDArray[np.bool_],
+    margin: NDArray[np.float64],
+    distance: NDArray[np.float64],
+) -> NDArray[np.object_]:
+    findings = np.full(len(names), "", dtype=object)
+    for i in np.flatnonzero(~contained):
+        if overlaps[i]:
+            findings[i] = f"reaches {-margin[i]:.0f} m beyond its tile {names[i]}"
+        else:
+            findings[i] = (
+                f"lies wholly outside the nearest tile {names[i]}, whose centre is "
+                f"{distance[i] / 1000:.0f} km away; the tile grid lacks the tile of this place"
+            )
+    return findings

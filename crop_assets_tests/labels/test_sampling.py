@@ -1,0 +1,324 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
+
+from crop_assets.errors import InputError
+from crop_assets.grid import chip_position
+from crop_assets.labels.cdl import GRID_COLS, GRID_ROWS, ChipHistograms
+from crop_assets.labels.sampling import (
+    CLASS_COLUMNS,
+    chip_boxes,
+    choose_boxes,
+    evenness,
+    filter_aoi,
+    read_aoi,
+    read_chip_geojson,
+    write_chip_geojson,
+)
+
+PIXELS = 224 * 224
+
+
+def boxes_of(cells: list[tuple[int, int]], counts: Any = None, min_classes: int = 1) -> gpd.GeoDataFrame:
+    rows, cols = np.array(cells, dtype=np.int32).reshape(-1, 2).T
+    if counts is None:
+        counts = np.zeros((len(cells), 14), np.int32)
+        counts[:, 3] = PIXELS
+    return chip_boxes(
+        ChipHistograms(rows, cols, np.asarray(counts, np.int32), np.zeros(256, np.int64)), min_classes
+    )
+
+
+@pytest.fixture
+def block() -> gpd.GeoDataFrame:
+    """A block of 3 x 4 boxes in Kansas."""
+    return boxes_of([(row, col) for row in range(230, 233) for col in range(307, 311)])
+
+
+def published_features(real: Path, name: str) -> list[dict[str, Any]]:
+    features: list[dict[str, Any]] = json.loads((real / "tables" / name).read_text())["features"]
+    return features
+
+
+def boxes_of_features(features: list[dict[str, Any]]) -> gpd.GeoDataFrame:
+    return boxes_of([chip_position(feature["properties"]["id"]) for feature in features])
+
+
+def test_boxes_have_the_promised_columns(block: gpd.GeoDataFrame) -> None:
+    assert list(block.columns) == [
+        *("chip_id", "row", "col", "x", "y", "lon", "lat"),
+        *CLASS_COLUMNS,
+        *("classes", "weight", "geometry"),
+    ]
+    assert block.crs.to_epsg() == 5070
+    integers = ["row", "col", *CLASS_COLUMNS, "classes"]
+    assert all(block[name].dtype == np.int32 for name in integers)
+    assert all(block[name].dtype == np.float64 for name in ("x", "y", "lon", "lat", "weight"))
+
+
+def test_corners_and_centres_of_the_published_boxes_follow_from_their_ids(real: Path) -> None:
+    features = published_features(real, "chip_bbox_5070.geojson")
+    boxes = boxes_of_features(features)
+    assert len(boxes) == 2000
+    published = [shapely.geometry.shape(feature["geometry"]).bounds for feature in features]
+    np.testing.assert_array_equal(boxes.geometry.bounds.to_numpy(), published)
+    centres = [feature["properties"]["center"] for feature in features]
+    np.testing.assert_array_equal(boxes[["x", "y"]].to_numpy(), centres)
+
+
+def test_degrees_of_the_published_boxes_are_the_projected_centre(real: Path) -> None:
+    published = pd.read_csv(real / "tables" / "chip_df.csv")
+    boxes = boxes_of([chip_position(name) for name in published["chip_id"]])
+    np.testing.assert_allclose(boxes[["lon", "lat"]], published[["chip_x", "chip_y"]], rtol=0, atol=1e-12)
+
+    features = published_features(real, "chip_bbox.geojson")
+    centres = [feature["properties"]["center"] for feature in features]
+    np.testing.assert_allclose(
+        boxes_of_features(features)[["lon", "lat"]].to_numpy(), centres, rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "crs"), [("chip_bbox_5070.geojson", "EPSG:5070"), ("chip_bbox.geojson", "EPSG:4326")]
+)
+def test_published_geojson_is_read_and_written_back(
+    real: Path, tmp_path: Path, name: str, crs: Any
+) -> None:
+    features = published_features(real, name)
+    boxes = read_chip_geojson(real / "tables" / name, boxes_of_features(features[::-1]))
+    assert boxes["chip_id"].tolist() == [feature["properties"]["id"] for feature in features]
+    write_chip_geojson(boxes, tmp_path / "a.geojson", crs)
+    write_chip_geojson(boxes, tmp_path / "b.geojson", crs)
+    assert (tmp_path / "a.geojson").read_bytes() == (tmp_path / "b.geojson").read_bytes()
+
+    published = json.loads((real / "tables" / name).read_text())
+    written = json.loads((tmp_path / "a.geojson").read_text())
+    assert {key: written[key] for key in ("type", "name", "crs")} == {
+        key: published[key] for key in ("type", "name", "crs")
+    }
+    for ours, theirs in zip(written["features"], published["features"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["properties"].keys() == theirs["properties"].keys()
+        assert ours["properties"]["id"] == theirs["properties"]["id"]
+        assert ours["properties"]["center"] == pytest.approx(theirs["properties"]["center"], rel=0, abs=1e-12)
+        assert ours["geometry"]["type"] == theirs["geometry"]["type"]
+        np.testing.assert_allclose(
+            ours["geometry"]["coordinates"], theirs["geometry"]["coordinates"], rtol=0, atol=1e-12
+        )
+
+
+@given(nps.arrays(np.int32, (3, 13), elements=st.integers(0, 4000)), st.integers(1, 13))
+def test_evenness_is_the_published_formula(counts: np.ndarray, min_classes: int) -> None:
+    for row, weight in zip(counts.tolist(), evenness(counts, min_classes), strict=True):
+        if sum(value > 0 for value in row) < min_classes:
+            assert weight == 0
+        else:
+            assert weight == pytest.approx(1 - (max(row) - min(row)) / sum(row))
+
+
+def test_evenness_of_single_perfect_and_empty_boxes() -> None:
+    counts = np.zeros((3, 13), np.int32)
+    counts[0, 2] = PIXELS
+    counts[1] = 3859
+    assert evenness(counts, 1).tolist() == [0, 1, 0]
+
+
+def test_choice_ranks_by_weight_then_id_and_skips_no_data() -> None:
+    even = [0] + [3000] * 12 + [14176]
+    dull = [0, 40176] + [0] * 11 + [10000]
+    holed = [1] + [3859] * 12 + [3867]
+    boxes = boxes_of([(9, 9), (5, 5), (4, 4), (3, 3), (2, 2)], [dull, even, even, holed, dull], min_classes=2)
+    assert choose_boxes(boxes, "evenness", 10)["chip_id"].tolist() == [
+        *("chip_004_004", "chip_005_005"),
+        *("chip_002_002", "chip_009_009"),
+    ]
+    assert choose_boxes(boxes, "evenness", 1)["chip_id"].tolist() == ["chip_004_004"]
+    assert choose_boxes(boxes, "all", 3)["chip_id"].tolist() == [
+        *("chip_002_002", "chip_004_004", "chip_005_005"),
+    ]
+    shuffled = boxes.sample(frac=1, random_state=1)
+    pd.testing.assert_frame_equal(choose_boxes(boxes, "evenness", 10), choose_boxes(shuffled, "evenness", 10))
+
+
+def test_boxes_with_too_few_classes_are_not_chosen(block: gpd.GeoDataFrame) -> None:
+    assert choose_boxes(boxes_of([(1, 1)], min_classes=8), "evenness", 5).empty
+    assert len(choose_boxes(block, "all", 100)) == 12
+
+
+def test_no_boxes_at_all() -> None:
+    none = boxes_of([], np.zeros((0, 14)))
+    assert none.empty
+    assert none.crs.to_epsg() == 5070
+    assert choose_boxes(none, "evenness", 5).empty
+
+
+def point_aoi(boxes: gpd.GeoDataFrame, row: int) -> gpd.GeoDataFrame:
+    return gpd.GeoDataFrame(geometry=[boxes.geometry[row].centroid.buffer(100)], crs=5070)
+
+
+@pytest.mark.parametrize("crs", [5070, 4326, 3857, 32614, 4269])
+def test_aoi_may_be_in_any_crs(block: gpd.GeoDataFrame, crs: int) -> None:
+    inside = filter_aoi(block, point_aoi(block, 6).to_crs(crs))
+    assert inside["chip_id"].tolist() == [block["chip_id"][6]]
+    assert list(inside.columns) == list(block.columns)
+
+
+def test_aoi_of_several_polygons_takes_each_box_once_in_order(block: gpd.GeoDataFrame) -> None:
+    aoi = pd.concat([point_aoi(block, 11), point_aoi(block, 2), point_aoi(block, 11)])
+    assert filter_aoi(block, aoi)["chip_id"].tolist() == block["chip_id"][[2, 11]].tolist()
+
+
+def test_self_intersecting_aoi_is_repaired(block: gpd.GeoDataFrame) -> None:
+    left, bottom, right, top = block.geometry[5].buffer(-100).bounds
+    bow_tie = shapely.Polygon([(left, bottom), (right, top), (right, bottom), (left, top)])
+    assert not bow_tie.is_valid
+    chosen = filter_aoi(block, gpd.GeoDataFrame(geometry=[bow_tie], crs=5070))
+    assert chosen["chip_id"].tolist() == [block["chip_id"][5]]
+
+
+def test_edge_of_an_aoi_in_degrees_is_straight_in_degrees(block: gpd.GeoDataFrame) -> None:
+    # at 38 N a parallel bows 25 km from the chord of its ends 20 degrees apart
+    south, north = block["lat"].min() - 0.01, block["lat"].max() + 0.01
+    aoi = gpd.GeoDataFrame(geometry=[shapely.box(-109, south, -89, north)], crs=4326)
+    assert len(filter_aoi(block, aoi)) == len(block)
+
+
+def test_aoi_elsewhere_is_refused_with_both_bounds(block: gpd.GeoDataFrame) -> None:
+    aoi = gpd.GeoDataFrame(geometry=[shapely.box(5, 45, 6, 46)], crs=4326)
+    with pytest.raises(InputError, match=r"touches no chip box: in EPSG:5070 the AOI lies within \(.*the 12 boxes"):
+        filter_aoi(block, aoi)
+
+
+def test_aoi_without_crs_or_geometry_is_refused(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no CRS"):
+        filter_aoi(block, gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)]))
+    with pytest.raises(InputError, match="has no geometry"):
+        filter_aoi(block, gpd.GeoDataFrame(geometry=[shapely.Polygon(), None], crs=5070))
+
+
+def test_aoi_files(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    square = {"type": "Polygon", "coordinates": [[[-99, 38], [-98, 38], [-98, 39], [-99, 38]]]}
+    (tmp_path / "aoi.geojson").write_text(json.dumps(square))
+    assert read_aoi(tmp_path / "aoi.geojson").crs.to_epsg() == 4326
+    point_aoi(block, 3).to_file(tmp_path / "aoi.gpkg")
+    assert len(filter_aoi(block, read_aoi(tmp_path / "aoi.gpkg"))) == 1
+
+    with pytest.raises(InputError, match=r"nowhere\.geojson cannot be read"):
+        read_aoi(tmp_path / "nowhere.geojson")
+    (tmp_path / "broken.geojson").write_text('{"type": "Featu')
+    with pytest.raises(InputError, match=r"broken\.geojson cannot be read"):
+        read_aoi(tmp_path / "broken.geojson")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="has no geometry"):
+        read_aoi(tmp_path / "table.csv")
+
+
+def document(boxes: gpd.GeoDataFrame, tmp_path: Path, crs: Any = "EPSG:5070") -> dict[str, Any]:
+    path = tmp_path / "chips.geojson"
+    write_chip_geojson(boxes, path, crs)
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def test_geojson_without_crs_is_in_degrees(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    content = document(block, tmp_path, "EPSG:4326")
+    del content["crs"]
+    path = tmp_path / "chips.geojson"
+    path.write_text(json.dumps(content))
+    pd.testing.assert_frame_equal(read_chip_geojson(path, block), block)
+
+
+@given(st.lists(st.tuples(st.integers(0, GRID_ROWS - 1), st.integers(0, GRID_COLS - 1)), min_size=1, unique=True))
+def test_any_boxes_survive_a_round_trip(tmp_path_factory: Any, cells: list[tuple[int, int]]) -> None:
+    path = tmp_path_factory.mktemp("chips") / "chips.geojson"
+    boxes = boxes_of(cells)
+    for crs in ("EPSG:4326", "EPSG:5070"):
+        write_chip_geojson(boxes, path, crs)  # type: ignore[arg-type]
+        pd.testing.assert_frame_equal(read_chip_geojson(path, boxes), boxes)
+
+
+def _double(features: list[dict[str, Any]]) -> None:
+    features.append(features[0])
+
+
+def _nameless(features: list[dict[str, Any]]) -> None:
+    del features[2]["properties"]["id"]
+
+
+def _no_properties(features: list[dict[str, Any]]) -> None:
+    features[2]["properties"] = None
+
+
+def _off_grid(features: list[dict[str, Any]]) -> None:
+    features[0]["properties"]["id"] = "chip_430_000"
+    features[1]["properties"]["id"] = "chip_0230_307"
+
+
+def _moved(features: list[dict[str, Any]]) -> None:
+    for feature in features:
+        for point in feature["geometry"]["coordinates"][0][0]:
+            point[0] += 1.5
+
+
+def _no_geometry(features: list[dict[str, Any]]) -> None:
+    features[3]["geometry"] = None
+    features[4]["geometry"] = {"type": "Polygon", "coordinates": "x"}
+
+
+def _elsewhere(features: list[dict[str, Any]]) -> None:
+    for i, feature in enumerate(features):
+        feature["properties"]["id"] = f"chip_001_{i:03d}"
+        left, top = 6720 * i - 2356095, 3172605 - 6720
+        feature["geometry"] = shapely.geometry.mapping(shapely.box(left, top - 6720, left + 6720, top))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_double, "an id that occurs twice: chip_230_307$"),
+        (_nameless, "no property 'id': feature 2$"),
+        (_no_properties, "no property 'id': feature 2$"),
+        (_off_grid, "row below 430 and column below 686: chip_430_000, chip_0230_307$"),
+        (_moved, r"more than 1 m from the square .*: chip_230_307(, chip_\d+_\d+){4} and 7 more$"),
+        (_no_geometry, "no readable geometry: chip_230_310, chip_231_307$"),
+        (_elsewhere, "not wholly inside the CDL raster: chip_001_000"),
+    ],
+)
+def test_bad_chip_geojson_is_refused(
+    block: gpd.GeoDataFrame, tmp_path: Path, spoil: Any, message: str
+) -> None:
+    content = document(block, tmp_path)
+    spoil(content["features"])
+    path = tmp_path / "chips.geojson"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        read_chip_geojson(path, block)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a FeatureCollection"),
+        ('{"features": [1]}', "is not a FeatureCollection"),
+        ('{"features": []}', "has no features"),
+        ('{"features": [{}], "crs": {"properties": {"name": "EPSG:3857"}}}', "is in EPSG:3857"),
+    ],
+)
+def test_what_is_no_chip_geojson_is_refused(
+    block: gpd.GeoDataFrame, tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "chips.geojson").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_chip_geojson(tmp_path / "chips.geojson", block)
+    with pytest.raises(InputError, match="No such file"):
+        read_chip_geojson(tmp_path / "nowhere.geojson", block)

@@ -1,0 +1,66 @@
+"""LP DAAC downloads with an Earthdata login.
+
+Belongs here: authorised HTTPS downloads. Does not: which files are wanted (`crop_assets.bands`).
+"""
+
+import threading
+from pathlib import Path
+
+import dagster as dg
+import requests
+from pydantic import Field, PrivateAttr
+
+from resources.errors import ResourceError
+from resources.http import get_file, new_session, require_host
+
+
+class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """HTTPS downloads from LP DAAC, with a bearer token or, without one, the login in ~/.netrc.
+
+    The token goes to LP DAAC alone: requests drops it on the redirect to presigned storage.
+    """
+
+    token: str = Field(default="", description="Earthdata Login bearer token; set it as EARTHDATA_TOKEN.")
+    hosts: list[str] = Field(
+        default=["data.lpdaac.earthdatacloud.nasa.gov"], description="Hosts that files are fetched from."
+    )
+    timeout_seconds: float = Field(default=60, description="Most seconds to wait for the next bytes.")
+    attempts: int = Field(default=5, description="Tries of a request that fails with 408, 429 or 5xx.")
+    _local: threading.local = PrivateAttr(default_factory=threading.local)
+
+    def fetch(self, url: str, destination: Path, max_bytes: int) -> int:
+        """Download `url` to a local path; returns its bytes.
+
+        Raises IntegrityError for another host, too many or too few bytes; ResourceError that says
+        how to log in on 401 and 403; NotFoundError; UnavailableError.
+        """
+        require_host(url, self.hosts)
+        if not hasattr(self._local, "session"):
+            self._local.session = new_session(self.attempts)
+        try:
+            return get_file(
+                self._local.session,
+                url,
+                self.timeout_seconds,
+                max_bytes,
+                destination,
+                _Bearer(self.token) if self.token else None,
+            )
+        except ResourceError as error:
+            if "not allowed" in str(error):
+                raise ResourceError(
+                    f"{error}; set EARTHDATA_TOKEN to a token from urs.earthdata.nasa.gov, "
+                    "or put that host's login into ~/.netrc"
+                ) from None
+            raise
+
+
+class _Bearer(requests.auth.AuthBase):
+    """An auth object, because a login in ~/.netrc would replace a plain Authorization header."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request

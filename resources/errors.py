@@ -1,0 +1,25 @@
+"""What can go wrong with the outside world, told apart by what a caller should do about it.
+
+Belongs here: errors of protocols and servers. Does not: errors of a dataset's own inputs
+(`crop_assets.errors`).
+"""
+
+
+class ResourceError(Exception):
+    """The outside world did not give what was asked of it. The message says what, where, and what to do."""
+
+
+class UnavailableError(ResourceError):
+    """A server could not be reached, or kept failing after all retries. Trying again later may help."""
+
+
+class NotFoundError(ResourceError):
+    """The server answered, and has no such thing. Trying again does not help."""
+
+
+class IntegrityError(ResourceError):
+    """Bytes are not what they were promised to be: wrong hash, cut short, too large, malformed."""
+
+
+class UnsafeNameError(ResourceError):
+    """A name from outside (an id, a file name, an href) that must not become a path."""

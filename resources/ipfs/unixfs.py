@@ -1,0 +1,257 @@
+"""Files as trees of blocks: the dag-pb and UnixFS formats, and the tree that Kubo makes of a file.
+
+Belongs here: encoding and decoding of a file's blocks, and the blocks of a local file. Does not:
+directories (a CID of one is refused), and how blocks travel (`resources.ipfs.car`).
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from resources.errors import IntegrityError
+from resources.ipfs import varint
+from resources.ipfs.cid import Cid
+
+KUBO_CHUNK = 262144
+"""Bytes of file in a leaf, by Kubo's default chunker size-262144."""
+KUBO_WIDTH = 174
+"""Links of an inner node, by Kubo's default balanced layout."""
+_MAX_CHUNK = 2 << 20
+"""The largest block that bitswap carries."""
+
+_VARINT, _BYTES = 0, 2
+_RAW, _FILE = 0, 2
+_KINDS = {1: "a directory", 3: "metadata", 4: "a symbolic link", 5: "a sharded directory"}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A child of an inner node: `size` bytes of file, `total` bytes of blocks (Tsize)."""
+
+    cid: Cid
+    size: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileNode:
+    """A node of a file's tree: its own bytes of the file, then those of its links, `size` in all."""
+
+    data: bytes
+    links: tuple[Link, ...]
+    size: int
+
+
+def _fields(message: bytes, what: str) -> Iterator[tuple[int, int, int | bytes]]:
+    """Field number, wire type and value of each field, for messages of varints and byte strings."""
+    at = 0
+    while at < len(message):
+        tag, at = varint.decode(message, at)
+        number, wire = tag >> 3, tag & 7
+        value, at = varint.decode(message, at)
+        if wire == _BYTES:
+            if value > len(message) - at:
+                raise IntegrityError(f"{what}: field {number} is longer than its message")
+            yield number, wire, message[at : at + value]
+            at += value
+        elif wire == _VARINT:
+            yield number, wire, value
+        else:
+            raise IntegrityError(f"{what}: field {number} has the wire type {wire}")
+
+
+def _decode_link(message: bytes) -> tuple[Cid, int]:
+    cid: Cid | None = None
+    total = 0
+    for number, _, value in _fields(message, "dag-pb link"):
+        match number, value:
+            case 1, bytes() if cid is None:
+                cid = Cid.from_bytes(value)
+            case 2, b"":
+                pass
+            case 3, int():
+                total = value
+            case _:
+                raise IntegrityError(f"dag-pb link: field {number} does not belong to a part of a file")
+    if cid is None:
+        raise IntegrityError("dag-pb link: no CID")
+    return cid, total
+
+
+def decode_file_node(block: bytes) -> FileNode:
+    """The node of a file's tree in a dag-pb block.
+
+    Raises IntegrityError where the block is malformed, is no part of a file, or where its sizes do not
+    add up: one block size per link, and own bytes plus block sizes equal to the file size.
+    """
+    links: list[tuple[Cid, int]] = []
+    unixfs: bytes | None = None
+    for number, _, value in _fields(block, "dag-pb node"):
+        match number, value:
+            case 1, bytes() if unixfs is None:
+                unixfs = value
+            case 2, bytes():
+                links.append(_decode_link(value))
+            case _:
+                raise IntegrityError(f"dag-pb node: field {number} is unknown or repeated")
+    if unixfs is None:
+        raise IntegrityError("dag-pb node: no UnixFS data")
+
+    kind: int | None = None
+    data = b""
+    size = 0
+    sizes: list[int] = []
+    for number, _, value in _fields(unixfs, "UnixFS data"):
+        match number, value:
+            case 1, int():
+                kind = value
+            case 2, bytes():
+                data = value
+            case 3, int():
+                size = value
+            case 4, int():
+                sizes.append(value)
+            case ((5 | 6 | 7), int()):
+                pass  # hash type, fan-out and mode say nothing about a file's bytes
+            case 8, bytes():
+                pass  # modification time
+            case _:
+                raise IntegrityError(f"UnixFS data: field {number} is unknown")
+    if kind not in (_RAW, _FILE):
+        raise IntegrityError(f"the CID names {_KINDS.get(kind or 0, f'UnixFS type {kind}')}, not a file")
+    if len(links) != len(sizes):
+        raise IntegrityError(f"UnixFS data: {len(sizes)} block sizes for {len(links)} links")
+    if len(data) + sum(sizes) != size:
+        raise IntegrityError(
+            f"UnixFS data: file size {size}, but its parts have {len(data) + sum(sizes)} bytes"
+        )
+    joined = (Link(cid, part, total) for (cid, total), part in zip(links, sizes, strict=True))
+    return FileNode(data, tuple(joined), size)
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return varint.encode(number << 3 | _VARINT) + varint.encode(value)
+    return varint.encode(number << 3 | _BYTES) + varint.encode(len(value)) + value
+
+
+def encode_file_node(data: bytes, links: Sequence[Link]) -> bytes:
+    """The dag-pb block of a node, byte for byte as Kubo writes it: links first, each with an empty name."""
+    out = [_field(2, _field(1, bytes(k.cid)) + _field(2, b"") + _field(3, k.total)) for k in links]
+    unixfs = [_field(1, _FILE)]
+    if data:
+        unixfs.append(_field(2, data))
+    unixfs.append(_field(3, len(data) + sum(k.size for k in links)))
+    unixfs.extend(_field(4, k.size) for k in links)
+    return b"".join(out) + _field(1, b"".join(unixfs))
+
+
+class FileDag:
+    """The blocks of a local file in a balanced tree, by default that of `ipfs add --cid-version=1`.
+
+    The file is read once to hash it, and again wherever its blocks are asked for; CIDs and inner nodes
+    are held, the file's bytes are not. A file that changes in between no longer fits its CIDs.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        chunk_size: int = KUBO_CHUNK,
+        version: Literal[0, 1] = 1,
+        width: int = KUBO_WIDTH,
+    ) -> None:
+        """Hash the file at `path`.
+
+        `chunk_size`: bytes of file in a leaf, 1 to 2 MiB. `version`: 1 has raw leaves, 0 dag-pb ones.
+        `width`: links of an inner node, at least 2. Raises ValueError outside these bounds, OSError
+        where the file cannot be read.
+        """
+        if not 1 <= chunk_size <= _MAX_CHUNK:
+            raise ValueError(f"chunk_size is {chunk_size}, and must lie from 1 to {_MAX_CHUNK} bytes")
+        if width < 2:
+            raise ValueError(f"width is {width}, and must be at least 2")
+        self._path = path
+        self._chunk_size = chunk_size
+        self._version = version
+        self._width = width
+        with path.open("rb") as file:
+            leaves = [self._leaf_link(file.read(chunk_size))]
+            while chunk := file.read(chunk_size):
+                leaves.append(self._leaf_link(chunk))
+        self._levels: list[list[Link]] = [leaves]
+        self._inner: dict[Cid, bytes] = {}
+        while len(self._levels[-1]) > 1:
+            below = self._levels[-1]
+            groups = [below[i : i + width] for i in range(0, len(below), width)]
+            self._levels.append([self._inner_link(group) for group in groups])
+        (self._top,) = self._levels[-1]
+        self._leaf_index = {link.cid: i for i, link in enumerate(leaves)}
+
+    @property
+    def root(self) -> Cid:
+        return self._top.cid
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._top.size
+
+    def blocks(self, repeats: bool = True) -> Iterator[tuple[Cid, bytes]]:
+        """All blocks, depth first from the root; with `repeats` off, only the first of equal ones."""
+        seen: set[Cid] = set()
+        with self._path.open("rb") as file:
+            for cid, leaf in self._order(len(self._levels) - 1, 0):
+                if not repeats:
+                    if cid in seen:
+                        continue
+                    seen.add(cid)
+                yield cid, self._inner[cid] if leaf is None else self._read_leaf(file.fileno(), leaf)
+
+    def block(self, cid: Cid) -> bytes | None:
+        """The block named `cid`, or None where it is none of this file's."""
+        if cid in self._inner:
+            return self._inner[cid]
+        if cid not in self._leaf_index:
+            return None
+        with self._path.open("rb") as file:
+            return self._read_leaf(file.fileno(), self._leaf_index[cid])
+
+    def cids(self) -> Iterator[Cid]:
+        """The CID of each block once, in no particular order."""
+        yield from self._inner
+        yield from self._leaf_index
+
+    def _order(self, level: int, index: int) -> Iterator[tuple[Cid, int | None]]:
+        cid = self._levels[level][index].cid
+        if level == 0:
+            yield cid, index
+            return
+        yield cid, None
+        below = len(self._levels[level - 1])
+        for child in range(index * self._width, min((index + 1) * self._width, below)):
+            yield from self._order(level - 1, child)
+
+    def _leaf_block(self, chunk: bytes) -> bytes:
+        return chunk if self._version == 1 else encode_file_node(chunk, ())
+
+    def _leaf_link(self, chunk: bytes) -> Link:
+        block = self._leaf_block(chunk)
+        return Link(
+            Cid.of(block, "raw" if self._version == 1 else "dag-pb", self._version), len(chunk), len(block)
+        )
+
+    def _inner_link(self, children: Sequence[Link]) -> Link:
+        block = encode_file_node(b"", children)
+        cid = Cid.of(block, "dag-pb", self._version)
+        self._inner[cid] = block
+        return Link(cid, sum(k.size for k in children), len(block) + sum(k.total for k in children))
+
+    def _read_leaf(self, file: int, index: int) -> bytes:
+        return self._leaf_block(os.pread(file, self._chunk_size, index * self._chunk_size))
+
+
+def file_cid(path: Path, chunk_size: int = KUBO_CHUNK, version: Literal[0, 1] = 1) -> str:
+    """The CID of the file at `path`, as `ipfs add` gives it with these options. Bounds as in FileDag."""
+    return str(FileDag(path, chunk_size, version).root)

@@ -1,0 +1,124 @@
+"""The dataset store: a folder, on a disk or in an object store, with atomic writes.
+
+Belongs here: reading, writing, hashing and removing named files below one root. Does not: which
+files a dataset has (`crop_assets.layout`).
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import dagster as dg
+from pydantic import Field
+from upath import UPath
+
+from resources.errors import UnsafeNameError
+
+_CHUNK = 1 << 20
+
+
+class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """All files of all datasets, named by POSIX paths relative to `root`.
+
+    A write is seen whole or not at all: it goes to a temporary name and is renamed (local disk) or
+    uploaded in one request (object store).
+    """
+
+    root: str = Field(
+        default="data", description="A local folder, or an object store URL such as s3://bucket/prefix."
+    )
+
+    def path(self, name: str) -> UPath:
+        """The path of `name` below the root. Raises UnsafeNameError for a name that leads out of it."""
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
+            raise UnsafeNameError(f"{name!r} is not a name below the store's root")
+        return UPath(self.root).joinpath(*parts)
+
+    @property
+    def is_local(self) -> bool:
+        return UPath(self.root).protocol in ("", "file")
+
+    def gdal_path(self, name: str) -> str:
+        """What GDAL opens `name` by: a local path, or /vsis3/ and its like."""
+        path = self.path(name)
+        if self.is_local:
+            return str(Path(str(path)))
+        return f"/vsi{path.protocol}/{path.path}"
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def size(self, name: str) -> int:
+        return int(self.path(name).stat().st_size)
+
+    def read_bytes(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a file's bytes in hex, read in pieces of 1 MiB."""
+        digest = hashlib.sha256()
+        with self.path(name).open("rb") as file:
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local path to write to, which becomes `name` when the block ends without an error.
+
+        The path has the suffix of `name`. After an error nothing is left of it.
+        """
+        target = self.path(name)
+        folder: Path | None = None
+        if self.is_local:
+            folder = Path(str(target)).parent
+            folder.mkdir(parents=True, exist_ok=True)
+        suffix = PurePosixPath(name).suffix
+        local = (folder or Path(tempfile.gettempdir())) / f".writing-{uuid.uuid4().hex}{suffix}"
+        local.touch(exist_ok=False)
+        try:
+            yield local
+            with local.open("rb+") as file:
+                os.fsync(file.fileno())
+            if folder is not None:
+                local.replace(Path(str(target)))
+            else:
+                target.fs.put_file(str(local), target.path)
+        finally:
+            local.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A local path to read `name` from: the file itself, or a copy for the length of the block."""
+        if self.is_local:
+            yield Path(str(self.path(name)))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / PurePosixPath(name).name
+            self.path(name).fs.get_file(self.path(name).path, str(copy))
+            yield copy
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        with self.writing(name) as local:
+            local.write_bytes(data)
+
+    def copy_file(self, source: str, name: str) -> None:
+        with self.writing(name) as local, self.path(source).open("rb") as file, local.open("wb") as out:
+            shutil.copyfileobj(file, out, _CHUNK)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        self.path(name).unlink(missing_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of the files right below `folder`, relative to the root; none where it is missing."""
+        path = self.path(folder)
+        if not path.exists():
+            return []
+        return sorted(f"{folder}/{p.name}" for p in path.iterdir() if not p.name.startswith(".writing-"))

@@ -1,0 +1,148 @@
+"""Typed Parquet and GeoParquet tables in the dataset store, with a content hash and provenance.
+
+Belongs here: writing, reading, hashing and describing any table. Does not: which tables and columns a
+dataset has (the `assets.py` of each stage).
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import geopandas as gpd
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from resources.errors import IntegrityError, NotFoundError
+from resources.store import DatasetStore
+
+_PROVENANCE = b"crop_assets"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its name, Arrow type, and what it means (unit, CRS, nodata)."""
+
+    name: str
+    type: pa.DataType
+    description: str
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """The columns of a table, in order; `geometry` names the CRS of its geometry column, if it has one."""
+
+    columns: tuple[Column, ...]
+    geometry_crs: str | None = None
+
+    def arrow(self) -> pa.Schema:
+        return pa.schema([pa.field(c.name, c.type) for c in self.columns])
+
+    def empty(self) -> pd.DataFrame:
+        """A table without rows."""
+        frame: pd.DataFrame = self.arrow().empty_table().to_pandas()
+        if self.geometry_crs:
+            frame = gpd.GeoDataFrame(frame, geometry=gpd.GeoSeries([], crs=self.geometry_crs))
+        return frame
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """A table as written: its name, rows, content hash, and the provenance given with it."""
+
+    name: str
+    rows: int
+    data_version: str
+    provenance: dict[str, Any]
+
+
+def write_table(
+    store: DatasetStore,
+    name: str,
+    frame: pd.DataFrame,
+    schema: TableSchema,
+    provenance: Mapping[str, Any],
+) -> StoredTable:
+    """Write a table atomically, cast to `schema`, with its provenance in the file's metadata.
+
+    The same content gives the same bytes. Raises IntegrityError where a column is missing, unknown,
+    or not of its type.
+    """
+    table = _to_arrow(name, frame, schema)
+    version = content_hash(table)
+    record = {**provenance, "data_version": version}
+    metadata = {**(table.schema.metadata or {}), _PROVENANCE: json.dumps(record, sort_keys=True).encode()}
+    with store.writing(name) as path:
+        pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd")
+    return StoredTable(name, table.num_rows, version, record)
+
+
+def read_table(store: DatasetStore, name: str) -> pd.DataFrame:
+    """Read a table, as a GeoDataFrame where it has geometry. Raises NotFoundError, IntegrityError."""
+    data = _bytes(store, name)
+    try:
+        if b"geo" in (pq.read_schema(io.BytesIO(data)).metadata or {}):
+            frame: pd.DataFrame = gpd.read_parquet(io.BytesIO(data))
+        else:
+            frame = pq.read_table(io.BytesIO(data)).to_pandas()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise IntegrityError(
+            f"table {name} cannot be read ({error}); delete the file and materialize its asset again"
+        ) from error
+    return frame
+
+
+def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
+    """What is recorded of a table, from the file's footer; None where there is no readable table."""
+    if not store.exists(name):
+        return None
+    try:
+        with store.path(name).open("rb") as file:
+            parquet = pq.ParquetFile(file)
+            record = json.loads((parquet.schema_arrow.metadata or {})[_PROVENANCE])
+            return StoredTable(name, parquet.metadata.num_rows, record["data_version"], record)
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError):
+        return None
+
+
+def content_hash(table: pa.Table | pd.DataFrame) -> str:
+    """SHA-256 of a table's schema and values, 16 hex digits, whatever its metadata or row index."""
+    if isinstance(table, gpd.GeoDataFrame):
+        table = pd.DataFrame(table.to_wkb())
+    if isinstance(table, pd.DataFrame):
+        table = pa.Table.from_pandas(table, preserve_index=False)
+    schema = pa.schema([pa.field(f.name, f.type) for f in table.schema])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(table.replace_schema_metadata(None).cast(schema).combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+
+
+def _bytes(store: DatasetStore, name: str) -> bytes:
+    try:
+        return store.read_bytes(name)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no table {name}; materialize its asset first") from None
+
+
+def _to_arrow(name: str, frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
+    expected = [c.name for c in schema.columns] + (["geometry"] if schema.geometry_crs else [])
+    if set(frame.columns) != set(expected):
+        missing, unknown = set(expected) - set(frame.columns), set(frame.columns) - set(expected)
+        raise IntegrityError(f"table {name}: columns missing {sorted(missing)}, unknown {sorted(unknown)}")
+    plain = pd.DataFrame(frame[[c.name for c in schema.columns]])
+    try:
+        table = pa.Table.from_pandas(plain, schema=schema.arrow(), preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise IntegrityError(f"table {name}: {error}") from error
+    table = table.replace_schema_metadata(None)
+    if not schema.geometry_crs:
+        return table
+    buffer = io.BytesIO()
+    gpd.GeoDataFrame(geometry=frame.geometry.to_numpy(), crs=schema.geometry_crs).to_parquet(buffer)
+    geometry = pq.read_table(buffer)
+    table = table.append_column(geometry.schema.field("geometry"), geometry.column("geometry"))
+    return table.replace_schema_metadata({b"geo": geometry.schema.metadata[b"geo"]})

@@ -1,0 +1,17 @@
+"""Where the Sentinel-2 tile grid is read from.
+
+Belongs here: the address of the file. Does not: what is in it (`crop_assets.tiles.grid`).
+"""
+
+import dagster as dg
+from pydantic import Field
+
+
+class TileGridSource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The file of the tile grid."""
+
+    path: str = Field(
+        default="",
+        description="A KML, KMZ, zip of a KML, or any vector file with a name column; empty for the official "
+        "grid that comes with the installation.",
+    )
