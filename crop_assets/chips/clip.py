@@ -74,7 +74,7 @@ class TileReader:
         return values
 
     def _mask(self, chip_id: str) -> NDArray[np.uint8]:
-        offset = ~self._cdl.transform * (chip_geobox(chip_id).affine * (0, 0))
+        offset = ~self._cdl.transform @ (chip_geobox(chip_id).affine @ (0, 0))
         window = Window(round(offset[0]), round(offset[1]), CHIP_SIZE, CHIP_SIZE)
         codes = self._cdl.read(1, window=window)
         if codes.shape != (CHIP_SIZE, CHIP_SIZE):

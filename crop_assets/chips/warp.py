@@ -56,9 +56,9 @@ def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels:
     """The exact source coordinates of the pixel centres of `target` (h x w)."""
     height, width = target.shape
     cols, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    x, y = target.affine * (cols, rows)
+    x, y = target.affine @ (cols, rows)
     x, y = _transformer(_wkt(target), _wkt(source)).transform(x, y)
-    source_cols, source_rows = ~source.affine * (x, y)
+    source_cols, source_rows = ~source.affine @ (x, y)
     source_rows, source_cols = source_rows - 0.5, source_cols - 0.5
     top, left = _low(source_rows), _low(source_cols)
     bottom, right = _high(source_rows, source.shape[0]), _high(source_cols, source.shape[1])
@@ -139,7 +139,7 @@ def tile_geobox(source: GeoBox, chips: Sequence[str]) -> GeoBox:
 
 def chip_window(grid: GeoBox, chip: str) -> Window:
     """The block of a chip in a raster on the CDL grid."""
-    offset = ~grid.affine * (chip_geobox(chip).affine * (0, 0))
+    offset = ~grid.affine @ (chip_geobox(chip).affine @ (0, 0))
     return Window(round(offset[0]), round(offset[1]), CHIP_SIZE, CHIP_SIZE)
 
 

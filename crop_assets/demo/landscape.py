@@ -72,6 +72,9 @@ _DRYLAND = {
 _IRRIGATED = {_CORN: 0.42, _SOYBEANS: 0.25, _ALFALFA: 0.13, _COTTON: 0.08, _WHEAT: 0.12}
 _PIVOT_CORNERS = {_GRASS: 0.5, _SORGHUM: 0.2, _FALLOW: 0.3}
 
+_TOWN_RINGS = ((1.0, _OPEN_SPACE, 0.6), (0.95, _LOW, 0.75), (0.5, _MEDIUM, 0.6), (0.25, _HIGH, 0.5))
+"""Distance from a town's middle in its radii, and the share of the pixels within that are so built."""
+
 Codes = npt.NDArray[np.uint8]
 Reals = npt.NDArray[np.float64]
 
@@ -211,7 +214,8 @@ def _carve_waters(rng: np.random.Generator, codes: Codes) -> None:
 
     for share in (0.12, 0.3, 0.52, 0.71, 0.9):
         down = np.arange(height)
-        stream = width * share + 0.25 * down + 45 * smooth_surface(rng, (height,), 260) + 7 * smooth_surface(rng, (height,), 40)
+        bends = 45 * smooth_surface(rng, (height,), 260) + 7 * smooth_surface(rng, (height,), 40)
+        stream = width * share + 0.25 * down + bends
         beside = np.abs(cols - stream[rows])
         codes[(beside < 5 + 2 * patches) & (patches > -0.6)] = _DECIDUOUS
         codes[(beside < 2.5) & (patches < -0.3)] = _WOODY_WETLAND
@@ -248,7 +252,7 @@ def _build_towns(rng: np.random.Generator, codes: Codes) -> None:
     for _ in range(max(2, round(codes.size / CHIP_SIZE**2 / 4))):
         away = np.hypot(rows - rng.uniform(0, height), cols - rng.uniform(0, width))
         away = away / rng.uniform(10, 34) + 0.25 * shape
-        for reach, code, share in ((1.0, _OPEN_SPACE, 0.6), (0.95, _LOW, 0.75), (0.5, _MEDIUM, 0.6), (0.25, _HIGH, 0.5)):
+        for reach, code, share in _TOWN_RINGS:
             codes[(away < reach) & (grain < share)] = code
         codes[(away > 1) & (away < 1.08) & (shape > 1)] = _BARREN
 

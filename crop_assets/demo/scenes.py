@@ -9,7 +9,7 @@ import functools
 import hashlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,7 +145,9 @@ def render_scene(plan: ScenePlan, cdl: Path, folder: Path) -> Scene:
     land = _land(cdl, plan.frame)
     rng = np.random.default_rng(_seed(plan.scene_id))
     fmask, opacity = _sky(rng, plan, land)
-    cloud = round(100 * np.count_nonzero(_has(fmask, CLOUD | SHADOW)) / max(1, np.count_nonzero(fmask != QA_FILL)))
+    cloud = round(
+        100 * np.count_nonzero(_has(fmask, CLOUD | SHADOW)) / max(1, np.count_nonzero(fmask != QA_FILL))
+    )
     coverage = round(100 * float(np.mean(fmask != QA_FILL)))
 
     frame = plan.frame
@@ -184,9 +186,6 @@ def _seed(name: str) -> int:
 
 def _has(fmask: Codes, bits: int) -> Mask:
     return ((fmask & bits) != 0) & (fmask != QA_FILL)
-
-
-# Land: which field lies where, and what grows on it.
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,9 @@ def _land(cdl: Path, frame: TileFrame) -> _Land:
 
     cells = SIZE // _CELL
     cell = np.arange(SIZE) // _CELL
-    beyond = np.random.default_rng(_seed(frame.tile)).choice(np.array([1, 1, 3, 4, 8, 8, 12], np.uint8), cells**2)
+    beyond = np.random.default_rng(_seed(frame.tile)).choice(
+        np.array([1, 1, 3, 4, 8, 8, 12], np.uint8), cells**2
+    )
     np.copyto(fields, cell[:, None] * cells + cell + len(classes), where=~inside, casting="unsafe")
     classes = np.concatenate([classes, beyond])
     rng = np.random.default_rng(2)
@@ -267,7 +268,7 @@ def _land(cdl: Path, frame: TileFrame) -> _Land:
     )
 
 
-# Spectra: reflectance in 0.0001 of B02, B03, B04, B8A, B11, B12, after the usual shapes in spectral libraries.
+# Reflectance in 0.0001 of B02, B03, B04, B8A, B11, B12, after the usual shapes in spectral libraries.
 _SOIL = np.array([850, 1150, 1500, 2250, 3050, 2550.0])
 _LEAF = np.array([230, 560, 290, 4700, 1950, 850.0])
 _STRAW = np.array([950, 1450, 2000, 3250, 3550, 2450.0])
@@ -283,15 +284,19 @@ class _Cover:
 
     leaf: Curve
     straw: Curve = ((0, 0.0),)
-    ground: Any = None
+    ground: Reals = field(default_factory=_SOIL.copy)
     shade: float = 1.0
 
-    def spectrum(self, days: Reals, vigour: Reals) -> Reals:
+    def spectra(self, days: Reals, vigour: Reals) -> Reals:
         """Reflectance in 0.0001, float64 (fields, 6), of fields that are `days` into the year."""
-        leaf = (np.interp(days, *zip(*self.leaf, strict=True)) * vigour)[:, None]
-        straw = np.interp(days, *zip(*self.straw, strict=True))[:, None] * (1 - leaf)
-        ground = _SOIL if self.ground is None else self.ground
-        return self.shade * (leaf * _LEAF + straw * _STRAW + (1 - leaf - straw) * ground)
+        leaf = (_along(self.leaf, days) * vigour)[:, None]
+        straw = _along(self.straw, days)[:, None] * (1 - leaf)
+        return self.shade * (leaf * _LEAF + straw * _STRAW + (1 - leaf - straw) * self.ground)
+
+
+def _along(curve: Curve, days: Reals) -> Reals:
+    knots = np.array(curve, dtype=np.float64)
+    return np.asarray(np.interp(days, knots[:, 0], knots[:, 1]), dtype=np.float64)
 
 
 _STUBBLE: Curve = ((60, 0.4), (120, 0.25), (150, 0.05), (230, 0.05), (258, 0.6), (280, 0.7))
@@ -307,24 +312,56 @@ _COVERS = {
         straw=((60, 0.4), (110, 0.2), (130, 0.0)),
         shade=0.72,
     ),
-    3: _Cover(leaf=((125, 0.03), (148, 0.2), (172, 0.8), (200, 0.97), (228, 0.85), (252, 0.3), (265, 0.06)), straw=_STUBBLE),
-    4: _Cover(leaf=((135, 0.03), (160, 0.2), (185, 0.65), (212, 0.98), (240, 0.85), (258, 0.35), (272, 0.06)), straw=_STUBBLE),
-    5: _Cover(leaf=((60, 0.1), (100, 0.25), (140, 0.7), (220, 0.75), (270, 0.35)), ground=0.5 * _LAKE + 0.5 * _SOIL, shade=0.75),
+    3: _Cover(
+        leaf=((125, 0.03), (148, 0.2), (172, 0.8), (200, 0.97), (228, 0.85), (252, 0.3), (265, 0.06)),
+        straw=_STUBBLE,
+    ),
+    4: _Cover(
+        leaf=((135, 0.03), (160, 0.2), (185, 0.65), (212, 0.98), (240, 0.85), (258, 0.35), (272, 0.06)),
+        straw=_STUBBLE,
+    ),
+    5: _Cover(
+        leaf=((60, 0.1), (100, 0.25), (140, 0.7), (220, 0.75), (270, 0.35)),
+        ground=0.5 * _LAKE + 0.5 * _SOIL,
+        shade=0.75,
+    ),
     6: _Cover(leaf=((60, 0.08), (130, 0.28), (240, 0.25), (275, 0.15)), ground=_CITY),
     7: _Cover(leaf=((0, 0.0),), ground=_LAKE),
     8: _Cover(
-        leaf=((60, 0.35), (85, 0.6), (112, 0.92), (132, 0.9), (148, 0.45), (162, 0.06), (240, 0.04), (275, 0.15)),
+        leaf=(
+            (60, 0.35),
+            (85, 0.6),
+            (112, 0.92),
+            (132, 0.9),
+            (148, 0.45),
+            (162, 0.06),
+            (240, 0.04),
+            (275, 0.15),
+        ),
         straw=((130, 0.05), (150, 0.5), (165, 0.95), (205, 0.85), (235, 0.4), (275, 0.1)),
     ),
     9: _Cover(
         leaf=(
-            *((60, 0.3), (95, 0.7), (122, 0.97), (127, 0.3), (148, 0.95), (154, 0.3), (176, 0.95), (182, 0.3)),
+            *(
+                (60, 0.3),
+                (95, 0.7),
+                (122, 0.97),
+                (127, 0.3),
+                (148, 0.95),
+                (154, 0.3),
+                (176, 0.95),
+                (182, 0.3),
+            ),
             *((204, 0.92), (210, 0.3), (234, 0.9), (240, 0.3), (265, 0.8)),
         )
     ),
     10: _Cover(leaf=((60, 0.08), (150, 0.1), (275, 0.12)), straw=((60, 0.35), (200, 0.15), (275, 0.1))),
     11: _Cover(leaf=((145, 0.03), (172, 0.2), (202, 0.65), (232, 0.88), (258, 0.65), (275, 0.4))),
-    12: _Cover(leaf=((150, 0.03), (180, 0.3), (208, 0.8), (236, 0.85), (258, 0.5), (275, 0.2)), straw=_STUBBLE, shade=0.94),
+    12: _Cover(
+        leaf=((150, 0.03), (180, 0.3), (208, 0.8), (236, 0.85), (258, 0.5), (275, 0.2)),
+        straw=_STUBBLE,
+        shade=0.94,
+    ),
     13: _Cover(
         leaf=((70, 0.2), (110, 0.7), (140, 0.8), (165, 0.3), (185, 0.15), (215, 0.5), (255, 0.4)),
         straw=((150, 0.1), (172, 0.7), (195, 0.4), (260, 0.3)),
@@ -340,7 +377,7 @@ def _reflectance(
     spectra = np.empty((len(land.classes), len(BANDS)))
     for value, cover in _COVERS.items():
         of_class = land.classes == value
-        spectra[of_class] = cover.spectrum(day - land.lag[of_class], land.vigour[of_class])
+        spectra[of_class] = cover.spectra(day - land.lag[of_class], land.vigour[of_class])
     spectra *= land.brightness[:, None]
 
     cloudy = np.flatnonzero(opacity)
@@ -377,7 +414,9 @@ def _around(event: Event, reach: float, shift: tuple[int, int] = (0, 0)) -> tupl
 def _sky(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes, Codes]:
     """The Fmask, and how much of the ground a cloud hides from 0 to 255, both uint8 (3660, 3660)."""
     cell = np.arange(SIZE) // _CELL
-    haze = rng.choice(np.array([_AEROSOL_LOW, _AEROSOL_LOW, _AEROSOL_AVERAGE], np.uint8), (SIZE // _CELL,) * 2)
+    haze = rng.choice(
+        np.array([_AEROSOL_LOW, _AEROSOL_LOW, _AEROSOL_AVERAGE], np.uint8), (SIZE // _CELL,) * 2
+    )
     fmask = haze[cell[:, None], cell]
     fmask[land.water] |= WATER
 
@@ -408,7 +447,9 @@ def _far_clouds(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple
     heap = smooth_surface(rng, small, 44) + 0.35 * smooth_surface(rng, small, 11)
     if not plan.overcast:
         margin = 30
-        part = tuple(slice(max(0, s.start // _COARSE - margin), s.stop // _COARSE + margin) for s in land.area)
+        part = tuple(
+            slice(max(0, s.start // _COARSE - margin), s.stop // _COARSE + margin) for s in land.area
+        )
         heap[part[0], part[1]] = heap.min()
     base = np.quantile(heap, 1 - plan.clouds) if plan.clouds else np.inf
     cloud = heap > base
@@ -447,8 +488,8 @@ _SWATH_SLOPE = np.tan(np.deg2rad(13))
 
 def _swath(plan: ScenePlan) -> Mask:
     """Where the tile lies west of the swath's eastern edge."""
-    across = np.arange(SIZE) + _SWATH_SLOPE * np.arange(SIZE)[:, None]
-    return across < _swath_edge(plan)
+    inside: Mask = np.arange(SIZE) + _SWATH_SLOPE * np.arange(SIZE)[:, None] < _swath_edge(plan)
+    return inside
 
 
 def _swath_edge(plan: ScenePlan) -> float:
@@ -462,16 +503,18 @@ def _footprint(plan: ScenePlan) -> tuple[tuple[float, float], ...]:
     tile = shapely.box(0, 0, SIZE, SIZE)
     edge = min(_swath_edge(plan), 3.0 * SIZE)
     swath = shapely.Polygon([(-SIZE, 0), (edge, 0), (edge - _SWATH_SLOPE * SIZE, SIZE), (-SIZE, SIZE)])
-    ring = tile.intersection(swath).normalize().exterior.coords
-    x, y = zip(*(plan.frame.transform @ point for point in ring), strict=True)
+    ring = shapely.get_coordinates(tile.intersection(swath).normalize())
+    x, y = zip(*(plan.frame.transform @ (col, row) for col, row in ring), strict=True)
     lon, lat = pyproj.Transformer.from_crs(plan.frame.epsg, 4326, always_xy=True).transform(x, y)
     return tuple((round(float(a), 7), round(float(b), 7)) for a, b in zip(lon, lat, strict=True))
 
 
-# Files
-
-
-_BAND_TAGS = {"_FillValue": str(FILL), "add_offset": "0", "scale_factor": "0.0001", "long_name": "Surface reflectance"}
+_BAND_TAGS = {
+    "_FillValue": str(FILL),
+    "add_offset": "0",
+    "scale_factor": "0.0001",
+    "long_name": "Surface reflectance",
+}
 _QA_TAGS = {
     "_FillValue": str(QA_FILL),
     "Fmask bit description": "7-6 aerosol (0 climatology, 1 low, 2 average, 3 high), 5 water, 4 snow/ice, "

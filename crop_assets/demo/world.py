@@ -27,7 +27,6 @@ from crop_assets.demo.scenes import Event, Scene, ScenePlan, TileFrame, render_s
 from crop_assets.errors import InputError
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import chip_boxes, choose_boxes
-from crop_assets.recipe import DatasetRecipe
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
 
@@ -66,7 +65,9 @@ class World:
     def files(self) -> dict[str, Path]:
         """The path of every band file by its CID."""
         return {
-            file.cid: self.band_path(scene, band) for scene in self.scenes for band, file in scene.files.items()
+            file.cid: self.band_path(scene, band)
+            for scene in self.scenes
+            for band, file in scene.files.items()
         }
 
 
@@ -180,16 +181,13 @@ def _make_scenes(
         )
         for scene in made:
             scenes[scene.scene_id] = scene
-            record = TypeAdapter(_Record).dump_json(_Record(fingerprint, scene), indent=1)
-            _write(records / f"{scene.scene_id}.json", record)
+            done = TypeAdapter(_Record).dump_json(_Record(fingerprint, scene), indent=1)
+            _write(records / f"{scene.scene_id}.json", done)
             progress(
                 f"scene {len(scenes)} of {len(plans)}: {scene.scene_id}, "
                 f"{scene.cloud_coverage} % cloud, {scene.spatial_coverage} % seen"
             )
     return [scenes[name] for name in sorted(scenes)]
-
-
-# Plans: which scenes there are.
 
 
 @dataclass(frozen=True)
@@ -261,7 +259,7 @@ def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
         )
     if count > _MOST_CHIPS:
         raise InputError(f"{cdl} holds {count} chips, more than {MOST_TILES} tiles do; use a smaller clip")
-    boxes = chip_boxes(chip_histograms(raster), DatasetRecipe().min_classes)
+    boxes = chip_boxes(chip_histograms(raster), 1)
     grid = read_tile_grid(official_grid_path())
     nearest = map_chips(boxes, grid, "projected")["tile"]
     by_degrees = map_chips(boxes, grid, "degrees")["tile"]
@@ -271,7 +269,7 @@ def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
             f"{cdl} needs {len(tiles)} tiles ({', '.join(tiles[:8])} ...), and the demo makes at most "
             f"{MOST_TILES}; use a smaller clip"
         )
-    chosen = choose_boxes(boxes.assign(tile=nearest), "evenness", len(boxes))
+    chosen = choose_boxes(boxes.assign(tile=nearest), "all", len(boxes))
     plans: list[ScenePlan] = []
     for number, tile in enumerate(tiles):
         epsg, left, _, _, top = hls_tile_bounds(tile, grid.geometry[grid["tile"] == tile].iloc[0])

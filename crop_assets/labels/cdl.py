@@ -225,7 +225,11 @@ def _is_conus_albers(crs: pyproj.CRS) -> bool:
 def _gdalwarp(name: str, raster: rasterio.DatasetReader) -> str:
     """The command that puts `raster` on the national CDL grid."""
     to_conus = pyproj.Transformer.from_crs(raster.crs.to_wkt(), 5070, always_xy=True)
-    left, bottom, right, top = to_conus.transform_bounds(*raster.bounds)
+    cols = np.array([0, raster.width, 0, raster.width])
+    rows = np.array([0, 0, raster.height, raster.height])
+    place = raster.transform
+    x, y = place.a * cols + place.b * rows + place.c, place.d * cols + place.e * rows + place.f
+    left, bottom, right, top = to_conus.transform_bounds(x.min(), y.min(), x.max(), y.max())
     if not all(map(math.isfinite, (left, bottom, right, top))):
         extent = ""
     else:

@@ -86,7 +86,7 @@ def test_equal_crs_without_a_code_is_accepted(write_cdl: WriteCdl) -> None:
         'PROJCS["unnamed",GEOGCS["unknown",DATUM["unknown",SPHEROID["GRS 1980",6378137,298.257222101]],'
         'PRIMEM["Greenwich",0],UNIT["degree",0.0174532925199433]],PROJECTION["Albers_Conic_Equal_Area"],'
         'PARAMETER["latitude_of_center",23],PARAMETER["longitude_of_center",-96],'
-        'PARAMETER["standard_parallel_1",29.5],PARAMETER["standard_parallel_2",45.5],'
+        'PARAMETER["standard_parallel_1",45.5],PARAMETER["standard_parallel_2",29.5],'
         'PARAMETER["false_easting",0],PARAMETER["false_northing",0],UNIT["metre",1]]'
     )
     path = write_cdl(GRASS, crs=rasterio.CRS.from_wkt(nameless))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
@@ -36,9 +37,7 @@ def test_thirteen_classes_after_no_data_in_the_order_of_the_specification() -> N
 
 def test_codes_map_as_in_the_published_table(real: Path) -> None:
     with (real / "tables" / "cdl_total_dst.csv").open(newline="") as file:
-        published = {
-            int(row["old_class_value"]): int(row["new_class_value"]) for row in csv.DictReader(file)
-        }
+        published = {int(row["old_class_value"]): int(row["new_class_value"]) for row in csv.DictReader(file)}
     assert {0: 0, **published} == CDL_CLASSES
 
 
@@ -66,7 +65,10 @@ def test_unknown_code_is_named_with_its_source_and_place() -> None:
     codes = np.full((4, 5), 1, np.uint8)
     codes[2, 3] = codes[3, 0] = 40
     codes[3, 4] = 255
-    expected = "2022.tif, chip_001_002: CDL code 40 at (row, column) (2, 3) is in no CDL legend (3 pixels hold such codes: 40, 255)"
+    expected = (
+        "2022.tif, chip_001_002: CDL code 40 at (row, column) (2, 3) is in no CDL legend "
+        "(3 pixels hold such codes: 40, 255)"
+    )
     with pytest.raises(InputError, match=re.escape(expected)):
         reclassify(codes, "2022.tif, chip_001_002")
 
@@ -82,7 +84,7 @@ def test_palette_is_distinct_and_fits_matplotlib_and_geotiff(tmp_path: Path) -> 
 
     path = tmp_path / "mask.tif"
     profile = {"driver": "GTiff", "count": 1, "width": 16, "height": 16, "dtype": "uint8"}
-    place = {"crs": "EPSG:5070", "transform": rasterio.transform.from_origin(0, 0, 30, 30)}
+    place = {"crs": "EPSG:5070", "transform": Affine(30, 0, 0, 0, -30, 0)}
     with rasterio.open(path, "w", **profile, **place) as raster:
         raster.write(np.zeros((1, 16, 16), np.uint8))
         raster.write_colormap(1, colours)

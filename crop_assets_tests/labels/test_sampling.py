@@ -90,9 +90,7 @@ def test_degrees_of_the_published_boxes_are_the_projected_centre(real: Path) -> 
 @pytest.mark.parametrize(
     ("name", "crs"), [("chip_bbox_5070.geojson", "EPSG:5070"), ("chip_bbox.geojson", "EPSG:4326")]
 )
-def test_published_geojson_is_read_and_written_back(
-    real: Path, tmp_path: Path, name: str, crs: Any
-) -> None:
+def test_published_geojson_is_read_and_written_back(real: Path, tmp_path: Path, name: str, crs: Any) -> None:
     features = published_features(real, name)
     boxes = read_chip_geojson(real / "tables" / name, boxes_of_features(features[::-1]))
     assert boxes["chip_id"].tolist() == [feature["properties"]["id"] for feature in features]
@@ -194,7 +192,9 @@ def test_edge_of_an_aoi_in_degrees_is_straight_in_degrees(block: gpd.GeoDataFram
 
 def test_aoi_elsewhere_is_refused_with_both_bounds(block: gpd.GeoDataFrame) -> None:
     aoi = gpd.GeoDataFrame(geometry=[shapely.box(5, 45, 6, 46)], crs=4326)
-    with pytest.raises(InputError, match=r"touches no chip box: in EPSG:5070 the AOI lies within \(.*the 12 boxes"):
+    with pytest.raises(
+        InputError, match=r"touches no chip box: in EPSG:5070 the AOI lies within \(.*the 12 boxes"
+    ):
         filter_aoi(block, aoi)
 
 
@@ -237,7 +237,9 @@ def test_geojson_without_crs_is_in_degrees(block: gpd.GeoDataFrame, tmp_path: Pa
     pd.testing.assert_frame_equal(read_chip_geojson(path, block), block)
 
 
-@given(st.lists(st.tuples(st.integers(0, GRID_ROWS - 1), st.integers(0, GRID_COLS - 1)), min_size=1, unique=True))
+@given(
+    st.lists(st.tuples(st.integers(0, GRID_ROWS - 1), st.integers(0, GRID_COLS - 1)), min_size=1, unique=True)
+)
 def test_any_boxes_survive_a_round_trip(tmp_path_factory: Any, cells: list[tuple[int, int]]) -> None:
     path = tmp_path_factory.mktemp("chips") / "chips.geojson"
     boxes = boxes_of(cells)

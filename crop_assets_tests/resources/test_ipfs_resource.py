@@ -137,6 +137,14 @@ def _faulty_routes(world: World, dag: FileDag) -> list[Route]:
     def round_and_round(request: Request) -> Response:
         return RedirectResponse(str(request.url), 302)
 
+    async def moved_with_endless_words(request: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            while True:
+                yield b"more"
+                await asyncio.sleep(0)
+
+        return StreamingResponse(pieces(), 302, {"Location": f"/good/ipfs/{dag.root}?format=car"})
+
     def moved_to_ftp(request: Request) -> Response:
         return RedirectResponse("ftp://127.0.0.1/file", 302)
 
@@ -173,6 +181,7 @@ def _faulty_routes(world: World, dag: FileDag) -> list[Route]:
         "forbidden": forbidden,
         "broken": broken,
         "moved": moved,
+        "moved-with-endless-words": moved_with_endless_words,
         "round": round_and_round,
         "moved-to-ftp": moved_to_ftp,
         "moved-to-user": moved_to_user,
@@ -207,7 +216,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         await app(scope, receive, send)  # type: ignore[arg-type]
 
     config = uvicorn.Config(
-        counted,  # type: ignore[arg-type]
+        counted,
         port=0,
         log_level="critical",
         lifespan="off",
@@ -219,7 +228,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     thread.start()
     while not running.started:
         time.sleep(0.01)
-    world.address = "http://127.0.0.1:{}".format(running.servers[0].sockets[0].getsockname()[1])
+    port = running.servers[0].sockets[0].getsockname()[1]
+    world.address = f"http://127.0.0.1:{port}"
     yield world
     running.should_exit = True
     thread.join()
@@ -375,8 +385,9 @@ def test_no_source_at_all(out: Path) -> None:
         content(kubo_api=closed_port()).fetch(UNKNOWN, out, LIMIT)
 
 
-def test_a_redirect_is_followed(world: World, out: Path) -> None:
-    content(world.gateway("moved")).fetch(world.cid, out, LIMIT)
+@pytest.mark.parametrize("gateway", ["moved", "moved-with-endless-words"])
+def test_a_redirect_is_followed(world: World, out: Path, gateway: str) -> None:
+    content(world.gateway(gateway)).fetch(world.cid, out, LIMIT)
     assert out.read_bytes() == DATA
 
 
@@ -400,7 +411,7 @@ def test_no_credentials_are_sent(
 
 @pytest.mark.parametrize("address", ["ftp://127.0.0.1", "127.0.0.1:5001", "http://me:secret@127.0.0.1", ""])
 def test_an_address_that_is_none(world: World, out: Path, address: str) -> None:
-    with pytest.raises(ValueError, match="gateways: .* must be an http or https URL") as error:
+    with pytest.raises(ValueError, match=r"gateways: .* must be an http or https URL") as error:
         content(address).fetch(world.cid, out, LIMIT)
     assert "secret" not in str(error.value)
 

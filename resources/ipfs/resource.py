@@ -94,6 +94,23 @@ class _SlowError(_TryAgainError):
     """The source took the request, and then kept silent or dripped."""
 
 
+class _Session(requests.Session):
+    """A session that sends no credentials and leaves redirects, and the reading of their bodies, to us."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers["User-Agent"] = "crop-assets"
+        # a callable that adds nothing keeps requests from looking for credentials in a netrc file
+        self.auth = _no_credentials
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        return None
+
+
+def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
 class _State:
     """What the threads of one resource share."""
 
@@ -105,18 +122,10 @@ class _State:
         self.slow_until: dict[str, float] = {}
 
     def session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self.local, "session", None)
-        if session is None:
-            session = requests.Session()
-            session.headers["User-Agent"] = "crop-assets"
-            # a callable that adds nothing keeps requests from looking for credentials in a netrc file
-            session.auth = _no_credentials
-            self.local.session = session
+        if not hasattr(self.local, "session"):
+            self.local.session = _Session()
+        session: requests.Session = self.local.session
         return session
-
-
-def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
 
 
 class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -185,7 +194,7 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
                 tell(f"IPFS {root}: {source.name}: {said[source.name]}")
             return None
 
-        backoff = tenacity.wait_exponential_jitter(initial=0.5, max=20, jitter=0.5)
+        backoff = tenacity.wait_exponential(multiplier=0.5, max=20) + tenacity.wait_random(0, 0.5)
 
         def pause(state: tenacity.RetryCallState) -> float:
             soonest = min(not_before[source.name] for source in sources) - time.monotonic()
@@ -233,8 +242,9 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
             if self._state.node_answers is None:
                 try:
                     answer = self._state.session().post(
-                        f"{node.name}/api/v0/version", timeout=_PROBE_SECONDS, allow_redirects=False
+                        f"{node.name}/api/v0/version", timeout=_PROBE_SECONDS, stream=True
                     )
+                    answer.close()
                     self._state.node_answers = answer.status_code == 200
                 except requests.RequestException:
                     self._state.node_answers = False
@@ -270,7 +280,6 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
                 headers={"Accept": DFS_CONTENT_TYPE, "Accept-Encoding": "identity"},
                 stream=True,
                 timeout=(min(_CONNECT_SECONDS, self.timeout_seconds), self.timeout_seconds),
-                allow_redirects=False,
             )
             target = response.headers.get("Location")
             if source.method != "GET" or response.status_code not in _REDIRECTS or not target:
@@ -280,7 +289,7 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
             try:
                 url = _checked_url(urljoin(url, target), "redirect")
             except ValueError as error:
-                raise UnavailableError(str(error)) from None
+                raise UnavailableError(f"redirects to an address that is not followed ({error})") from None
         raise UnavailableError(f"redirects more than {_MAX_REDIRECTS} times")
 
 

@@ -1,0 +1,86 @@
+"""The command line: what is not Dagster's own to do.
+
+Belongs here: commands, their options and their exit codes. Does not: the work that they start.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crop_assets.errors import InputError
+from resources.errors import ResourceError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Crop-classification training data from the Cropland Data Layer and HLS, as a Dagster asset graph.\n\n"
+    "The graph itself is worked in Dagster: `dagster dev` in a folder with workspace.yaml opens its UI. "
+    "These commands do the rest.",
+)
+
+Root = Annotated[Path, typer.Option(help="Folder for the demo's world, dataset and Dagster home.")]
+Cdl = Annotated[
+    Path | None,
+    typer.Option(
+        help="Build the demo's scenes around this CDL raster (EPSG:5070, 30 m, small) instead of a made one.",
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+    ),
+]
+Year = Annotated[
+    int | None,
+    typer.Option(help="CDL year; by default the one in the raster's name, or 2022.", min=1997, max=2100),
+]
+Port = Annotated[int, typer.Option(help="Loopback port of the demo's STAC and IPFS gateway.")]
+
+_ROOT, _PORT = Path(".demo"), 47321
+
+
+@app.command()
+def demo(root: Root = _ROOT, cdl: Cdl = None, year: Year = None, port: Port = _PORT) -> None:
+    """Run the whole graph over a small world made on the spot, without the network.
+
+    Makes a CDL raster, HLS scenes, a STAC catalogue and an IPFS gateway on loopback, then runs the labels,
+    tiles and dataset jobs through Dagster, exactly as over the real services, and ends with a
+    summary. Run it again: nothing that is unchanged is done twice.
+    """
+    from crop_assets.demo.run import run_demo
+
+    _finish(lambda: 0 if run_demo(root, cdl, _year(cdl, year), port, typer.echo) else 1)
+
+
+@app.command()
+def ui(
+    root: Root = _ROOT,
+    cdl: Cdl = None,
+    year: Year = None,
+    port: Port = _PORT,
+    ui_port: Annotated[int, typer.Option(help="Loopback port of the Dagster UI.")] = 3000,
+) -> None:
+    """Open the Dagster UI over the demo's results, with the demo's world at hand for more runs."""
+    from crop_assets.demo.run import run_ui
+
+    _finish(lambda: run_ui(root, cdl, _year(cdl, year), port, ui_port, typer.echo))
+
+
+def _year(cdl: Path | None, year: int | None) -> int:
+    named = re.search(r"(?<!\d)(19|20)\d{2}(?!\d)", cdl.name) if cdl else None
+    return year or (int(named[0]) if named else 2022)
+
+
+def _finish(work: Callable[[], int]) -> None:
+    """Exit with what `work` returns; an error that a user can mend is one line, not a traceback."""
+    try:
+        raise typer.Exit(work())
+    except (InputError, ResourceError) as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,241 @@
+"""The demo: the embedded world, the main jobs over it through Dagster, and a summary of what came of it.
+
+Belongs here: launching the production graph over the world, and telling how it went. Does not: making the
+world (`world`), or any stage of the graph.
+"""
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import yaml
+
+from crop_assets.automation.jobs import JOBS, labels_job, tiles_job
+from crop_assets.dataset.funnel import reject_ledger, yield_funnel
+from crop_assets.definitions import build_defs, environment_resources
+from crop_assets.demo.server import serve
+from crop_assets.demo.world import World, build_world
+from crop_assets.errors import InputError
+from crop_assets.layout import Layout
+from crop_assets.partitions import CDL_YEAR, TILE
+from resources.store import DatasetStore
+from resources.tables import read_table
+
+DATASET = "demo"
+PORT = 47321
+"""A fixed port by default, because the addresses of the world's files become part of its tables."""
+
+_DAGSTER_YAML = """\
+# No usage data leaves this machine.
+telemetry:
+  enabled: false
+# Two cores: more runs at once would only wait for each other.
+concurrency:
+  runs:
+    max_concurrent_runs: 2
+"""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The folders of a demo, all below one root."""
+
+    root: Path
+
+    @property
+    def world(self) -> Path:
+        return self.root / "world"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def dagster_home(self) -> Path:
+        return self.root / "dagster_home"
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    def dataset(self, year: int) -> Path:
+        return self.data / Layout(DATASET, year).root
+
+
+def prepare(root: Path, cdl: Path | None, year: int, say: Callable[[str], None]) -> tuple[Demo, World]:
+    """Build the world, or find it built, and write the demo's recipe and Dagster configuration."""
+    demo = Demo(root.resolve())
+    demo.dagster_home.mkdir(parents=True, exist_ok=True)
+    world = build_world(demo.world, cdl, year, say)
+    demo.recipe.write_text(yaml.safe_dump(_recipe(cdl)))
+    (demo.dagster_home / "dagster.yaml").write_text(_DAGSTER_YAML)
+    return demo, world
+
+
+def _recipe(cdl: Path | None) -> dict[str, Any]:
+    # a raster that someone brings may hold few classes; each of its chips is wanted all the same
+    return {"dataset": DATASET} | ({"sampling": "all"} if cdl else {"min_classes": 6})
+
+
+def environment(demo: Demo, world: World, base_url: str) -> dict[str, str]:
+    """The variables that point the production code location at the world instead of the real services."""
+    return {
+        "DAGSTER_HOME": str(demo.dagster_home),
+        "CROP_ASSETS_DATA": str(demo.data),
+        "CROP_ASSETS_RECIPE": str(demo.recipe),
+        "CROP_ASSETS_CDL": str(world.cdl),
+        "CROP_ASSETS_TILE_GRID": "",
+        "CROP_ASSETS_BANDS": "",
+        "CROP_ASSETS_STAC_URL": f"{base_url}/cmr/stac",
+        "CROP_ASSETS_IPFS_STAC_URL": f"{base_url}/ipfs-stac",
+        "CROP_ASSETS_KUBO_API": "",
+        "CROP_ASSETS_IPFS_GATEWAYS": base_url,
+        "CROP_ASSETS_LP_DAAC_HOSTS": "127.0.0.1",
+    }
+
+
+@contextlib.contextmanager
+def served_world(demo: Demo, world: World, port: int) -> Iterator[str]:
+    """Serve the world on loopback, with the environment pointing at it; yields the base URL.
+
+    Raises InputError where the port is taken.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(serve(world, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} is taken ({error.strerror}); stop the demo or UI that runs there, or pass --port"
+            ) from None
+        os.environ.update(environment(demo, world, server.base_url))
+        yield server.base_url
+
+
+def run_demo(root: Path, cdl: Path | None, year: int, port: int, say: Callable[[str], None]) -> bool:
+    """Build the world and run labels, tiles and dataset over it; True where all of it succeeded."""
+    started = time.monotonic()
+    demo, world = prepare(root, cdl, year, say)
+    with served_world(demo, world, port) as url:
+        say(f"the world is served at {url}: STAC, metadata documents, IPFS gateway")
+        with dg.DagsterInstance.get() as instance:
+            outcomes = _run_jobs(instance, year, say)
+    _summary(demo, year, outcomes, time.monotonic() - started, say)
+    return all(outcome.success for outcome in outcomes)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    job: str
+    success: bool
+    made: int
+    reused: int
+    seconds: float
+
+
+def _run_jobs(instance: dg.DagsterInstance, year: int, say: Callable[[str], None]) -> list[_Outcome]:
+    instance.add_dynamic_partitions(CDL_YEAR, [str(year)])
+    defs = dg.Definitions.merge(
+        build_defs(environment_resources()), dg.Definitions(loggers={"console": _console})
+    )
+    outcomes = []
+    for job in JOBS:
+        say(f"— {job.name}")
+        if job is tiles_job:
+            tiles = instance.get_dynamic_partitions(TILE)
+            tags = {
+                "dagster/asset_partition_range_start": f"{year}|{tiles[0]}",
+                "dagster/asset_partition_range_end": f"{year}|{tiles[-1]}",
+            }
+            where: dict[str, Any] = {"tags": tags}
+        else:
+            where = {"partition_key": str(year)}
+        begun = time.monotonic()
+        result = defs.resolve_job_def(job.name).execute_in_process(instance=instance, raise_on_error=False, **where)
+        events = [event.step_materialization_data.materialization for event in result.all_events if event.is_step_materialization]
+        reused = sum(bool(event.metadata["reused"].value) for event in events)
+        outcomes.append(_Outcome(job.name, result.success, len(events) - reused, reused, time.monotonic() - begun))
+        if job is labels_job and not result.success:
+            break
+    return outcomes
+
+
+class _Line(logging.Formatter):
+    """A line of the run's log as a person reads it: the time, and what was said."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        meta = getattr(record, "dagster_meta", None) or {}
+        step, text = meta.get("step_key"), meta.get("orig_message") or record.getMessage()
+        text = text if step in (None, "tile_stages") else f"{step}: {text}"
+        mark = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
+        return f"  {time.strftime('%H:%M:%S', time.localtime(record.created))} {mark}{text}"
+
+
+class _SaidByPeople(logging.Filter):
+    """Only what the project says, not each of Dagster's own events."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        meta = getattr(record, "dagster_meta", None) or {}
+        return meta.get("dagster_event") is None or record.levelno >= logging.ERROR
+
+
+@dg.logger(description="The demo's progress, one readable line a message.")
+def _console(context: dg.InitLoggerContext) -> logging.Logger:
+    logger = logging.Logger("demo", level=logging.INFO)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Line())
+    handler.addFilter(_SaidByPeople())
+    logger.addHandler(handler)
+    return logger
+
+
+def _summary(
+    demo: Demo, year: int, outcomes: list[_Outcome], seconds: float, say: Callable[[str], None]
+) -> None:
+    say("")
+    for outcome in outcomes:
+        work = f"{outcome.made} tables made, {outcome.reused} unchanged"
+        state = "done" if outcome.success else "FAILED"
+        say(f"{outcome.job:<12} {state:<7} {work:<32} {outcome.seconds:6.1f} s")
+    if sum(outcome.made for outcome in outcomes) == 0 and all(outcome.success for outcome in outcomes):
+        say("Nothing had changed, so no work was done twice.")
+    with contextlib.suppress(Exception):
+        say("")
+        say(_funnel(demo, year).to_string(index=False))
+    say("")
+    say(f"dataset   {demo.dataset(year)}")
+    say("the UI    make ui   (or: crop-assets ui), then open the printed address")
+    say(f"in all    {seconds:.0f} s")
+
+
+def _funnel(demo: Demo, year: int) -> pd.DataFrame:
+    store, layout = DatasetStore(root=str(demo.data)), Layout(DATASET, year)
+    tile_map = read_table(store, layout.table("tile_map"))
+    frames, missing = [], {}
+    for tile in sorted(set(tile_map["tile"]) - {""}):
+        if store.exists(layout.table("filtered_chips", tile)):
+            frames.append(read_table(store, layout.table("filtered_chips", tile)).assign(tile=tile))
+        else:
+            missing[tile] = "failed"
+    return yield_funnel(tile_map, reject_ledger(tile_map, pd.concat(frames, ignore_index=True), missing))
+
+
+def run_ui(root: Path, cdl: Path | None, year: int, port: int, ui_port: int, say: Callable[[str], None]) -> int:
+    """Serve the world and the Dagster UI with its daemon on loopback until interrupted; the UI's exit code."""
+    demo, world = prepare(root, cdl, year, say)
+    with served_world(demo, world, port):
+        with dg.DagsterInstance.get() as instance:
+            instance.add_dynamic_partitions(CDL_YEAR, [str(year)])
+        say(f"Dagster UI: http://127.0.0.1:{ui_port}   (Ctrl-C ends it)")
+        command = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions"]
+        return subprocess.run([*command, "-h", "127.0.0.1", "-p", str(ui_port)], check=False).returncode  # noqa: S603
+
+
