@@ -69,7 +69,14 @@ def test_every_chip_ends_kept_or_with_a_reason_and_a_figure() -> None:
     limit = int(PIXELS * 0.05)
     rows = [
         {"chip_id": "good", "outcome": "", "fit_scenes": 5, "na_count": 0, **counts, "cloud_last": limit},
-        {"chip_id": "cloudy", "outcome": "", "fit_scenes": 5, "na_count": 0, **counts, "cloud_last": limit + 1},
+        {
+            "chip_id": "cloudy",
+            "outcome": "",
+            "fit_scenes": 5,
+            "na_count": 0,
+            **counts,
+            "cloud_last": limit + 1,
+        },
         {"chip_id": "edge", "outcome": "", "fit_scenes": 5, "na_count": 1, **counts},
         {"chip_id": "alone", "outcome": "too_few_scenes", "fit_scenes": 2},
     ]

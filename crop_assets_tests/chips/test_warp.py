@@ -21,21 +21,33 @@ CHIP = "chip_223_337"
 def utm_box(chip: str, epsg: int = 32614, size: int = 400) -> GeoBox:
     """A 30 m UTM grid around a chip."""
     left, bottom, right, top = chip_geobox(chip).boundingbox.bbox
-    x, y = pyproj.Transformer.from_crs(CRS, epsg, always_xy=True).transform((left + right) / 2, (bottom + top) / 2)
+    x, y = pyproj.Transformer.from_crs(CRS, epsg, always_xy=True).transform(
+        (left + right) / 2, (bottom + top) / 2
+    )
     corner = (round((x - size * 15) / 60) * 60, round((y + size * 15) / 60) * 60)
     return GeoBox((size, size), Affine(30, 0, corner[0], 0, -30, corner[1]), f"EPSG:{epsg}")
 
 
 def write(path: Path, values: np.ndarray, box: GeoBox, nodata: float | None) -> Path:
-    profile = {"driver": "GTiff", "count": 1, "dtype": values.dtype, "crs": box.crs.to_wkt(), "nodata": nodata}
-    with rasterio.open(path, "w", height=values.shape[0], width=values.shape[1], transform=box.affine, **profile) as r:
+    profile = {
+        "driver": "GTiff",
+        "count": 1,
+        "dtype": values.dtype,
+        "crs": box.crs.to_wkt(),
+        "nodata": nodata,
+    }
+    with rasterio.open(
+        path, "w", height=values.shape[0], width=values.shape[1], transform=box.affine, **profile
+    ) as r:
         r.write(values, 1)
     return path
 
 
 def read_at(values: np.ndarray, at) -> np.ndarray:
     window = at.window
-    return values[window.row_off : window.row_off + window.height, window.col_off : window.col_off + window.width]
+    return values[
+        window.row_off : window.row_off + window.height, window.col_off : window.col_off + window.width
+    ]
 
 
 def test_coordinates_are_pyprojs(rng: np.random.Generator) -> None:
@@ -50,8 +62,16 @@ def test_coordinates_are_pyprojs(rng: np.random.Generator) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 190), st.integers(0, 190), st.integers(1, 34), st.integers(1, 34), st.integers(0, 2**32 - 1))
-def test_any_window_has_the_pixels_of_the_whole(row: int, col: int, height: int, width: int, seed: int) -> None:
+@given(
+    st.integers(0, 190),
+    st.integers(0, 190),
+    st.integers(1, 34),
+    st.integers(1, 34),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_window_has_the_pixels_of_the_whole(
+    row: int, col: int, height: int, width: int, seed: int
+) -> None:
     whole, source = chip_geobox(CHIP), utm_box(CHIP)
     values = np.random.default_rng(seed).integers(0, 4000, source.shape).astype(np.int16)
     values[values < 200] = -9999
@@ -69,7 +89,14 @@ def test_bilinear_and_nearest_agree_with_gdals_exact_warp(tmp_path: Path, rng, e
     values = (smooth + rng.integers(0, 500, source.shape)).astype(np.int16)
     path = write(tmp_path / "band.tif", values, source, None)
     exact = {"XSCALE": "1", "YSCALE": "1"}
-    options = {"crs": CRS, "transform": target.affine, "width": 224, "height": 224, "tolerance": 1e-6, **exact}
+    options = {
+        "crs": CRS,
+        "transform": target.affine,
+        "width": 224,
+        "height": 224,
+        "tolerance": 1e-6,
+        **exact,
+    }
     at = source_pixels(target, source)
     with rasterio.open(path) as raster:
         with WarpedVRT(raster, resampling=rasterio.enums.Resampling.bilinear, **options) as vrt:
@@ -111,7 +138,12 @@ def test_a_tile_is_a_sparse_raster_whose_blocks_are_chips(tmp_path: Path, rng) -
     values = rng.integers(0, 4000, source.shape).astype(np.int16)
     bands = [
         BandWarp(write(tmp_path / "a.B02.tif", values, source, -9999), tmp_path / "B02.tif", "B02", "2.0"),
-        BandWarp(write(tmp_path / "a.Fmask.tif", values.astype(np.uint8), source, 255), tmp_path / "F.tif", "Fmask", "2.0"),
+        BandWarp(
+            write(tmp_path / "a.Fmask.tif", values.astype(np.uint8), source, 255),
+            tmp_path / "F.tif",
+            "Fmask",
+            "2.0",
+        ),
     ]
     grid = reproject_bands(bands, [CHIP], {"TILE": "14SPJ"})
     at = source_pixels(chip_geobox(CHIP), source)
@@ -147,7 +179,9 @@ def test_the_real_v15_scene_goes_through_with_its_own_fill(real: Path, tmp_path:
 
 def test_a_truncated_band_is_an_error_that_names_the_file(tmp_path: Path, rng) -> None:
     source = utm_box(CHIP)
-    path = write(tmp_path / "broken.B02.tif", rng.integers(0, 4000, source.shape).astype(np.int16), source, -9999)
+    path = write(
+        tmp_path / "broken.B02.tif", rng.integers(0, 4000, source.shape).astype(np.int16), source, -9999
+    )
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with pytest.raises(InputError, match=r"broken\.B02\.tif"):
         reproject_bands([BandWarp(path, tmp_path / "out.tif", "B02", "2.0")], [CHIP], {})
@@ -156,7 +190,12 @@ def test_a_truncated_band_is_an_error_that_names_the_file(tmp_path: Path, rng) -
 def test_chip_blocks_lie_on_the_national_grid() -> None:
     box = chip_blocks(range(223, 225), range(337, 340))
     assert box.shape == (448, 672)
-    assert box.boundingbox.bbox == (-2356095 + 337 * 6720, 3172605 - 225 * 6720, -2356095 + 340 * 6720, 3172605 - 223 * 6720)
+    assert box.boundingbox.bbox == (
+        -2356095 + 337 * 6720,
+        3172605 - 225 * 6720,
+        -2356095 + 340 * 6720,
+        3172605 - 223 * 6720,
+    )
 
 
 @pytest.fixture

@@ -41,24 +41,16 @@ def test_the_published_choice_of_19_real_tiles_is_reproduced(real: Path) -> None
             "missing_bands": "",
         }
     )
-    exact = 0
+    differing = set()
     for tile, rows in frame.groupby("tile"):
         theirs = list(published.loc[published["tile_id"] == tile, "title_id"])
         ours = chosen(select_scenes(rows, 5, LADDER, "upper"))
-        duplicated = rows["scene_id"].duplicated().any()
-        if not theirs:
-            assert tile == "T17SPC"
-            assert ours == []
-        elif len(set(theirs)) < 3:
-            # scenes that stood twice in the reference's list counted twice, so it chose one twice
-            assert tile in {"T17SQC", "T17TPE"}
-            assert len(set(ours)) == len(ours)
-        elif duplicated:
-            assert (ours[0], ours[2]) == (theirs[0], theirs[2])
-        else:
-            assert ours == theirs
-            exact += 1
-    assert exact == 8
+        assert len(ours) == len(set(ours)) in (0, 3)
+        if ours != theirs:
+            differing.add(tile)
+            # a scene that stood twice in the reference's list counted twice, and was chosen twice
+            assert len(set(theirs)) == 2
+    assert differing == {"T17SQC", "T17TPE", "T17TQE"}
 
 
 def test_even_number_of_scenes_has_a_lower_and_an_upper_middle() -> None:
@@ -68,9 +60,7 @@ def test_even_number_of_scenes_has_a_lower_and_an_upper_middle() -> None:
 
 
 def test_the_ladder_stops_at_the_first_rung_with_three_scenes() -> None:
-    rows = scenes(
-        ("2022-04-01", 0, 100), ("2022-05-01", 0, 95), ("2022-06-01", 0, 91), ("2022-07-01", 0, 60)
-    )
+    rows = scenes(("2022-04-01", 0, 100), ("2022-05-01", 0, 95), ("2022-06-01", 0, 91), ("2022-07-01", 0, 60))
     table = select_scenes(rows, 5, LADDER, "lower")
     assert chosen(table) == ["s0", "s1", "s2"]
     assert set(table["coverage_step"]) == {90.0}

@@ -356,11 +356,14 @@ def _never_connected(error: Exception) -> bool:
 
 
 def _short(error: Exception) -> str:
-    """The innermost words of an error that requests and urllib3 have wrapped."""
-    inner: BaseException = error
-    while (below := inner.__cause__ or inner.__context__) is not None:
-        inner = below
-    return f"{type(inner).__name__}: {inner}"[:200]
+    """The system's words below an error that requests and urllib3 have wrapped, or its own."""
+    told: BaseException = error
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and not isinstance(inner, requests.RequestException):
+            told = inner
+        inner = inner.__cause__ or inner.__context__
+    return f"{type(told).__name__}: {told}"[:200]
 
 
 def _verdict(root: Cid, said: dict[str, ResourceError]) -> ResourceError:
