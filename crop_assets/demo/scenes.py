@@ -145,10 +145,9 @@ def render_scene(plan: ScenePlan, cdl: Path, folder: Path) -> Scene:
     land = _land(cdl, plan.frame)
     rng = np.random.default_rng(_seed(plan.scene_id))
     fmask, opacity = _sky(rng, plan, land)
-    cloud = round(
-        100 * np.count_nonzero(_has(fmask, CLOUD | SHADOW)) / max(1, np.count_nonzero(fmask != QA_FILL))
-    )
-    coverage = round(100 * float(np.mean(fmask != QA_FILL)))
+    seen = int(np.count_nonzero(fmask != QA_FILL))
+    hidden = int(np.count_nonzero(_has(fmask, CLOUD | SHADOW)))
+    cloud, coverage = round(100 * hidden / max(1, seen)), round(100 * seen / fmask.size)
 
     frame = plan.frame
     tags = _tags(plan, cloud, coverage)
@@ -185,7 +184,8 @@ def _seed(name: str) -> int:
 
 
 def _has(fmask: Codes, bits: int) -> Mask:
-    return ((fmask & bits) != 0) & (fmask != QA_FILL)
+    hits: Mask = ((fmask & bits) != 0) & (fmask != QA_FILL)
+    return hits
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,8 @@ class _Land:
 
     @property
     def water(self) -> Mask:
-        return (self.classes == 7)[self.fields]
+        wet: Mask = (self.classes == 7)[self.fields]
+        return wet
 
 
 @functools.lru_cache(maxsize=1)
@@ -291,7 +292,8 @@ class _Cover:
         """Reflectance in 0.0001, float64 (fields, 6), of fields that are `days` into the year."""
         leaf = (_along(self.leaf, days) * vigour)[:, None]
         straw = _along(self.straw, days)[:, None] * (1 - leaf)
-        return self.shade * (leaf * _LEAF + straw * _STRAW + (1 - leaf - straw) * self.ground)
+        mixed: Reals = leaf * _LEAF + straw * _STRAW + (1 - leaf - straw) * self.ground
+        return self.shade * mixed
 
 
 def _along(curve: Curve, days: Reals) -> Reals:
