@@ -14,7 +14,7 @@ import os
 import queue
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,7 @@ from crop_assets.year_assets import (
     OWNERS,
     YearRun,
     column_schema,
+    earlier_metadata,
     files_are_whole,
     identity_of,
     table_metadata,
@@ -125,7 +126,7 @@ class TileStage:
             metadata={"dagster/column_schema": column_schema(self.schema)},
             deps=[
                 upstream if upstream in names else dg.AssetDep(upstream, partition_mapping=year_mapping())
-                for upstream in dict.fromkeys((*self.reads, "tile_map"))
+                for upstream in self.reads
             ],
         )
 
@@ -244,6 +245,7 @@ class _Done:
     stored: StoredTable
     metadata: dict[str, Any]
     inputs: dict[str, str]
+    reused: bool
 
 
 def _run_tiles(
@@ -273,7 +275,10 @@ def _run_tiles(
                 finished += 1
                 context.log.info(f"{finished} of {len(keys)} tiles finished, {len(failures)} failed")
             elif isinstance(message, _Done):
-                context.log_event(_materialization(message))
+                earlier = {}
+                if message.reused:
+                    earlier = earlier_metadata(context.instance, message.stage.name, str(message.partition))
+                context.log_event(_materialization(message, earlier))
             elif isinstance(message, _Failure):
                 failures.append(message)
                 context.log.error(
@@ -321,9 +326,9 @@ def _run_stage(
     key: dg.MultiPartitionKey, run: TileRun, stage: TileStage, tile_assets: frozenset[str]
 ) -> _Done:
     started = time.monotonic()
-    tables = {name: _read(run, name, tile_assets) for name in dict.fromkeys((*stage.reads, "tile_map"))}
+    tables = {name: _read(run, name, tile_assets) for name in stage.reads}
     inputs = {name: stored.data_version for name, (_, stored) in tables.items()}
-    frames = {name: tables[name][0] for name in stage.reads}
+    frames = {name: frame for name, (frame, _) in tables.items()}
     identity = identity_of(
         stage.name,
         stage.code_version,
@@ -344,7 +349,7 @@ def _run_stage(
             stored = write_table(run.store, name, read_table(run.store, name), stage.schema, provenance)
         metadata: dict[str, Any] = {}
     else:
-        if tables["tile_map"][0].empty:
+        if "tile_map" in frames and frames["tile_map"].empty:
             made = TileTable(
                 stage.schema.empty(), {"outcome": f"no chip box of {run.year} lies in this tile"}
             )
@@ -356,7 +361,7 @@ def _run_stage(
         run.log(f"{stored_new.rows} rows in {time.monotonic() - started:.1f} s")
     final = stored if stored is not None else stored_new
     described = table_metadata(run.store, final, stored is not None, time.monotonic() - started)
-    return _Done(stage, key, final, {**metadata, **described}, inputs)
+    return _Done(stage, key, final, {**metadata, **described}, inputs, stored is not None)
 
 
 def _read(run: TileRun, asset: str, tile_assets: frozenset[str]) -> tuple[pd.DataFrame, StoredTable]:
@@ -387,8 +392,8 @@ def _reusable(run: TileRun, stage: TileStage, name: str, identity: str) -> Store
     return stored
 
 
-def _materialization(done: _Done) -> dg.AssetMaterialization:
-    """The event of one stage and tile, with the tags by which Dagster tells what is out of date."""
+def _materialization(done: _Done, earlier: Mapping[str, Any]) -> dg.AssetMaterialization:
+    """The event of one stage and tile, over `earlier` metadata, with the tags by which Dagster tells what is out of date."""
     tags = {
         "dagster/data_version": done.stored.data_version,
         "dagster/data_version_is_user_provided": "true",
@@ -398,7 +403,7 @@ def _materialization(done: _Done) -> dg.AssetMaterialization:
         **{f"dagster/partition/{name}": key for name, key in done.partition.keys_by_dimension.items()},
     }
     return dg.AssetMaterialization(
-        done.stage.name, partition=str(done.partition), metadata=done.metadata, tags=tags
+        done.stage.name, partition=str(done.partition), metadata={**earlier, **done.metadata}, tags=tags
     )
 
 

@@ -121,7 +121,8 @@ class YearRun:
             )
             return None
         self.context.log.info(f"{self.asset} {self.year}: unchanged, nothing to do ({stored.rows} rows)")
-        return self._result(stored, reused=True, metadata={}, check_results=check_results)
+        earlier = earlier_metadata(self.context.instance, self.asset, self.context.partition_key)
+        return self._result(stored, reused=True, metadata=earlier, check_results=check_results)
 
     def finish(
         self,
@@ -156,6 +157,14 @@ class YearRun:
             data_version=dg.DataVersion(stored.data_version),
             check_results=check_results,
         )
+
+
+def earlier_metadata(instance: dg.DagsterInstance, asset: str, partition: str) -> dict[str, Any]:
+    """Metadata of an asset's latest materialization, so that an unchanged result keeps its previews."""
+    where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
+    records = instance.fetch_materializations(where, limit=1).records
+    found = records[0].asset_materialization if records else None
+    return dict(found.metadata) if found else {}
 
 
 def table_metadata(store: DatasetStore, stored: StoredTable, reused: bool, seconds: float) -> dict[str, Any]:

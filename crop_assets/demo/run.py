@@ -22,9 +22,8 @@ import yaml
 from crop_assets.automation.jobs import JOBS, labels_job, tiles_job
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
 from crop_assets.definitions import build_defs, environment_resources
-from crop_assets.demo.server import serve
+from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World, build_world
-from crop_assets.errors import InputError
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from resources.store import DatasetStore
@@ -37,6 +36,8 @@ PORT = 47321
 _DAGSTER_YAML = """\
 # No usage data leaves this machine.
 telemetry:
+  enabled: false
+nux:
   enabled: false
 # Two cores: more runs at once would only wait for each other.
 concurrency:
@@ -86,7 +87,7 @@ def _recipe(cdl: Path | None) -> dict[str, Any]:
     return {"dataset": DATASET} | ({"sampling": "all"} if cdl else {"min_classes": 6})
 
 
-def environment(demo: Demo, world: World, base_url: str) -> dict[str, str]:
+def environment(demo: Demo, world: World, server: WorldServer) -> dict[str, str]:
     """The variables that point the production code location at the world instead of the real services."""
     return {
         "DAGSTER_HOME": str(demo.dagster_home),
@@ -95,10 +96,10 @@ def environment(demo: Demo, world: World, base_url: str) -> dict[str, str]:
         "CROP_ASSETS_CDL": str(world.cdl),
         "CROP_ASSETS_TILE_GRID": "",
         "CROP_ASSETS_BANDS": "",
-        "CROP_ASSETS_STAC_URL": f"{base_url}/cmr/stac",
-        "CROP_ASSETS_IPFS_STAC_URL": f"{base_url}/ipfs-stac",
+        "CROP_ASSETS_STAC_URL": server.stac_url,
+        "CROP_ASSETS_IPFS_STAC_URL": server.ipfs_stac_url,
         "CROP_ASSETS_KUBO_API": "",
-        "CROP_ASSETS_IPFS_GATEWAYS": base_url,
+        "CROP_ASSETS_IPFS_GATEWAYS": server.gateway_url,
         "CROP_ASSETS_LP_DAAC_HOSTS": "127.0.0.1",
     }
 
@@ -109,14 +110,8 @@ def served_world(demo: Demo, world: World, port: int) -> Iterator[str]:
 
     Raises InputError where the port is taken.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            server = stack.enter_context(serve(world, port))
-        except OSError as error:
-            raise InputError(
-                f"port {port} is taken ({error.strerror}); stop the demo or UI that runs there, or pass --port"
-            ) from None
-        os.environ.update(environment(demo, world, server.base_url))
+    with serve(world, port) as server:
+        os.environ.update(environment(demo, world, server))
         yield server.base_url
 
 
@@ -159,10 +154,18 @@ def _run_jobs(instance: dg.DagsterInstance, year: int, say: Callable[[str], None
         else:
             where = {"partition_key": str(year)}
         begun = time.monotonic()
-        result = defs.resolve_job_def(job.name).execute_in_process(instance=instance, raise_on_error=False, **where)
-        events = [event.step_materialization_data.materialization for event in result.all_events if event.is_step_materialization]
+        result = defs.resolve_job_def(job.name).execute_in_process(
+            instance=instance, raise_on_error=False, run_config={"loggers": {"console": {}}}, **where
+        )
+        events = [
+            event.step_materialization_data.materialization
+            for event in result.all_events
+            if event.is_step_materialization
+        ]
         reused = sum(bool(event.metadata["reused"].value) for event in events)
-        outcomes.append(_Outcome(job.name, result.success, len(events) - reused, reused, time.monotonic() - begun))
+        outcomes.append(
+            _Outcome(job.name, result.success, len(events) - reused, reused, time.monotonic() - begun)
+        )
         if job is labels_job and not result.success:
             break
     return outcomes
@@ -228,7 +231,9 @@ def _funnel(demo: Demo, year: int) -> pd.DataFrame:
     return yield_funnel(tile_map, reject_ledger(tile_map, pd.concat(frames, ignore_index=True), missing))
 
 
-def run_ui(root: Path, cdl: Path | None, year: int, port: int, ui_port: int, say: Callable[[str], None]) -> int:
+def run_ui(
+    root: Path, cdl: Path | None, year: int, port: int, ui_port: int, say: Callable[[str], None]
+) -> int:
     """Serve the world and the Dagster UI with its daemon on loopback until interrupted; the UI's exit code."""
     demo, world = prepare(root, cdl, year, say)
     with served_world(demo, world, port):
@@ -236,6 +241,8 @@ def run_ui(root: Path, cdl: Path | None, year: int, port: int, ui_port: int, say
             instance.add_dynamic_partitions(CDL_YEAR, [str(year)])
         say(f"Dagster UI: http://127.0.0.1:{ui_port}   (Ctrl-C ends it)")
         command = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions"]
-        return subprocess.run([*command, "-h", "127.0.0.1", "-p", str(ui_port)], check=False).returncode  # noqa: S603
-
-
+        # `dg dev`, which Dagster would rather have, wants a project folder; an installation has none
+        quiet = {**os.environ, "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded"}
+        return subprocess.run(
+            [*command, "-h", "127.0.0.1", "-p", str(ui_port)], check=False, env=quiet
+        ).returncode  # noqa: S603

@@ -277,7 +277,7 @@ class _Catalogue:
             {"rel": "self", "href": f"{collection}/items/{scene.scene_id}"},
             {"rel": "parent", "href": collection},
             {"rel": "collection", "href": collection},
-            {"rel": "root", "href": f"{root}/", "type": "application/json", "title": "LPCLOUD"},
+            {"rel": "root", "href": f"{root}/", "type": "application/json"},
         ]
         if self.kind == "cmr":
             links += [{"rel": "via", "href": f"{concept}{suffix}"} for suffix in (".json", ".umm_json")]

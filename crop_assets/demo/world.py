@@ -18,7 +18,6 @@ from typing import Literal
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import pyproj
 from pydantic import TypeAdapter, ValidationError
 
@@ -301,18 +300,15 @@ def _scene_plan(frame: TileFrame, year: int, overpass: _Pass, troubles: dict[Rol
 def _troubles(frame: TileFrame, chips: gpd.GeoDataFrame) -> dict[Role, list[Event]]:
     """What happens over the chips of a tile in the scenes that are selected."""
     events: dict[Role, list[Event]] = {"first": [], "middle": [], "last": []}
-    chips = chips.sort_values("chip_id")
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(frame.tile.encode()).digest()[:8]))
-    order = rng.permutation(len(chips))
-    east, north = pyproj.Transformer.from_crs(5070, frame.epsg, always_xy=True).transform(
-        chips["x"].to_numpy()[order], chips["y"].to_numpy()[order]
-    )
-    middles = pd.DataFrame({"row": (frame.top - north) / 30, "col": (east - frame.left) / 30})
-    struck = _TROUBLES[: len(chips) // 4]
-    for (role, kind), (row, col) in zip(struck, middles.to_numpy()[: len(struck)], strict=True):
+    x, y = rng.permutation(chips.sort_values("chip_id")[["x", "y"]].to_numpy()).T
+    east, north = pyproj.Transformer.from_crs(5070, frame.epsg, always_xy=True).transform(x, y)
+    middles = list(zip((frame.top - north) / 30, (east - frame.left) / 30, strict=True))
+    struck = _TROUBLES[: len(middles) // 4]
+    for (role, kind), (row, col) in zip(struck, middles, strict=False):
         down, right = _CLOUD_PLACE if kind == "cloud" else (0, 0)
         events[role].append(Event(kind, row + down, col + right, _RADIUS[kind]))
-    if len(chips) > 2 * len(_TROUBLES):
-        row, col = middles.to_numpy()[len(struck)]
+    if len(middles) > 2 * len(_TROUBLES):
+        row, col = middles[len(struck)]
         events["last"].append(Event("cloud", row + _CLOUD_PLACE[0], col + _CLOUD_PLACE[1], _SLIGHT_CLOUD))
     return events

@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route
 
 from crop_assets.demo.gateway import gateway_routes
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
+from resources.ipfs import resource as resource_module
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, read_car, write_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.resource import IpfsContent, Retrieved
@@ -235,6 +236,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     thread.join()
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource_module, "_BACKOFF_SECONDS", 0.01)
+
+
 @pytest.fixture
 def world(server: World) -> World:
     server.asked.clear()
@@ -352,7 +358,7 @@ def test_retry_after_is_waited_for(world: World, out: Path, fault: str) -> None:
 
 @pytest.mark.parametrize("fault", ["dripping", "silent"])
 def test_a_slow_source_is_asked_last_for_a_while(world: World, out: Path, fault: str) -> None:
-    ipfs = content(world.gateway(fault), world.gateway("good"), timeout_seconds=0.3)
+    ipfs = content(world.gateway(fault), world.gateway("good"), timeout_seconds=0.6)
     said: list[str] = []
     ipfs.fetch(world.cid, out, LIMIT, said.append)
     assert "too slow" in said[0]

@@ -49,7 +49,7 @@ class _Reader:
         missing = count
         while missing:
             if self.at_end():
-                raise CutShortError(f"the CAR ends {missing} bytes too early")
+                raise CutShortError(f"the CAR ended where {missing} more bytes were due")
             part = self._piece[self._at : self._at + missing]
             self._at += len(part)
             missing -= len(part)

@@ -27,6 +27,8 @@ from resources.ipfs.retrieve import retrieve
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 2.0
 _REST_SECONDS = 60.0
+_BACKOFF_SECONDS = 0.5
+_MAX_BACKOFF_SECONDS = 20.0
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _MAX_REDIRECTS = 5
 _PIECE = 1 << 18
@@ -194,7 +196,9 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
                 tell(f"IPFS {root}: {source.name}: {said[source.name]}")
             return None
 
-        backoff = tenacity.wait_exponential(multiplier=0.5, max=20) + tenacity.wait_random(0, 0.5)
+        backoff = tenacity.wait_exponential(
+            multiplier=_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS
+        ) + tenacity.wait_random(0, _BACKOFF_SECONDS)
 
         def pause(state: tenacity.RetryCallState) -> float:
             soonest = min(not_before[source.name] for source in sources) - time.monotonic()

@@ -1,0 +1,58 @@
+# Everything a newcomer needs, on a machine with Python 3.11+, make and git: make demo, make test, make ui.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# PIP_REQUIRE_VIRTUALENV and the like of a developer's shell must not break a first install
+PIP := PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+
+.PHONY: help install install-dev demo ui test lint format types bench lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "crop-assets needs Python 3.11 or later; set PYTHON to one, as in: make demo PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
+	$(PIP) install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+install: $(VENV)/.installed ## Set up .venv with what the project runs on
+
+install-dev: $(VENV)/.installed-dev ## Set up .venv with what its tests need as well
+
+demo: install ## Run the whole graph over a small world made on the spot
+	$(BIN)/crop-assets demo
+
+ui: install ## Open the Dagster UI over the demo's results, on loopback
+	$(BIN)/crop-assets ui
+
+test: install-dev ## Run the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: install-dev ## Check style, and that no logic module imports Dagster
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install-dev ## Measure side by side with what one would use instead
+	$(BIN)/python -m benchmarks
+
+lock: install-dev ## Pin all dependencies anew, with hashes
+	$(PIP) install --quiet uv
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--group build pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--group build --extra dev pyproject.toml -o requirements-dev.lock
+
+clean: ## Remove the demo's world and results
+	rm -rf .demo
