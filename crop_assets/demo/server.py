@@ -7,6 +7,7 @@ the world holds (`world`), nor the gateway's protocol (`gateway`).
 import contextlib
 import datetime as dt
 import hashlib
+import os
 import socket
 import threading
 import time
@@ -95,7 +96,7 @@ def serve(world: World, port: int = 0) -> Iterator[WorldServer]:
         listener = socket.create_server(("127.0.0.1", port))
     except OSError as error:
         raise InputError(
-            f"port {port} of 127.0.0.1 cannot be used: {error.strerror}; take another, or 0"
+            f"port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}; take another, or 0"
         ) from None
     with listener:
         config = uvicorn.Config(

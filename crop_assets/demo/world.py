@@ -204,7 +204,7 @@ class _Pass:
     role: Role | None = None
 
 
-# Days 2, 7, 12 ... are those on which Sentinel-2 passes over 14S*F in 2021, and 365 is a multiple of 5.
+# Every fifth day from day 2 on: HLS.S30.T14SMF.2021062T172221 is one of them, and 365 is a multiple of 5.
 # Clouds of a share c make a cloud_coverage of about 1.6 c: shadows count too.
 _ODD_PASSES = (
     _Pass(72, clouds=0.012, role="first"),
@@ -257,7 +257,9 @@ def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
             f"{cdl} holds no whole chip of the national 224-pixel grid; use a clip of at least 448 x 448 pixels"
         )
     if count > _MOST_CHIPS:
-        raise InputError(f"{cdl} holds {count} chips, more than {MOST_TILES} tiles do; use a smaller clip")
+        raise InputError(
+            f"{cdl} holds {count} chips, more than {MOST_TILES} tiles can hold; use a smaller clip"
+        )
     boxes = chip_boxes(chip_histograms(raster), 1)
     grid = read_tile_grid(official_grid_path())
     nearest = map_chips(boxes, grid, "projected")["tile"]

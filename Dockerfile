@@ -1,0 +1,33 @@
+# The code location as an image: a Dagster gRPC server that a webserver and a daemon elsewhere load.
+FROM python:3.12-slim-bookworm AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+RUN python -m venv /opt/crop-assets
+ENV PATH=/opt/crop-assets/bin:$PATH
+WORKDIR /src
+COPY requirements.lock ./
+RUN python -m pip install --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY crop_assets ./crop_assets
+COPY resources ./resources
+RUN python -m pip install --no-deps --no-build-isolation .
+
+FROM python:3.12-slim-bookworm
+# rasterio's wheel links to the system's expat
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libexpat1 \
+    && rm -rf /var/lib/apt/lists/*
+RUN useradd --create-home --uid 10001 crop \
+    && install --directory --owner=crop /data /dagster
+COPY --from=build /opt/crop-assets /opt/crop-assets
+COPY --chown=crop deploy/dagster.yaml /dagster/dagster.yaml
+ENV PATH=/opt/crop-assets/bin:$PATH \
+    DAGSTER_HOME=/dagster \
+    CROP_ASSETS_DATA=/data
+USER crop
+WORKDIR /home/crop
+VOLUME ["/data"]
+EXPOSE 4000
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+    CMD ["dagster", "api", "grpc-health-check", "--port", "4000"]
+# All addresses, for a container's own loopback could not be reached; publish the port to trusted hosts only.
+CMD ["dagster", "api", "grpc", "--host", "0.0.0.0", "--port", "4000", "--module-name", "crop_assets.definitions"]
