@@ -7,6 +7,7 @@ world (`world`), or any stage of the graph.
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -190,7 +191,7 @@ class _SaidByPeople(logging.Filter):
         return meta.get("dagster_event") is None or record.levelno >= logging.ERROR
 
 
-@dg.logger(description="The demo's progress, one readable line a message.")
+@dg.logger(None, description="The demo's progress, one readable line a message.")
 def _console(context: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("demo", level=logging.INFO)
     handler = logging.StreamHandler(sys.stdout)
@@ -243,6 +244,13 @@ def run_ui(
         command = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions"]
         # `dg dev`, which Dagster would rather have, wants a project folder; an installation has none
         quiet = {**os.environ, "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded"}
-        return subprocess.run(
-            [*command, "-h", "127.0.0.1", "-p", str(ui_port)], check=False, env=quiet
-        ).returncode  # noqa: S603
+        child = subprocess.Popen([*command, "-h", "127.0.0.1", "-p", str(ui_port)], env=quiet)
+        # a plain kill of this process must not leave Dagster's daemon behind
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            return child.wait()
+        finally:
+            child.terminate()
+            child.wait()
