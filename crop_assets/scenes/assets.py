@@ -67,7 +67,8 @@ def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> TileTable:
     chosen = table[table["position"] != ""]
     outcome = "three scenes selected"
     if len(chosen) < len(POSITIONS):
-        outcome = f"fewer than three scenes are fit ({int(table['fit'].sum())} of {len(table)}): no chip of this tile can be made"
+        fit = f"{int(table['fit'].sum())} of {len(table)}"
+        outcome = f"fewer than three scenes are fit ({fit}): no chip of this tile can be made"
         run.log(outcome)
     shown = table[["date", "cloud_cover", "spatial_coverage", "position", "reason", "scene_id"]]
     return TileTable(table, {"outcome": outcome, "scenes": markdown(shown)})
