@@ -35,6 +35,7 @@ from crop_assets.year_assets import (
     identity_of,
     table_metadata,
 )
+from resources.cdl import CdlReleases
 from resources.earthdata import LpDaac
 from resources.errors import NotFoundError, ResourceError
 from resources.ipfs.resource import IpfsContent
@@ -52,6 +53,7 @@ class Services:
 
     recipe: DatasetRecipe
     store: DatasetStore
+    cdl_releases: CdlReleases
     stac: SceneStac
     ipfs_stac: IpfsStac
     ipfs: IpfsContent
@@ -166,6 +168,7 @@ def tile_assets(stages: Sequence[TileStage], tiles_per_run: int = TILES_PER_RUN)
         context: dg.AssetExecutionContext,
         recipe: DatasetRecipe,
         store: DatasetStore,
+        cdl_releases: CdlReleases,
         stac: SceneStac,
         ipfs_stac: IpfsStac,
         ipfs: IpfsContent,
@@ -174,7 +177,7 @@ def tile_assets(stages: Sequence[TileStage], tiles_per_run: int = TILES_PER_RUN)
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
         selected = {key.to_user_string() for key in context.selected_asset_keys}
         chosen = [stage for stage in stages if stage.name in selected]
-        services = Services(recipe, store, stac, ipfs_stac, ipfs, lp_daac, mirror)
+        services = Services(recipe, store, cdl_releases, stac, ipfs_stac, ipfs, lp_daac, mirror)
         failures = _run_tiles(context, services, chosen, frozenset(names))
         if failures:
             raise _failure(failures, len(context.partition_keys))
@@ -393,7 +396,10 @@ def _reusable(run: TileRun, stage: TileStage, name: str, identity: str) -> Store
 
 
 def _materialization(done: _Done, earlier: Mapping[str, Any]) -> dg.AssetMaterialization:
-    """The event of one stage and tile, over `earlier` metadata, with the tags by which Dagster tells what is out of date."""
+    """The event of one stage and tile, over `earlier` metadata.
+
+    Its tags are those by which Dagster tells what is out of date.
+    """
     tags = {
         "dagster/data_version": done.stored.data_version,
         "dagster/data_version_is_user_provided": "true",

@@ -37,3 +37,13 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
                 f"name it {year}_30m_cdls.tif, or materialize the partition of its year"
             )
         return path
+
+    def find_same(self, year: int, size: int) -> Path:
+        """The raster that the asset `cdl` described, by its size in bytes.
+
+        Raises NotFoundError where there is none, or another one now.
+        """
+        path = self.find(year)
+        if path.stat().st_size != size:
+            raise NotFoundError(f"{path} is not the file that cdl described any more; materialize cdl again")
+        return path

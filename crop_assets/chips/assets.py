@@ -145,7 +145,8 @@ def chips(
         "SCENES": " ".join(scenes["scene_id"]),
     }
     rows, preview = [], b""
-    with open_tile(paths, release["path"]) as reader:
+    cdl_path = run.services.cdl_releases.find_same(run.year, release["bytes"])
+    with open_tile(paths, str(cdl_path)) as reader:
         for done, chip_id in enumerate(ids, start=1):
             chip = reader.read(chip_id)
             rows.append(_chip_row(run, chip_id, chip, scenes, tags, fit))

@@ -36,7 +36,7 @@ _SECONDS_BETWEEN_REPORTS = 5
 
 CDL = TableSchema(
     (
-        Column("path", pa.string(), "the raster, EPSG:5070, 30 m, uint8 codes"),
+        Column("file", pa.string(), "name of the raster, EPSG:5070, 30 m, uint8 codes"),
         Column("bytes", pa.int64(), "size of the file"),
         Column("sha256", pa.string(), "checksum of the file"),
         Column("width", pa.int64(), "columns"),
@@ -74,18 +74,19 @@ def cdl(
     raster = check_cdl(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if done := run.unchanged(str(path), digest):
+    if done := run.unchanged(path.name, digest):
         return done
     edges = {"left": raster.transform.c, "top": raster.transform.f}
-    row = {"path": str(path), "bytes": path.stat().st_size, "sha256": digest}
+    row = {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
     table = pd.DataFrame([{**row, "width": raster.width, "height": raster.height, **edges}])
     chips = len(raster.chip_rows) * len(raster.chip_cols)
-    return run.finish(table, {"release": markdown(table.T.reset_index()), "chips_on_the_grid": chips})
+    metadata = {"path": dg.MetadataValue.path(str(path)), "chips_on_the_grid": chips}
+    return run.finish(table, {**metadata, "release": markdown(table.T.reset_index())})
 
 
 @dg.asset(**year_asset("labels", CHIP_BBOXES, {"geoparquet", "geojson"}, deps=["cdl"]))
 def chip_bboxes(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore, cdl_releases: CdlReleases
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The chosen 224 x 224 chip boxes on the national chip grid, with the pixels of each class; also as
     `chip_bbox.geojson` (EPSG:4326) and `chip_bbox_5070.geojson`.
@@ -96,9 +97,8 @@ def chip_bboxes(
     inputs = [release["sha256"], _checksum(recipe.chip_boxes), _checksum(recipe.aoi)]
     if done := run.unchanged(inputs, fields=fields):
         return done
-    landscape = chip_boxes(
-        chip_histograms(check_cdl(release["path"]), _Progress(context)), recipe.min_classes
-    )
+    raster = check_cdl(cdl_releases.find_same(run.year, release["bytes"]))
+    landscape = chip_boxes(chip_histograms(raster, _Progress(context)), recipe.min_classes)
     chosen = _choose(recipe, landscape)
     files = []
     for name, crs in (("chip_bbox.geojson", "EPSG:4326"), ("chip_bbox_5070.geojson", "EPSG:5070")):
