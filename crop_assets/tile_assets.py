@@ -12,6 +12,7 @@ Belongs here: the glue between Dagster and the stages. Does not: what any stage 
 import inspect
 import os
 import queue
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -259,36 +260,47 @@ def _run_tiles(
 ) -> list[_Failure]:
     keys = [dg.MultiPartitionKey(_dimensions(key)) for key in context.partition_keys]
     messages: queue.SimpleQueue[str | _Done | _Failure | None] = queue.SimpleQueue()
+    stopped = threading.Event()
 
     def work(key: dg.MultiPartitionKey) -> None:
         try:
-            _run_stages(key, services, stages, tile_assets, messages.put)
+            _run_stages(key, services, stages, tile_assets, messages.put, stopped)
         finally:
             messages.put(None)
 
-    failures: list[_Failure] = []
-    finished = 0
     with ThreadPoolExecutor(max_workers=min(len(keys), os.cpu_count() or 1)) as pool:
         for key in keys:
             pool.submit(work, key)
-        # Dagster's event log is written by this thread alone
-        while finished < len(keys):
-            message = messages.get()
-            if message is None:
-                finished += 1
-                context.log.info(f"{finished} of {len(keys)} tiles finished, {len(failures)} failed")
-            elif isinstance(message, _Done):
-                earlier = {}
-                if message.reused:
-                    earlier = earlier_metadata(context.instance, message.stage.name, str(message.partition))
-                context.log_event(_materialization(message, earlier))
-            elif isinstance(message, _Failure):
-                failures.append(message)
-                context.log.error(
-                    f"{message.tile} failed at {message.stage}: {message.cause}{message.traceback}"
-                )
-            else:
-                context.log.info(message)
+        try:
+            return _record(context, messages, len(keys))
+        finally:
+            # a run that is terminated ends with the stages that its tiles are in
+            stopped.set()
+
+
+def _record(
+    context: dg.AssetExecutionContext,
+    messages: "queue.SimpleQueue[str | _Done | _Failure | None]",
+    tiles: int,
+) -> list[_Failure]:
+    """Write what the tiles report to Dagster's event log, which takes one thread alone, until all have ended."""
+    failures: list[_Failure] = []
+    finished = 0
+    while finished < tiles:
+        message = messages.get()
+        if message is None:
+            finished += 1
+            context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
+        elif isinstance(message, _Done):
+            earlier = {}
+            if message.reused:
+                earlier = earlier_metadata(context.instance, message.stage.name, str(message.partition))
+            context.log_event(_materialization(message, earlier))
+        elif isinstance(message, _Failure):
+            failures.append(message)
+            context.log.error(f"{message.tile} failed at {message.stage}: {message.cause}{message.traceback}")
+        else:
+            context.log.info(message)
     return sorted(failures, key=lambda failure: failure.tile)
 
 
@@ -304,9 +316,12 @@ def _run_stages(
     stages: Sequence[TileStage],
     tile_assets: frozenset[str],
     report: Callable[[str | _Done | _Failure], None],
+    stopped: threading.Event,
 ) -> None:
     tile = key.keys_by_dimension[TILE]
     for stage in stages:
+        if stopped.is_set():
+            return
         try:
             run = TileRun(
                 int(key.keys_by_dimension[CDL_YEAR]),

@@ -10,3 +10,9 @@ def real() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data by others are not at {folder}")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a folder on one worker, so that what they share is made once."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))

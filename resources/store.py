@@ -5,33 +5,41 @@ files a dataset has (`crop_assets.layout`).
 """
 
 import contextlib
+import functools
 import hashlib
 import os
+import platform
+import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from upath import UPath
 
 from resources.errors import UnsafeNameError
 
 _CHUNK = 1 << 20
+_TEMPORARY = re.compile(r"\.writing-(?P<place>.+)-(?P<process>\d+)-[0-9a-f]{32}(\.\w+)?")
+_LONGEST_WRITE_SECONDS = 24 * 3600
 
 
 class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     """All files of all datasets, named by POSIX paths relative to `root`.
 
     A write is seen whole or not at all: it goes to a temporary name and is renamed (local disk) or
-    uploaded in one request (object store).
+    uploaded in one request (object store). Temporary files of killed processes go with the next
+    write to their folder.
     """
 
     root: str = Field(
         default="data", description="A local folder, or an object store URL such as s3://bucket/prefix."
     )
+    _swept: set[Path] = PrivateAttr(default_factory=set)
 
     def path(self, name: str) -> UPath:
         """The path of `name` below the root. Raises UnsafeNameError for a name that leads out of it."""
@@ -80,7 +88,9 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             folder = Path(str(target)).parent
             folder.mkdir(parents=True, exist_ok=True)
         suffix = PurePosixPath(name).suffix
-        local = (folder or Path(tempfile.gettempdir())) / f".writing-{uuid.uuid4().hex}{suffix}"
+        temporary = f".writing-{_place()}-{os.getpid()}-{uuid.uuid4().hex}{suffix}"
+        local = (folder or Path(tempfile.gettempdir())) / temporary
+        self._sweep(local.parent)
         local.touch(exist_ok=False)
         try:
             yield local
@@ -92,6 +102,15 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 target.fs.put_file(str(local), target.path)
         finally:
             local.unlink(missing_ok=True)
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove what killed processes left in a folder; once only, for there may be many files in it."""
+        if folder in self._swept:
+            return
+        self._swept.add(folder)
+        for path in folder.glob(".writing-*"):
+            if _is_abandoned(path):
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -122,3 +141,29 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         if not path.exists():
             return []
         return sorted(f"{folder}/{p.name}" for p in path.iterdir() if not p.name.startswith(".writing-"))
+
+
+@functools.cache
+def _place() -> str:
+    """Where a process id means the same process: this machine, or this container of it."""
+    try:
+        namespace = f"-{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        namespace = ""
+    return re.sub(r"[^\w.]", "_", platform.node()) + namespace
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether nobody writes a temporary file any more: its process has ended, or a day has gone by."""
+    match = _TEMPORARY.fullmatch(path.name)
+    if match and match["place"] == _place():
+        try:
+            os.kill(int(match["process"]), 0)
+        except ProcessLookupError:
+            return True
+        except (PermissionError, OverflowError):
+            pass
+    try:
+        return time.time() - path.stat().st_mtime > _LONGEST_WRITE_SECONDS
+    except FileNotFoundError:
+        return False

@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import datetime as dt
 import hashlib
 import multiprocessing
@@ -7,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +147,16 @@ class Setting:
 
 
 @pytest.fixture(scope="session")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def processes() -> ForkServerContext:
+    """Starts processes that have all imported already, from one that has no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture(scope="session")
+def setting(processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     root = tmp_path_factory.mktemp("graph_world")
     grid = read_tile_grid(official_grid_path())
     near = grid[grid["lon"].between(-101.5, -97) & grid["lat"].between(36, 39)]
@@ -152,7 +164,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     cdl = root / f"{YEAR}_30m_cdls.tif"
     _write_cdl(cdl)
     plans = _plans(grid)
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=processes) as pool:
         folders = [root / "scenes" / plan.scene_id for plan in plans]
         scenes = tuple(pool.map(render_scene, plans, [cdl] * len(plans), folders))
     return Setting(World(root, YEAR, cdl, TILES, scenes, "graph tests"), root / "grid.parquet")
@@ -282,11 +294,10 @@ class Graph:
             }
         defs = build_defs(self.resources | changes)
         config = {"loggers": {"console": {"config": {"log_level": "INFO"}}}, **(run_config or {})}
-        return Run(
-            defs.resolve_job_def(job).execute_in_process(
-                instance=self.instance, raise_on_error=False, run_config=config, **where
-            )
+        result = defs.resolve_job_def(job).execute_in_process(
+            instance=self.instance, raise_on_error=False, run_config=config, **where
         )
+        return Run(result, self.instance)
 
     def run_all(self, **changes: Any) -> "list[Run]":
         return [self.run(job, **changes) for job in ("labels_job", "tiles_job", "dataset_job")]
@@ -297,6 +308,7 @@ class Run:
     """How a run went."""
 
     result: ExecuteInProcessResult
+    instance: dg.DagsterInstance
 
     @property
     def success(self) -> bool:
@@ -305,8 +317,10 @@ class Run:
     @cached_property
     def made(self) -> dict[tuple[str, str | None], dg.AssetMaterialization]:
         """The materialization of each asset and partition."""
-        found = [e.step_materialization_data.materialization for e in self.result.get_asset_materialization_events()]
-        return {(m.asset_key.to_user_string(), m.partition): m for m in found}
+        # the result of a failed step lacks the events that it logged
+        logs = self.instance.all_logs(self.result.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION)
+        found = [entry.asset_materialization for entry in logs]
+        return {(m.asset_key.to_user_string(), m.partition): m for m in found if m}
 
     @property
     def redone(self) -> set[tuple[str, str | None]]:
@@ -400,3 +414,11 @@ def times(folder: Path) -> dict[str, int]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def lines(graph: Graph, name: str) -> list[str]:
+    return (graph.dataset / name).read_text().splitlines()
+
+
+def ledger(graph: Graph) -> list[dict[str, str]]:
+    return list(csv.DictReader(lines(graph, "rejected_chips.csv")))

@@ -1,25 +1,27 @@
-import multiprocessing
 import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import dagster as dg
-import pytest
 
 from crop_assets.demo.server import WorldServer
+from crop_assets.partitions import CDL_YEAR
 from crop_assets_tests.graph.conftest import (
+    KEPT,
+    TILE_STAGES,
+    TILES,
+    YEAR,
     Finished,
     Graph,
     Served,
     Setting,
     digests,
-    labelled_graph,  # noqa: F401
     new_graph,
 )
+from resources.store import DatasetStore
 
 FOLDERS = ("tiles", "tiles_reprojected", "chips", "chips_filtered")
 
@@ -29,38 +31,76 @@ def run_tiles(root: Path, home: Path, setting: Setting, server: WorldServer) -> 
         graph.run("tiles_job")
 
 
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    """Starts processes that have imported everything already, without this process's threads."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+def temporary_files(root: Path) -> set[str]:
+    return {path.name for path in root.rglob(".writing-*")}
 
 
-def finished_files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*.tif") if not path.name.startswith(".writing-")]
+def finished_files(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in digests(folder).items() if "/.writing-" not in name}
 
 
-def leftovers(root: Path) -> list[Path]:
-    return sorted(root.rglob(".writing-*"))
+def has_a_file(folder: Path) -> bool:
+    return any(not path.name.startswith(".writing-") for path in folder.rglob("*.tif"))
 
 
-def test_a(
+def test_runs_killed_at_every_stage_end_in_the_same_bytes(
+    setting: Setting,
+    served: Served,
+    processes: ForkServerContext,
+    finished: Finished,
     labelled_graph: Graph,
-    processes: ForkServerContext, setting: Setting, served: Served, finished: Finished, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    graph = labelled_graph
+    root, dataset = labelled_graph.root, labelled_graph.dataset
+    home = tmp_path / "home"
+    home.mkdir()
+    undisturbed = digests(finished.graph.dataset)
+    killed_files: set[str] = set()
     for folder in FOLDERS:
-        print(time.time())
-        process = processes.Process(target=run_tiles, args=(graph.root, tmp_path, setting, served.server))
+        process = processes.Process(target=run_tiles, args=(root, home, setting, served.server))
         process.start()
-        while process.is_alive() and not finished_files(graph.dataset / folder):
-            time.sleep(0.002)
+        while process.is_alive() and not has_a_file(dataset / folder):
+            time.sleep(0.005)
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
-        print(time.time(), folder, leftovers(graph.root), len(finished_files(graph.dataset)))
-    assert graph.run("tiles_job").success
-    assert graph.run("dataset_job").success
-    print(leftovers(graph.root))
-    assert digests(graph.root) == digests(finished.graph.root)
+        assert process.exitcode == -signal.SIGKILL, "the run had ended before it was killed"
+        whole = finished_files(dataset)
+        assert whole.items() <= undisturbed.items(), "what bears a final name is whole"
+        assert len(whole) < len(undisturbed)
+        killed_files |= temporary_files(root)
+    assert len(killed_files) > 20
+
+    with new_graph(root, setting, served.server, dg.DagsterInstance.local_temp(str(home))) as graph:
+        run = graph.run("tiles_job")
+        assert run.success, run.failure
+        for stage in TILE_STAGES:
+            assert graph.instance.get_materialized_partitions(dg.AssetKey(stage)) == {
+                f"{YEAR}|{tile}" for tile in TILES
+            }
+        assert graph.instance.get_dynamic_partitions(CDL_YEAR) == [str(YEAR)]
+        assert graph.run("dataset_job").success
+    assert digests(root) == digests(finished.graph.root)
+    assert temporary_files(root) == set()
+
+
+def test_temporary_files_are_no_data_and_go_when_nobody_writes_them(
+    finished: Finished, finished_graph: Graph
+) -> None:
+    chip = finished_graph.layout.merged(KEPT[0], "chips_filtered")
+    with DatasetStore(root=str(finished_graph.root)).writing(chip) as written:
+        ended = written.with_name(written.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))
+        elsewhere, long_ago = (
+            written.with_name(re.sub(r"writing-.*-\d+-", f"writing-{place}-7-", written.name))
+            for place in ("another.machine", "long.ago")
+        )
+        for path in (ended, elsewhere, long_ago):
+            path.write_bytes(b"half a chip")
+        os.utime(long_ago, times=(time.time() - 2 * 24 * 3600,) * 2)
+        (finished_graph.root / chip).unlink()
+
+        runs = finished_graph.run_all()
+        assert all(run.success for run in runs)
+        assert temporary_files(finished_graph.root) == {written.name, elsewhere.name}
+        assert finished_files(finished_graph.dataset) == digests(finished.graph.dataset)
+        written.write_bytes((finished_graph.root / chip).read_bytes())
+    assert temporary_files(finished_graph.root) == {elsewhere.name}

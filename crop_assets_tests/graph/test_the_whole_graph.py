@@ -31,6 +31,8 @@ from crop_assets_tests.graph.conftest import (
     Setting,
     Traffic,
     digests,
+    ledger,
+    lines,
     recipe,
     times,
 )
@@ -58,14 +60,6 @@ CLASS_OF_CODE = {
 
 def chips_of(graph: Graph, folder: str, ending: str) -> list[str]:
     return sorted(path.name.removesuffix(ending) for path in (graph.dataset / folder).glob(f"*{ending}"))
-
-
-def lines(graph: Graph, name: str) -> list[str]:
-    return (graph.dataset / name).read_text().splitlines()
-
-
-def ledger(graph: Graph) -> list[dict[str, str]]:
-    return list(csv.DictReader(lines(graph, "rejected_chips.csv")))
 
 
 def date(setting: Setting, tile: str, day: int) -> str:
