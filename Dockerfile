@@ -5,7 +5,7 @@ RUN python -m venv /opt/crop-assets
 ENV PATH=/opt/crop-assets/bin:$PATH
 WORKDIR /src
 COPY requirements.lock ./
-RUN python -m pip install --require-hashes -r requirements.lock
+RUN python -m pip install --no-deps --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY crop_assets ./crop_assets
 COPY resources ./resources
