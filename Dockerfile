@@ -27,7 +27,7 @@ USER crop
 WORKDIR /home/crop
 VOLUME ["/data"]
 EXPOSE 4000
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+HEALTHCHECK --interval=30s --timeout=10s --retries=5 \
     CMD ["dagster", "api", "grpc-health-check", "--port", "4000"]
 # All addresses, for a container's own loopback could not be reached; publish the port to trusted hosts only.
 CMD ["dagster", "api", "grpc", "--host", "0.0.0.0", "--port", "4000", "--module-name", "crop_assets.definitions"]
