@@ -36,13 +36,16 @@ Year = Annotated[
     int | None,
     typer.Option(help="CDL year; by default the one in the raster's name, or 2022.", min=1997, max=2100),
 ]
-Port = Annotated[int, typer.Option(help="Loopback port of the demo's STAC and IPFS gateway.")]
+Port = Annotated[
+    int | None,
+    typer.Option(help="Loopback port of the demo's STAC and IPFS gateway; by default a free one, then kept."),
+]
 
-_ROOT, _PORT = Path(".demo"), 47321
+_ROOT = Path(".demo")
 
 
 @app.command()
-def demo(root: Root = _ROOT, cdl: Cdl = None, year: Year = None, port: Port = _PORT) -> None:
+def demo(root: Root = _ROOT, cdl: Cdl = None, year: Year = None, port: Port = None) -> None:
     """Run the whole graph over a small world made on the spot, without the network.
 
     Makes a CDL raster, HLS scenes, a STAC catalogue and an IPFS gateway on loopback, then runs the labels,
@@ -59,7 +62,7 @@ def ui(
     root: Root = _ROOT,
     cdl: Cdl = None,
     year: Year = None,
-    port: Port = _PORT,
+    port: Port = None,
     ui_port: Annotated[int, typer.Option(help="Loopback port of the Dagster UI.")] = 3000,
 ) -> None:
     """Open the Dagster UI over the demo's results, with the demo's world at hand for more runs."""

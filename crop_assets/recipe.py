@@ -7,6 +7,7 @@ servers are asked (`resources/`), nor how fast the work is done.
 import datetime as dt
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +97,9 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     @classmethod
     def _is_month_day(cls, value: str) -> str:
         try:
+            # fromisoformat takes weeks as well, such as 2020-W10
+            if not re.fullmatch("[0-9]{2}-[0-9]{2}", value):
+                raise ValueError
             # a leap year, so that 02-29 is a day
             dt.date.fromisoformat(f"2020-{value}")
         except ValueError:
@@ -122,7 +126,7 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         ]
         for name, value, low, high in limits:
             if not low <= value <= high:
-                raise ValueError(f"{name} is {value}, and must lie from {low:g} to {high:g}")
+                raise ValueError(f"{name} is {value}, and must lie from {low:,} to {high:,}")
         if not 0 < self.train_share < 1:
             raise ValueError(f"train_share is {self.train_share}, and must lie between 0 and 1")
         if self.season_start > self.season_end:
@@ -190,7 +194,9 @@ def load_recipe(path: str) -> DatasetRecipe:
         return DatasetRecipe(**values)
     except FileNotFoundError:
         raise InputError(f"recipe {path}: no such file; mend CROP_ASSETS_RECIPE or leave it unset") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise InputError(f"recipe {path} cannot be read: {error.strerror}; mend CROP_ASSETS_RECIPE") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} is not YAML: {error}") from None
     except ValidationError as error:
         problems = "; ".join(

@@ -18,6 +18,7 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+import requests
 import yaml
 
 from crop_assets.automation.jobs import JOBS, labels_job, tiles_job
@@ -31,9 +32,6 @@ from resources.store import DatasetStore
 from resources.tables import read_table
 
 DATASET = "demo"
-PORT = 47321
-"""A fixed port by default, because the addresses of the world's files become part of its tables."""
-
 _DAGSTER_YAML = """\
 # No usage data leaves this machine.
 telemetry:
@@ -106,17 +104,34 @@ def environment(demo: Demo, world: World, server: WorldServer) -> dict[str, str]
 
 
 @contextlib.contextmanager
-def served_world(demo: Demo, world: World, port: int) -> Iterator[str]:
+def served_world(demo: Demo, world: World, port: int | None) -> Iterator[str]:
     """Serve the world on loopback, with the environment pointing at it; yields the base URL.
 
-    Raises InputError where the port is taken.
+    Without `port` it is the port of the demo's earlier runs, for the addresses of the world's files are part
+    of its tables; at first a free one. Where this very world is served there already, by a UI say,
+    that server is used. Raises InputError where something else has the port.
     """
-    with serve(world, port) as server:
+    known = demo.root / "port"
+    if port is None:
+        port = int(known.read_text()) if known.is_file() else 0
+    with contextlib.ExitStack() as stack:
+        server = WorldServer(f"http://127.0.0.1:{port}")
+        if not _serves(server, world):
+            server = stack.enter_context(serve(world, port))
+        known.write_text(server.base_url.rsplit(":", 1)[-1])
         os.environ.update(environment(demo, world, server))
         yield server.base_url
 
 
-def run_demo(root: Path, cdl: Path | None, year: int, port: int, say: Callable[[str], None]) -> bool:
+def _serves(server: WorldServer, world: World) -> bool:
+    try:
+        answer = requests.get(f"{server.base_url}/world.json", timeout=2)
+        return bool(answer.json()["fingerprint"] == world.fingerprint)
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return False
+
+
+def run_demo(root: Path, cdl: Path | None, year: int, port: int | None, say: Callable[[str], None]) -> bool:
     """Build the world and run labels, tiles and dataset over it; True where all of it succeeded."""
     started = time.monotonic()
     demo, world = prepare(root, cdl, year, say)
@@ -233,7 +248,7 @@ def _funnel(demo: Demo, year: int) -> pd.DataFrame:
 
 
 def run_ui(
-    root: Path, cdl: Path | None, year: int, port: int, ui_port: int, say: Callable[[str], None]
+    root: Path, cdl: Path | None, year: int, port: int | None, ui_port: int | None, say: Callable[[str], None]
 ) -> int:
     """Serve the world and the Dagster UI with its daemon on loopback until interrupted; the UI's exit code."""
     demo, world = prepare(root, cdl, year, say)
