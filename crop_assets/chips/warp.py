@@ -36,15 +36,19 @@ QA_NODATA = 255
 
 @dataclass(frozen=True)
 class SourcePixels:
-    """Where the pixels of a target window lie in a source raster.
+    """Where the pixels of a target grid (h x w) lie in a source raster, computed once for all of its bands.
 
-    `window` is the part of the source to read, None where the target lies outside of it; `rows` and `cols`
-    are float64 coordinates within that window, 0.0 being the centre of its first pixel.
+    `window` is the part of the source to read. `neighbours` are the four source pixels around each target pixel,
+    as indices into the flattened window, intp (4, h, w), and `weights` their bilinear weights, float64
+    (4, h, w), 0 for a neighbour beyond the source. `nearest` is the index of the nearest source pixel,
+    intp (h, w), and `inside` whether it lies in the source.
     """
 
-    window: Window | None
-    rows: NDArray[np.float64]
-    cols: NDArray[np.float64]
+    window: Window
+    neighbours: NDArray[np.intp]
+    weights: NDArray[np.float64]
+    nearest: NDArray[np.intp]
+    inside: NDArray[np.bool_]
 
 
 @functools.lru_cache(maxsize=64)
@@ -52,24 +56,34 @@ def _transformer(target_crs: str, source_crs: str) -> pyproj.Transformer:
     return pyproj.Transformer.from_crs(target_crs, source_crs, always_xy=True)
 
 
-def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels:
-    """The exact source coordinates of the pixel centres of `target` (h x w)."""
+def source_coordinates(target: GeoBox, source: GeoBox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rows and columns in `source` of the pixel centres of `target`, float64 (h, w), by pyproj.
+
+    0.0 is the centre of the first pixel.
+    """
     height, width = target.shape
     cols, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    x, y = target.affine @ (cols, rows)
-    x, y = _transformer(_wkt(target), _wkt(source)).transform(x, y)
+    x, y = _transformer(_wkt(target), _wkt(source)).transform(*(target.affine @ (cols, rows)))
     source_cols, source_rows = ~source.affine @ (x, y)
-    source_rows, source_cols = source_rows - 0.5, source_cols - 0.5
-    top, left = _low(source_rows), _low(source_cols)
-    bottom, right = _high(source_rows, source.shape[0]), _high(source_cols, source.shape[1])
-    if (
-        not (np.isfinite(source_rows).all() and np.isfinite(source_cols).all())
-        or top >= bottom
-        or left >= right
-    ):
-        return SourcePixels(None, source_rows, source_cols)
-    window = Window(left, top, right - left, bottom - top)
-    return SourcePixels(window, source_rows - top, source_cols - left)
+    return source_rows - 0.5, source_cols - 0.5
+
+
+def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels | None:
+    """Where each pixel centre of `target` lies in `source`; None where none is inside of it."""
+    rows, cols = source_coordinates(target, source)
+    row, down, top, window_height = _along(rows, source.shape[0])
+    col, across, left, window_width = _along(cols, source.shape[1])
+    if window_height <= 0 or window_width <= 0:
+        return None
+    neighbours, weights = [], []
+    for step_down, row_weight in ((0, 1 - down), (1, down)):
+        for step_across, col_weight in ((0, 1 - across), (1, across)):
+            at, within = _index(row + step_down, col + step_across, window_height, window_width)
+            neighbours.append(at)
+            weights.append(np.where(within, row_weight * col_weight, 0.0))
+    nearest_at, inside = _index(row + (down >= 0.5), col + (across >= 0.5), window_height, window_width)
+    window = Window(left, top, window_width, window_height)
+    return SourcePixels(window, np.stack(neighbours), np.stack(weights), nearest_at, inside)
 
 
 def _wkt(box: GeoBox) -> str:
@@ -77,12 +91,25 @@ def _wkt(box: GeoBox) -> str:
     return str(box.crs.to_wkt())
 
 
-def _low(coordinates: NDArray[np.float64]) -> int:
-    return max(0, int(np.floor(np.nanmin(coordinates))))
+def _along(
+    coordinates: NDArray[np.float64], size: int
+) -> tuple[NDArray[np.intp], NDArray[np.float64], int, int]:
+    """On one axis: the pixel before each coordinate, counted from the window's start, the share of the way to the
+    next, and the window's start and size (not above 0 where no coordinate is near the source).
+    """
+    whole = np.isfinite(coordinates).all()
+    start = max(0, int(np.floor(coordinates.min()))) if whole else 0
+    stop = min(size, int(np.floor(coordinates.max())) + 2) if whole else 0
+    before = np.floor(coordinates) if whole else np.zeros_like(coordinates)
+    return before.astype(np.intp) - start, coordinates - before, start, stop - start
 
 
-def _high(coordinates: NDArray[np.float64], size: int) -> int:
-    return min(size, int(np.floor(np.nanmax(coordinates))) + 2)
+def _index(
+    row: NDArray[np.intp], col: NDArray[np.intp], height: int, width: int
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Flat index of pixels in a window, 0 for those beyond it, and which are within."""
+    within = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+    return np.where(within, row * width + col, 0), within
 
 
 def bilinear(
@@ -94,37 +121,18 @@ def bilinear(
     neighbours that are data, by their bilinear weights, so that fill never bleeds into data. Where all
     four are data that is plain bilinear interpolation. Elsewhere the result is `nodata`.
     """
-    height, width = values.shape
-    top, left = np.floor(at.rows).astype(np.int64), np.floor(at.cols).astype(np.int64)
-    down, across = at.rows - top, at.cols - left
-    total = np.zeros(at.rows.shape)
-    weight = np.zeros(at.rows.shape)
-    is_data = np.zeros(at.rows.shape, dtype=bool)
-    for row, row_weight, row_near in ((top, 1 - down, down < 0.5), (top + 1, down, down >= 0.5)):
-        for col, col_weight, col_near in (
-            (left, 1 - across, across < 0.5),
-            (left + 1, across, across >= 0.5),
-        ):
-            inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-            pixel = values[row.clip(0, height - 1), col.clip(0, width - 1)]
-            data = inside & (pixel != fill)
-            weights = np.where(data, row_weight * col_weight, 0.0)
-            total += weights * pixel
-            weight += weights
-            is_data |= data & row_near & col_near
-    result = np.full(at.rows.shape, nodata, dtype=np.int16)
-    result[is_data] = np.floor(total[is_data] / weight[is_data] + 0.5)
-    return result
+    flat = values.ravel()
+    around = flat.take(at.neighbours)
+    weights = np.where(around == fill, 0.0, at.weights)
+    weight = weights.sum(axis=0)
+    is_data = at.inside & (flat.take(at.nearest) != fill)
+    mean = (weights * around).sum(axis=0) / np.where(is_data, weight, 1.0)
+    return np.where(is_data, np.floor(mean + 0.5), nodata).astype(np.int16)
 
 
 def nearest(values: NDArray[np.uint8], at: SourcePixels, nodata: int = QA_NODATA) -> NDArray[np.uint8]:
     """The nearest source pixel; `nodata` outside of the source."""
-    height, width = values.shape
-    row, col = np.floor(at.rows + 0.5).astype(np.int64), np.floor(at.cols + 0.5).astype(np.int64)
-    inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-    result = np.full(at.rows.shape, nodata, dtype=np.uint8)
-    result[inside] = values[row[inside], col[inside]]
-    return result
+    return np.where(at.inside, values.ravel().take(at.nearest), nodata).astype(np.uint8)
 
 
 def tile_geobox(source: GeoBox, chips: Sequence[str]) -> GeoBox:
@@ -181,14 +189,14 @@ def reproject_bands(bands: Sequence[BandWarp], chips: Sequence[str], tags: Mappi
         for chip in sorted(chips):
             at = {box: source_pixels(chip_geobox(chip), box) for box in dict.fromkeys(boxes)}
             for band, source, box, target in zip(bands, sources, boxes, targets, strict=True):
-                target.write(_warp(band, source, at[box]), 1, window=chip_window(grid, chip))
+                # a block that the scene does not reach stays unwritten, and so reads as nodata
+                if (pixels := at[box]) is not None:
+                    target.write(_warp(band, source, pixels), 1, window=chip_window(grid, chip))
     return grid
 
 
 def _warp(band: BandWarp, source: rasterio.DatasetReader, at: SourcePixels) -> NDArray[np.generic]:
     is_qa = band.band == QA_BAND
-    if at.window is None:
-        return np.full(at.rows.shape, QA_NODATA if is_qa else NODATA, dtype=np.uint8 if is_qa else np.int16)
     try:
         values = source.read(1, window=at.window)
     except RasterioError as error:
