@@ -3,11 +3,13 @@
 Belongs here: what Dagster loads. Does not: any logic.
 """
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+from pydantic import create_model
 
 from crop_assets.automation.jobs import JOBS
 from crop_assets.bands.assets import band_cids, downloaded_bands, tile_payloads
@@ -82,14 +84,28 @@ def _set_list(**variables: str) -> dict[str, Any]:
     return {field: [part for part in text.split(",") if part] for field, text in _set(**variables).items()}
 
 
-def build_defs(resources: Mapping[str, Any]) -> dg.Definitions:
+def build_defs(resources: Mapping[str, dg.ConfigurableResource[Any]]) -> dg.Definitions:
     """The whole code location over these resources."""
     return dg.Definitions(
         assets=[*YEAR_ASSETS, tile_assets(TILE_STAGES)],
         jobs=JOBS,
-        resources=dict(resources),
+        resources={key: _with_own_defaults(resource) for key, resource in resources.items()},
         executor=dg.in_process_executor,
     )
+
+
+def _with_own_defaults(resource: dg.ConfigurableResource[Any]) -> dg.ConfigurableResource[Any]:
+    """The resource, its values being the defaults of its class.
+
+    Dagster completes a configuration that names some fields from the class: a run that sets the recipe's
+    `seed` alone would get the default dataset, and one that sets `stac.refresh` the real catalogue.
+    """
+    kind, fields = type(resource), {}
+    for name, field in kind.model_fields.items():
+        fields[name] = (field.annotation, copy.copy(field))
+        fields[name][1].default = getattr(resource, name)
+    model = create_model(kind.__name__, __base__=kind, __module__=kind.__module__, **fields)  # type: ignore[call-overload]
+    return model(**{name: getattr(resource, name) for name in fields})  # type: ignore[no-any-return]
 
 
 @dg.definitions

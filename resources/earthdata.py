@@ -20,7 +20,9 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
     The token goes to LP DAAC alone: requests drops it on the redirect to presigned storage.
     """
 
-    token: str = Field(default="", description="Earthdata Login bearer token; set it as EARTHDATA_TOKEN.")
+    token: str = Field(
+        default="", description="Earthdata Login bearer token; set it as EARTHDATA_TOKEN.", repr=False
+    )
     hosts: list[str] = Field(
         default=["data.lpdaac.earthdatacloud.nasa.gov"], description="Hosts that files are fetched from."
     )
@@ -35,6 +37,10 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         how to log in on 401 and 403; NotFoundError; UnavailableError.
         """
         require_host(url, self.hosts)
+        token = self.token.strip()
+        # http.client would refuse it as well, with the token in its words
+        if not (token.isascii() and token.isprintable()):
+            raise ResourceError("EARTHDATA_TOKEN has characters that no token has; copy it again")
         if not hasattr(self._local, "session"):
             self._local.session = new_session(self.attempts)
         try:
@@ -44,7 +50,7 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
                 self.timeout_seconds,
                 max_bytes,
                 destination,
-                _Bearer(self.token) if self.token else None,
+                _Bearer(token) if token else None,
             )
         except ResourceError as error:
             if "not allowed" in str(error):

@@ -41,7 +41,10 @@ def new_session(attempts: int) -> requests.Session:
 
 def require_host(url: str, hosts: Collection[str]) -> None:
     """Raise IntegrityError for a URL that is not http(s) or leads to a host that is not configured."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise IntegrityError(f"{url} is not a URL: {error}") from None
     if parts.scheme not in ("http", "https") or parts.hostname not in hosts:
         raise IntegrityError(
             f"{url} leads to {parts.scheme}://{parts.hostname}, which is not among the configured hosts "
@@ -80,9 +83,6 @@ def get_file(
             if size > max_bytes:
                 raise IntegrityError(f"{url} answered more than {max_bytes:,} bytes")
             file.write(piece)
-        announced = answer.headers.get("Content-Length")
-        if announced and "Content-Encoding" not in answer.headers and size != int(announced):
-            raise IntegrityError(f"{url} was cut short: {size:,} of {int(announced):,} bytes")
         return size
 
 
@@ -104,5 +104,7 @@ def _answer(
             if answer.status_code != 200:
                 raise UnavailableError(f"{url} answered {answer.status_code}")
             yield answer
+    except requests.exceptions.ChunkedEncodingError as error:
+        raise IntegrityError(f"{url} was cut short") from error
     except requests.RequestException as error:
         raise UnavailableError(f"{url} could not be read: {type(error).__name__}") from error

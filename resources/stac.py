@@ -7,7 +7,7 @@ Does not: what the items mean (`crop_assets.scenes`, `crop_assets.bands`).
 import datetime as dt
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,9 +15,12 @@ from urllib.parse import urlsplit
 import dagster as dg
 import requests
 from pydantic import Field, PrivateAttr
+from pystac.errors import STACTypeError
 from pystac_client import Client
+from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
+from shapely.errors import ShapelyError
 from shapely.geometry import box, shape
 
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
@@ -29,6 +32,8 @@ _PAGE = 100
 _IDS_PER_SEARCH = 50
 _MAX_DOCUMENT_BYTES = 4 << 20
 _MAX_COLLECTION_BYTES = 1 << 30
+_MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
+"""What a look into JSON of another shape raises."""
 
 
 class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -55,22 +60,21 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         Each item comes once, sorted by id, however often the server repeats it. The search is by bbox
         because CMR-STAC answers 500 to polygons that are not axis-aligned. Raises UnavailableError
-        where the catalogue keeps failing: a partial answer is never returned.
+        where the catalogue keeps failing, IntegrityError where it is none: a partial answer is never
+        returned.
         """
         if self.is_file:
             area = box(*bbox)
-            return _once(
-                item
-                for item in self._file_items()
-                if start <= _day(item) <= end and shape(item["geometry"]).intersects(area)
+            return self._in_file(
+                lambda item: start <= _day(item) <= end and bool(shape(item["geometry"]).intersects(area))
             )
         return self._ask(bbox=bbox, datetime=f"{start}T00:00:00Z/{end}T23:59:59Z")
 
     def items(self, ids: Sequence[str]) -> list[Item]:
-        """The items of these ids that the catalogue has, each once, sorted by id. Raises UnavailableError."""
+        """The items of these ids that the catalogue has, each once, sorted by id. Raises as `search`."""
         wanted = sorted(set(ids))
         if self.is_file:
-            return _once(item for item in self._file_items() if item["id"] in wanted)
+            return self._in_file(lambda item: item["id"] in wanted)
         found: list[Item] = []
         for at in range(0, len(wanted), _IDS_PER_SEARCH):
             found += self._ask(ids=wanted[at : at + _IDS_PER_SEARCH])
@@ -85,6 +89,10 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
                 f"the STAC catalogue {self.address} did not answer after {self.attempts} tries: {error}; "
                 "materialize this tile again later"
             ) from error
+        except (ClientTypeError, STACTypeError, *_MALFORMED) as error:
+            raise IntegrityError(
+                f"{self.address} did not answer as a STAC catalogue does: {error!r}; check the address"
+            ) from error
 
     def _client(self) -> Client:
         # one session a thread: requests' sessions are not safe to share
@@ -94,7 +102,7 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         client: Client = self._local.client
         return client
 
-    def _file_items(self) -> list[Item]:
+    def _in_file(self, wanted: Callable[[Item], bool]) -> list[Item]:
         path = Path(self.address)
         if not path.is_file():
             raise NotFoundError(
@@ -103,10 +111,9 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         if path.stat().st_size > _MAX_COLLECTION_BYTES:
             raise IntegrityError(f"{path} is larger than {_MAX_COLLECTION_BYTES:,} bytes; split it by tile")
         try:
-            features = json.loads(path.read_bytes())["features"]
-        except (ValueError, KeyError, TypeError) as error:
+            return _once(item for item in json.loads(path.read_bytes())["features"] if wanted(item))
+        except (ShapelyError, *_MALFORMED) as error:
             raise IntegrityError(f"{path} is not a STAC ItemCollection: {error!r}") from error
-        return list(features)
 
 
 class SceneStac(_StacCatalogue):

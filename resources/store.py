@@ -46,7 +46,9 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
             raise UnsafeNameError(f"{name!r} is not a name below the store's root")
-        return UPath(self.root).joinpath(*parts)
+        # a remembered listing would hide what other machines have written since
+        root = UPath(self.root) if self.is_local else UPath(self.root, use_listings_cache=False)
+        return root.joinpath(*parts)
 
     @property
     def is_local(self) -> bool:
@@ -56,7 +58,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         """What GDAL opens `name` by: a local path, or /vsis3/ and its like."""
         path = self.path(name)
         if self.is_local:
-            return str(Path(str(path)))
+            return path.path
         return f"/vsi{path.protocol}/{path.path}"
 
     def exists(self, name: str) -> bool:
@@ -66,7 +68,10 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         return int(self.path(name).stat().st_size)
 
     def read_bytes(self, name: str) -> bytes:
-        return self.path(name).read_bytes()
+        path = self.path(name)
+        # one request, so that an object which is replaced meanwhile is read whole all the same
+        data: bytes = path.fs.cat_file(path.path)
+        return data
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file's bytes in hex, read in pieces of 1 MiB."""
@@ -85,7 +90,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         target = self.path(name)
         folder: Path | None = None
         if self.is_local:
-            folder = Path(str(target)).parent
+            folder = Path(target.path).parent
             folder.mkdir(parents=True, exist_ok=True)
         suffix = PurePosixPath(name).suffix
         temporary = f".writing-{_place()}-{os.getpid()}-{uuid.uuid4().hex}{suffix}"
@@ -97,7 +102,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             with local.open("rb+") as file:
                 os.fsync(file.fileno())
             if folder is not None:
-                local.replace(Path(str(target)))
+                local.replace(target.path)
             else:
                 target.fs.put_file(str(local), target.path)
         finally:
@@ -110,13 +115,15 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         self._swept.add(folder)
         for path in folder.glob(".writing-*"):
             if _is_abandoned(path):
-                path.unlink(missing_ok=True)
+                # it may be another user's, where many share a folder for temporary files
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
         """A local path to read `name` from: the file itself, or a copy for the length of the block."""
         if self.is_local:
-            yield Path(str(self.path(name)))
+            yield Path(self.path(name).path)
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / PurePosixPath(name).name

@@ -69,14 +69,16 @@ def write_table(
     """Write a table atomically, cast to `schema`, with its provenance in the file's metadata.
 
     The same content gives the same bytes. Raises IntegrityError where a column is missing, unknown,
-    or not of its type.
+    or not of its type, or the geometry in another CRS.
     """
     table = _to_arrow(name, frame, schema)
     version = content_hash(table)
     record = {**provenance, "data_version": version}
     metadata = {**(table.schema.metadata or {}), _PROVENANCE: json.dumps(record, sort_keys=True).encode()}
     with store.writing(name) as path:
-        pq.write_table(table.replace_schema_metadata(metadata), path, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata(metadata), path, compression="zstd", write_page_checksum=True
+        )
     return StoredTable(name, table.num_rows, version, record)
 
 
@@ -85,10 +87,10 @@ def read_table(store: DatasetStore, name: str) -> pd.DataFrame:
     data = _bytes(store, name)
     try:
         if b"geo" in (pq.read_schema(io.BytesIO(data)).metadata or {}):
-            frame: pd.DataFrame = gpd.read_parquet(io.BytesIO(data))
+            frame: pd.DataFrame = gpd.read_parquet(io.BytesIO(data), page_checksum_verification=True)
         else:
-            frame = pq.read_table(io.BytesIO(data)).to_pandas()
-    except (pa.ArrowInvalid, OSError) as error:
+            frame = pq.read_table(io.BytesIO(data), page_checksum_verification=True).to_pandas()
+    except Exception as error:  # damaged bytes make Arrow, pandas, pyproj and GEOS raise what they like
         raise IntegrityError(
             f"table {name} cannot be read ({error}); delete the file and materialize its asset again"
         ) from error
@@ -104,17 +106,24 @@ def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
             parquet = pq.ParquetFile(file)
             record = json.loads((parquet.schema_arrow.metadata or {})[_PROVENANCE])
             return StoredTable(name, parquet.metadata.num_rows, record["data_version"], record)
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
 
 
 def content_hash(table: pa.Table | pd.DataFrame) -> str:
-    """SHA-256 of a table's schema and values, 16 hex digits, whatever its metadata or row index."""
+    """SHA-256 of a table's columns and values, 16 hex digits, whatever its metadata or row index.
+
+    A table has the hash of the frame that is read from it.
+    """
+    if isinstance(table, pa.Table):
+        table = table.replace_schema_metadata(None).to_pandas()
     if isinstance(table, gpd.GeoDataFrame):
         table = pd.DataFrame(table.to_wkb())
-    if isinstance(table, pd.DataFrame):
-        table = pa.Table.from_pandas(table, preserve_index=False)
-    schema = pa.schema([pa.field(f.name, f.type) for f in table.schema])
+    table = pa.Table.from_pandas(table, preserve_index=False)
+    # text is large_string or string by what pandas held it in
+    schema = pa.schema(
+        [pa.field(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in table.schema]
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_table(table.replace_schema_metadata(None).cast(schema).combine_chunks())
@@ -136,11 +145,14 @@ def _to_arrow(name: str, frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
     plain = pd.DataFrame(frame[[c.name for c in schema.columns]])
     try:
         table = pa.Table.from_pandas(plain, schema=schema.arrow(), preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except pa.ArrowException as error:
         raise IntegrityError(f"table {name}: {error}") from error
     table = table.replace_schema_metadata(None)
     if not schema.geometry_crs:
         return table
+    crs = getattr(frame.geometry, "crs", None)
+    if crs is not None and crs != schema.geometry_crs:
+        raise IntegrityError(f"table {name}: the geometry is in {crs.to_string()}, not {schema.geometry_crs}")
     buffer = io.BytesIO()
     gpd.GeoDataFrame(geometry=frame.geometry.to_numpy(), crs=schema.geometry_crs).to_parquet(buffer)
     geometry = pq.read_table(buffer)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
-from resources.errors import IntegrityError
+from resources.errors import ResourceError
 from resources.ipfs.cid import cid_from_href
 
 
@@ -42,13 +42,13 @@ def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]]) -> pd.Dat
 def _band_cid(item: Mapping[str, Any] | None, band: str) -> tuple[str, str]:
     if item is None:
         return "", "the IPFS catalogue does not have this scene"
-    asset = item.get("assets", {}).get(band)
+    asset = _mapping(item.get("assets")).get(band)
     if asset is None:
         return "", "the IPFS catalogue does not list this band"
     for href in _candidates(asset):
         try:
             cid, path = cid_from_href(href)
-        except (IntegrityError, ValueError) as error:
+        except ResourceError as error:
             return "", f"malformed CID: {error}"
         if path:
             return "", f"{href} is a path within {cid}, not a file of its own"
@@ -56,15 +56,20 @@ def _band_cid(item: Mapping[str, Any] | None, band: str) -> tuple[str, str]:
     return "", "the IPFS catalogue gives no IPFS address"
 
 
-def _candidates(asset: Mapping[str, Any]) -> list[str]:
-    alternates = asset.get("alternate") or {}
+def _candidates(asset: Any) -> list[str]:
+    alternates = _mapping(_mapping(asset).get("alternate"))
     found = []
     for key in ("IPFS", "ipfs"):
-        alternate = alternates.get(key) or {}
+        alternate = _mapping(alternates.get(key))
         found += [alternate[name] for name in ("href", "cid") if alternate.get(name)]
-    if str(asset.get("href", "")).startswith("ipfs://"):
+    if str(_mapping(asset).get("href", "")).startswith("ipfs://"):
         found.append(asset["href"])
     return [str(href) for href in found]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value, or nothing where a catalogue put something else in its place."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def tile_payloads(cids: pd.DataFrame) -> dict[str, list[dict[str, str]]]:

@@ -74,6 +74,7 @@ def obtain_band(
             return Obtained(retrieved.source, True, "")
         except ResourceError as error:
             said.append(f"IPFS: {error}")
+            log(said[-1])
     if file.http:
         try:
             with store.writing(file.name) as local:

@@ -2,6 +2,7 @@ import contextlib
 import csv
 import datetime as dt
 import hashlib
+import json
 import multiprocessing
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import pandas as pd
 import pyproj
 import pytest
 import rasterio
+import requests
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 from rasterio.windows import Window
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -68,11 +70,9 @@ TILE_STAGES = (
 LABELS = ("cdl", "tile_grid", "chip_bboxes", "tile_map")
 DATASET = ("tile_payloads", "splits", "band_stats", "class_weights", "class_distribution")
 
-# Days of the year of each tile's scenes: an odd number of fit ones and a cloudy one, and an even number.
-FIRST, MIDDLE, LAST = (
-    {WEST: day, EAST: other_day} for day, other_day in ((72, 77), (162, 157), (262, 267))
-)
-CLOUDED_DAY, SPARE_DAY = 187, 242
+# Days of the year of each tile's scenes: three, and four of which the third is passed over.
+FIRST, MIDDLE, LAST = ({WEST: day, EAST: other_day} for day, other_day in ((72, 77), (162, 157), (262, 267)))
+SPARE_DAY = 242
 
 
 def recipe(**changes: Any) -> DatasetRecipe:
@@ -103,14 +103,12 @@ def _event(kind: Any, chip_id: str, frame: TileFrame, radius: float, down: int =
     return Event(kind, (frame.top - north) / 30 + down, (east - frame.left) / 30 + right, radius)
 
 
-def _plan(frame: TileFrame, day: int, *events: Event, clouds: float = 0.0) -> ScenePlan:
+def _plan(frame: TileFrame, day: int, *events: Event) -> ScenePlan:
     sensed = dt.datetime(YEAR, 1, 1, 17, 20, 20, tzinfo=dt.UTC) + dt.timedelta(days=day - 1)
     return ScenePlan(
         scene_id=f"HLS.S30.T{frame.tile}.{YEAR}{day:03d}T{sensed:%H%M%S}.v2.0",
         frame=frame,
         sensed=sensed,
-        clouds=clouds,
-        overcast=clouds > 0,
         events=events,
     )
 
@@ -125,7 +123,6 @@ def _plans(grid: gpd.GeoDataFrame) -> list[ScenePlan]:
     return [
         _plan(west, FIRST[WEST], _event("cloud", CLOUDY, west, 42, 20, 27)),
         _plan(west, MIDDLE[WEST], _event("gap", GAPPY, west, 6)),
-        _plan(west, CLOUDED_DAY, clouds=0.45),
         _plan(west, LAST[WEST], _event("cloud", SLIGHTLY_CLOUDY, west, 26, 20, 27)),
         _plan(east, FIRST[EAST]),
         _plan(east, MIDDLE[EAST]),
@@ -150,7 +147,9 @@ class Setting:
 def processes() -> ForkServerContext:
     """Starts processes that have all imported already, from one that has no threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    storages = ("runs.sqlite", "event_log.sqlite", "schedules.sqlite", "local_compute_log_manager")
+    preloaded = [__name__, *(f"dagster._core.storage.{name}" for name in storages), "alembic.autogenerate"]
+    context.set_forkserver_preload(preloaded)
     forkserver.ensure_running()
     return context
 
@@ -329,22 +328,24 @@ class Run:
 
     @property
     def failure(self) -> str:
-        """All that the run's failed steps tell the user."""
+        """All that the run's errors tell the user."""
         told = []
         for event in self.result.all_events:
-            if event.is_step_failure:
-                data = event.step_failure_data
+            data: Any = event.event_specific_data
+            if event.is_failure:
                 error = data.error
                 while error is not None:
                     told.append(error.message)
                     error = error.cause
-                if data.user_failure_data:
+                if event.is_step_failure and data.user_failure_data:
                     told.append(str(data.user_failure_data.description))
         return "\n".join(told)
 
 
 @contextlib.contextmanager
-def new_graph(root: Path, setting: Setting, server: WorldServer, instance: dg.DagsterInstance | None = None) -> Iterator[Graph]:
+def new_graph(
+    root: Path, setting: Setting, server: WorldServer, instance: dg.DagsterInstance | None = None
+) -> Iterator[Graph]:
     with instance or dg.DagsterInstance.ephemeral() as opened:
         opened.add_dynamic_partitions(CDL_YEAR, [str(YEAR)])
         yield Graph(root, opened, resources(root, setting, server))
@@ -422,3 +423,19 @@ def lines(graph: Graph, name: str) -> list[str]:
 
 def ledger(graph: Graph) -> list[dict[str, str]]:
     return list(csv.DictReader(lines(graph, "rejected_chips.csv")))
+
+
+def items_of(url: str) -> list[dict[str, Any]]:
+    """All items of the served catalogue, page by page."""
+    items: list[dict[str, Any]] = []
+    page: str | None = f"{url}/collections/HLSS30_2.0/items"
+    while page:
+        answer = requests.get(page, timeout=10).json()
+        items += answer["features"]
+        page = next((link["href"] for link in answer["links"] if link["rel"] == "next"), None)
+    return items
+
+
+def collection(path: Path, items: list[dict[str, Any]]) -> str:
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    return str(path)

@@ -24,8 +24,6 @@ def stages_of(run: Run, tile: str) -> list[str]:
     return [stage for stage, partition in run.made if partition == f"{YEAR}|{tile}"]
 
 
-
-
 @pytest.fixture
 def spoilt_file(traffic: Traffic, setting: Setting) -> str:
     """The name of a file of the eastern tile that comes with wrong bytes from IPFS, and not at all from LP DAAC."""
@@ -44,7 +42,10 @@ def test_a_catalogue_that_fails_for_one_tile_stops_that_tile_alone(
     assert not run.success
     assert stages_of(run, WEST) == list(TILE_STAGES)
     assert stages_of(run, EAST) == []
-    assert f"1 of 2 tiles failed; the others are done. {EAST} at scene_metadata: the STAC catalogue" in run.failure
+    assert (
+        f"1 of 2 tiles failed; the others are done. {EAST} at scene_metadata: the STAC catalogue"
+        in run.failure
+    )
     assert "did not answer after 2 tries" in run.failure
     assert "materialize this tile again later" in run.failure
 

@@ -1,0 +1,165 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from crop_assets.bands.cids import cid_rows, tile_payloads
+from resources.ipfs.cid import Cid
+
+SCENE = "HLS.S30.T14SMG.2022112T172221.v2.0"
+FILES = ["B02", "B03", "B04", "B8A", "B11", "B12", "Fmask"]
+V0 = "QmR5JnZWA77PtXZCkiu4yLgbztXr3cmktXZGgFJx7AWeTD"
+V1 = "bafybeib77f7bspur2pekd4nbodseysl2cdf5zsm4smtp25pi625smg3hzy"
+LINK = "https://data.lpdaac.earthdatacloud.nasa.gov/x.B03.tif"
+
+
+def scenes(*names: str) -> pd.DataFrame:
+    rows = []
+    for name in names:
+        links = {f"{band}_http": f"https://lpdaac/{name}.{band}.tif" for band in FILES}
+        rows.append({"scene_id": name, "position": "first", "date": "2022-04-22", **links})
+    return pd.DataFrame(rows)
+
+
+def read(asset: Any) -> tuple[str, str]:
+    """CID and problem of the file B03 of a scene that has this asset."""
+    rows = cid_rows(scenes(SCENE), [{"id": SCENE, "assets": {"B03": asset}}]).set_index("band")
+    return rows.loc["B03", "cid"], rows.loc["B03", "problem"]
+
+
+@pytest.mark.parametrize("cid", [V0, V1])
+@pytest.mark.parametrize(
+    "asset",
+    [
+        {"href": LINK, "alternate": {"IPFS": {"href": "ipfs://CID"}}},
+        {"href": LINK, "alternate": {"s3": {"href": "s3://a/b"}, "ipfs": {"href": "ipfs://CID"}}},
+        {"alternate": {"ipfs": {"cid": "CID"}}},
+        {"alternate": {"IPFS": {"cid": "CID", "href": ""}}},
+        {"alternate": {"IPFS": {}, "ipfs": {"href": "ipfs://CID"}}},
+        {"alternate": {"IPFS": {"href": "ipfs://CID/"}}},
+        {"alternate": {"IPFS": {"href": " ipfs://CID\n"}}},
+        {"alternate": {"IPFS": {"href": "ipfs://CID and more"}}},
+        {"alternate": {"IPFS": {"href": "ipfs://CID?filename=HLS.B03.tif"}}},
+        {"alternate": {"IPFS": {"href": "ipfs://CID#B03"}}},
+        {"alternate": {"IPFS": {"href": "ipfs://ipfs/CID"}}},
+        {"alternate": {"IPFS": {"href": "/ipfs/CID"}}},
+        {"alternate": {"IPFS": {"href": "https://ipfs.io/ipfs/CID?download=true"}}},
+        {"href": "ipfs://CID"},
+    ],
+)
+def test_a_cid_is_read_from_every_form_in_use(asset: dict[str, Any], cid: str) -> None:
+    assert read(json.loads(json.dumps(asset).replace("CID", cid))) == (cid, "")
+
+
+def test_a_cid_in_another_base_is_written_in_base32() -> None:
+    in_base16 = "f" + bytes(Cid.parse(V1)).hex()
+    assert read({"alternate": {"ipfs": {"cid": in_base16}}}) == (V1, "")
+
+
+@pytest.mark.parametrize("path", ["a/B03.tif", "B03.tif", "a%20b/B03.tif"])
+def test_a_path_within_a_folder_is_named_and_not_taken_for_the_file(path: str) -> None:
+    href = f"ipfs://{V1}/{path}"
+    assert read({"alternate": {"IPFS": {"href": href}}}) == (
+        "",
+        f"{href} is a path within {V1}, not a file of its own",
+    )
+
+
+@pytest.mark.parametrize(
+    "href",
+    [
+        "ipfs://",
+        "ipfs://not-a-cid",
+        f"ipfs://{V1[:58]}",
+        f"ipfs://{V1}x",
+        f"ipfs://{V1}.tif",
+        f"ipfs://{V1[:-1]}A",
+        f"ipfs://{V0[:-1]}",
+        f"ipfs://{V0[:-1]}0",
+        f"ipfs://{V1}/../B03.tif",
+        LINK,
+    ],
+)
+def test_a_malformed_cid_is_named(href: str) -> None:
+    cid, problem = read({"alternate": {"IPFS": {"href": href}}})
+    assert cid == ""
+    assert problem.startswith("malformed CID: ")
+    assert href in problem
+
+
+@pytest.mark.parametrize(
+    "asset",
+    [
+        {"href": LINK},
+        {"href": LINK, "alternate": None},
+        {"href": LINK, "alternate": {"s3": {"href": "s3://a/b"}}},
+        {"href": LINK, "alternate": {"IPFS": None, "ipfs": {}}},
+        {"href": LINK, "alternate": {"IPFS": [V1], "ipfs": f"ipfs://{V1}"}},
+        {"href": LINK, "alternate": [{"href": f"ipfs://{V1}"}]},
+        LINK,
+    ],
+)
+def test_an_asset_without_an_ipfs_address_is_named(asset: Any) -> None:
+    assert read(asset) == ("", "the IPFS catalogue gives no IPFS address")
+
+
+@pytest.mark.parametrize("item", [{"id": SCENE}, {"id": SCENE, "assets": None}, {"id": SCENE, "assets": {}}])
+def test_a_band_that_is_not_listed_is_named(item: dict[str, Any]) -> None:
+    rows = cid_rows(scenes(SCENE), [item])
+    assert rows["problem"].unique().tolist() == ["the IPFS catalogue does not list this band"]
+
+
+def test_each_scene_has_a_row_for_each_file_whatever_the_catalogue_has() -> None:
+    other = SCENE.replace("112", "132")
+    items = [{"id": SCENE, "assets": {"B03": {"alternate": {"IPFS": {"href": f"ipfs://{V1}"}}}}}]
+    rows = cid_rows(scenes(SCENE, other), items)
+    assert rows.groupby("scene_id")["band"].apply(list).to_dict() == {SCENE: FILES, other: FILES}
+    row = rows.set_index(["scene_id", "band"]).loc[(SCENE, "B03")]
+    assert row.to_dict() == {
+        "position": "first",
+        "date": "2022-04-22",
+        "file": f"{SCENE}.B03.tif",
+        "cid": V1,
+        "problem": "",
+        "http": f"https://lpdaac/{SCENE}.B03.tif",
+    }
+    missing = rows[rows["scene_id"] == other]
+    assert missing["problem"].unique().tolist() == ["the IPFS catalogue does not have this scene"]
+    assert (rows["cid"] == "").sum() == 13
+
+
+@pytest.mark.parametrize("path", ["015033_20221015_20221015", "019046_20211031_20220118"])
+def test_the_cids_of_real_items_are_read(real: Path, path: str) -> None:
+    item = json.loads((real / "stac" / f"LC09_L1TP_{path}_02_T1_stac.json").read_text())
+    on_ipfs = {name: asset for name, asset in item["assets"].items() if "IPFS" in asset.get("alternate", {})}
+    assert len(on_ipfs) > 15
+    for asset in on_ipfs.values():
+        assert read(asset) == (asset["alternate"]["IPFS"]["href"].removeprefix("ipfs://"), "")
+    for name in item["assets"].keys() - on_ipfs.keys():
+        assert read(item["assets"][name]) == ("", "the IPFS catalogue gives no IPFS address")
+
+
+def test_payloads_of_the_real_mapping(real: Path) -> None:
+    """33 scenes x 7 files, published by name and CID."""
+    mapping = json.loads((real / "tables" / "filename_to_cid_mapping.json").read_text())
+    items: dict[str, dict[str, Any]] = {}
+    for entry in mapping:
+        scene, band, _ = entry["filename"].rsplit(".", 2)
+        item = items.setdefault(scene, {"id": scene, "assets": {}})
+        item["assets"][band] = {"alternate": {"IPFS": {"href": f"ipfs://{entry['cid']}"}}}
+    payloads = tile_payloads(cid_rows(scenes(*items), list(items.values())))
+    assert len(payloads) == 33
+    assert list(payloads) == sorted(items)
+    for scene, files in payloads.items():
+        assert [sorted(file) for file in files] == [["band_name", "cid", "filename"]] * 7
+        assert [file["band_name"] for file in files] == sorted(FILES)
+        assert {file["filename"] for file in files} == {f"{scene}.{band}.tif" for band in FILES}
+    found = {(file["filename"], file["cid"]) for files in payloads.values() for file in files}
+    assert found == {(entry["filename"], entry["cid"]) for entry in mapping}
+
+
+def test_a_file_without_a_cid_is_in_the_payload_all_the_same() -> None:
+    payloads = tile_payloads(cid_rows(scenes(SCENE), []))
+    assert [file["cid"] for file in payloads[SCENE]] == [""] * 7

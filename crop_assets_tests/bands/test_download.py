@@ -1,0 +1,317 @@
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from crop_assets.bands import download
+from crop_assets.bands.download import BandFile, Obtained, obtain_band
+from crop_assets.bands.files import check_band
+from crop_assets.demo import scenes as demo
+from crop_assets.demo.server import WorldServer, serve
+from crop_assets.demo.world import World
+from resources.earthdata import LpDaac
+from resources.errors import IntegrityError, NotFoundError, ResourceError
+from resources.ipfs.resource import IpfsContent
+from resources.ipfs.unixfs import file_cid
+from resources.mirror import BandMirror
+from resources.store import DatasetStore
+
+SCENE = "HLS.S30.T14SMG.2022112T172221.v2.0"
+UNKNOWN = "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4"
+NOWHERE = "http://127.0.0.1:1"
+
+
+def write_band(path: Path, **profile: Any) -> Path:
+    """A raster in the manner of an HLS band, of more than one block of IPFS; `profile` changes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile = {
+        "count": 1,
+        "dtype": "uint8" if path.name.endswith("Fmask.tif") else "int16",
+        "crs": "EPSG:32614",
+        "transform": Affine(30, 0, 399960, 0, -30, 4200000),
+        **profile,
+    }
+    shape = (profile["count"], 600, 500)
+    seed = int.from_bytes(hashlib.sha256(path.name.encode()).digest()[:4])
+    pixels = np.random.default_rng(seed).integers(0, 250, shape).astype(profile["dtype"])
+    with rasterio.open(path, "w", driver="GTiff", width=500, height=600, **profile) as raster:
+        raster.write(pixels)
+    return path
+
+
+def made_world(folder: Path) -> World:
+    """A scene of which B02 and Fmask are right, and each other file is wrong in its own way."""
+
+    def path(band: str) -> Path:
+        return folder / "scenes" / SCENE / f"{SCENE}.{band}.tif"
+
+    write_band(path("B02"))
+    write_band(path("Fmask"))
+    write_band(path("B03"), count=2)
+    write_band(path("B04"), dtype="float32")
+    write_band(path("B8A"), crs=None)
+    path("B11").write_bytes(b"<html>please sign in</html>")
+    whole = write_band(path("B12")).read_bytes()
+    path("B12").write_bytes(whole[: len(whole) // 2])
+    files = {
+        band: demo.BandFile(path(band).stat().st_size, "", file_cid(path(band)))
+        for band in (*demo.BANDS, demo.QA)
+    }
+    ring = ((-98.0, 37.0), (-97.0, 37.0), (-97.0, 38.0), (-98.0, 37.0))
+    sensed = datetime(2022, 4, 22, 17, 22, 21, tzinfo=UTC)
+    scene = demo.Scene(SCENE, "14SMG", 32614, 399960.0, 4200000.0, sensed, 0, 100, ring, files)
+    return World(folder, 2022, folder / "cdl.tif", ("14SMG",), (scene,), "none")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """A gateway and LP DAAC with the same files, and a gateway whose bytes have changed since."""
+
+    world: World
+    good: WorldServer
+    corrupt: WorldServer
+
+    def path(self, band: str) -> Path:
+        return self.world.band_path(self.world.scenes[0], band)
+
+    def cid(self, band: str) -> str:
+        return self.world.scenes[0].files[band].cid
+
+    def link(self, band: str) -> str:
+        return f"{self.good.base_url}/lpdaac/{SCENE}/{SCENE}.{band}.tif"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sources]:
+    folder = tmp_path_factory.mktemp("worlds")
+    world, other = made_world(folder / "good"), made_world(folder / "corrupt")
+    with serve(world) as good, serve(other) as corrupt:
+        for path in other.files.values():
+            path.write_bytes(path.read_bytes()[:-1] + b"!")
+        yield Sources(world, good, corrupt)
+
+
+class Setting:
+    """A store, a mirror folder, and the services that a test lets a file be had from."""
+
+    def __init__(self, folder: Path, sources: Sources) -> None:
+        self.sources = sources
+        self.store = DatasetStore(root=str(folder / "store"))
+        self.mirror = folder / "mirror"
+        self.mirror.mkdir()
+        self.said: list[str] = []
+
+    def name(self, band: str = "B02") -> str:
+        return f"tiles/{SCENE}/{SCENE}.{band}.tif"
+
+    def obtain(
+        self,
+        band: str = "B02",
+        cid: str = "",
+        http: str = "",
+        gateway: str = NOWHERE,
+        token: str = "token",
+    ) -> Obtained:
+        file = BandFile(self.name(band), f"{SCENE}/{SCENE}.{band}.tif", band, cid, http)
+        ipfs = IpfsContent(kubo_api="", gateways=[gateway], attempts=1, timeout_seconds=5)
+        lp_daac = LpDaac(token=token, hosts=["127.0.0.1"], attempts=1, timeout_seconds=5)
+        mirror = BandMirror(folder=str(self.mirror))
+        return obtain_band(file, self.store, mirror, ipfs, lp_daac, self.said.append)
+
+    def put(self, content: bytes, band: str = "B02") -> None:
+        self.store.write_bytes(self.name(band), content)
+
+    def stored(self, band: str = "B02") -> bytes:
+        return self.store.read_bytes(self.name(band))
+
+    def nothing_is_left(self, band: str = "B02") -> bool:
+        root = Path(self.store.root)
+        return not [path for path in root.rglob("*") if path.is_file()] and not self.store.exists(
+            self.name(band)
+        )
+
+
+@pytest.fixture
+def setting(tmp_path: Path, sources: Sources) -> Setting:
+    return Setting(tmp_path, sources)
+
+
+@pytest.mark.parametrize(("chunk", "version"), [(262144, 1), (1048576, 1), (262144, 0)])
+def test_a_file_in_the_store_is_adopted_by_its_cid(
+    setting: Setting, chunk: int, version: Literal[0, 1]
+) -> None:
+    source = setting.sources.path("B02")
+    setting.put(source.read_bytes())
+    cid = file_cid(source, chunk, version)
+    assert setting.obtain(cid=cid, http="http://127.0.0.1:1/a") == Obtained("already in the store", True, "")
+    assert setting.said == []
+
+
+def test_wrong_content_in_the_store_is_replaced_from_the_gateway(setting: Setting) -> None:
+    setting.put(setting.sources.path("Fmask").read_bytes())
+    gateway = setting.sources.good.gateway_url
+    cid = setting.sources.cid("B02")
+    assert setting.obtain(cid=cid, gateway=gateway) == Obtained(gateway, True, "")
+    assert setting.stored() == setting.sources.path("B02").read_bytes()
+    assert f"already in the store: {SCENE}.B02.tif does not match {cid}; fetching it again" in setting.said
+
+
+@pytest.mark.parametrize("band", ["B02", "Fmask"])
+def test_a_file_comes_from_the_gateway(setting: Setting, band: str) -> None:
+    gateway = setting.sources.good.gateway_url
+    cid = setting.sources.cid(band)
+    # the link is not followed: nothing listens there
+    got = setting.obtain(band, cid, "http://127.0.0.1:1/a", gateway)
+    assert got == Obtained(gateway, True, "")
+    assert setting.stored(band) == setting.sources.path(band).read_bytes()
+
+
+@pytest.mark.parametrize("folder", ["", SCENE])
+def test_a_file_in_the_mirror_is_adopted_by_its_cid(setting: Setting, folder: str) -> None:
+    source = setting.sources.path("B02")
+    (setting.mirror / folder).mkdir(exist_ok=True)
+    shutil.copy(source, setting.mirror / folder)
+    assert setting.obtain(cid=setting.sources.cid("B02")) == Obtained("mirror", True, "")
+    assert setting.stored() == source.read_bytes()
+    assert source.read_bytes() == (setting.mirror / folder / source.name).read_bytes()
+
+
+def test_a_wrong_file_in_the_mirror_is_left_alone_and_named(setting: Setting) -> None:
+    wrong = setting.mirror / f"{SCENE}.B02.tif"
+    shutil.copy(setting.sources.path("Fmask"), wrong)
+    gateway = setting.sources.good.gateway_url
+    cid = setting.sources.cid("B02")
+    assert setting.obtain(cid=cid, gateway=gateway).source == gateway
+    assert setting.stored() == setting.sources.path("B02").read_bytes()
+    assert f"mirror: {SCENE}.B02.tif does not match {cid}" in setting.said
+    assert wrong.read_bytes() == setting.sources.path("Fmask").read_bytes()
+
+
+@pytest.mark.parametrize("place", ["already in the store", "mirror"])
+def test_without_a_cid_a_readable_raster_is_adopted_unverified(setting: Setting, place: str) -> None:
+    content = setting.sources.path("B02").read_bytes()
+    if place == "mirror":
+        (setting.mirror / f"{SCENE}.B02.tif").write_bytes(content)
+    else:
+        setting.put(content)
+    got = setting.obtain(http="http://127.0.0.1:1/a")
+    assert got == Obtained(place, False, "no CID is known to check it against")
+    assert setting.stored() == content
+
+
+WRONG = {
+    "B03": r"has 2 band\(s\) of int16; B03 has one of int16",
+    "B04": r"has 1 band\(s\) of float32; B04 has one of int16",
+    "B8A": "has no coordinate reference system",
+    "B11": "cannot be read as a raster",
+    "B12": "cannot be read as a raster",
+}
+
+
+@pytest.mark.parametrize("band", WRONG)
+def test_without_a_cid_what_is_no_band_is_refused(setting: Setting, band: str) -> None:
+    wrong = setting.sources.path(band)
+    setting.put(wrong.read_bytes(), band)
+    shutil.copy(wrong, setting.mirror)
+    with pytest.raises(NotFoundError, match=WRONG[band]) as error:
+        setting.obtain(band)
+    assert "already in the store: " in str(error.value)
+    assert "mirror: " in str(error.value)
+    assert setting.stored(band) == wrong.read_bytes(), "the store keeps what it had"
+
+
+@pytest.mark.parametrize("band", WRONG)
+def test_what_is_no_band_is_refused_from_every_server(setting: Setting, band: str) -> None:
+    cid, link, gateway = (
+        setting.sources.cid(band),
+        setting.sources.link(band),
+        setting.sources.good.gateway_url,
+    )
+    with pytest.raises(ResourceError, match=f"IPFS: .*{WRONG[band]}.*; LP DAAC: .*{WRONG[band]}"):
+        setting.obtain(band, cid, link, gateway)
+    assert setting.nothing_is_left(band)
+
+
+def test_a_band_in_the_place_of_another_is_refused(setting: Setting) -> None:
+    """An Fmask is a raster of one band, too."""
+    cid = setting.sources.cid("Fmask")
+    with pytest.raises(ResourceError, match=r"1 band\(s\) of uint8; B02 has one of int16"):
+        setting.obtain("B02", cid, gateway=setting.sources.good.gateway_url)
+    assert setting.nothing_is_left()
+
+
+def test_bytes_that_do_not_match_their_cid_are_had_from_lp_daac(setting: Setting) -> None:
+    gateway, link = setting.sources.corrupt.gateway_url, setting.sources.link("B02")
+    # verified all the same: these bytes have the CID
+    got = setting.obtain(cid=setting.sources.cid("B02"), http=link, gateway=gateway)
+    assert got == Obtained(link, True, "")
+    assert setting.stored() == setting.sources.path("B02").read_bytes()
+    (line,) = [line for line in setting.said if line.startswith("IPFS: ")]
+    assert gateway in line
+    assert setting.sources.cid("B02") in line
+
+
+def test_a_cid_that_nobody_has_is_had_from_lp_daac_unverified(setting: Setting) -> None:
+    link = setting.sources.link("Fmask")
+    got = setting.obtain("Fmask", UNKNOWN, link, setting.sources.good.gateway_url)
+    assert got == Obtained(link, False, "its CID is of a layout that cannot be told from the file")
+    assert any(line.startswith(f"IPFS: IPFS {UNKNOWN}: ") for line in setting.said)
+
+
+def test_without_a_cid_lp_daac_is_asked(setting: Setting) -> None:
+    link = setting.sources.link("B02")
+    got = setting.obtain(http=link, gateway=setting.sources.good.gateway_url)
+    assert got == Obtained(link, False, "no CID is known to check it against")
+    assert setting.said == []
+
+
+def test_an_error_names_the_file_and_what_every_source_said(setting: Setting) -> None:
+    old = b"damaged"
+    setting.put(old)
+    (setting.mirror / f"{SCENE}.B02.tif").write_bytes(b"another")
+    gateway, link = setting.sources.corrupt.gateway_url, setting.sources.link("none")
+    with pytest.raises(ResourceError) as error:
+        setting.obtain(cid=setting.sources.cid("B02"), http=link, gateway=gateway)
+    told = str(error.value)
+    assert told.startswith(f"{SCENE}.B02.tif could not be had: already in the store: ")
+    sources = ["already in the store: ", "; mirror: ", "; IPFS: ", gateway, "; LP DAAC: ", link]
+    places = [told.index(source) for source in sources]
+    assert places == sorted(places)
+    assert setting.stored() == old
+
+
+def test_without_a_login_the_error_says_how_to_log_in(setting: Setting) -> None:
+    with pytest.raises(ResourceError, match=r"LP DAAC: .* answered 401: .*set EARTHDATA_TOKEN"):
+        setting.obtain(http=setting.sources.link("B02"), token="")
+    assert setting.nothing_is_left()
+
+
+def test_a_file_of_which_nothing_is_known_is_not_found(setting: Setting) -> None:
+    with pytest.raises(NotFoundError, match=r"B02\.tif could not be had: neither a CID nor a link is known"):
+        setting.obtain()
+
+
+def test_a_file_that_is_too_large_is_refused_from_every_server(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "MAX_BAND_BYTES", setting.sources.path("B02").stat().st_size - 1)
+    cid, link = setting.sources.cid("B02"), setting.sources.link("B02")
+    with pytest.raises(ResourceError, match=r"IPFS: .*; LP DAAC: .* answered more than"):
+        setting.obtain(cid=cid, http=link, gateway=setting.sources.good.gateway_url)
+    assert setting.nothing_is_left()
+
+
+def test_real_bands_are_bands(real: Path) -> None:
+    check_band(real / "hls" / "HLS.S30.T13RCN.2024128T173909.v2.0.Fmask.tif", "Fmask")
+    old = real / "hls" / "HLS.S30.T29QND.2019182.v1.5"
+    check_band(old / f"{old.name}.B8A.tif", "B8A")
+    with pytest.raises(IntegrityError, match=r"of uint8; B02 has one of int16"):
+        check_band(old / f"{old.name}.Fmask.tif", "B02")

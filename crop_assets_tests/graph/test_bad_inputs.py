@@ -1,0 +1,431 @@
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import rasterio
+from affine import Affine
+
+from crop_assets.errors import InputError
+from crop_assets.partitions import CDL_YEAR
+from crop_assets.recipe import load_recipe
+from crop_assets_tests.graph.conftest import (
+    CHIPS,
+    EAST,
+    FIRST,
+    KEPT,
+    LAST,
+    MIDDLE,
+    REJECTED,
+    SPARE_DAY,
+    TILE_STAGES,
+    TILES,
+    WEST,
+    YEAR,
+    Finished,
+    Graph,
+    Served,
+    Setting,
+    Traffic,
+    collection,
+    digests,
+    items_of,
+    ledger,
+    recipe,
+)
+from resources.cdl import CdlReleases
+from resources.earthdata import LpDaac
+from resources.stac import IpfsStac, SceneStac
+
+Spoil = Callable[[Path, Path], None]
+
+
+def rewrite(**changes: Any) -> Spoil:
+    def spoil(good: Path, bad: Path) -> None:
+        with rasterio.open(good) as source, rasterio.open(bad, "w", **(source.profile | changes)) as target:
+            target.write(source.read())
+
+    return spoil
+
+
+def cut(good: Path, bad: Path) -> None:
+    data = good.read_bytes()
+    bad.write_bytes(data[: len(data) // 2])
+
+
+def with_an_unknown_code(good: Path, bad: Path) -> None:
+    with rasterio.open(good) as source:
+        codes = source.read(1)
+        codes[400:402, 500:503] = 99
+        with rasterio.open(bad, "w", **source.profile) as target:
+            target.write(codes, 1)
+
+
+BAD_RASTERS: dict[str, tuple[Spoil, str]] = {
+    "another CRS": (
+        rewrite(crs="EPSG:32614"),
+        r"{path} is in EPSG:32614, not EPSG:5070; run: gdalwarp -t_srs EPSG:5070 .*{path}",
+    ),
+    "another resolution": (
+        rewrite(transform=Affine(10, 0, -2356095, 0, -10, 3172605)),
+        r"{path} has pixels of 10 x 10 m, not 30 x 30 m north up; take the 30 m release, or run: gdalwarp",
+    ),
+    "no raster": (
+        lambda good, bad: bad.write_text("<html>please log in</html>") and None,
+        r"{path} cannot be read: .*not recognized.*damaged or cut short: fetch it again",
+    ),
+    "a truncated raster": (cut, r"{path} cannot be read: .*damaged or cut short: fetch it again"),
+    "an archive": (
+        lambda good, bad: shutil.copy(good, bad.with_suffix(".zip")) and None,
+        r"{path} is an archive; unpack it and give the GeoTIFF inside",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RASTERS)
+def test_a_cdl_that_is_none_is_refused_and_nothing_is_lost(
+    finished_graph: Graph, setting: Setting, tmp_path: Path, case: str
+) -> None:
+    spoil, message = BAD_RASTERS[case]
+    before = digests(finished_graph.root)
+    path = tmp_path / f"{YEAR}_30m_cdls.tif"
+    spoil(setting.world.cdl, path)
+    path = path if path.exists() else path.with_suffix(".zip")
+    run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(path)))
+    assert not run.success
+    assert set(run.made) == {("tile_grid", None)}, "what follows the raster does not run"
+    assert re.search(message.format(path=re.escape(str(path))), run.failure)
+    assert digests(finished_graph.root) == before
+
+
+def test_a_cdl_that_is_not_there_or_of_another_year_says_where_it_belongs(
+    finished_graph: Graph, setting: Setting, tmp_path: Path
+) -> None:
+    run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(tmp_path)))
+    assert f"there is no CDL raster of {YEAR} at {tmp_path}/{YEAR}_30m_cdls.tif; download" in run.failure
+    assert "www.nass.usda.gov" in run.failure
+    other = tmp_path / "2021_30m_cdls.tif"
+    shutil.copy(setting.world.cdl, other)
+    run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(other)))
+    assert f"{other} does not carry {YEAR} in its name, so it may be another year's release" in run.failure
+
+
+def test_an_unknown_cdl_code_is_named_with_its_place(
+    finished_graph: Graph, finished: Finished, setting: Setting, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{YEAR}_30m_cdls.tif"
+    with_an_unknown_code(setting.world.cdl, path)
+    run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(path)))
+    assert not run.success
+    # 400 and 500 pixels from the raster's corner, which lies 50 and 100 pixels within chip_231_309
+    row, col = 400 - (224 - 50), 500 - (224 - 100)
+    assert (
+        f"{path}, chip_{232 + row // 224}_{310 + col // 224}: "
+        f"CDL code 99 at (row, column) ({row % 224}, {col % 224}) is in no CDL legend "
+        "(6 pixels hold such codes: 99); check that the raster is an unaltered CDL release"
+    ) in run.failure
+    unlike = digests(finished_graph.root).items() ^ digests(finished.graph.root).items()
+    assert {Path(name).name for name, _ in unlike} == {"cdl.parquet"}
+    assert all(run.success for run in finished_graph.run_all())
+    assert digests(finished_graph.root) == digests(finished.graph.root)
+
+
+def square(west: float, south: float, size: float) -> dict[str, Any]:
+    east, north = west + size, south + size
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    feature = {"type": "Feature", "properties": {}, "geometry": geometry}
+    return {"type": "FeatureCollection", "features": [feature]}
+
+
+def test_an_area_of_interest_without_chips_is_refused_with_both_extents(
+    finished_graph: Graph, tmp_path: Path
+) -> None:
+    before = digests(finished_graph.root)
+    aoi = tmp_path / "aoi.geojson"
+    aoi.write_text(json.dumps(square(-90, 40, 0.1)))
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi)))
+    assert re.search(
+        r"the AOI touches no chip box: in EPSG:5070 the AOI lies within \(\d+, \d+, \d+, \d+\), "
+        r"the 12 boxes within \(-272895, 1593405, -246015, 1613565\) \(left, bottom, right, top\)",
+        run.failure,
+    )
+    missing = tmp_path / "not_there.geojson"
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(missing)))
+    assert f"{missing}, which the recipe names, cannot be read: No such file or directory" in run.failure
+    aoi.write_text("no vector file")
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi)))
+    assert f"AOI {aoi} cannot be read: " in run.failure
+    assert digests(finished_graph.root) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda features: features.append(features[2]), "an id that occurs twice: {third}"),
+        (lambda features: features[2]["properties"].pop("id"), "no property 'id': feature 2"),
+        (lambda features: features.clear(), "has no features"),
+    ],
+)
+def test_a_chip_geojson_with_wrong_ids_is_refused(
+    finished_graph: Graph, tmp_path: Path, change: Callable[[list[Any]], Any], message: str
+) -> None:
+    before = digests(finished_graph.root)
+    document = json.loads((finished_graph.dataset / "chip_bbox.geojson").read_text())
+    third = document["features"][2]["properties"]["id"]
+    change(document["features"])
+    path = tmp_path / "chips.geojson"
+    path.write_text(json.dumps(document))
+    run = finished_graph.run("labels_job", recipe=recipe(chip_boxes=str(path)))
+    assert not run.success
+    assert re.search(f"chip GeoJSON {re.escape(str(path))}:? {message.format(third=third)}", run.failure)
+    assert digests(finished_graph.root) == before
+
+
+def test_a_chip_geojson_and_an_area_of_interest_choose_the_boxes(
+    finished_graph: Graph, finished: Finished, tmp_path: Path
+) -> None:
+    only = CHIPS[EAST][1]
+    lon, lat = finished.graph.table("chip_bboxes").set_index("chip_id").loc[only, ["lon", "lat"]]
+    aoi = tmp_path / "aoi.geojson"
+    aoi.write_text(json.dumps(square(lon, lat, 0.001)))
+    boxes = finished_graph.dataset / "chip_bbox.geojson"
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi), chip_boxes=str(boxes)))
+    assert run.success, run.failure
+    assert list(finished_graph.table("tile_map")["chip_id"]) == [only]
+
+
+def test_a_tile_without_chips_gives_empty_tables_at_once(finished_graph: Graph, traffic: Traffic) -> None:
+    before = digests(finished_graph.dataset)
+    run = finished_graph.run("tiles_job", tiles=["14SMH"])
+    assert run.success, run.failure
+    assert traffic.asked == []
+    for stage in TILE_STAGES:
+        assert run.made[stage, f"{YEAR}|14SMH"].metadata["dagster/row_count"].value == 0
+        table = finished_graph.table(stage, "14SMH")
+        assert table.empty
+        assert list(table.columns) == list(finished_graph.table(stage, WEST).columns)
+    outcome = run.made["scene_metadata", f"{YEAR}|14SMH"].metadata["outcome"].value
+    assert outcome == f"no chip box of {YEAR} lies in this tile"
+    new = digests(finished_graph.dataset).items() - before.items()
+    assert {name for name, _ in new} == {f"tables/{stage}/14SMH.parquet" for stage in TILE_STAGES}
+    assert finished_graph.run("dataset_job").redone == set()
+
+
+def test_a_year_without_labels_says_what_to_run_first(finished_graph: Graph, traffic: Traffic) -> None:
+    finished_graph.instance.add_dynamic_partitions(CDL_YEAR, ["2021", "latest"])
+    run = finished_graph.run("tiles_job", year=2021)
+    assert run.failure.count("tile_map has not been materialized for 2021; materialize tile_map first") >= 2
+    assert run.made == {}
+    assert traffic.asked == []
+    run = finished_graph.run("labels_job", year="latest")  # type: ignore[arg-type]
+    assert "the partition 'latest' is no CDL year; use a key such as 2022" in run.failure
+
+
+def test_a_dataset_before_its_tiles_says_what_to_run_first(labelled_graph: Graph) -> None:
+    before = digests(labelled_graph.root)
+    run = labelled_graph.run("dataset_job")
+    for asset in ("filtered_chips", "band_cids"):
+        assert (
+            f"no tile of 2022 has {asset} of this recipe; materialize the tiles first (2 tiles" in run.failure
+        )
+    assert digests(labelled_graph.root) == before
+
+
+def test_a_season_without_scenes_is_told_of_every_chip(labelled_graph: Graph) -> None:
+    winter = recipe(season_start="01-01", season_end="01-02")
+    run = labelled_graph.run("tiles_job", recipe=winter)
+    assert run.success, run.failure
+    for tile in TILES:
+        outcomes = [run.made[stage, f"{YEAR}|{tile}"].metadata for stage in TILE_STAGES]
+        assert [found["outcome"].value for found in outcomes if "outcome" in found] == [
+            "the catalogue has no scene of this tile in season",
+            "fewer than three scenes are fit (0 of 0): no chip of this tile can be made",
+            "no scene is selected",
+            "no scene is selected",
+            "6 chips without three scenes",
+        ]
+        rejected = labelled_graph.table("filtered_chips", tile)
+        assert sorted(rejected["chip_id"]) == CHIPS[tile]
+        assert set(rejected["reason"]) == {"too_few_scenes"}
+        assert set(rejected["figure"]) == {0}
+    run = labelled_graph.run("dataset_job", recipe=winter)
+    assert not run.success
+    assert "none of the 12 chip boxes of 2022 is kept: {'too_few_scenes': 12}" in run.failure
+
+
+def test_a_tile_with_two_scenes_is_in_the_ledger_and_the_other_in_the_dataset(
+    finished_graph: Graph, setting: Setting
+) -> None:
+    first_day = setting.scene(WEST, FIRST[WEST]).sensed.date()
+    late = recipe(season_start=f"{first_day.replace(day=first_day.day + 1):%m-%d}")
+    for run in finished_graph.run_all(recipe=late):
+        assert run.success, run.failure
+    assert finished_graph.table("splits")["chip_id"].isin(CHIPS[EAST]).all()
+    rows = {row["chip_id"]: row for row in ledger(finished_graph)}
+    assert {chip_id: row["reason"] for chip_id, row in rows.items()} == {
+        **dict.fromkeys(CHIPS[WEST], "too_few_scenes"),
+        **{chip_id: reason for chip_id, reason in REJECTED.items() if chip_id in CHIPS[EAST]},
+    }
+    assert {float(rows[chip_id]["figure"]) for chip_id in CHIPS[WEST]} == {2}
+    left = {path.name[:12] for path in (finished_graph.dataset / "chips_filtered").iterdir()}
+    assert left == set(KEPT) & set(CHIPS[EAST])
+
+
+def test_a_scene_with_a_missing_band_is_passed_over(
+    labelled_graph: Graph, served: Served, setting: Setting, tmp_path: Path
+) -> None:
+    items = items_of(served.server.stac_url)
+    broken = setting.scene(EAST, MIDDLE[EAST]).scene_id
+    for item in items:
+        if item["id"] == broken:
+            del item["assets"]["B11"], item["assets"]["Fmask"]
+    catalogue = SceneStac(url=collection(tmp_path / "items.json", items), metadata_hosts=["127.0.0.1"])
+    run = labelled_graph.run("tiles_job", tiles=[EAST], stac=catalogue)
+    assert run.success, run.failure
+    selected = labelled_graph.table("selected_scenes", EAST).set_index("scene_id")
+    assert selected.loc[broken, "reason"] == "without B11 Fmask"
+    assert {scene: at for scene, at in selected["position"].items() if at} == {
+        setting.scene(EAST, day).scene_id: position
+        for day, position in ((FIRST[EAST], "first"), (SPARE_DAY, "middle"), (LAST[EAST], "last"))
+    }
+
+
+def test_files_without_a_usable_cid_come_from_lp_daac_and_are_told_apart(
+    labelled_graph: Graph,
+    finished: Finished,
+    served: Served,
+    setting: Setting,
+    traffic: Traffic,
+    tmp_path: Path,
+) -> None:
+    scene = setting.scene(EAST, FIRST[EAST])
+    items = items_of(served.server.ipfs_stac_url)
+    (item,) = (item for item in items if item["id"] == scene.scene_id)
+    del item["assets"]["B02"]["alternate"]
+    item["assets"]["B03"]["alternate"] = {"IPFS": {"href": "ipfs://bafynotacid"}}
+    item["assets"]["B04"]["alternate"] = {"IPFS": {"href": f"ipfs://{scene.files['B04'].cid}/B04.tif"}}
+    del item["assets"]["B8A"]
+    items = [item for item in items if item["id"] != setting.scene(EAST, LAST[EAST]).scene_id]
+    traffic.clear()
+    run = labelled_graph.run(
+        "tiles_job",
+        tiles=[EAST],
+        ipfs_stac=IpfsStac(url=collection(tmp_path / "items.json", items)),
+        lp_daac=LpDaac(token="letmein", hosts=["127.0.0.1"]),
+    )
+    assert run.success, run.failure
+    cids = labelled_graph.table("band_cids", EAST)
+    problems = cids[cids["position"] == "first"].set_index("band")["problem"]
+    assert problems["B02"] == "the IPFS catalogue gives no IPFS address"
+    assert problems["B03"].startswith("malformed CID: ")
+    assert problems["B04"].endswith(f"is a path within {scene.files['B04'].cid}, not a file of its own")
+    assert problems["B8A"] == "the IPFS catalogue does not list this band"
+    assert set(cids[cids["position"] == "last"]["problem"]) == {"the IPFS catalogue does not have this scene"}
+    downloaded = labelled_graph.table("downloaded_bands", EAST)
+    unverified = downloaded[~downloaded["verified"]]
+    assert len(unverified) == 4 + 7
+    assert set(unverified["note"]) == {"no CID is known to check it against"}
+    fetched = [asked for asked in traffic.asked if asked.path.startswith("/lpdaac/")]
+    assert {asked.path.rsplit("/", 1)[-1] for asked in fetched} == {
+        Path(path).name for path in unverified["path"]
+    }
+    assert {asked.authorization for asked in fetched} == {"Bearer letmein"}
+    for folder in ("chips", "chips_filtered"):
+        theirs = digests(finished.graph.dataset / folder)
+        assert digests(labelled_graph.dataset / folder).items() <= theirs.items()
+
+
+NONSENSE = [
+    ({"dataset": "../x"}, "dataset '../x' must be letters, digits, '-', '_' or '.', not starting with '.'"),
+    ({"chips": 0}, "chips is 0, and must lie from 1 to 10,000,000"),
+    ({"sampling": "best"}, "evenness.*all"),
+    ({"min_classes": 14}, "min_classes is 14, and must lie from 1 to 13"),
+    ({"tile_rule": "near"}, "projected.*degrees"),
+    ({"season_start": "3-1"}, "'3-1' is not a day written as MM-DD, for example 03-01"),
+    ({"season_end": "W30"}, "'W30' is not a day written as MM-DD, for example 03-01"),
+    ({"season_start": "10-01"}, "the season starts on 10-01, after its end on 09-30"),
+    ({"max_cloud_cover": 101}, "max_cloud_cover is 101, and must lie from 0 to 100"),
+    ({"coverage_ladder": [50, 60]}, r"coverage_ladder \[50, 60\] must fall from at most 100 to at least 0"),
+    ({"coverage_ladder": []}, r"coverage_ladder \[\] must fall from at most 100 to at least 0"),
+    ({"middle_scene": "centre"}, "lower.*upper"),
+    ({"qa_rule": "none"}, "class.*value.*total"),
+    ({"max_bad_percent": -1.0}, "max_bad_percent is -1.0, and must lie from 0 to 100"),
+    ({"max_bad_percent": float("nan")}, "max_bad_percent is nan, and must lie from 0 to 100"),
+    ({"max_na_pixels": -1}, "max_na_pixels is -1, and must lie from 0 to 50,176"),
+    ({"train_share": 1.0}, "train_share is 1.0, and must lie between 0 and 1"),
+    ({"seed": "x"}, "seed.*integer|seed.*Int"),
+    ({"statistics_over": "all"}, "train.*kept"),
+    ({"band_values_binary": "maybe"}, "band_values_binary.*(boolean|Bool)"),
+    ({"aoi": 5}, "aoi.*(string|String)"),
+    ({"chip_boxes": 5}, "chip_boxes.*(string|String)"),
+    ({"chpis": 5}, "(?s)chpis.*chips"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), NONSENSE, ids=[str(values) for values, _ in NONSENSE])
+def test_nonsense_in_a_recipe_file_is_refused_by_name(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(values).replace("NaN", ".nan"))
+    with pytest.raises(InputError, match=f"^recipe {re.escape(str(path))}: ") as error:
+        load_recipe(str(path))
+    assert re.search(message, str(error.value))
+    assert next(iter(values)) in str(error.value) or "season" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"- chips", "expected 'field: value' lines, found list"),
+        (b"chips: [", "is not YAML: "),
+        (b"\xff\xfe", "is not YAML: "),
+    ],
+)
+def test_a_recipe_file_that_is_none_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=f"recipe {re.escape(str(path))}:? {message}"):
+        load_recipe(str(path))
+
+
+def test_a_recipe_that_cannot_be_read_names_the_variable(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file; mend CROP_ASSETS_RECIPE or leave it unset"):
+        load_recipe(str(tmp_path / "none.yaml"))
+    with pytest.raises(InputError, match="cannot be read: Is a directory; mend CROP_ASSETS_RECIPE"):
+        load_recipe(str(tmp_path))
+
+
+def launchpad(**values: Any) -> dict[str, Any]:
+    return {"resources": {"recipe": {"config": values}}}
+
+
+def test_nonsense_in_the_launchpad_is_refused_by_name(finished_graph: Graph, traffic: Traffic) -> None:
+    before = digests(finished_graph.root)
+    for values, message in NONSENSE:
+        try:
+            run = finished_graph.run("labels_job", run_config=launchpad(**values))
+        except dg.DagsterInvalidConfigError as error:
+            assert re.search(message, str(error)), values
+            assert "root:resources:recipe:config" in str(error)
+        else:
+            assert run.made == {}
+            assert re.search(message, run.failure), values
+    assert digests(finished_graph.root) == before
+
+
+def test_the_launchpad_changes_a_field_and_keeps_the_others(
+    finished_graph: Graph, finished: Finished
+) -> None:
+    run = finished_graph.run("dataset_job", run_config=launchpad(seed=43))
+    assert run.success, run.failure
+    by_launchpad = digests(finished_graph.dataset)
+    assert by_launchpad != digests(finished.graph.dataset)
+    run = finished_graph.run("dataset_job", recipe=recipe(seed=43))
+    assert run.redone == set()
+    assert digests(finished_graph.dataset) == by_launchpad

@@ -1,0 +1,364 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster._serdes import serialize_value
+
+from crop_assets.definitions import build_defs, defs, environment_resources
+from crop_assets.errors import InputError
+from crop_assets.partitions import CDL_YEAR, TILE
+from crop_assets_tests.graph.conftest import (
+    DATASET,
+    LABELS,
+    TILE_STAGES,
+    WEST,
+    Finished,
+    Graph,
+    Served,
+    Setting,
+    Traffic,
+    new_graph,
+)
+
+PROJECT = Path(__file__).parents[2]
+TOKEN = "eyJ0eXAiOiJKV1QiLCJvcmlnaW4iOiJFYXJ0aGRhdGEifQ"
+
+IMPORT_PROBE = """
+import json, os, sys
+asked, touched = [], []
+get = type(os.environ).__getitem__
+def watched(self, key):
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename.startswith("<frozen"):
+        frame = frame.f_back
+    asked.append([os.fsdecode(key), frame.f_code.co_filename])
+    return get(self, key)
+type(os.environ).__getitem__ = watched
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        touched.append(f"{event} {arguments[1:]}")
+    elif event in ("open", "os.mkdir", "os.listdir", "os.scandir") and isinstance(arguments[0], str):
+        touched.append(os.path.abspath(arguments[0]))
+sys.addaudithook(hook)
+import crop_assets.definitions
+print(json.dumps([asked, touched]))
+"""
+
+VARIABLES = {
+    "CROP_ASSETS_RECIPE": "recipe.yaml",
+    "CROP_ASSETS_DATA": "data",
+    "CROP_ASSETS_CDL": "cdl.tif",
+    "CROP_ASSETS_TILE_GRID": "grid.kml",
+    "CROP_ASSETS_BANDS": "bands",
+    "CROP_ASSETS_STAC_URL": "stac.json",
+    "CROP_ASSETS_IPFS_STAC_URL": "ipfs.json",
+}
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("CROP_ASSETS_") or name == "EARTHDATA_TOKEN":
+            monkeypatch.delenv(name)
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What is run beside the tests, from a folder of its own that has nothing in it."""
+
+    folder: Path
+    running: dict[str, "subprocess.Popen[str]"]
+
+    def output(self, name: str) -> str:
+        """All that a command said, once it has succeeded."""
+        process = self.running[name]
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        return said
+
+
+@pytest.fixture(scope="module", autouse=True)
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    folder = tmp_path_factory.mktemp("commands")
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("CROP_ASSETS_")}
+    elsewhere = {name: str(folder / "none" / path) for name, path in VARIABLES.items()}
+    programs = Path(sys.executable).parent
+
+    def start(name: str, command: list[str], where: Path, more: dict[str, str]) -> "subprocess.Popen[str]":
+        home = folder / name
+        home.mkdir()
+        (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+        return subprocess.Popen(
+            command,
+            cwd=where,
+            env=bare | {"DAGSTER_HOME": str(home), "HOME": str(home)} | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if name != "import" else None,
+            text=True,
+        )
+
+    running = {
+        "import": start("import", [sys.executable, "-P", "-c", IMPORT_PROBE], folder, elsewhere),
+        "check": start("check", [str(programs / "dg"), "check", "defs"], PROJECT, {}),
+        "validate": start(
+            "validate",
+            [str(programs / "dagster"), "definitions", "validate", "-m", "crop_assets.definitions"],
+            folder,
+            {"CROP_ASSETS_DATA": str(folder / "none")},
+        ),
+    }
+    yield Commands(folder, running)
+    for process in running.values():
+        process.kill()
+        process.communicate()
+
+
+@dataclass(frozen=True)
+class Expected:
+    group: str
+    kinds: set[str]
+    deps: set[str]
+
+
+ASSETS = {
+    "cdl": Expected("labels", {"geotiff"}, set()),
+    "chip_bboxes": Expected("labels", {"geoparquet", "geojson"}, {"cdl"}),
+    "tile_grid": Expected("tiles", {"geoparquet"}, set()),
+    "tile_map": Expected("tiles", {"parquet"}, {"chip_bboxes", "tile_grid"}),
+    "scene_metadata": Expected("scenes", {"stac"}, {"tile_map"}),
+    "selected_scenes": Expected("scenes", set(), {"scene_metadata"}),
+    "band_cids": Expected("bands", {"stac", "ipfs"}, {"selected_scenes", "scene_metadata"}),
+    "downloaded_bands": Expected("bands", {"ipfs", "geotiff"}, {"band_cids"}),
+    "tile_payloads": Expected("bands", {"json", "ipfs"}, {"band_cids", "tile_map"}),
+    "reprojected_tiles": Expected("chips", {"geotiff"}, {"downloaded_bands", "tile_map"}),
+    "chips": Expected("chips", {"geotiff"}, {"reprojected_tiles", "selected_scenes", "tile_map", "cdl"}),
+    "filtered_chips": Expected("chips", set(), {"chips"}),
+    "splits": Expected("dataset", {"csv"}, {"filtered_chips", "tile_map"}),
+    "band_stats": Expected("dataset", {"numpy"}, {"splits"}),
+    "class_weights": Expected("dataset", {"csv"}, {"splits"}),
+    "class_distribution": Expected("dataset", {"png"}, {"splits"}),
+}
+
+
+@pytest.fixture(scope="module")
+def location() -> dg.Definitions:
+    return build_defs(environment_resources())
+
+
+def test_the_graph_has_the_assets_and_the_lineage_of_the_specification(location: dg.Definitions) -> None:
+    specs = {spec.key.to_user_string(): spec for spec in location.resolve_all_asset_specs()}
+    found = {
+        name: Expected(
+            str(spec.group_name),
+            set(spec.kinds) - {"python"},
+            {dep.asset_key.to_user_string() for dep in spec.deps},
+        )
+        for name, spec in specs.items()
+    }
+    assert found == ASSETS
+    for name, spec in specs.items():
+        assert "python" in spec.kinds, name
+        assert list(spec.owners) == ["team:crop-assets"], name
+        assert spec.code_version == "1", name
+        assert spec.description, name
+        assert len(spec.description) > 40, name
+
+
+def test_assets_are_partitioned_by_year_and_tile(location: dg.Definitions) -> None:
+    dimensions: dict[str, set[str]] = {}
+    for spec in location.resolve_all_asset_specs():
+        definition = spec.partitions_def
+        if isinstance(definition, dg.MultiPartitionsDefinition):
+            by = {str(d.partitions_def.name) for d in definition.partitions_defs}  # type: ignore[attr-defined]
+        else:
+            by = {str(definition.name)} if isinstance(definition, dg.DynamicPartitionsDefinition) else set()
+        dimensions[spec.key.to_user_string()] = by
+    assert dimensions == {
+        **{asset: {CDL_YEAR} for asset in LABELS + DATASET},
+        "tile_grid": set(),
+        **{stage: {CDL_YEAR, TILE} for stage in TILE_STAGES},
+    }
+
+
+def test_a_year_leads_to_all_of_its_tiles_and_a_tile_to_its_year(location: dg.Definitions) -> None:
+    graph = location.resolve_asset_graph()
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(CDL_YEAR, ["2021", "2022"])
+        instance.add_dynamic_partitions(TILE, ["14SMG", "14SNG"])
+        for upstream, downstream, keys in (
+            ("tile_map", "scene_metadata", {"2022|14SMG", "2022|14SNG"}),
+            ("cdl", "chips", {"2022|14SMG", "2022|14SNG"}),
+        ):
+            mapping = graph.get_partition_mapping(dg.AssetKey(downstream), dg.AssetKey(upstream))
+            assert isinstance(mapping, dg.MultiToSingleDimensionPartitionMapping)
+            parent, child = (graph.get(dg.AssetKey(name)).partitions_def for name in (upstream, downstream))
+            with dg.partition_loading_context(dynamic_partitions_store=instance):
+                subset = mapping.get_downstream_partitions_for_partitions(
+                    parent.subset_with_partition_keys(["2022"]), parent, child
+                )
+                assert set(subset.get_partition_keys()) == keys
+        mapping = graph.get_partition_mapping(dg.AssetKey("splits"), dg.AssetKey("filtered_chips"))
+        tiles, years = (graph.get(dg.AssetKey(name)).partitions_def for name in ("filtered_chips", "splits"))
+        with dg.partition_loading_context(dynamic_partitions_store=instance):
+            upstream_keys = mapping.get_upstream_mapped_partitions_result_for_partitions(
+                years.subset_with_partition_keys(["2021"]), years, tiles
+            ).partitions_subset.get_partition_keys()
+        assert set(upstream_keys) == {"2021|14SMG", "2021|14SNG"}
+
+
+def test_every_column_is_described_and_is_that_of_the_table(
+    location: dg.Definitions, finished: Finished
+) -> None:
+    for spec in location.resolve_all_asset_specs():
+        name = spec.key.to_user_string()
+        schema = spec.metadata["dagster/column_schema"]
+        assert all(column.description for column in schema.columns), name
+        if name == "tile_grid":
+            continue
+        table = finished.graph.table(name, WEST if name in TILE_STAGES else None)
+        assert [column.name for column in schema.columns] == list(table.columns), name
+
+
+def test_the_jobs_hold_every_asset_once(location: dg.Definitions) -> None:
+    jobs = {job.name: job for job in location.resolve_all_job_defs()}
+    found = {
+        name: {key.to_user_string() for key in jobs[name].asset_layer.executable_asset_keys}
+        for name in ("labels_job", "tiles_job", "dataset_job")
+    }
+    assert found == {"labels_job": set(LABELS), "tiles_job": set(TILE_STAGES), "dataset_job": set(DATASET)}
+    assert jobs["tiles_job"].executor_def is dg.in_process_executor
+    policies = {
+        location.resolve_asset_graph().get(dg.AssetKey(stage)).backfill_policy for stage in TILE_STAGES
+    }
+    assert policies == {dg.BackfillPolicy.multi_run(max_partitions_per_run=8)}
+
+
+def test_the_variables_reach_the_resources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("seed: 7\n")
+    variables = {name: str(tmp_path / path) for name, path in VARIABLES.items()} | {
+        "CROP_ASSETS_KUBO_API": "http://127.0.0.1:1",
+        "CROP_ASSETS_IPFS_GATEWAYS": "http://127.0.0.1:2,http://127.0.0.1:3,",
+        "CROP_ASSETS_LP_DAAC_HOSTS": "127.0.0.1",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = environment_resources()
+    assert found["recipe"].seed == 7
+    assert found["ipfs"].gateways == ["http://127.0.0.1:2", "http://127.0.0.1:3"]
+    assert found["lp_daac"].hosts == ["127.0.0.1"]
+    for resource, field, variable in (
+        ("store", "root", "CROP_ASSETS_DATA"),
+        ("cdl_releases", "source", "CROP_ASSETS_CDL"),
+        ("tile_grid_source", "path", "CROP_ASSETS_TILE_GRID"),
+        ("mirror", "folder", "CROP_ASSETS_BANDS"),
+        ("stac", "url", "CROP_ASSETS_STAC_URL"),
+        ("ipfs_stac", "url", "CROP_ASSETS_IPFS_STAC_URL"),
+        ("ipfs", "kubo_api", "CROP_ASSETS_KUBO_API"),
+    ):
+        assert getattr(found[resource], field) == variables[variable]
+
+
+def test_a_recipe_that_is_nowhere_fails_when_the_definitions_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CROP_ASSETS_RECIPE", "/nowhere/recipe.yaml")
+    with pytest.raises(
+        InputError, match=r"^recipe /nowhere/recipe\.yaml: no such file; mend CROP_ASSETS_RECIPE"
+    ):
+        defs()
+
+
+def test_one_field_in_the_launchpad_leaves_a_resource_what_it_was(
+    finished_graph: Graph, traffic: Traffic
+) -> None:
+    """Asking the catalogue again means the configured one, not the default."""
+    run = finished_graph.run("tiles_job", run_config={"resources": {"stac": {"config": {"refresh": True}}}})
+    assert run.success, run.failure
+    assert {stage for stage, _ in run.redone} == {"scene_metadata"}
+    assert any(asked.path == "/cmr/stac/search" for asked in traffic.asked)
+
+
+@pytest.fixture
+def graph_with_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: Setting, served: Served
+) -> Iterator[Graph]:
+    """The graph as its environment configures it: all files come from LP DAAC, with a token."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset: small\nmin_classes: 1\n")
+    for name, value in {
+        "EARTHDATA_TOKEN": TOKEN,
+        "CROP_ASSETS_DATA": str(tmp_path / "store"),
+        "CROP_ASSETS_RECIPE": str(recipe),
+        "CROP_ASSETS_CDL": str(setting.world.cdl),
+        "CROP_ASSETS_TILE_GRID": str(setting.grid),
+        "CROP_ASSETS_STAC_URL": served.server.stac_url,
+        "CROP_ASSETS_IPFS_STAC_URL": "",
+        "CROP_ASSETS_KUBO_API": "",
+        "CROP_ASSETS_IPFS_GATEWAYS": "",
+        "CROP_ASSETS_LP_DAAC_HOSTS": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    home = tmp_path / "home"
+    home.mkdir()
+    instance = dg.DagsterInstance.local_temp(str(home))
+    with new_graph(tmp_path / "store", setting, served.server, instance) as graph:
+        yield Graph(graph.root, graph.instance, environment_resources())
+
+
+def test_the_token_is_used_and_written_nowhere(
+    graph_with_token: Graph, traffic: Traffic, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    graph = graph_with_token
+    snapshot = serialize_value(RepositorySnap.from_def(build_defs(graph.resources).get_repository_def()))
+    assert "EARTHDATA_TOKEN" in snapshot
+    assert TOKEN not in snapshot
+
+    assert graph.run("labels_job").success
+    traffic.broken["/lpdaac/"] = 403
+    refused = graph.run("tiles_job", tiles=[WEST])
+    assert "answered 403: not allowed with these credentials" in refused.failure
+    traffic.broken.clear()
+    run = graph.run("tiles_job", tiles=[WEST])
+    assert run.success, run.failure
+    told_to = {(asked.path.split("/")[1], asked.authorization) for asked in traffic.asked}
+    assert told_to == {("cmr", ""), ("lpdaac", f"Bearer {TOKEN}")}
+
+    for entry in (entry for done in (refused, run) for entry in graph.instance.all_logs(done.result.run_id)):
+        assert TOKEN not in serialize_value(entry)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".db" for path in written)
+    assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []
+    told = capfd.readouterr()
+    assert f"{WEST} failed at downloaded_bands" in told.err
+    assert TOKEN not in told.out + told.err
+
+
+def test_importing_the_definitions_reads_nothing(commands: Commands) -> None:
+    asked, touched = json.loads(commands.output("import").splitlines()[-1])
+    assert asked, "libraries ask the environment, so the probe must have seen it"
+    ours = tuple(str(PROJECT / package) for package in ("crop_assets/", "resources/"))
+    assert [name for name, file in asked if f"{file}/".startswith(ours)] == []
+    code = [path for path in touched if path.startswith(str(PROJECT / "crop_assets"))]
+    assert any("definitions" in path for path in code), "the probe must have seen files opened"
+    assert [path for path in touched if path.startswith("socket")] == []
+    nowhere = str(commands.folder / "none")
+    assert [path for path in touched if path.startswith((nowhere, str(PROJECT / "data")))] == []
+    assert sorted(path.name for path in commands.folder.iterdir()) == ["check", "import", "validate"]
+
+
+def test_dagster_finds_the_definitions_valid(commands: Commands) -> None:
+    said = commands.output("validate")
+    assert "Validation successful for code location crop_assets.definitions." in said
+    assert not (commands.folder / "none").exists()
+
+
+def test_dg_finds_the_definitions_valid(commands: Commands) -> None:
+    assert "All definitions loaded successfully." in commands.output("check")

@@ -1,0 +1,359 @@
+import datetime as dt
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crop_assets.demo.scenes import Scene
+from crop_assets.demo.server import PAGE, WorldServer, serve
+from crop_assets.demo.world import World
+from resources.errors import IntegrityError, NotFoundError, UnavailableError
+from resources.stac import IpfsStac, SceneStac
+
+SEASON = (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
+KANSAS = (-98.0, 37.0, -97.0, 38.0)
+ANYWHERE = (-180.0, -90.0, 180.0, 90.0)
+
+
+def scene(day: dt.datetime, tile: str = "14SMG", west: float = -97.5) -> Scene:
+    ring = ((west, 37.2), (west + 0.5, 37.2), (west + 0.5, 37.8), (west, 37.8), (west, 37.2))
+    name = f"HLS.S30.T{tile}.{day:%Y%jT%H%M%S}.v2.0"
+    return Scene(name, tile, 32614, 399960.0, 4200000.0, day, 3, 97, ring, {})
+
+
+SCENES = tuple(
+    sorted(
+        [
+            *(scene(dt.datetime(2022, 3, 1, tzinfo=dt.UTC) + dt.timedelta(days=9 * n)) for n in range(23)),
+            scene(dt.datetime(2022, 2, 28, 23, 59, 59, tzinfo=dt.UTC)),
+            scene(dt.datetime(2022, 9, 30, 23, 59, 59, tzinfo=dt.UTC)),
+            scene(dt.datetime(2022, 10, 1, tzinfo=dt.UTC)),
+            scene(dt.datetime(2022, 6, 1, tzinfo=dt.UTC), "13SGB", -103.5),
+        ],
+        key=lambda scene: scene.scene_id,
+    )
+)
+EXPECTED = [s.scene_id for s in SCENES if s.tile == "14SMG" and SEASON[0] <= s.sensed.date() <= SEASON[1]]
+
+
+@pytest.fixture(scope="module")
+def catalogues(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorldServer]:
+    """The demo's catalogues over scenes that have no files: more than two pages of them."""
+    folder = tmp_path_factory.mktemp("world")
+    world = World(folder, 2022, folder / "cdl.tif", ("13SGB", "14SMG"), SCENES, "none")
+    with serve(world) as running:
+        yield running
+
+
+def ids(items: list[dict[str, Any]]) -> list[str]:
+    return [item["id"] for item in items]
+
+
+def test_a_search_gives_all_pages_sorted(catalogues: WorldServer) -> None:
+    found = SceneStac(url=catalogues.stac_url).search(KANSAS, *SEASON)
+    assert ids(found) == EXPECTED
+    assert len(found) == 24 > 2 * PAGE
+    assert found[0]["properties"]["eo:cloud_cover"] == 3
+
+
+def test_both_days_of_the_season_are_included(catalogues: WorldServer) -> None:
+    stac = SceneStac(url=catalogues.stac_url)
+    assert ids(stac.search(KANSAS, SEASON[1], SEASON[1])) == ["HLS.S30.T14SMG.2022273T235959.v2.0"]
+    assert ids(stac.search(KANSAS, SEASON[0], SEASON[0])) == ["HLS.S30.T14SMG.2022060T000000.v2.0"]
+    assert stac.search(KANSAS, dt.date(2021, 1, 1), dt.date(2021, 12, 31)) == []
+
+
+def test_items_by_id_are_those_that_there_are(catalogues: WorldServer) -> None:
+    wanted = [s.scene_id for s in SCENES[:12]]
+    stac = IpfsStac(url=catalogues.ipfs_stac_url)
+    asked = [*reversed(wanted), wanted[0], "HLS.S30.T14SMG.2022999T000000.v2.0"]
+    assert ids(stac.items(asked)) == wanted
+    assert stac.items([]) == []
+
+
+def test_more_ids_than_fit_into_a_search_come_all_the_same(catalogues: WorldServer) -> None:
+    missing = [f"HLS.S30.T14SMG.2021{day:03d}T000000.v2.0" for day in range(1, 120)]
+    stac = SceneStac(url=catalogues.stac_url)
+    assert ids(stac.items([*missing, *(s.scene_id for s in SCENES)])) == [s.scene_id for s in SCENES]
+
+
+def test_a_collection_that_is_not_there_has_no_items(catalogues: WorldServer) -> None:
+    stac = SceneStac(url=catalogues.stac_url, collection="HLSL30_2.0")
+    assert stac.search(KANSAS, *SEASON) == []
+
+
+def test_the_document_of_an_item_is_read_from_the_catalogues_own_host(catalogues: WorldServer) -> None:
+    stac = SceneStac(url=catalogues.stac_url)
+    (item,) = stac.items([SCENES[0].scene_id])
+    (link,) = [link["href"] for link in item["links"] if link["href"].endswith(".umm_json")]
+    assert json.loads(stac.document(link))["umm"]["GranuleUR"] == SCENES[0].scene_id
+
+
+@dataclass
+class Faulty:
+    """A STAC API whose search answers by a script; its last answer is repeated for ever."""
+
+    address: str
+    script: list[tuple[int, dict[str, str], Any]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def says(self, *answers: tuple[int, dict[str, str], Any]) -> SceneStac:
+        self.script = list(answers)
+        return SceneStac(url=f"{self.address}/stac", attempts=2, timeout_seconds=5)
+
+    def page(self, *names: str, next_page: bool = False) -> tuple[int, dict[str, str], Any]:
+        links = [{"rel": "next", "href": f"{self.address}/stac/search?page=2", "method": "GET"}]
+        features = [{"type": "Feature", "id": name} for name in names]
+        return 200, {}, {"type": "FeatureCollection", "features": features, "links": links * next_page}
+
+
+@pytest.fixture
+def faulty() -> Iterator[Faulty]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.split("?")[0] in ("/stac", "/stac/"):
+                self._send(200, {}, landing)
+                return
+            server.asked.append(self.path)
+            self._send(*(server.script.pop(0) if len(server.script) > 1 else server.script[0]))
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def _send(self, status: int, headers: dict[str, str], body: Any) -> None:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Faulty(f"http://127.0.0.1:{listener.server_port}")
+    root = f"{server.address}/stac"
+    landing = {
+        "type": "Catalog",
+        "stac_version": "1.0.0",
+        "id": "LPCLOUD",
+        "description": "x",
+        "conformsTo": [
+            "https://api.stacspec.org/v1.0.0/core",
+            "https://api.stacspec.org/v1.0.0/item-search",
+        ],
+        "links": [
+            {"rel": "self", "href": root},
+            {"rel": "root", "href": root},
+            {"rel": "search", "href": f"{root}/search", "method": "POST", "type": "application/geo+json"},
+        ],
+    }
+    threading.Thread(target=listener.serve_forever, args=(0.05,), daemon=True).start()
+    yield server
+    listener.shutdown()
+    listener.server_close()
+
+
+def test_an_item_that_is_on_several_pages_comes_once(faulty: Faulty) -> None:
+    stac = faulty.says(
+        faulty.page("b", "a", "b", next_page=True), faulty.page("a", "c", next_page=True), faulty.page("b")
+    )
+    assert ids(stac.search(ANYWHERE, *SEASON)) == ["a", "b", "c"]
+    assert len(faulty.asked) == 3
+
+
+def test_a_server_that_repeats_its_pages_is_left_in_the_end(faulty: Faulty) -> None:
+    stac = faulty.says(faulty.page(*(f"item-{n}" for n in range(100)), next_page=True))
+    with pytest.raises(UnavailableError, match="repeats its pages without end"):
+        stac.search(ANYWHERE, *SEASON)
+    assert len(faulty.asked) < 20
+
+
+def test_an_empty_page_is_the_last(faulty: Faulty) -> None:
+    stac = faulty.says(faulty.page("a", next_page=True), faulty.page(next_page=True))
+    assert ids(stac.search(ANYWHERE, *SEASON)) == ["a"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_search_goes_on_after_a_passing_failure(faulty: Faulty, status: int) -> None:
+    busy = (status, {"Retry-After": "0"}, {"description": "Oops! Something has gone wrong"})
+    stac = faulty.says(busy, faulty.page("a", next_page=True), busy, faulty.page("b"))
+    assert ids(stac.search(ANYWHERE, *SEASON)) == ["a", "b"]
+    assert len(faulty.asked) == 4
+
+
+def test_the_server_decides_when_it_is_asked_again(faulty: Faulty) -> None:
+    stac = faulty.says((429, {"Retry-After": "1"}, {}), faulty.page("a"))
+    started = dt.datetime.now(tz=dt.UTC)
+    assert ids(stac.search(ANYWHERE, *SEASON)) == ["a"]
+    assert (dt.datetime.now(tz=dt.UTC) - started).total_seconds() >= 1
+
+
+def test_a_lasting_failure_names_the_address_and_gives_no_partial_answer(faulty: Faulty) -> None:
+    stac = faulty.says(faulty.page("a", next_page=True), (500, {}, {"description": "Oops!"}))
+    with pytest.raises(UnavailableError) as error:
+        stac.search(ANYWHERE, *SEASON)
+    assert f"the STAC catalogue {faulty.address}/stac did not answer after 2 tries" in str(error.value)
+    assert "Oops!" in str(error.value)
+    assert len(faulty.asked) == 3
+
+
+def test_a_catalogue_that_is_not_there_is_unavailable() -> None:
+    stac = SceneStac(url="http://127.0.0.1:1/stac", attempts=1)
+    with pytest.raises(UnavailableError, match=r"http://127\.0\.0\.1:1/stac did not answer"):
+        stac.search(ANYWHERE, *SEASON)
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>down for maintenance</html>", b"", b"[]", b'{"features": [{"no": "id"}]}']
+)
+def test_an_answer_that_is_no_item_collection_is_refused(faulty: Faulty, body: bytes) -> None:
+    stac = faulty.says((200, {"Content-Type": "application/geo+json"}, body))
+    with pytest.raises(IntegrityError, match=f"{faulty.address}/stac did not answer as a STAC catalogue"):
+        stac.search(ANYWHERE, *SEASON)
+
+
+@pytest.mark.parametrize("body", [b"<html>sign in</html>", b"{}", b'{"type": "Catalog"}'])
+def test_an_address_of_something_else_is_refused(faulty: Faulty, body: bytes) -> None:
+    faulty.says((200, {}, body))
+    with pytest.raises(
+        IntegrityError, match=f"{faulty.address}/elsewhere did not answer .*check the address"
+    ):
+        SceneStac(url=f"{faulty.address}/elsewhere", attempts=1).search(ANYWHERE, *SEASON)
+
+
+def test_documents_are_bounded(faulty: Faulty) -> None:
+    url = f"{faulty.address}/concepts/G1.umm_json"
+    stac = faulty.says((200, {}, b" " * (4 << 20)), (200, {}, b" " * ((4 << 20) + 1)))
+    assert len(stac.document(url)) == 4 << 20
+    with pytest.raises(IntegrityError, match=f"{url} answered more than 4,194,304 bytes"):
+        stac.document(url)
+
+
+def test_a_document_that_is_not_there_is_not_asked_for_again(faulty: Faulty) -> None:
+    url = f"{faulty.address}/concepts/G1.umm_json"
+    stac = faulty.says((404, {}, b""))
+    with pytest.raises(NotFoundError, match=f"{url} answered 404"):
+        stac.document(url)
+    assert len(faulty.asked) == 1
+
+
+def test_a_document_is_asked_for_again_after_a_failure(faulty: Faulty) -> None:
+    stac = faulty.says((503, {"Retry-After": "0"}, b""), (200, {}, b"{}"))
+    assert stac.document(f"{faulty.address}/concepts/G1.umm_json") == b"{}"
+    faulty.says((500, {}, b""))
+    with pytest.raises(UnavailableError, match="answered 500"):
+        stac.document(f"{faulty.address}/concepts/G1.umm_json")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost/a.umm_json", "https://evil.example/a.umm_json", "file:///etc/passwd", "a.json"]
+)
+def test_documents_of_other_hosts_are_refused(faulty: Faulty, url: str) -> None:
+    stac = SceneStac(url=f"{faulty.address}/stac", metadata_hosts=["cmr.earthdata.nasa.gov"])
+    with pytest.raises(IntegrityError, match=r"configured hosts \(127\.0\.0\.1, cmr\.earthdata\.nasa\.gov\)"):
+        stac.document(url)
+
+
+def test_documents_of_a_configured_host_may_be_read(faulty: Faulty) -> None:
+    faulty.says((200, {}, b"{}"))
+    stac = SceneStac(url="items.json", metadata_hosts=["127.0.0.1"], attempts=1)
+    assert stac.document(f"{faulty.address}/concepts/G1.umm_json") == b"{}"
+
+
+def item(name: str, day: str, west: float, **properties: Any) -> dict[str, Any]:
+    ring = [[west, 37], [west + 1, 37], [west + 1, 38], [west, 38], [west, 37]]
+    return {
+        "type": "Feature",
+        "id": name,
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"datetime": f"{day}T17:22:21.493000Z", **properties},
+    }
+
+
+WriteCollection = Callable[[Any], Path]
+
+
+@pytest.fixture
+def write_collection(tmp_path: Path) -> WriteCollection:
+    def write(content: Any) -> Path:
+        path = tmp_path / "items.json"
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return path
+
+    return write
+
+
+def test_a_file_is_searched_by_place_and_day(write_collection: WriteCollection) -> None:
+    items = [
+        item("late", "2022-10-01", -98),
+        item("last", "2022-09-30", -98),
+        item("first", "2022-03-01", -97.5),
+        item("early", "2022-02-28", -98),
+        item("elsewhere", "2022-06-01", -96),
+        item("beside", "2022-06-01", -99),
+        item("interval", "x", -98, datetime=None, start_datetime="2022-06-01T00:00:00Z"),
+        item("first", "2022-03-01", -97.5),
+    ]
+    path = write_collection({"type": "FeatureCollection", "features": items})
+    stac = SceneStac(url=str(path))
+    # what only touches the area counts, as it does for a STAC API
+    assert ids(stac.search((-98, 37, -97, 38), *SEASON)) == ["beside", "first", "interval", "last"]
+    assert ids(stac.items(["late", "first", "none", "late"])) == ["first", "late"]
+
+
+def test_a_file_may_change_between_searches(write_collection: WriteCollection) -> None:
+    path = write_collection({"features": []})
+    stac = SceneStac(url=str(path))
+    assert stac.search(KANSAS, *SEASON) == []
+    write_collection({"features": [item("a", "2022-06-01", -98)]})
+    assert ids(stac.search(KANSAS, *SEASON)) == ["a"]
+
+
+def test_a_real_item_is_found_in_a_file(real: Path, write_collection: WriteCollection) -> None:
+    document = json.loads((real / "stac" / "HLS.S30.T14SMF.2021062T172221.v2.0.stac.json").read_text())
+    path = write_collection({"type": "FeatureCollection", "features": [document]})
+    west, south, east, north = document["bbox"]
+    stac = SceneStac(url=str(path))
+    day = dt.date(2021, 3, 3)
+    assert stac.search((west, south, east, north), day, day) == [document]
+    assert stac.search((east + 1, south, east + 2, north), day, day) == []
+    assert stac.items([document["id"]]) == [document]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"<html></html>",
+        b"[]",
+        b"null",
+        b"{}",
+        {"features": None},
+        {"features": {"a": 1}},
+        {"features": ["a"]},
+        {"features": [{"type": "Feature"}]},
+        {"features": [{"id": "a"}]},
+        {"features": [{"id": "a", "properties": {}, "geometry": None}]},
+        {"features": [item("a", "some day", -98)]},
+        {"features": [item("a", "2022-06-01", -98) | {"geometry": {"type": "Blob"}}]},
+    ],
+)
+def test_a_malformed_file_is_named(write_collection: WriteCollection, content: Any) -> None:
+    path = write_collection(content)
+    with pytest.raises(IntegrityError, match=f"{path} is not a STAC ItemCollection"):
+        SceneStac(url=str(path)).search(KANSAS, *SEASON)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for url in (str(tmp_path / "none.json"), str(tmp_path)):
+        with pytest.raises(NotFoundError, match=f"ItemCollection {url} is not there"):
+            IpfsStac(url=url).items(["a"])
