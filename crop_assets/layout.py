@@ -7,10 +7,10 @@ other paths. Does not: reading or writing (`resources.store`).
 import re
 from dataclasses import dataclass
 
-_SCENE_ID = re.compile(r"HLS\.[SL]30\.T\d{2}[C-X][A-Z]{2}\.\d{7}(T\d{6})?\.v\d\.\d")
+_SCENE_ID = re.compile(r"HLS\.[SL]30\.T\d{2}[C-X][A-Z]{2}\.\d{7}(T\d{6})?\.v\d\.\d", re.ASCII)
 _BAND = re.compile(r"[A-Za-z0-9]{2,8}")
-_CHIP_ID = re.compile(r"chip_\d{3,}_\d{3,}")
-_TILE = re.compile(r"\d{2}[C-X][A-Z]{2}")
+_CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
+_TILE = re.compile(r"\d{2}[C-X][A-Z]{2}", re.ASCII)
 
 
 def _checked(pattern: re.Pattern[str], name: str, what: str) -> str:

@@ -131,8 +131,8 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise ValueError(f"train_share is {self.train_share}, and must lie between 0 and 1")
         if self.season_start > self.season_end:
             raise ValueError(
-                f"the season starts on {self.season_start}, after its end on {self.season_end}; "
-                "a season lies within one calendar year"
+                f"season_start: the season starts on {self.season_start}, after its end on "
+                f"{self.season_end}; a season lies within one calendar year"
             )
         return self
 
@@ -185,7 +185,7 @@ def load_recipe(path: str) -> DatasetRecipe:
         values = yaml.safe_load(Path(path).read_text()) or {}
         if not isinstance(values, dict):
             raise InputError(f"recipe {path}: expected 'field: value' lines, found {type(values).__name__}")
-        unknown = sorted(set(values) - set(DatasetRecipe.model_fields))
+        unknown = sorted(str(name) for name in set(values) - set(DatasetRecipe.model_fields))
         if unknown:
             raise InputError(
                 f"recipe {path}: no field is called {', '.join(unknown)}; "

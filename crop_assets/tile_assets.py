@@ -210,10 +210,11 @@ class TileTables:
 def read_tiles(run: YearRun, asset: str) -> TileTables:
     """Read a per-tile asset's tables of all tiles of the year, with a `tile` column, in the order of tiles.
 
-    A tile whose table is missing, unreadable or of another recipe is left out and named in `missing`.
-    Raises NotFoundError where the year has no tile map, or no tile at all has a table.
+    A tile whose table is missing, unreadable, or of another recipe or CDL release is left out and named in
+    `missing`. Raises NotFoundError where the year has no tile map, or no tile at all has a table.
     """
     frames, versions, missing = [], {}, {}
+    release = run.read("cdl")["sha256"].iloc[0]
     for tile in sorted(set(run.read("tile_map")["tile"]) - {""}):
         name = run.layout.table(asset, tile)
         stored = stored_table(run.store, name)
@@ -221,6 +222,8 @@ def read_tiles(run: YearRun, asset: str) -> TileTables:
             missing[tile] = f"{asset} has not been materialized"
         elif stored.provenance["chip_recipe"] != run.recipe.chip_fingerprint():
             missing[tile] = f"{asset} was made by another recipe; materialize it again"
+        elif stored.provenance.get("cdl") != release:
+            missing[tile] = f"{asset} was made for another CDL release; materialize it again"
         else:
             frames.append(read_table(run.store, name).assign(tile=tile))
             versions[tile] = stored.data_version
@@ -357,6 +360,7 @@ def _run_stage(
         "identity": identity,
         "recipe_fingerprint": run.recipe.fingerprint(),
         "chip_recipe": run.recipe.chip_fingerprint(),
+        "cdl": _read(run, "cdl", tile_assets)[0]["sha256"].iloc[0],
     }
     name = run.layout.table(stage.name, run.tile)
     stored = _reusable(run, stage, name, identity)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 import rasterio
 from affine import Affine
 
 from crop_assets.errors import InputError
+from crop_assets.grid import chip_geobox
 from crop_assets.partitions import CDL_YEAR
 from crop_assets.recipe import load_recipe
 from crop_assets_tests.graph.conftest import (
@@ -35,6 +37,7 @@ from crop_assets_tests.graph.conftest import (
     digests,
     items_of,
     ledger,
+    lines,
     recipe,
 )
 from resources.cdl import CdlReleases
@@ -134,6 +137,38 @@ def test_an_unknown_cdl_code_is_named_with_its_place(
     assert digests(finished_graph.root) == digests(finished.graph.root)
 
 
+def test_a_dataset_never_mixes_two_releases_of_the_cdl(
+    finished_graph: Graph, setting: Setting, tmp_path: Path
+) -> None:
+    corrected = CHIPS[EAST][1]
+    path = tmp_path / f"{YEAR}_30m_cdls.tif"
+    with rasterio.open(setting.world.cdl) as source:
+        codes = source.read(1)
+        corner = rasterio.windows.from_bounds(*chip_geobox(corrected).boundingbox.bbox, source.transform)
+        row, col = round(corner.row_off), round(corner.col_off)
+        codes[row : row + 100, col : col + 100] = 24
+        with rasterio.open(path, "w", **source.profile) as target:
+            target.write(codes, 1)
+    release = CdlReleases(source=str(path))
+    assert finished_graph.run("labels_job", cdl_releases=release).success
+    assert finished_graph.run("tiles_job", tiles=[WEST], cdl_releases=release).success
+    run = finished_graph.run("dataset_job")
+    (check,) = run.result.get_asset_check_evaluations()
+    assert not check.passed
+    reason = "filtered_chips was made for another CDL release; materialize it again"
+    assert check.metadata["missing"].value == f"- **{EAST}**: {reason}"
+    rejected = {row["chip_id"]: (row["reason"], row["detail"]) for row in ledger(finished_graph)}
+    assert {rejected[chip_id] for chip_id in CHIPS[EAST]} == {("tile_missing", reason)}
+
+    assert finished_graph.run("tiles_job", cdl_releases=release).success
+    run = finished_graph.run("dataset_job")
+    (check,) = run.result.get_asset_check_evaluations()
+    assert check.passed
+    assert sorted(finished_graph.table("splits")["chip_id"]) == KEPT
+    with rasterio.open(finished_graph.dataset / "chips_filtered" / f"{corrected}.mask.tif") as mask:
+        assert np.unique(mask.read(1)[:100, :100]).tolist() == [8]
+
+
 def square(west: float, south: float, size: float) -> dict[str, Any]:
     east, north = west + size, south + size
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
@@ -186,7 +221,7 @@ def test_a_chip_geojson_with_wrong_ids_is_refused(
     assert digests(finished_graph.root) == before
 
 
-def test_a_chip_geojson_and_an_area_of_interest_choose_the_boxes(
+def test_a_chip_geojson_and_an_area_of_interest_choose_one_chip_which_cannot_train(
     finished_graph: Graph, finished: Finished, tmp_path: Path
 ) -> None:
     only = CHIPS[EAST][1]
@@ -197,6 +232,13 @@ def test_a_chip_geojson_and_an_area_of_interest_choose_the_boxes(
     run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi), chip_boxes=str(boxes)))
     assert run.success, run.failure
     assert list(finished_graph.table("tile_map")["chip_id"]) == [only]
+
+    chosen = recipe(aoi=str(aoi), chip_boxes=str(boxes))
+    assert finished_graph.run("tiles_job", tiles=[EAST], recipe=chosen).success
+    run = finished_graph.run("dataset_job", recipe=chosen)
+    assert "no chip of 2022 trains: 1 kept; choose more chips or a larger train_share" in run.failure
+    assert lines(finished_graph, "validation_data.txt") == [only]
+    assert {path.name[:12] for path in (finished_graph.dataset / "chips_filtered").iterdir()} == {only}
 
 
 def test_a_tile_without_chips_gives_empty_tables_at_once(finished_graph: Graph, traffic: Traffic) -> None:
@@ -256,6 +298,11 @@ def test_a_season_without_scenes_is_told_of_every_chip(labelled_graph: Graph) ->
     run = labelled_graph.run("dataset_job", recipe=winter)
     assert not run.success
     assert "none of the 12 chip boxes of 2022 is kept: {'too_few_scenes': 12}" in run.failure
+
+
+def test_a_day_that_the_year_lacks_is_named(labelled_graph: Graph) -> None:
+    run = labelled_graph.run("tiles_job", recipe=recipe(season_start="02-29"))
+    assert f"{WEST} at scene_metadata: 2022 has no 02-29 or 09-30; change season_start" in run.failure
 
 
 def test_a_tile_with_two_scenes_is_in_the_ledger_and_the_other_in_the_dataset(

@@ -60,7 +60,7 @@ def test_runs_killed_at_every_stage_end_in_the_same_bytes(
         process = processes.Process(target=run_tiles, args=(root, home, setting, served.server))
         process.start()
         while process.is_alive() and not has_a_file(dataset / folder):
-            time.sleep(0.005)
+            time.sleep(0.02)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the run had ended before it was killed"

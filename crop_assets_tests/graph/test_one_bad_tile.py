@@ -13,11 +13,13 @@ from crop_assets_tests.graph.conftest import (
     Finished,
     Graph,
     Run,
+    Served,
     Setting,
     Traffic,
     digests,
     ledger,
 )
+from resources.stac import SceneStac
 
 
 def stages_of(run: Run, tile: str) -> list[str]:
@@ -33,21 +35,25 @@ def spoilt_file(traffic: Traffic, setting: Setting) -> str:
 
 
 def test_a_catalogue_that_fails_for_one_tile_stops_that_tile_alone(
-    labelled_graph: Graph, finished: Finished, traffic: Traffic
+    finished_graph: Graph, finished: Finished, served: Served, traffic: Traffic
 ) -> None:
+    before = digests(finished_graph.root)
     west_edge = str(finished.graph.table("tile_map").set_index("tile").loc[EAST, "tile_west"].iloc[0])
     traffic.broken["/cmr/stac/search"] = 503
     traffic.only = west_edge.encode()
-    run = labelled_graph.run("tiles_job")
+    again = SceneStac(url=served.server.stac_url, attempts=2, refresh=True)
+    run = finished_graph.run("tiles_job", stac=again)
     assert not run.success
     assert stages_of(run, WEST) == list(TILE_STAGES)
     assert stages_of(run, EAST) == []
-    assert (
-        f"1 of 2 tiles failed; the others are done. {EAST} at scene_metadata: the STAC catalogue"
-        in run.failure
-    )
-    assert "did not answer after 2 tries" in run.failure
-    assert "materialize this tile again later" in run.failure
+    assert run.redone == {("scene_metadata", f"{YEAR}|{WEST}")}
+    for told in (
+        f"1 of 2 tiles failed; the others are done. {EAST} at scene_metadata: the STAC catalogue",
+        "did not answer after 2 tries",
+        "materialize this tile again later",
+    ):
+        assert told in run.failure
+    assert digests(finished_graph.root) == before
 
 
 def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(

@@ -39,6 +39,8 @@ class Server:
     script: dict[str, list[Answer]] = field(default_factory=dict)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and Authorization header of each request."""
+    heard: str = ""
+    """All headers of all requests."""
 
     def url(self, path: str = PATH, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
@@ -56,6 +58,7 @@ def new_server() -> Iterator[Callable[[], Server]]:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.asked.append((self.path, self.headers.get("Authorization")))
+                server.heard += str(self.headers)
                 answers = server.script.get(self.path, [Answer(404)])
                 answer = answers.pop(0) if len(answers) > 1 else answers[0]
                 self.send_response(answer.status)
@@ -131,6 +134,8 @@ def test_the_bearer_stays_behind_when_a_redirect_leads_to_another_server(
     assert lp_daac().fetch(url, out, LIMIT) == len(BAND)
     assert archive.asked == [(PATH, f"Bearer {TOKEN}")]
     assert storage.asked == [("/presigned?X-Amz-Signature=abc", None)]
+    assert "secret-token" not in storage.heard
+    assert "secret-token" in archive.heard
 
 
 def test_the_bearer_stays_behind_when_only_the_name_of_the_host_changes(archive: Server, out: Path) -> None:

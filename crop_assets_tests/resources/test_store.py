@@ -316,6 +316,8 @@ def _write_for_ever(store: DatasetStore, begun: Event) -> None:
         time.sleep(60)
 
 
+# Python 3.12 warns of forks beside threads; the child only writes and sleeps
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_the_temporary_file_of_a_killed_process_goes_with_the_next_write(
     folder: DatasetStore, scratch: Path
 ) -> None:

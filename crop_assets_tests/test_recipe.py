@@ -1,0 +1,231 @@
+import datetime as dt
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crop_assets.errors import InputError
+from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS, DatasetRecipe, load_recipe
+
+Load = Callable[[str | bytes], DatasetRecipe]
+
+ANOTHER: dict[str, Any] = {
+    "dataset": "kansas",
+    "chips": 200,
+    "sampling": "all",
+    "min_classes": 3,
+    "chip_boxes": "chip_bbox.geojson",
+    "aoi": "kansas.geojson",
+    "tile_rule": "degrees",
+    "season_start": "04-01",
+    "season_end": "10-31",
+    "max_cloud_cover": 10,
+    "coverage_ladder": [100, 50],
+    "middle_scene": "upper",
+    "qa_rule": "value",
+    "max_bad_percent": 4.5,
+    "max_na_pixels": 7,
+    "train_share": 0.7,
+    "seed": 43,
+    "statistics_over": "kept",
+    "band_values_binary": False,
+}
+"""A value other than the default for every field."""
+
+DATASET_ONLY = {"dataset", "train_share", "seed", "statistics_over", "band_values_binary"}
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Loads a recipe from a file with this text."""
+
+    def from_text(text: str | bytes) -> DatasetRecipe:
+        path = tmp_path / "recipe.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_recipe(str(path))
+
+    return from_text
+
+
+def test_defaults_are_those_of_the_specification() -> None:
+    recipe = DatasetRecipe()
+    assert recipe.season(2022) == (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
+    # "Cloud cover of 5% or less"; "100% spatial coverage, and then decreases to 90%, 80%... 50%"
+    assert recipe.max_cloud_cover == 5
+    assert recipe.coverage_ladder == [100, 90, 80, 70, 60, 50]
+    # "the lower of the two is selected for the middle scene"
+    assert recipe.middle_scene == "lower"
+    # "Exclude chips that have >5% image values for a single bad QA class", "1 or more NA Pixels"
+    assert (recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels) == ("class", 5, 0)
+    assert recipe.train_share == 0.8
+    assert (recipe.chips, recipe.tile_rule, recipe.sampling) == (5000, "projected", "evenness")
+    assert recipe.statistics_over == "train"
+    assert (*REFLECTANCE_BANDS, QA_BAND) == ("B02", "B03", "B04", "B8A", "B11", "B12", "Fmask")
+
+
+def test_without_a_file_the_recipe_is_the_default() -> None:
+    assert load_recipe("").values() == DatasetRecipe().values()
+
+
+def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
+    assert load(yaml.safe_dump(ANOTHER)).values() == ANOTHER
+    assert load("season_start: 04-01\nchips: 12  # few\n").values() == {
+        **DatasetRecipe().values(),
+        "season_start": "04-01",
+        "chips": 12,
+    }
+    assert load("").values() == DatasetRecipe().values()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("chips: 0", "chips is 0, and must lie from 1 to"),
+        ("chips: many", "chips: Input should be a valid integer"),
+        ("chips: 10.5", "chips: Input should be a valid integer"),
+        ("chips:", "chips: Input should be a valid integer"),
+        ("min_classes: 14", "min_classes is 14, and must lie from 1 to 13"),
+        ("min_classes: 0", "min_classes is 0"),
+        ("max_cloud_cover: 101", "max_cloud_cover is 101, and must lie from 0 to 100"),
+        ("max_cloud_cover: -1", "max_cloud_cover is -1"),
+        ("max_bad_percent: -0.1", "max_bad_percent is -0.1, and must lie from 0 to 100"),
+        ("max_bad_percent: .nan", "max_bad_percent is nan"),
+        ("max_bad_percent: .inf", "max_bad_percent is inf"),
+        ("max_na_pixels: -1", "max_na_pixels is -1, and must lie from 0 to 50,176"),
+        ("max_na_pixels: 50177", "max_na_pixels is 50177"),
+        ("train_share: 0", "train_share is 0.0, and must lie between 0 and 1"),
+        ("train_share: 1", "train_share is 1.0"),
+        ("train_share: 80", "train_share is 80.0"),
+        ("train_share: .nan", "train_share is nan"),
+        ("season_start: 13-01", "season_start: '13-01' is not a day written as MM-DD"),
+        ("season_end: 02-30", "season_end: '02-30' is not a day"),
+        ("season_end: 9-30", "season_end: '9-30' is not a day"),
+        ("season_start: March", "season_start: 'March' is not a day"),
+        ("season_start: W10-1", "season_start: 'W10-1' is not a day"),
+        ("season_start: 2022-03-01", "season_start: Input should be a valid string"),
+        ("season_start: 10-01", "season_start: the season starts on 10-01, after its end on 09-30"),
+        ("coverage_ladder: []", r"coverage_ladder \[\] must fall from at most 100 to at least 0"),
+        ("coverage_ladder: [90, 100]", r"coverage_ladder \[90, 100\]"),
+        ("coverage_ladder: [100, 100]", r"coverage_ladder \[100, 100\]"),
+        ("coverage_ladder: [110, 90]", r"coverage_ladder \[110, 90\]"),
+        ("coverage_ladder: [50, -1]", r"coverage_ladder \[50, -1\]"),
+        ("coverage_ladder: 50", "coverage_ladder: Input should be a valid list"),
+        ("coverage_ladder: [most]", "coverage_ladder.0: Input should be a valid integer"),
+        ("sampling: random", "sampling: Input should be 'evenness' or 'all'"),
+        ("tile_rule: nearest", "tile_rule: Input should be 'projected' or 'degrees'"),
+        ("middle_scene: middle", "middle_scene: Input should be 'lower' or 'upper'"),
+        ("qa_rule: worst", "qa_rule: Input should be 'class', 'value' or 'total'"),
+        ("statistics_over: all", "statistics_over: Input should be 'train' or 'kept'"),
+        ("seed: luck", "seed: Input should be a valid integer"),
+        ("band_values_binary: perhaps", "band_values_binary: Input should be a valid boolean"),
+        ("dataset: ''", "dataset '' must be letters, digits"),
+        ("dataset: ..", r"dataset '\.\.' must be letters"),
+        ("dataset: ../other", "dataset '../other' must be letters"),
+        ("dataset: a/b", "dataset 'a/b' must be letters"),
+        ("dataset: .hidden", "dataset '.hidden' must be letters"),
+        ('dataset: "a\\0b"', r"dataset 'a\\x00b' must be letters"),
+        ("aoi: 5", "aoi: Input should be a valid string"),
+    ],
+)
+def test_a_nonsense_value_is_refused_by_file_and_field(load: Load, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"recipe .*recipe\.yaml: .*{message}"):
+        load(text)
+
+
+def test_every_wrong_field_is_named_at_once(load: Load) -> None:
+    with pytest.raises(InputError, match=r"sampling: .*; season_end: .*; qa_rule: "):
+        load("qa_rule: worst\nsampling: random\nseason_end: never\n")
+
+
+def test_limits_themselves_are_allowed(load: Load) -> None:
+    recipe = load(
+        "min_classes: 13\nmax_cloud_cover: 100\nmax_bad_percent: 100\nmax_na_pixels: 50176\nchips: 1\n"
+        "season_start: 12-31\nseason_end: 12-31\ncoverage_ladder: [0]\n"
+    )
+    assert recipe.season(2021) == (dt.date(2021, 12, 31), dt.date(2021, 12, 31))
+
+
+@pytest.mark.parametrize("text", ["chip: 200\nbands: [B02]", "bands: [B02]\nchip:\nseed: 1"])
+def test_an_unknown_field_is_named_with_the_fields_that_there_are(load: Load, text: str) -> None:
+    with pytest.raises(
+        InputError, match=r"no field is called bands, chip; the fields are aoi, .*train_share"
+    ):
+        load(text)
+
+
+def test_a_field_that_is_no_word_is_unknown(load: Load) -> None:
+    with pytest.raises(InputError, match="no field is called 2022, crops"):
+        load("crops: 1\n2022: 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("chips: [", "is not YAML"),
+        ("a: b: c", "is not YAML"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        ("!!python/object/apply:os.getcwd []", "is not YAML"),
+        ("- chips", "expected 'field: value' lines, found list"),
+        ("chips", "expected 'field: value' lines, found str"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(load: Load, text: str | bytes, message: str) -> None:
+    with pytest.raises(InputError, match=rf"recipe .*recipe\.yaml:? {message}"):
+        load(text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(InputError, match=f"recipe {re.escape(str(path))}.* mend CROP_ASSETS_RECIPE"):
+            load_recipe(str(path))
+
+
+def test_every_field_has_another_value_here() -> None:
+    defaults = DatasetRecipe().values()
+    assert ANOTHER.keys() == defaults.keys()
+    assert not [name for name, value in ANOTHER.items() if value == defaults[name]]
+
+
+@pytest.mark.parametrize("field", ANOTHER)
+def test_the_fingerprint_tells_every_field(field: str) -> None:
+    changed = DatasetRecipe(**{field: ANOTHER[field]})
+    assert changed.fingerprint() != DatasetRecipe().fingerprint()
+    assert (changed.chip_fingerprint() == DatasetRecipe().chip_fingerprint()) == (field in DATASET_ONLY)
+
+
+def test_no_two_recipes_of_one_changed_field_share_a_fingerprint() -> None:
+    changed = [DatasetRecipe(**{field: value}) for field, value in ANOTHER.items()]
+    assert len({recipe.fingerprint() for recipe in changed}) == len(ANOTHER)
+    # the default is that of all fields that chips do not depend on
+    assert len({recipe.chip_fingerprint() for recipe in changed}) == len(ANOTHER) - len(DATASET_ONLY) + 1
+
+
+def test_the_fingerprint_is_of_values_not_of_how_they_are_written(
+    load: Load,
+) -> None:
+    recipe = DatasetRecipe(**ANOTHER)
+    assert re.fullmatch("[0-9a-f]{16}", recipe.fingerprint())
+    backwards = yaml.safe_dump(dict(reversed(ANOTHER.items())), sort_keys=False)
+    for text in (json.dumps(ANOTHER), yaml.safe_dump(ANOTHER), backwards):
+        assert load(text).fingerprint() == recipe.fingerprint()
+        assert load(text).chip_fingerprint() == recipe.chip_fingerprint()
+    assert load("max_bad_percent: 5").fingerprint() == load("max_bad_percent: 5.0").fingerprint()
+    assert load("chips: 5000.0").fingerprint() == DatasetRecipe().fingerprint()
+
+
+def test_a_leap_day_is_a_day_of_leap_years_only(load: Load) -> None:
+    recipe = load("season_start: 02-29")
+    assert recipe.season(2024)[0] == dt.date(2024, 2, 29)
+    with pytest.raises(InputError, match=r"2023 has no 02-29 .*; change season_start or season_end"):
+        recipe.season(2023)
+
+
+def test_values_are_sorted_and_plain() -> None:
+    recipe = DatasetRecipe(**ANOTHER)
+    assert list(recipe.values()) == sorted(ANOTHER)
+    assert recipe.values(["seed", "chips"]) == {"chips": 200, "seed": 43}
+    assert json.loads(json.dumps(recipe.values())) == recipe.values()
