@@ -275,11 +275,15 @@ class Graph:
         self,
         job: str,
         tiles: Sequence[str] = TILES,
+        stages: Sequence[str] = (),
         year: int = YEAR,
         run_config: dict[str, Any] | None = None,
         **changes: Any,
     ) -> "Run":
-        """Run a job of the code location; `changes` are resources in place of the usual ones."""
+        """Run a job of the code location, or only `stages` of it.
+
+        `changes` are resources in place of the usual ones.
+        """
         where: dict[str, Any] = {"partition_key": str(year)}
         if job == "tiles_job":
             self.instance.add_dynamic_partitions(TILE, list(tiles))
@@ -294,7 +298,11 @@ class Graph:
         defs = build_defs(self.resources | changes)
         config = {"loggers": {"console": {"config": {"log_level": "INFO"}}}, **(run_config or {})}
         result = defs.resolve_job_def(job).execute_in_process(
-            instance=self.instance, raise_on_error=False, run_config=config, **where
+            instance=self.instance,
+            raise_on_error=False,
+            run_config=config,
+            asset_selection=[dg.AssetKey(stage) for stage in stages] or None,
+            **where,
         )
         return Run(result, self.instance)
 

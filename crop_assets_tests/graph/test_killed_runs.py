@@ -1,9 +1,11 @@
 import os
 import re
 import signal
+import sys
 import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -26,7 +28,18 @@ from resources.store import DatasetStore
 FOLDERS = ("tiles", "tiles_reprojected", "chips", "chips_filtered")
 
 
-def run_tiles(root: Path, home: Path, setting: Setting, server: WorldServer) -> None:
+def run_tiles_and_die(root: Path, home: Path, setting: Setting, server: WorldServer, folder: Path) -> None:
+    """Run the tiles job in this process, and kill it once a file has its final name below `folder`."""
+    renamed = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal renamed
+        if event == "os.rename" and Path(os.fsdecode(arguments[1])).is_relative_to(folder):
+            renamed += 1
+            if renamed == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
     with new_graph(root, setting, server, dg.DagsterInstance.local_temp(str(home))) as graph:
         graph.run("tiles_job")
 
@@ -36,11 +49,7 @@ def temporary_files(root: Path) -> set[str]:
 
 
 def finished_files(folder: Path) -> dict[str, str]:
-    return {name: digest for name, digest in digests(folder).items() if "/.writing-" not in name}
-
-
-def has_a_file(folder: Path) -> bool:
-    return any(not path.name.startswith(".writing-") for path in folder.rglob("*.tif"))
+    return {name: digest for name, digest in digests(folder).items() if ".writing-" not in name}
 
 
 def test_runs_killed_at_every_stage_end_in_the_same_bytes(
@@ -57,13 +66,13 @@ def test_runs_killed_at_every_stage_end_in_the_same_bytes(
     undisturbed = digests(finished.graph.dataset)
     killed_files: set[str] = set()
     for folder in FOLDERS:
-        process = processes.Process(target=run_tiles, args=(root, home, setting, served.server))
+        process = processes.Process(
+            target=run_tiles_and_die, args=(root, home, setting, served.server, dataset / folder)
+        )
         process.start()
-        while process.is_alive() and not has_a_file(dataset / folder):
-            time.sleep(0.02)
-        process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the run had ended before it was killed"
+        assert finished_files(dataset / folder)
         whole = finished_files(dataset)
         assert whole.items() <= undisturbed.items(), "what bears a final name is whole"
         assert len(whole) < len(undisturbed)

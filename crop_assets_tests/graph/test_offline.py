@@ -8,9 +8,9 @@ import pytest
 
 from crop_assets.demo.server import WorldServer
 from crop_assets_tests.graph.conftest import (
-    CHIPS,
     EAST,
     FIRST,
+    TILE_STAGES,
     TILES,
     WEST,
     Finished,
@@ -82,20 +82,21 @@ def test_files_at_hand_give_the_same_chips_without_the_network(
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_mirror_without_a_catalogue_of_cids_gives_the_same_chips_unverified(
+def test_a_mirror_without_a_catalogue_of_cids_gives_the_same_files_unverified(
     labelled_graph: Graph, finished: Finished, setting: Setting, traffic: Traffic
 ) -> None:
     run = labelled_graph.run(
         "tiles_job",
         tiles=[EAST],
+        stages=TILE_STAGES[:4],
         ipfs_stac=IpfsStac(url=""),
         mirror=BandMirror(folder=str(setting.world.scene_folder)),
     )
     assert run.success, run.failure
     assert {asked.path.split("/")[1] for asked in traffic.asked} == {"cmr"}
     assert not labelled_graph.table("downloaded_bands", EAST)["verified"].any()
-    ours, theirs = (digests(graph.dataset / "chips") for graph in (labelled_graph, finished.graph))
-    assert len(ours) == 2 * len(CHIPS[EAST])
+    ours, theirs = (digests(graph.dataset / "tiles") for graph in (labelled_graph, finished.graph))
+    assert len(ours) == 21
     assert ours.items() <= theirs.items()
 
 
@@ -106,11 +107,12 @@ def test_a_wrong_file_in_the_mirror_is_passed_over(
     wrong, right = (scene.file_name(band) for band in ("B02", "B03"))
     for name in (wrong, right):
         shutil.copy(setting.world.scene_folder / scene.scene_id / right, tmp_path / name)
-    run = labelled_graph.run("tiles_job", tiles=[WEST], mirror=BandMirror(folder=str(tmp_path)))
+    mirror = BandMirror(folder=str(tmp_path))
+    run = labelled_graph.run("tiles_job", tiles=[WEST], stages=TILE_STAGES[:4], mirror=mirror)
     assert run.success, run.failure
     fetched = {asked.path.removeprefix("/ipfs/") for asked in traffic.asked}
     assert scene.files["B02"].cid in fetched
     assert scene.files["B03"].cid not in fetched
-    ours, theirs = (digests(graph.dataset / "chips") for graph in (labelled_graph, finished.graph))
-    assert len(ours) == 2 * len(CHIPS[WEST])
+    ours, theirs = (digests(graph.dataset / "tiles") for graph in (labelled_graph, finished.graph))
+    assert len(ours) == 21
     assert ours.items() <= theirs.items()
