@@ -49,7 +49,9 @@ def write_scene(folder: Path) -> dict[str, Path]:
 
 
 def ours(files: dict[str, Path], out: Path) -> None:
-    reproject_bands([BandWarp(path, out / f"ours_{band}.tif", band, "2.0") for band, path in files.items()], _CHIPS, {})
+    reproject_bands(
+        [BandWarp(path, out / f"ours_{band}.tif", band, "2.0") for band, path in files.items()], _CHIPS, {}
+    )
 
 
 def full_tile(files: dict[str, Path], out: Path) -> None:

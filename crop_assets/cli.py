@@ -3,7 +3,6 @@
 Belongs here: commands, their options and their exit codes. Does not: the work that they start.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -54,7 +53,7 @@ def demo(root: Root = _ROOT, cdl: Cdl = None, year: Year = None, port: Port = No
     """
     from crop_assets.demo.run import run_demo
 
-    _finish(lambda: 0 if run_demo(root, cdl, _year(cdl, year), port, typer.echo) else 1)
+    _finish(lambda: 0 if run_demo(root, cdl, year, port, typer.echo) else 1)
 
 
 @app.command()
@@ -68,12 +67,7 @@ def ui(
     """Open the Dagster UI over the demo's results, with the demo's world at hand for more runs."""
     from crop_assets.demo.run import run_ui
 
-    _finish(lambda: run_ui(root, cdl, _year(cdl, year), port, ui_port, typer.echo))
-
-
-def _year(cdl: Path | None, year: int | None) -> int:
-    named = re.search(r"(?<!\d)(19|20)\d{2}(?!\d)", cdl.name) if cdl else None
-    return year or (int(named[0]) if named else 2022)
+    _finish(lambda: run_ui(root, cdl, year, port, ui_port, typer.echo))
 
 
 def _finish(work: Callable[[], int]) -> None:

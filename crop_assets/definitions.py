@@ -57,10 +57,11 @@ def environment_resources() -> dict[str, Any]:
     where the recipe file is wrong.
     """
     data = os.environ.get("CROP_ASSETS_DATA", "data")
+    cdl = "data/cdl" if "://" in data else f"{data}/cdl"
     return {
         "recipe": load_recipe(os.environ.get("CROP_ASSETS_RECIPE", "")),
         "store": DatasetStore(root=data),
-        "cdl_releases": CdlReleases(source=os.environ.get("CROP_ASSETS_CDL", f"{data}/cdl")),
+        "cdl_releases": CdlReleases(source=os.environ.get("CROP_ASSETS_CDL", cdl)),
         "tile_grid_source": TileGridSource(path=os.environ.get("CROP_ASSETS_TILE_GRID", "")),
         "stac": SceneStac(**_set(url="CROP_ASSETS_STAC_URL")),
         "ipfs_stac": IpfsStac(**_set(url="CROP_ASSETS_IPFS_STAC_URL")),

@@ -21,7 +21,7 @@ from crop_assets.errors import InputError
 REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 QA_BAND = "Fmask"
 
-_DATASET_ONLY = {"dataset", "train_share", "seed", "statistics_over", "band_values_binary"}
+_PATHS = {"aoi", "chip_boxes"}
 
 
 class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -151,19 +151,14 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
             ) from None
         return start, end
 
-    def chip_fingerprint(self) -> str:
-        """Fingerprint of the fields that decide which chips there are and what they hold.
-
-        Tables of two fingerprints do not belong in one dataset. A new split or new statistics
-        leave it as it is.
-        """
-        fields = set(type(self).model_fields) - _DATASET_ONLY
-        return _fingerprint(self.values(fields))
-
     def values(self, fields: Iterable[str] | None = None) -> dict[str, Any]:
-        """The named fields, or all, as plain JSON values in the order of their names."""
+        """The named fields, or all, as plain JSON values in the order of their names.
+
+        Of a file only the name counts here; its content is identified by the assets that read it.
+        """
         names = sorted(type(self).model_fields if fields is None else fields)
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        return {name: Path(value).name if name in _PATHS else value for name, value in values.items()}
 
     def fingerprint(self) -> str:
         """SHA-256 of all fields, 16 hex digits: two datasets of one fingerprint follow one recipe."""

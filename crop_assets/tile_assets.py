@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ import pandas as pd
 
 from crop_assets.errors import InputError
 from crop_assets.layout import Layout
+from crop_assets.lineage import Lineage
 from crop_assets.partitions import CDL_YEAR, TILE, year_mapping, year_tile_partitions
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.year_assets import (
@@ -32,18 +33,19 @@ from crop_assets.year_assets import (
     YearRun,
     column_schema,
     earlier_metadata,
-    files_are_whole,
     identity_of,
     table_metadata,
+    whole_table,
+    with_provenance,
 )
 from resources.cdl import CdlReleases
 from resources.earthdata import LpDaac
-from resources.errors import NotFoundError, ResourceError
+from resources.errors import IntegrityError, ResourceError
 from resources.ipfs.resource import IpfsContent
 from resources.mirror import BandMirror
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
-from resources.tables import StoredTable, TableSchema, content_hash, read_table, stored_table, write_table
+from resources.tables import StoredTable, TableSchema, read_table, write_table
 
 TILES_PER_RUN = 8
 
@@ -210,30 +212,27 @@ class TileTables:
 def read_tiles(run: YearRun, asset: str) -> TileTables:
     """Read a per-tile asset's tables of all tiles of the year, with a `tile` column, in the order of tiles.
 
-    A tile whose table is missing, unreadable, or of another recipe or CDL release is left out and named in
-    `missing`. Raises NotFoundError where the year has no tile map, or no tile at all has a table.
+    A tile whose table is missing, unreadable, or not what would be made now is left out and named in `missing`.
+    Raises InputError where the year's tile map is not current, or no tile is.
     """
+    lineage = Lineage(run.store, run.layout, run.recipe)
+    if reason := lineage.stale_because("tile_map", None):
+        raise InputError(f"{run.asset} {run.year}: {reason}")
     frames, versions, missing = [], {}, {}
-    release = run.read("cdl")["sha256"].iloc[0]
     for tile in sorted(set(run.read("tile_map")["tile"]) - {""}):
-        name = run.layout.table(asset, tile)
-        stored = stored_table(run.store, name)
-        if stored is None:
-            missing[tile] = f"{asset} has not been materialized"
-        elif stored.provenance["chip_recipe"] != run.recipe.chip_fingerprint():
-            missing[tile] = f"{asset} was made by another recipe; materialize it again"
-        elif stored.provenance.get("cdl") != release:
-            missing[tile] = f"{asset} was made for another CDL release; materialize it again"
-        else:
-            frames.append(read_table(run.store, name).assign(tile=tile))
-            versions[tile] = stored.data_version
-    for tile, reason in missing.items():
-        run.context.log.warning(f"{tile}: {reason}")
+        try:
+            reason = lineage.stale_because(asset, tile)
+            if not reason:
+                frames.append(read_table(run.store, run.layout.table(asset, tile)).assign(tile=tile))
+                versions[tile] = lineage.version(asset, tile, per_tile=True)
+        except IntegrityError as error:
+            reason = str(error)
+        if reason:
+            missing[tile] = reason
+            run.context.log.warning(f"{tile}: {reason}")
     if not frames:
-        raise NotFoundError(
-            f"no tile of {run.year} has {asset} of this recipe; materialize the tiles first "
-            f"({len(missing)} tiles in tile_map)"
-        )
+        said = "; ".join(dict.fromkeys(missing.values())) or "tile_map has no tile"
+        raise InputError(f"no tile of {run.year} is ready for {run.asset}: {said}")
     return TileTables(pd.concat(frames, ignore_index=True), versions, missing)
 
 
@@ -246,12 +245,20 @@ class _Failure:
 
 
 @dataclass(frozen=True)
+class _Input:
+    """An upstream table: its content hash, and whether it is a tile's or the year's."""
+
+    version: str
+    per_tile: bool
+
+
+@dataclass(frozen=True)
 class _Done:
     stage: TileStage
     partition: dg.MultiPartitionKey
     stored: StoredTable
     metadata: dict[str, Any]
-    inputs: dict[str, str]
+    inputs: dict[str, _Input]
     reused: bool
 
 
@@ -295,10 +302,7 @@ def _record(
             finished += 1
             context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
         elif isinstance(message, _Done):
-            earlier = {}
-            if message.reused:
-                earlier = earlier_metadata(context.instance, message.stage.name, str(message.partition))
-            context.log_event(_materialization(message, earlier))
+            context.log_event(_materialization(context.instance, message))
         elif isinstance(message, _Failure):
             failures.append(message)
             context.log.error(f"{message.tile} failed at {message.stage}: {message.cause}{message.traceback}")
@@ -347,29 +351,20 @@ def _run_stage(
     key: dg.MultiPartitionKey, run: TileRun, stage: TileStage, tile_assets: frozenset[str]
 ) -> _Done:
     started = time.monotonic()
-    tables = {name: _read(run, name, tile_assets) for name in stage.reads}
-    inputs = {name: stored.data_version for name, (_, stored) in tables.items()}
-    frames = {name: frame for name, (frame, _) in tables.items()}
-    identity = identity_of(
-        stage.name,
-        stage.code_version,
-        run.recipe.values(stage.recipe_fields),
-        {name: content_hash(frame) for name, frame in frames.items()},
-    )
-    provenance: dict[str, Any] = {
-        "identity": identity,
-        "recipe_fingerprint": run.recipe.fingerprint(),
-        "chip_recipe": run.recipe.chip_fingerprint(),
-        "cdl": _read(run, "cdl", tile_assets)[0]["sha256"].iloc[0],
-    }
+    lineage = Lineage(run.store, run.layout, run.recipe)
+    frames, inputs = {}, {}
+    for upstream in stage.reads:
+        frames[upstream], inputs[upstream] = _read(run, lineage, upstream, upstream in tile_assets)
+    provenance = lineage.provenance(stage.recipe_fields, stage.reads, run.tile, tile_assets)
+    made_from = [provenance["fields"], provenance["upstream"]]
+    provenance["identity"] = identity_of(stage.name, stage.code_version, made_from)
     name = run.layout.table(stage.name, run.tile)
-    stored = _reusable(run, stage, name, identity)
+    refresh = stage.refresh and getattr(run.services, stage.refresh).refresh
+    stored = None if refresh else whole_table(run.store, name, provenance["identity"], run.log)
+    metadata: dict[str, Any] = {}
     if stored is not None:
         run.log(f"unchanged, nothing to do ({stored.rows} rows)")
-        if any(stored.provenance.get(field) != value for field, value in provenance.items()):
-            provenance["files"] = stored.provenance["files"]
-            stored = write_table(run.store, name, read_table(run.store, name), stage.schema, provenance)
-        metadata: dict[str, Any] = {}
+        final = with_provenance(run.store, stored, stage.schema, provenance)
     else:
         if "tile_map" in frames and frames["tile_map"].empty:
             made = TileTable(
@@ -377,59 +372,53 @@ def _run_stage(
             )
         else:
             made = stage.function(run, **frames)
-        provenance["files"] = made.files
         metadata = made.metadata
-        stored_new = write_table(run.store, name, made.frame, stage.schema, provenance)
-        run.log(f"{stored_new.rows} rows in {time.monotonic() - started:.1f} s")
-    final = stored if stored is not None else stored_new
+        final = write_table(run.store, name, made.frame, stage.schema, {**provenance, "files": made.files})
+        run.log(f"{final.rows} rows in {time.monotonic() - started:.1f} s")
     described = table_metadata(run.store, final, stored is not None, time.monotonic() - started)
     return _Done(stage, key, final, {**metadata, **described}, inputs, stored is not None)
 
 
-def _read(run: TileRun, asset: str, tile_assets: frozenset[str]) -> tuple[pd.DataFrame, StoredTable]:
-    """The rows of an upstream table that belong to this tile, and the table's record."""
-    name = run.layout.table(asset, run.tile if asset in tile_assets else None)
-    stored = stored_table(run.store, name)
-    if stored is None:
-        raise NotFoundError(
-            f"{asset} has not been materialized for {run.year}"
-            + (f" and tile {run.tile}" if asset in tile_assets else "")
-            + f"; materialize {asset} first"
-        )
-    frame = read_table(run.store, name)
-    if asset not in tile_assets and "tile" in frame.columns:
-        frame = frame[frame["tile"] == run.tile].reset_index(drop=True)
-    return frame, stored
+def _read(run: TileRun, lineage: Lineage, asset: str, per_tile: bool) -> tuple[pd.DataFrame, _Input]:
+    """The rows of an upstream table that belong to this tile, and which table that is.
 
-
-def _reusable(run: TileRun, stage: TileStage, name: str, identity: str) -> StoredTable | None:
-    if stage.refresh and getattr(run.services, stage.refresh).refresh:
-        return None
-    stored = stored_table(run.store, name)
-    if stored is None or stored.provenance.get("identity") != identity:
-        return None
-    if not files_are_whole(run.store, stored.provenance["files"]):
-        run.log("files are missing or changed; making them again")
-        return None
-    return stored
-
-
-def _materialization(done: _Done, earlier: Mapping[str, Any]) -> dg.AssetMaterialization:
-    """The event of one stage and tile, over `earlier` metadata.
-
-    Its tags are those by which Dagster tells what is out of date.
+    Raises InputError where it is missing, or not what would be made now.
     """
+    tile = run.tile if per_tile else None
+    if reason := lineage.stale_because(asset, tile):
+        raise InputError(reason)
+    name = run.layout.table(asset, tile)
+    frame = read_table(run.store, name) if per_tile else lineage.rows(asset, run.tile)
+    return frame, _Input(lineage.version(asset, tile, per_tile), per_tile)
+
+
+def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMaterialization:
+    """The event of one stage and tile.
+
+    Its tags are those by which Dagster tells what is out of date: for partitioned inputs that is the event of the
+    input, by its id in the event log.
+    """
+    partition = str(done.partition)
+    earlier = earlier_metadata(instance, done.stage.name, partition, done.stored) if done.reused else {}
     tags = {
         "dagster/data_version": done.stored.data_version,
         "dagster/data_version_is_user_provided": "true",
         "dagster/code_version": done.stage.code_version,
-        **{f"dagster/input_data_version/{name}": version for name, version in done.inputs.items()},
-        **{f"dagster/input_event_pointer/{name}": "NULL" for name in done.inputs},
         **{f"dagster/partition/{name}": key for name, key in done.partition.keys_by_dimension.items()},
     }
+    for name, upstream in done.inputs.items():
+        key = partition if upstream.per_tile else done.partition.keys_by_dimension[CDL_YEAR]
+        tags[f"dagster/input_data_version/{name}"] = upstream.version
+        tags[f"dagster/input_event_pointer/{name}"] = _latest_event(instance, name, key)
     return dg.AssetMaterialization(
-        done.stage.name, partition=str(done.partition), metadata={**earlier, **done.metadata}, tags=tags
+        done.stage.name, partition=partition, metadata={**earlier, **done.metadata}, tags=tags
     )
+
+
+def _latest_event(instance: dg.DagsterInstance, asset: str, partition: str) -> str:
+    where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
+    records = instance.fetch_materializations(where, limit=1).records
+    return str(records[0].storage_id) if records else "NULL"
 
 
 def _failure(failures: Sequence[_Failure], tiles: int) -> dg.Failure:

@@ -4,19 +4,23 @@ Belongs here: glue between Dagster, the recipe and the store. Does not: what any
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
 import pandas as pd
 
+from crop_assets.errors import InputError
 from crop_assets.layout import Layout
+from crop_assets.lineage import Lineage
 from crop_assets.partitions import cdl_year_partitions, year_mapping, year_of
 from crop_assets.recipe import DatasetRecipe
+from resources.errors import IntegrityError
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, stored_table, write_table
 
@@ -58,9 +62,32 @@ def identity_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def files_are_whole(store: DatasetStore, files: Mapping[str, str]) -> bool:
-    """Whether each file (name -> SHA-256) is there with that content."""
-    return all(store.exists(name) and store.sha256(name) == digest for name, digest in files.items())
+def whole_table(
+    store: DatasetStore, name: str, identity: str, warn: Callable[[str], None]
+) -> StoredTable | None:
+    """The table as stored, where it was made from what `identity` stands for and its files are whole; else None."""
+    try:
+        stored = stored_table(store, name)
+    except IntegrityError as error:
+        warn(f"{error}; making it again")
+        return None
+    if stored is None or stored.provenance.get("identity") != identity:
+        return None
+    files = stored.provenance["files"]
+    if not all(store.exists(file) and store.sha256(file) == digest for file, digest in files.items()):
+        warn(f"files of {name} are missing or changed; making them again")
+        return None
+    return stored
+
+
+def with_provenance(
+    store: DatasetStore, stored: StoredTable, schema: TableSchema, provenance: Mapping[str, Any]
+) -> StoredTable:
+    """The table with today's provenance: a recipe may have changed in fields that do not change the table."""
+    if all(stored.provenance.get(name) == value for name, value in provenance.items()):
+        return stored
+    files = {"files": stored.provenance["files"]}
+    return write_table(store, stored.name, read_table(store, stored.name), schema, {**provenance, **files})
 
 
 @dataclass
@@ -73,7 +100,7 @@ class YearRun:
     store: DatasetStore
     context: dg.AssetExecutionContext
     schema: TableSchema
-    _identity: str = ""
+    _provenance: dict[str, Any] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -94,35 +121,42 @@ class YearRun:
         """The table of another asset of this year. Raises NotFoundError where it is not materialized."""
         return read_table(self.store, self.layout.table(asset))
 
-    def version(self, asset: str) -> str:
-        """Content hash of another asset's table of this year, or "" where there is none."""
-        stored = stored_table(self.store, self.layout.table(asset))
-        return stored.data_version if stored else ""
+    def write_text(self, name: str, text: str) -> str:
+        """Write a file at the top of the dataset folder; returns its name in the store."""
+        file = self.layout.file(name)
+        self.store.write_bytes(file, text.encode())
+        return file
 
     def unchanged(
         self,
         *inputs: Any,
+        upstream: Sequence[str] = (),
         fields: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
         check_results: Sequence[dg.AssetCheckResult] | None = None,
     ) -> dg.MaterializeResult | None:  # type: ignore[type-arg]
         """The earlier result, where it was made from the same inputs and its files are whole; else None.
 
-        `inputs` are JSON values that identify what the asset reads, `fields` the recipe's fields
-        that it uses.
+        `upstream` names the tables of the year that the asset reads, `inputs` are JSON values that identify what
+        else it reads, `fields` the recipe's fields that it uses. Raises InputError where an upstream table is
+        missing, or is not what the recipe would make now.
         """
+        lineage = Lineage(self.store, self.layout, self.recipe)
+        for asset in upstream:
+            if reason := lineage.stale_because(asset, None):
+                raise InputError(f"{self.asset} {self.year}: {reason}")
         version = self.context.assets_def.get_asset_spec(self.context.asset_key).code_version
-        self._identity = identity_of(self.asset, version, inputs, self.recipe.values(fields))
-        stored = stored_table(self.store, self.layout.table(self.asset))
-        if stored is None or stored.provenance.get("identity") != self._identity:
-            return None
-        if not files_are_whole(self.store, stored.provenance["files"]):
-            self.context.log.warning(
-                f"{self.asset} {self.year}: files are missing or changed; making them again"
-            )
+        self._provenance = lineage.provenance(fields, upstream, None, ())
+        made_from = [self._provenance["fields"], self._provenance["upstream"]]
+        self._provenance["identity"] = identity_of(self.asset, version, inputs, made_from)
+        name = self.layout.table(self.asset)
+        stored = whole_table(self.store, name, self._provenance["identity"], self.context.log.warning)
+        if stored is None:
             return None
         self.context.log.info(f"{self.asset} {self.year}: unchanged, nothing to do ({stored.rows} rows)")
-        earlier = earlier_metadata(self.context.instance, self.asset, self.context.partition_key)
-        return self._result(stored, reused=True, metadata=earlier, check_results=check_results)
+        stored = with_provenance(self.store, stored, self.schema, self._provenance)
+        earlier = earlier_metadata(self.context.instance, self.asset, self.context.partition_key, stored)
+        return self._result(stored, True, {**earlier, **(metadata or {})}, check_results)
 
     def finish(
         self,
@@ -131,15 +165,17 @@ class YearRun:
         files: Iterable[str] = (),
         check_results: Sequence[dg.AssetCheckResult] | None = None,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        """Write the table and describe the materialization; `files` are the names it wrote beside."""
-        provenance = {
-            "identity": self._identity,
-            "recipe": self.recipe.values(),
-            "recipe_fingerprint": self.recipe.fingerprint(),
-            "chip_recipe": self.recipe.chip_fingerprint(),
-            "files": {name: self.store.sha256(name) for name in sorted(files)},
-        }
-        stored = write_table(self.store, self.layout.table(self.asset), frame, self.schema, provenance)
+        """Write the table and describe the materialization; `files` are the names it wrote beside.
+
+        Files that the earlier table named and this one does not are removed.
+        """
+        name = self.layout.table(self.asset)
+        digests = {file: self.store.sha256(file) for file in sorted(files)}
+        with contextlib.suppress(IntegrityError):
+            earlier = stored_table(self.store, name)
+            for file in set(earlier.provenance["files"] if earlier else ()) - set(digests):
+                self.store.remove(file)
+        stored = write_table(self.store, name, frame, self.schema, {**self._provenance, "files": digests})
         return self._result(stored, reused=False, metadata=metadata or {}, check_results=check_results)
 
     def _result(
@@ -159,12 +195,20 @@ class YearRun:
         )
 
 
-def earlier_metadata(instance: dg.DagsterInstance, asset: str, partition: str) -> dict[str, Any]:
-    """Metadata of an asset's latest materialization, so that an unchanged result keeps its previews."""
+def earlier_metadata(
+    instance: dg.DagsterInstance, asset: str, partition: str, stored: StoredTable
+) -> dict[str, Any]:
+    """Metadata of an asset's latest materialization, so that an unchanged result keeps its previews.
+
+    Nothing where that one made another table, of another recipe or dataset.
+    """
     where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
     records = instance.fetch_materializations(where, limit=1).records
     found = records[0].asset_materialization if records else None
-    return dict(found.metadata) if found else {}
+    if found is None or (found.tags or {}).get("dagster/data_version") != stored.data_version:
+        return {}
+    table = found.metadata.get("table")
+    return dict(found.metadata) if table and str(table.value).endswith(stored.name) else {}
 
 
 def table_metadata(store: DatasetStore, stored: StoredTable, reused: bool, seconds: float) -> dict[str, Any]:

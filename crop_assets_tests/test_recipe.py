@@ -36,8 +36,6 @@ ANOTHER: dict[str, Any] = {
 }
 """A value other than the default for every field."""
 
-DATASET_ONLY = {"dataset", "train_share", "seed", "statistics_over", "band_values_binary"}
-
 
 @pytest.fixture
 def load(tmp_path: Path) -> Load:
@@ -194,14 +192,17 @@ def test_every_field_has_another_value_here() -> None:
 def test_the_fingerprint_tells_every_field(field: str) -> None:
     changed = DatasetRecipe(**{field: ANOTHER[field]})
     assert changed.fingerprint() != DatasetRecipe().fingerprint()
-    assert (changed.chip_fingerprint() == DatasetRecipe().chip_fingerprint()) == (field in DATASET_ONLY)
+
+
+def test_of_a_file_only_the_name_is_part_of_the_recipe(tmp_path: Path) -> None:
+    here, there = (DatasetRecipe(aoi=str(tmp_path / folder / "aoi.geojson")) for folder in ("here", "there"))
+    assert here.fingerprint() == there.fingerprint() != DatasetRecipe().fingerprint()
+    assert here.values(["aoi"]) == {"aoi": "aoi.geojson"}
 
 
 def test_no_two_recipes_of_one_changed_field_share_a_fingerprint() -> None:
     changed = [DatasetRecipe(**{field: value}) for field, value in ANOTHER.items()]
     assert len({recipe.fingerprint() for recipe in changed}) == len(ANOTHER)
-    # the default is that of all fields that chips do not depend on
-    assert len({recipe.chip_fingerprint() for recipe in changed}) == len(ANOTHER) - len(DATASET_ONLY) + 1
 
 
 def test_the_fingerprint_is_of_values_not_of_how_they_are_written(
@@ -212,7 +213,6 @@ def test_the_fingerprint_is_of_values_not_of_how_they_are_written(
     backwards = yaml.safe_dump(dict(reversed(ANOTHER.items())), sort_keys=False)
     for text in (json.dumps(ANOTHER), yaml.safe_dump(ANOTHER), backwards):
         assert load(text).fingerprint() == recipe.fingerprint()
-        assert load(text).chip_fingerprint() == recipe.chip_fingerprint()
     assert load("max_bad_percent: 5").fingerprint() == load("max_bad_percent: 5.0").fingerprint()
     assert load("chips: 5000.0").fingerprint() == DatasetRecipe().fingerprint()
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import dagster as dg
 import requests
+import tenacity
 from pydantic import Field, PrivateAttr
 
-from resources.errors import ResourceError
+from resources.errors import CutShortError, ResourceError
 from resources.http import get_file, new_session, require_host
 
 
@@ -44,14 +45,22 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         if not hasattr(self._local, "session"):
             self._local.session = new_session(self.attempts)
         try:
-            return get_file(
-                self._local.session,
-                url,
-                self.timeout_seconds,
-                max_bytes,
-                destination,
-                _Bearer(token) if token else None,
-            )
+            for attempt in tenacity.Retrying(
+                stop=tenacity.stop_after_attempt(self.attempts),
+                wait=tenacity.wait_exponential_jitter(0.2, max=20),
+                retry=tenacity.retry_if_exception_type(CutShortError),
+                reraise=True,
+            ):
+                with attempt:
+                    size = get_file(
+                        self._local.session,
+                        url,
+                        self.timeout_seconds,
+                        max_bytes,
+                        destination,
+                        _Bearer(token) if token else None,
+                    )
+            return size
         except ResourceError as error:
             if "not allowed" in str(error):
                 raise ResourceError(

@@ -21,5 +21,9 @@ class IntegrityError(ResourceError):
     """Bytes are not what they were promised to be: wrong hash, cut short, too large, malformed."""
 
 
+class CutShortError(IntegrityError):
+    """The stream ended before what it carried did. Asking again may help."""
+
+
 class UnsafeNameError(ResourceError):
     """A name from outside (an id, a file name, an href) that must not become a path."""

@@ -12,7 +12,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from resources.errors import IntegrityError, NotFoundError, ResourceError, UnavailableError
+from resources.errors import CutShortError, IntegrityError, NotFoundError, ResourceError, UnavailableError
 
 RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 _PIECE = 1 << 20
@@ -105,6 +105,6 @@ def _answer(
                 raise UnavailableError(f"{url} answered {answer.status_code}")
             yield answer
     except requests.exceptions.ChunkedEncodingError as error:
-        raise IntegrityError(f"{url} was cut short") from error
+        raise CutShortError(f"{url} was cut short") from error
     except requests.RequestException as error:
         raise UnavailableError(f"{url} could not be read: {type(error).__name__}") from error

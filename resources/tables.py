@@ -98,7 +98,10 @@ def read_table(store: DatasetStore, name: str) -> pd.DataFrame:
 
 
 def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
-    """What is recorded of a table, from the file's footer; None where there is no readable table."""
+    """What is recorded of a table, from the file's footer; None where there is no such file.
+
+    Raises IntegrityError where the file is no table of this store.
+    """
     if not store.exists(name):
         return None
     try:
@@ -106,8 +109,10 @@ def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
             parquet = pq.ParquetFile(file)
             record = json.loads((parquet.schema_arrow.metadata or {})[_PROVENANCE])
             return StoredTable(name, parquet.metadata.num_rows, record["data_version"], record)
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        return None
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{name} is damaged, or no table of this store ({error!r}); materialize its asset again"
+        ) from error
 
 
 def content_hash(table: pa.Table | pd.DataFrame) -> str:

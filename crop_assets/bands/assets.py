@@ -147,7 +147,7 @@ def tile_payloads(
     """
     run = YearRun.of(context, recipe, store, TILE_PAYLOADS)
     tiles = read_tiles(run, "band_cids")
-    if done := run.unchanged(tiles.versions):
+    if done := run.unchanged(tiles.versions, upstream=["tile_map"]):
         return done
     name = run.layout.file("tile_payloads.json")
     cids = tiles.frame

@@ -45,15 +45,17 @@ def _band_cid(item: Mapping[str, Any] | None, band: str) -> tuple[str, str]:
     asset = _mapping(item.get("assets")).get(band)
     if asset is None:
         return "", "the IPFS catalogue does not list this band"
+    problem = "the IPFS catalogue gives no IPFS address"
     for href in _candidates(asset):
         try:
             cid, path = cid_from_href(href)
         except ResourceError as error:
-            return "", f"malformed CID: {error}"
-        if path:
-            return "", f"{href} is a path within {cid}, not a file of its own"
-        return str(cid), ""
-    return "", "the IPFS catalogue gives no IPFS address"
+            problem = f"malformed CID: {error}"
+            continue
+        if not path:
+            return str(cid), ""
+        problem = f"{href} is a path within {cid}, not a file of its own"
+    return "", problem
 
 
 def _candidates(asset: Any) -> list[str]:

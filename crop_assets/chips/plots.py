@@ -1,9 +1,9 @@
 """Pictures of chips.
 
-Belongs here: rendering chips to PNG. Does not: statistics or maps (`crop_assets.dataset.plots`).
+Belongs here: rendering chips to PNG. Does not: charts (`crop_assets.dataset.plots`) or maps
+(`crop_assets.labels.plots`).
 """
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from crop_assets.chips.clip import Chip
 from crop_assets.chips.warp import NODATA
+from crop_assets.drawing import png
 from crop_assets.labels.classes import CLASSES, class_colormap
 from crop_assets.recipe import REFLECTANCE_BANDS
 
@@ -20,7 +21,8 @@ _RED_GREEN_BLUE = (2, 1, 0)
 _WHITE = 3000
 
 
-def chip_png(chip: Chip, chip_id: str, dates: Sequence[str]) -> bytes:
+@png
+def chip_png(chip: Chip, chip_id: str, dates: Sequence[str]) -> Figure:
     """The three dates of a chip in natural colour beside its mask, as a PNG of some 900 x 250 pixels."""
     figure = Figure(figsize=(11.5, 3.0), dpi=80, layout="constrained")
     panels = figure.subplots(1, len(dates) + 1)
@@ -41,6 +43,4 @@ def chip_png(chip: Chip, chip_id: str, dates: Sequence[str]) -> bytes:
     figure.suptitle(chip_id)
     for panel in panels:
         panel.set_axis_off()
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return figure

@@ -15,13 +15,14 @@ import rasterio
 
 from crop_assets.chips.warp import NODATA
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
-from crop_assets.dataset.plots import class_distribution_png, funnel_png
+from crop_assets.dataset.plots import funnel_png
 from crop_assets.dataset.splits import TRAIN, VALIDATION, split_chips
 from crop_assets.dataset.statistics import BandHistogram, BandStatistics
 from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
 from crop_assets.grid import CHIP_SIZE
 from crop_assets.labels.classes import CLASSES
+from crop_assets.labels.plots import class_histogram_png
 from crop_assets.recipe import REFLECTANCE_BANDS, DatasetRecipe
 from crop_assets.scenes.selection import POSITIONS
 from crop_assets.tile_assets import read_tiles
@@ -95,9 +96,10 @@ def splits(
     ledger = reject_ledger(tile_map, tiles.frame, tiles.missing)
     kept = tiles.frame[tiles.frame["kept"]]
     if kept.empty:
+        run.write_text("rejected_chips.csv", _ledger_text(ledger))
         raise InputError(
             f"none of the {len(tile_map)} chip boxes of {run.year} is kept: "
-            f"{ledger['reason'].value_counts().to_dict()}; see rejected chips in the tiles' filtered_chips"
+            f"{ledger['reason'].value_counts().to_dict()}; rejected_chips.csv has them one by one"
         )
     funnel = yield_funnel(tile_map, ledger)
     check = dg.AssetCheckResult(
@@ -112,19 +114,25 @@ def splits(
         **tiles.metadata(),
     }
     split = split_chips(kept["chip_id"], recipe.train_share, recipe.seed)
-    inputs = [run.version("tile_map"), tiles.versions, tiles.missing]
-    if done := run.unchanged(inputs, fields=["train_share", "seed"], check_results=[check]):
+    counts = split["split"].value_counts()
+    metadata |= {TRAIN: int(counts.get(TRAIN, 0)), VALIDATION: int(counts.get(VALIDATION, 0))}
+    if done := run.unchanged(
+        tiles.versions,
+        tiles.missing,
+        upstream=["tile_map"],
+        fields=["train_share", "seed"],
+        metadata=metadata,
+        check_results=[check],
+    ):
         return done
     table = kept.merge(split, on="chip_id").sort_values("chip_id", ignore_index=True)
     files = _write_splits(run, table, ledger)
-    _remove_strangers(run, table)
-    counts = split["split"].value_counts()
-    metadata |= {TRAIN: int(counts.get(TRAIN, 0)), VALIDATION: int(counts.get(VALIDATION, 0))}
+    _remove_strangers(run, set(tile_map["chip_id"]))
     return run.finish(table[[c.name for c in SPLITS.columns]], metadata, files, [check])
 
 
 def _write_splits(run: YearRun, table: pd.DataFrame, ledger: pd.DataFrame) -> list[str]:
-    contents = {"rejected_chips.csv": ledger.to_csv(index=False, float_format="%.6g", lineterminator="\n")}
+    contents = {"rejected_chips.csv": _ledger_text(ledger)}
     for split, ids_file, data_file in (
         (TRAIN, "train_ids.csv", "train_data.txt"),
         (VALIDATION, "val_ids.csv", "validation_data.txt"),
@@ -132,17 +140,22 @@ def _write_splits(run: YearRun, table: pd.DataFrame, ledger: pd.DataFrame) -> li
         ids = list(table.loc[table["split"] == split, "chip_id"])
         contents[ids_file] = "".join(f"{line}\n" for line in ["ids", *(i.removeprefix("chip_") for i in ids)])
         contents[data_file] = "".join(f"{chip_id}\n" for chip_id in ids)
-    for name, text in contents.items():
-        run.store.write_bytes(run.layout.file(name), text.encode())
-    return [run.layout.file(name) for name in contents]
+    return [run.write_text(name, text) for name, text in contents.items()]
 
 
-def _remove_strangers(run: YearRun, table: pd.DataFrame) -> None:
-    """Remove from chips_filtered what no chip of the dataset names: files of an earlier recipe's chips."""
-    named = set(table["merged_path"]) | set(table["mask_path"])
+def _ledger_text(ledger: pd.DataFrame) -> str:
+    return str(ledger.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+def _remove_strangers(run: YearRun, chip_ids: set[str]) -> None:
+    """Remove from chips_filtered what is no chip box of the year any more: files of an earlier recipe's chips.
+
+    Files of a box of the year belong to its tile, which may be at work on them.
+    """
     for name in run.store.names(run.layout.file("chips_filtered")):
-        if name not in named:
-            run.context.log.warning(f"{name} belongs to no chip of the dataset any more; removing it")
+        chip_id = name.rsplit("/", 1)[-1].removesuffix("_merged.tif").removesuffix(".mask.tif")
+        if chip_id not in chip_ids:
+            run.context.log.warning(f"{name} belongs to no chip box of the year any more; removing it")
             run.store.remove(name)
 
 
@@ -164,7 +177,7 @@ def band_stats(
     three dates: text files and a binary of all values in `band_stats/`, and `global_stats.txt`.
     """
     run = YearRun.of(context, recipe, store, BAND_STATS)
-    if done := run.unchanged(run.version("splits"), fields=["statistics_over", "band_values_binary"]):
+    if done := run.unchanged(upstream=["splits"], fields=["statistics_over", "band_values_binary"]):
         return done
     chosen = _chosen(run, run.read("splits"))
     statistics, files = _measure_bands(run, list(chosen["merged_path"]))
@@ -229,7 +242,7 @@ def class_weights(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """`class_weights.csv`: balanced weights that sum to 1; class 0 and classes without a pixel weigh 0."""
     run = YearRun.of(context, recipe, store, CLASS_WEIGHTS)
-    if done := run.unchanged(run.version("splits"), fields=["statistics_over"]):
+    if done := run.unchanged(upstream=["splits"], fields=["statistics_over"]):
         return done
     pixels = _chosen(run, run.read("splits"))[_CLASS_COLUMNS].sum().astype("int64")
     weights = balanced_weights(list(pixels))
@@ -250,29 +263,18 @@ def class_distribution(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """`training_dst.png` and `validation_dst.png`: the share of each class in the two splits."""
     run = YearRun.of(context, recipe, store, CLASS_DISTRIBUTION)
+    if done := run.unchanged(upstream=["splits"]):
+        return done
     splits = run.read("splits")
-    charts = {}
-    tables = []
+    charts, tables = {}, []
     for split, file in ((TRAIN, "training_dst.png"), (VALIDATION, "validation_dst.png")):
         counts = splits.loc[splits["split"] == split, _CLASS_COLUMNS]
-        pixels = [int(value) for value in counts.sum()]
-        charts[run.layout.file(file)] = class_distribution_png(
-            pixels, f"{split}: {len(counts)} chips of {run.year}"
-        )
-        chips = [int(value) for value in (counts > 0).sum()]
-        tables.append(
-            pd.DataFrame(
-                {
-                    "split": split,
-                    "class": range(len(CLASSES)),
-                    "name": list(CLASSES),
-                    "pixels": pixels,
-                    "chips": chips,
-                }
-            )
-        )
-    if done := run.unchanged(run.version("splits")):
-        return done
+        pixels = counts.sum().to_numpy(dtype=np.int64)
+        title = f"{split}: {len(counts)} chips of {run.year}"
+        charts[run.layout.file(file)] = class_histogram_png(pixels, title)
+        chips = (counts > 0).sum().to_numpy(dtype=np.int64)
+        classes = {"class": range(len(CLASSES)), "name": list(CLASSES)}
+        tables.append(pd.DataFrame({"split": split, **classes, "pixels": pixels, "chips": chips}))
     for name, png in charts.items():
         store.write_bytes(name, png)
     metadata = {

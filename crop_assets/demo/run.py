@@ -7,6 +7,7 @@ world (`world`), or any stage of the graph.
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World, build_world
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
+from resources.errors import ResourceError
 from resources.store import DatasetStore
 from resources.tables import read_table
 
@@ -64,6 +66,10 @@ class Demo:
         return self.root / "dagster_home"
 
     @property
+    def origin(self) -> Path:
+        return self.root / "origin.yaml"
+
+    @property
     def recipe(self) -> Path:
         return self.root / "recipe.yaml"
 
@@ -71,11 +77,20 @@ class Demo:
         return self.data / Layout(DATASET, year).root
 
 
-def prepare(root: Path, cdl: Path | None, year: int, say: Callable[[str], None]) -> tuple[Demo, World]:
-    """Build the world, or find it built, and write the demo's recipe and Dagster configuration."""
+def prepare(root: Path, cdl: Path | None, year: int | None, say: Callable[[str], None]) -> tuple[Demo, World]:
+    """Build the world, or find it built, and write the demo's recipe and Dagster configuration.
+
+    A root keeps the raster and year that it was first given: without `cdl` and `year` it is the same demo again.
+    """
     demo = Demo(root.resolve())
     demo.dagster_home.mkdir(parents=True, exist_ok=True)
+    if cdl is None and year is None and demo.origin.is_file():
+        origin = yaml.safe_load(demo.origin.read_text())
+        cdl, year = Path(origin["cdl"]) if origin["cdl"] else None, origin["year"]
+    named = re.search(r"(?<!\d)(19|20)\d{2}(?!\d)", cdl.name) if cdl else None
+    year = year or (int(named[0]) if named else 2022)
     world = build_world(demo.world, cdl, year, say)
+    demo.origin.write_text(yaml.safe_dump({"cdl": str(cdl) if cdl else "", "year": year}))
     demo.recipe.write_text(yaml.safe_dump(_recipe(cdl)))
     (demo.dagster_home / "dagster.yaml").write_text(_DAGSTER_YAML)
     return demo, world
@@ -131,15 +146,17 @@ def _serves(server: WorldServer, world: World) -> bool:
         return False
 
 
-def run_demo(root: Path, cdl: Path | None, year: int, port: int | None, say: Callable[[str], None]) -> bool:
+def run_demo(
+    root: Path, cdl: Path | None, year: int | None, port: int | None, say: Callable[[str], None]
+) -> bool:
     """Build the world and run labels, tiles and dataset over it; True where all of it succeeded."""
     started = time.monotonic()
     demo, world = prepare(root, cdl, year, say)
     with served_world(demo, world, port) as url:
         say(f"the world is served at {url}: STAC, metadata documents, IPFS gateway")
         with dg.DagsterInstance.get() as instance:
-            outcomes = _run_jobs(instance, year, say)
-    _summary(demo, year, outcomes, time.monotonic() - started, say)
+            outcomes = _run_jobs(instance, world.year, say)
+    _summary(demo, world.year, outcomes, time.monotonic() - started, say)
     return all(outcome.success for outcome in outcomes)
 
 
@@ -226,13 +243,21 @@ def _summary(
         say(f"{outcome.job:<12} {state:<7} {work:<32} {outcome.seconds:6.1f} s")
     if sum(outcome.made for outcome in outcomes) == 0 and all(outcome.success for outcome in outcomes):
         say("Nothing had changed, so no work was done twice.")
-    with contextlib.suppress(Exception):
-        say("")
+    say("")
+    try:
         say(_funnel(demo, year).to_string(index=False))
+    except (ResourceError, ValueError) as error:
+        say(f"there is no funnel to show: {error}")
     say("")
     say(f"dataset   {demo.dataset(year)}")
-    say("the UI    make ui   (or: crop-assets ui), then open the printed address")
+    say(f"the UI    {_ui_command(demo)}, then open the printed address")
     say(f"in all    {seconds:.0f} s")
+
+
+def _ui_command(demo: Demo) -> str:
+    if demo.root == Path(".demo").resolve():
+        return "make ui"
+    return f"{Path(sys.executable).with_name('crop-assets')} ui --root {demo.root}"
 
 
 def _funnel(demo: Demo, year: int) -> pd.DataFrame:
@@ -248,13 +273,18 @@ def _funnel(demo: Demo, year: int) -> pd.DataFrame:
 
 
 def run_ui(
-    root: Path, cdl: Path | None, year: int, port: int | None, ui_port: int | None, say: Callable[[str], None]
+    root: Path,
+    cdl: Path | None,
+    year: int | None,
+    port: int | None,
+    ui_port: int | None,
+    say: Callable[[str], None],
 ) -> int:
     """Serve the world and the Dagster UI with its daemon on loopback until interrupted; the UI's exit code."""
     demo, world = prepare(root, cdl, year, say)
     with served_world(demo, world, port):
         with dg.DagsterInstance.get() as instance:
-            instance.add_dynamic_partitions(CDL_YEAR, [str(year)])
+            instance.add_dynamic_partitions(CDL_YEAR, [str(world.year)])
         say(f"Dagster UI: http://127.0.0.1:{ui_port}   (Ctrl-C ends it)")
         command = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions"]
         # `dg dev`, which Dagster would rather have, wants a project folder; an installation has none

@@ -95,7 +95,7 @@ def chip_bboxes(
     release = run.read("cdl").iloc[0]
     fields = ["chips", "sampling", "min_classes", "chip_boxes", "aoi"]
     inputs = [release["sha256"], _checksum(recipe.chip_boxes), _checksum(recipe.aoi)]
-    if done := run.unchanged(inputs, fields=fields):
+    if done := run.unchanged(inputs, upstream=["cdl"], fields=fields):
         return done
     raster = check_cdl(cdl_releases.find_same(run.year, release["bytes"]))
     landscape = chip_boxes(chip_histograms(raster, _Progress(context)), recipe.min_classes)

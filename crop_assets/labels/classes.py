@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from crop_assets.errors import InputError
 
-NO_DATA = 0
 UNKNOWN = 255
 """What `lookup_table` holds for a code that the CDL does not define."""
 

@@ -1,10 +1,8 @@
 """Pictures of the labels for the person at the UI: class shares and where the chips lie.
 
 Belongs here: drawing to PNG bytes. Does not: counting or choosing what is drawn, or drawing chips
-of imagery (`dataset.plots`).
+of imagery (`chips.plots`).
 """
-
-import io
 
 import geopandas as gpd
 import numpy as np
@@ -14,10 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from crop_assets.drawing import png
 from crop_assets.labels.classes import CLASS_COLOURS, CLASSES
 
 
-def class_histogram_png(counts: NDArray[np.int64]) -> bytes:
+@png
+def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> Figure:
     """A bar chart of the share of each class, as PNG.
 
     `counts` are the pixels by class value, [14]; class 0 is left out.
@@ -25,16 +25,18 @@ def class_histogram_png(counts: NDArray[np.int64]) -> bytes:
     shares = 100 * counts[1:] / max(int(counts[1:].sum()), 1)
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
+    axes.set_title(title)
     bars = axes.bar(CLASSES[1:], shares, color=CLASS_COLOURS[1:], edgecolor="#333333", linewidth=0.5)
     axes.bar_label(bars, fmt="%.1f", fontsize=8)
     axes.set_ylabel("share of pixels, %")
     axes.tick_params(axis="x", labelrotation=40, labelsize=8)
     for label in axes.get_xticklabels():
         label.set_horizontalalignment("right")
-    return _png(figure)
+    return figure
 
 
-def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> bytes:
+@png
+def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> Figure:
     """A map in EPSG:5070 of chip boxes, coloured by their largest class, on tile outlines, as PNG.
 
     `boxes` is a frame of chip boxes; `tiles` is any frame of polygons with a CRS, such as the rows
@@ -61,10 +63,4 @@ def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> bytes:
     ]
     if handles:
         axes.legend(handles=handles, fontsize=7, loc="lower left", title="largest class", title_fontsize=7)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure

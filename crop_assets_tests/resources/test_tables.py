@@ -222,7 +222,8 @@ def test_a_missing_table_says_what_to_do(store: DatasetStore) -> None:
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"<html>not a table</html>", b"PAR1" * 100])
 def test_what_is_no_parquet_file_is_refused(store: DatasetStore, content: bytes) -> None:
     store.write_bytes(NAME, content)
-    assert stored_table(store, NAME) is None
+    with pytest.raises(IntegrityError, match="materialize its asset again"):
+        stored_table(store, NAME)
     with pytest.raises(IntegrityError, match=f"table {NAME} cannot be read .*delete the file and"):
         read_table(store, NAME)
 
@@ -233,9 +234,9 @@ def test_a_table_cut_short_is_refused(store: DatasetStore, frame: pd.DataFrame, 
     whole = store.read_bytes(NAME)
     for size in range(0, len(whole), 97):
         store.write_bytes(NAME, whole[:size])
-        assert stored_table(store, NAME) is None
-        with pytest.raises(IntegrityError):
-            read_table(store, NAME)
+        for read in (stored_table, read_table):
+            with pytest.raises(IntegrityError):
+                read(store, NAME)
 
 
 def test_a_flipped_bit_in_the_values_is_noticed(store: DatasetStore) -> None:
@@ -260,9 +261,10 @@ def test_damage_anywhere_is_an_integrity_error_at_worst(store: DatasetStore, dat
     at = data.draw(st.integers(0, len(damaged) - 1))
     damaged[at] ^= data.draw(st.integers(1, 255))
     store.write_bytes(NAME, bytes(damaged))
-    stored = stored_table(store, NAME)
-    assert stored is None or stored.name == NAME
     try:
+        stored = stored_table(store, NAME)
+        assert stored is not None
+        assert stored.name == NAME
         assert len(read_table(store, NAME)) == 2
     except IntegrityError as error:
         assert NAME in str(error)
@@ -271,5 +273,6 @@ def test_damage_anywhere_is_an_integrity_error_at_worst(store: DatasetStore, dat
 def test_a_table_by_others_can_be_read_and_has_no_record(store: DatasetStore) -> None:
     with store.writing(NAME) as path:
         pd.DataFrame({"tile": ["14SMF"]}).to_parquet(path)
-    assert stored_table(store, NAME) is None
+    with pytest.raises(IntegrityError, match="materialize its asset again"):
+        stored_table(store, NAME)
     assert read_table(store, NAME)["tile"].to_list() == ["14SMF"]

@@ -6,7 +6,7 @@ Belongs here: the framing. Does not: whether a block is what its CID says, or wa
 
 from collections.abc import Iterable, Iterator
 
-from resources.errors import IntegrityError
+from resources.errors import CutShortError, IntegrityError
 from resources.ipfs import varint
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileDag
@@ -22,10 +22,6 @@ MAX_HEADER = 8 << 10
 
 # The header is a DAG-CBOR map, whose keys and small integers have one spelling each.
 _VERSION_1 = b"\x67version\x01"
-
-
-class CutShortError(IntegrityError):
-    """The stream ended before what it carried did. Asking again may help."""
 
 
 class _Reader:

@@ -19,8 +19,8 @@ import tenacity
 import urllib3
 from pydantic import Field, PrivateAttr
 
-from resources.errors import IntegrityError, NotFoundError, ResourceError, UnavailableError
-from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, CutShortError
+from resources.errors import CutShortError, IntegrityError, NotFoundError, ResourceError, UnavailableError
+from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE
 from resources.ipfs.cid import Cid
 from resources.ipfs.retrieve import retrieve
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from resources.errors import IntegrityError
-from resources.ipfs.car import CutShortError, read_car
+from resources.errors import CutShortError, IntegrityError
+from resources.ipfs.car import read_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileNode, decode_file_node
 
