@@ -231,8 +231,10 @@ def read_tiles(run: YearRun, asset: str) -> TileTables:
             missing[tile] = reason
             run.context.log.warning(f"{tile}: {reason}")
     if not frames:
-        said = "; ".join(dict.fromkeys(missing.values())) or "tile_map has no tile"
-        raise InputError(f"no tile of {run.year} is ready for {run.asset}: {said}")
+        said = list(dict.fromkeys(missing.values())) or ["tile_map has no tile"]
+        raise InputError(
+            f"none of {len(missing)} tiles of {run.year} is ready for {run.asset}: {'; '.join(said[:3])}"
+        )
     return TileTables(pd.concat(frames, ignore_index=True), versions, missing)
 
 

@@ -47,7 +47,7 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             for attempt in tenacity.Retrying(
                 stop=tenacity.stop_after_attempt(self.attempts),
-                wait=tenacity.wait_exponential_jitter(0.2, max=20),
+                wait=tenacity.wait_exponential(multiplier=0.2, max=20) + tenacity.wait_random(0, 0.2),
                 retry=tenacity.retry_if_exception_type(CutShortError),
                 reraise=True,
             ):

@@ -278,9 +278,8 @@ def test_a_dataset_before_its_tiles_says_what_to_run_first(labelled_graph: Graph
     before = digests(labelled_graph.root)
     run = labelled_graph.run("dataset_job")
     for asset in ("filtered_chips", "band_cids"):
-        assert (
-            f"no tile of 2022 has {asset} of this recipe; materialize the tiles first (2 tiles" in run.failure
-        )
+        assert f"{asset} has not been materialized for {TILES[0]}; materialize {asset} first" in run.failure
+    assert "none of 2 tiles of 2022 is ready for splits: " in run.failure
     assert digests(labelled_graph.root) == before
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 
+import dagster as dg
 import numpy as np
 import pytest
 import rasterio
@@ -371,9 +372,13 @@ def test_the_dataset_of_another_recipe_waits_for_its_tiles(finished_graph: Graph
     before = digests(finished_graph.root)
     run = finished_graph.run("dataset_job", recipe=recipe(qa_rule="total"))
     assert not run.success
-    told = "no tile of 2022 is ready for .*filtered_chips was made by another recipe .*materialize"
+    told = "none of 2 tiles of 2022 is ready for .*filtered_chips was made by another recipe .*materialize"
     assert re.search(told, run.failure)
-    assert digests(finished_graph.root) == before
+    # the CIDs do not depend on the rule: their table stays, under the fingerprint of the recipe in force
+    payloads = next(name for name in before if name.endswith("tables/tile_payloads.parquet"))
+    assert {name for name, digest in digests(finished_graph.root).items() if before[name] != digest} == {
+        payloads
+    }
 
 
 def test_damaged_files_are_noticed_and_made_again(finished_graph: Graph, traffic: Traffic) -> None:
@@ -427,3 +432,33 @@ def test_a_damaged_table_is_made_again(finished_graph: Graph) -> None:
     assert tiles.redone == {("chips", f"{YEAR}|{WEST}")}
     assert dataset.redone == {("band_stats", str(YEAR))}
     assert digests(finished_graph.root) == before
+
+
+def test_a_stage_refuses_inputs_that_another_recipe_made(finished_graph: Graph) -> None:
+    before = digests(finished_graph.root)
+    stricter = finished_graph.run("tiles_job", stages=["filtered_chips"], recipe=recipe(max_cloud_cover=1))
+    assert "selected_scenes was made by another recipe (max_cloud_cover)" in stricter.failure
+    fewer = finished_graph.run("tiles_job", recipe=recipe(chips=5))
+    assert "chip_bboxes was made by another recipe (chips)" in fewer.failure
+    assert digests(finished_graph.root) == before
+
+
+def input_events(graph: Graph, asset: str, partition: str) -> dict[str, int]:
+    """Storage ids of the input events that an asset's latest materialization names, by input."""
+    where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
+    tags = graph.instance.fetch_materializations(where, limit=1).records[0].asset_materialization.tags
+    prefix = "dagster/input_event_pointer/"
+    return {key.removeprefix(prefix): int(value) for key, value in tags.items() if key.startswith(prefix)}
+
+
+def test_dagster_is_told_which_event_each_tile_was_made_from(finished_graph: Graph) -> None:
+    assert all(run.success for run in finished_graph.run_all())
+    for tile in TILES:
+        inputs = input_events(finished_graph, "chips", f"{YEAR}|{tile}")
+        assert set(inputs) == {"reprojected_tiles", "selected_scenes", "tile_map", "cdl"}
+        for asset, event in inputs.items():
+            key = f"{YEAR}|{tile}" if asset in TILE_STAGES else str(YEAR)
+            where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[key])
+            assert (
+                finished_graph.instance.fetch_materializations(where, limit=1).records[0].storage_id == event
+            )

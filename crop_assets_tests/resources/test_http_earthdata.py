@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from resources.earthdata import LpDaac
-from resources.errors import IntegrityError, NotFoundError, ResourceError, UnavailableError
+from resources.errors import CutShortError, IntegrityError, NotFoundError, ResourceError, UnavailableError
 from resources.http import get_bytes, new_session, require_host
 
 TOKEN = "eyJ0eXAi.secret-token.c2lnbmF0dXJl"
@@ -187,10 +187,10 @@ FAULTS = {
     "400": ([Answer(400)], UnavailableError),
     "500": ([Answer(500)], UnavailableError),
     "503": ([Answer(503)], UnavailableError),
-    "cut short": ([Answer(body=BAND[:-1], announced=len(BAND))], IntegrityError),
+    "cut short": ([Answer(body=BAND[:-1], announced=len(BAND))], CutShortError),
     "cut chunks": (
         [Answer(body=b"5\r\nabcde\r\n", headers={"Transfer-Encoding": "chunked"}, announced=15)],
-        IntegrityError,
+        CutShortError,
     ),
     "too large": ([Answer(body=bytes(LIMIT + 1))], IntegrityError),
     "no gzip": ([Answer(body=b"not gzip", headers={"Content-Encoding": "gzip"})], UnavailableError),
