@@ -303,6 +303,8 @@ def test_a_season_without_scenes_is_told_of_every_chip(labelled_graph: Graph) ->
     run = labelled_graph.run("dataset_job", recipe=winter)
     assert not run.success
     assert "none of the 12 chip boxes of 2022 is kept: {'too_few_scenes': 12}" in run.failure
+    rejected = {row["chip_id"]: row["reason"] for row in ledger(labelled_graph)}
+    assert rejected == dict.fromkeys(CHIPS[WEST] + CHIPS[EAST], "too_few_scenes")
 
 
 def test_a_day_that_the_year_lacks_is_named(labelled_graph: Graph) -> None:

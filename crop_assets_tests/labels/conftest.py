@@ -13,15 +13,6 @@ from crop_assets.grid import ORIGIN_X, ORIGIN_Y
 WriteCdl = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def real() -> Path:
-    """Real data by others, beside the repository; never part of it."""
-    folder = Path(__file__).resolve().parents[3] / "shared" / "real"
-    if not folder.is_dir():
-        pytest.skip(f"the real data are not at {folder}")
-    return folder
-
-
 @pytest.fixture
 def write_cdl(tmp_path: Path) -> WriteCdl:
     """Writes codes as a CDL raster whose corner lies (col, row) pixels from the national origin."""
