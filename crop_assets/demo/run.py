@@ -190,11 +190,9 @@ def _run_jobs(instance: dg.DagsterInstance, year: int, say: Callable[[str], None
         result = defs.resolve_job_def(job.name).execute_in_process(
             instance=instance, raise_on_error=False, run_config={"loggers": {"console": {}}}, **where
         )
-        events = [
-            event.step_materialization_data.materialization
-            for event in result.all_events
-            if event.is_step_materialization
-        ]
+        # from the instance, for a result lacks what a step that failed had recorded
+        records = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        events = [record.asset_materialization for record in records if record.asset_materialization]
         reused = sum(bool(event.metadata["reused"].value) for event in events)
         outcomes.append(
             _Outcome(job.name, result.success, len(events) - reused, reused, time.monotonic() - begun)

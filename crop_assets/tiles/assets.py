@@ -111,6 +111,8 @@ def tile_map(
     edges = grid[["tile", "minx", "miny", "maxx", "maxy"]]
     edges.columns = pd.Index(["tile", "tile_west", "tile_south", "tile_east", "tile_north"])
     table = table.merge(edges, on="tile", how="left").fillna({"tile": ""})
+    # the boxes come by rank, and a new rank alone must not make a tile's work again
+    table = table.sort_values("chip_id", ignore_index=True)
     tiles = sorted(set(table["tile"]) - {""})
     context.instance.add_dynamic_partitions(TILE, tiles)
     findings = table[table["finding"] != ""]
