@@ -3,10 +3,10 @@
 Belongs here: where chips and rasters lie, as odc-geo GeoBoxes. Does not: what is in them.
 """
 
-import re
-
 from affine import Affine
 from odc.geo.geobox import GeoBox
+
+from crop_assets.layout import CHIP_ID
 
 CRS = "EPSG:5070"
 RESOLUTION = 30
@@ -17,8 +17,6 @@ CHIP_SIZE = 224
 """Pixels on each side of a chip."""
 
 _CHIP_METRES = CHIP_SIZE * RESOLUTION
-# one spelling per chip: 0257 would be another file name for 257
-_CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
 
 
 def chip_id(row: int, col: int) -> str:
@@ -27,7 +25,7 @@ def chip_id(row: int, col: int) -> str:
 
 def chip_position(chip: str) -> tuple[int, int]:
     """Row and column of a chip on the national chip grid. Raises ValueError for anything but a chip id."""
-    match = _CHIP_ID.fullmatch(chip)
+    match = CHIP_ID.fullmatch(chip)
     if not match:
         raise ValueError(f"{chip!r} is not a chip id such as chip_257_266")
     return int(match[1]), int(match[2])

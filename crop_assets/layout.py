@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 _SCENE_ID = re.compile(r"HLS\.[SL]30\.T\d{2}[C-X][A-Z]{2}\.\d{7}(T\d{6})?\.v\d\.\d", re.ASCII)
 _BAND = re.compile(r"[A-Za-z0-9]{2,8}")
-_CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
+# one spelling per chip: 0257 would be another file name for 257
+CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
 _TILE = re.compile(r"\d{2}[C-X][A-Z]{2}", re.ASCII)
 
 
@@ -47,13 +48,13 @@ class Layout:
         return f"{self.root}/tiles_reprojected/{self.scene_file(scene_id, band)}"
 
     def merged(self, chip_id: str, folder: str = "chips") -> str:
-        return f"{self.root}/{folder}/{_checked(_CHIP_ID, chip_id, 'chip')}_merged.tif"
+        return f"{self.root}/{folder}/{_checked(CHIP_ID, chip_id, 'chip')}_merged.tif"
 
     def mask(self, chip_id: str, folder: str = "chips") -> str:
-        return f"{self.root}/{folder}/{_checked(_CHIP_ID, chip_id, 'chip')}.mask.tif"
+        return f"{self.root}/{folder}/{_checked(CHIP_ID, chip_id, 'chip')}.mask.tif"
 
     def fmask(self, chip_id: str) -> str:
-        return f"{self.root}/chips_fmask/{_checked(_CHIP_ID, chip_id, 'chip')}_Fmask.tif"
+        return f"{self.root}/chips_fmask/{_checked(CHIP_ID, chip_id, 'chip')}_Fmask.tif"
 
     @staticmethod
     def scene_file(scene_id: str, band: str) -> str:

@@ -34,6 +34,7 @@ from crop_assets.year_assets import (
     column_schema,
     earlier_metadata,
     identity_of,
+    latest_record,
     table_metadata,
     whole_table,
     with_provenance,
@@ -411,16 +412,11 @@ def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMater
     for name, upstream in done.inputs.items():
         key = partition if upstream.per_tile else done.partition.keys_by_dimension[CDL_YEAR]
         tags[f"dagster/input_data_version/{name}"] = upstream.version
-        tags[f"dagster/input_event_pointer/{name}"] = _latest_event(instance, name, key)
+        record = latest_record(instance, name, key)
+        tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id) if record else "NULL"
     return dg.AssetMaterialization(
         done.stage.name, partition=partition, metadata={**earlier, **done.metadata}, tags=tags
     )
-
-
-def _latest_event(instance: dg.DagsterInstance, asset: str, partition: str) -> str:
-    where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
-    records = instance.fetch_materializations(where, limit=1).records
-    return str(records[0].storage_id) if records else "NULL"
 
 
 def _failure(failures: Sequence[_Failure], tiles: int) -> dg.Failure:

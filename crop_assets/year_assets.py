@@ -195,6 +195,13 @@ class YearRun:
         )
 
 
+def latest_record(instance: dg.DagsterInstance, asset: str, partition: str) -> dg.EventLogRecord | None:
+    """The event log's record of an asset's latest materialization for a partition."""
+    where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
+    records = instance.fetch_materializations(where, limit=1).records
+    return records[0] if records else None
+
+
 def earlier_metadata(
     instance: dg.DagsterInstance, asset: str, partition: str, stored: StoredTable
 ) -> dict[str, Any]:
@@ -202,9 +209,8 @@ def earlier_metadata(
 
     Nothing where that one made another table, of another recipe or dataset.
     """
-    where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
-    records = instance.fetch_materializations(where, limit=1).records
-    found = records[0].asset_materialization if records else None
+    record = latest_record(instance, asset, partition)
+    found = record.asset_materialization if record else None
     if found is None or (found.tags or {}).get("dagster/data_version") != stored.data_version:
         return {}
     table = found.metadata.get("table")
