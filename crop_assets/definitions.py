@@ -15,6 +15,7 @@ from crop_assets.automation.jobs import JOBS
 from crop_assets.bands.assets import band_cids, downloaded_bands, tile_payloads
 from crop_assets.chips.assets import chips, filtered_chips, reprojected_tiles
 from crop_assets.dataset.assets import band_stats, class_distribution, class_weights, splits
+from crop_assets.errors import InputError
 from crop_assets.labels.assets import cdl, chip_bboxes
 from crop_assets.recipe import load_recipe
 from crop_assets.scenes.assets import scene_metadata, selected_scenes
@@ -23,6 +24,7 @@ from crop_assets.tiles.assets import tile_grid, tile_map
 from resources.cdl import CdlReleases
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
+from resources.machine import Machine
 from resources.mirror import BandMirror
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
@@ -54,7 +56,7 @@ def environment_resources() -> dict[str, Any]:
     """The resources as the environment configures them; the README lists the variables.
 
     A variable that is unset leaves the resource's own default, which is the real service. Raises InputError
-    where the recipe file is wrong.
+    where the recipe file or a number is wrong.
     """
     data = os.environ.get("CROP_ASSETS_DATA", "data")
     cdl = "data/cdl" if "://" in data else f"{data}/cdl"
@@ -74,6 +76,7 @@ def environment_resources() -> dict[str, Any]:
             **_set_list(hosts="CROP_ASSETS_LP_DAAC_HOSTS"),
         ),
         "mirror": BandMirror(**_set(folder="CROP_ASSETS_BANDS")),
+        "machine": Machine(workers=_count("CROP_ASSETS_WORKERS")),
     }
 
 
@@ -83,6 +86,13 @@ def _set(**variables: str) -> dict[str, Any]:
 
 def _set_list(**variables: str) -> dict[str, Any]:
     return {field: [part for part in text.split(",") if part] for field, text in _set(**variables).items()}
+
+
+def _count(variable: str) -> int:
+    text = os.environ.get(variable) or "0"
+    if not text.isdecimal():
+        raise InputError(f"{variable} is {text!r}, and must be a whole number, or unset")
+    return int(text)
 
 
 def build_defs(resources: Mapping[str, dg.ConfigurableResource[Any]]) -> dg.Definitions:

@@ -5,6 +5,7 @@ Belongs here: where chips and rasters lie, as odc-geo GeoBoxes. Does not: what i
 
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from rasterio.windows import Window
 
 from crop_assets.layout import CHIP_ID
 
@@ -55,3 +56,17 @@ def chip_cover(left: float, bottom: float, right: float, top: float) -> tuple[ra
     rows = range(int((ORIGIN_Y - top) // _CHIP_METRES), int(-((bottom - ORIGIN_Y) // _CHIP_METRES)))
     cols = range(int((left - ORIGIN_X) // _CHIP_METRES), int(-((ORIGIN_X - right) // _CHIP_METRES)))
     return rows, cols
+
+
+def positions_in(grid: GeoBox) -> list[tuple[int, int]]:
+    """Row and column of each chip of a rectangle of whole chips, row by row."""
+    first = chip_window(grid.affine, 0, 0)
+    row, col = -first.row_off // CHIP_SIZE, -first.col_off // CHIP_SIZE
+    rows, cols = (size // CHIP_SIZE for size in grid.shape)
+    return [(row + r, col + c) for r in range(rows) for c in range(cols)]
+
+
+def chip_window(transform: Affine, row: int, col: int) -> Window:
+    """Where the chip of a row and column lies in a raster on the CDL grid, in pixels."""
+    left, top = round((transform.c - ORIGIN_X) / RESOLUTION), round((ORIGIN_Y - transform.f) / RESOLUTION)
+    return Window(col * CHIP_SIZE - left, row * CHIP_SIZE - top, CHIP_SIZE, CHIP_SIZE)

@@ -66,6 +66,11 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         default="lower",
         description="Middle of an even number of scenes: 'lower' (specification) or 'upper' (published).",
     )
+    coverage: Literal["chips", "full"] = Field(
+        default="chips",
+        description="What is reprojected: the blocks under 'chips', or the 'full' tile, for a look around "
+        "the chips; the chips are the same.",
+    )
     qa_rule: Literal["class", "value", "total"] = Field(
         default="class",
         description="Share of bad pixels per date: 'class' takes the worst of cloud, cloud shadow and "

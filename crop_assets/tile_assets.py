@@ -10,13 +10,12 @@ Belongs here: the glue between Dagster and the stages. Does not: what any stage 
 """
 
 import inspect
-import os
 import queue
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +42,7 @@ from resources.cdl import CdlReleases
 from resources.earthdata import LpDaac
 from resources.errors import IntegrityError, ResourceError
 from resources.ipfs.resource import IpfsContent
+from resources.machine import Machine
 from resources.mirror import BandMirror
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
@@ -63,6 +63,7 @@ class Services:
     ipfs: IpfsContent
     lp_daac: LpDaac
     mirror: BandMirror
+    machine: Machine
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class TileRun:
     tile: str
     services: Services
     log: Callable[[str], None]
+    pool: Executor
 
     @property
     def recipe(self) -> DatasetRecipe:
@@ -178,10 +180,11 @@ def tile_assets(stages: Sequence[TileStage], tiles_per_run: int = TILES_PER_RUN)
         ipfs: IpfsContent,
         lp_daac: LpDaac,
         mirror: BandMirror,
+        machine: Machine,
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
         selected = {key.to_user_string() for key in context.selected_asset_keys}
         chosen = [stage for stage in stages if stage.name in selected]
-        services = Services(recipe, store, cdl_releases, stac, ipfs_stac, ipfs, lp_daac, mirror)
+        services = Services(recipe, store, cdl_releases, stac, ipfs_stac, ipfs, lp_daac, mirror, machine)
         failures = _run_tiles(context, services, chosen, frozenset(names))
         if failures:
             raise _failure(failures, len(context.partition_keys))
@@ -275,15 +278,16 @@ def _run_tiles(
     messages: queue.SimpleQueue[str | _Done | _Failure | None] = queue.SimpleQueue()
     stopped = threading.Event()
 
-    def work(key: dg.MultiPartitionKey) -> None:
+    def work(key: dg.MultiPartitionKey, pool: Executor) -> None:
         try:
-            _run_stages(key, services, stages, tile_assets, messages.put, stopped)
+            _run_stages(key, services, stages, tile_assets, messages.put, stopped, pool)
         finally:
             messages.put(None)
 
-    with ThreadPoolExecutor(max_workers=min(len(keys), os.cpu_count() or 1)) as pool:
+    # the tiles have threads of their own, so that those who wait for work leave the ones who do it
+    with services.machine.pool() as pool, ThreadPoolExecutor(services.machine.threads) as tiles:
         for key in keys:
-            pool.submit(work, key)
+            tiles.submit(work, key, pool)
         try:
             return _record(context, messages, len(keys))
         finally:
@@ -327,6 +331,7 @@ def _run_stages(
     tile_assets: frozenset[str],
     report: Callable[[str | _Done | _Failure], None],
     stopped: threading.Event,
+    pool: Executor,
 ) -> None:
     tile = key.keys_by_dimension[TILE]
     for stage in stages:
@@ -338,6 +343,7 @@ def _run_stages(
                 tile,
                 services,
                 lambda text, name=stage.name: report(f"{tile} {name}: {text}"),  # type: ignore[misc]
+                pool,
             )
             report(_run_stage(key, run, stage, tile_assets))
         except (InputError, ResourceError) as error:

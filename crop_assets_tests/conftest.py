@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,13 @@ def real() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data by others are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for the functions that share their work out."""
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

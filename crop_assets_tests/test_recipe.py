@@ -26,6 +26,7 @@ ANOTHER: dict[str, Any] = {
     "max_cloud_cover": 10,
     "coverage_ladder": [100, 50],
     "middle_scene": "upper",
+    "coverage": "full",
     "qa_rule": "value",
     "max_bad_percent": 4.5,
     "max_na_pixels": 7,

@@ -9,16 +9,20 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from crop_assets.chips.clip import Chip, chip_facts, open_tile, write_chip
-from crop_assets.chips.plots import chip_png
+from crop_assets.chips.clip import Chip, TileReader, chip_facts, write_chip
+from crop_assets.chips.plots import chip_picture
 from crop_assets.chips.quality import COUNTS, NO_SCENES, judge_chips
-from crop_assets.chips.warp import BandWarp, reproject_bands
+from crop_assets.chips.reproject import BandFile, reproject_bands
 from crop_assets.labels.classes import CLASSES
+from crop_assets.parallel import in_parallel
 from crop_assets.scenes.granules import parse_scene_id
 from crop_assets.scenes.selection import POSITIONS, chosen_scenes
 from crop_assets.tile_assets import TileRun, TileTable, tile_stage
 from crop_assets.year_assets import markdown, picture
 from resources.tables import Column, TableSchema
+
+_CHIPS_AT_ONCE = 16
+"""Chips of a tile that are in memory at once, at 2 MB each."""
 
 _CHIP = Column("chip_id", pa.string(), "chip id on the national chip grid, such as chip_257_266")
 REPROJECTED_TILES = TableSchema(
@@ -82,10 +86,10 @@ FILTERED_CHIPS = TableSchema(
 )
 
 
-@tile_stage("chips", REPROJECTED_TILES, {"geotiff"})
+@tile_stage("chips", REPROJECTED_TILES, {"geotiff"}, ["coverage"], code_version="2")
 def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd.DataFrame) -> TileTable:
-    """Every band of the selected scenes on the CDL grid in EPSG:5070, bilinear, Fmask nearest; the blocks
-    under the tile's chips alone, in sparse GeoTIFFs.
+    """Every band of the selected scenes on the CDL grid in EPSG:5070, bilinear, Fmask nearest: in sparse
+    GeoTIFFs the blocks under the tile's chips alone, or the whole tile under `coverage: full`.
     """
     if downloaded_bands.empty:
         return TileTable(REPROJECTED_TILES.empty(), {"outcome": "no scene is selected"})
@@ -93,31 +97,28 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
     named = zip(table["scene_id"], table["band"], strict=True)
     table["path"] = [run.layout.reprojected(scene_id, band) for scene_id, band in named]
     chips = sorted(tile_map["chip_id"])
-    with contextlib.ExitStack() as stack:
-        bands = [
-            BandWarp(
-                stack.enter_context(run.store.local(source)),
-                stack.enter_context(run.store.writing(path)),
-                band,
-                parse_scene_id(scene_id).version,
-            )
-            for source, path, band, scene_id in zip(
-                downloaded_bands["path"], table["path"], table["band"], table["scene_id"], strict=True
-            )
-        ]
-        grid = reproject_bands(bands, chips, {"TILE": run.tile})
+    files = [
+        BandFile(
+            scene_id, band, parse_scene_id(scene_id).version, run.store.local(source), run.store.writing(path)
+        )
+        for scene_id, band, source, path in zip(
+            table["scene_id"], table["band"], downloaded_bands["path"], table["path"], strict=True
+        )
+    ]
+    whole = run.recipe.coverage == "full"
+    made = reproject_bands(files, chips, {"TILE": run.tile}, run.pool, whole)
     table["bytes"] = [run.store.size(path) for path in table["path"]]
-    table["sha256"] = [run.store.sha256(path) for path in table["path"]]
-    table["blocks"] = len(chips)
+    table["sha256"] = in_parallel(run.pool, run.store.sha256, table["path"])
+    table["blocks"] = made.blocks
     metadata = {
         "bytes": int(table["bytes"].sum()),
-        "blocks": len(chips),
-        "grid": f"{grid.shape[1]} x {grid.shape[0]}",
+        "blocks": sum(made.blocks),
+        "grid": f"{made.grid.shape[1]} x {made.grid.shape[0]}",
     }
     return TileTable(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
-@tile_stage("chips", CHIPS, {"geotiff"})
+@tile_stage("chips", CHIPS, {"geotiff"}, code_version="2")
 def chips(
     run: TileRun,
     reprojected_tiles: pd.DataFrame,
@@ -132,8 +133,8 @@ def chips(
     fit = int(selected_scenes["fit"].sum())
     ids = sorted(tile_map["chip_id"])
     if scenes.empty:
-        rows = [{"chip_id": chip_id, "outcome": NO_SCENES, "fit_scenes": fit} for chip_id in ids]
-        return TileTable(_chip_table(rows), {"outcome": f"{len(rows)} chips without three scenes"})
+        unmade = [{"chip_id": chip_id, "outcome": NO_SCENES, "fit_scenes": fit} for chip_id in ids]
+        return TileTable(_chip_table(unmade), {"outcome": f"{len(ids)} chips without three scenes"})
     paths = {
         (row["position"], row["band"]): run.store.gdal_path(row["path"])
         for row in reprojected_tiles.to_dict("records")
@@ -144,22 +145,25 @@ def chips(
         "TILE": run.tile,
         "SCENES": " ".join(scenes["scene_id"]),
     }
-    rows, preview = [], b""
+    rows: list[dict[str, Any]] = []
     cdl_path = run.services.cdl_releases.find_same(run.year, release["bytes"])
-    with open_tile(paths, str(cdl_path)) as reader:
-        for done, chip_id in enumerate(ids, start=1):
-            chip = reader.read(chip_id)
-            rows.append(_chip_row(run, chip_id, chip, scenes, tags, fit))
-            preview = preview or chip_png(chip, chip_id, [str(date) for date in scenes["date"]])
-            if done % 25 == 0:
-                run.log(f"{done} of {len(ids)} chips")
+    with TileReader(paths, str(cdl_path)) as reader:
+        for start in range(0, len(ids), _CHIPS_AT_ONCE):
+            some = ids[start : start + _CHIPS_AT_ONCE]
+            pixels = reader.read(some, run.pool)
+            if start == 0:
+                preview = run.pool.submit(chip_picture, pixels[0], ids[0], list(map(str, scenes["date"])))
+            named = zip(some, pixels, strict=True)
+            rows += in_parallel(run.pool, lambda chip: _chip_row(run, *chip, scenes, tags, fit), named)
+            if len(ids) > _CHIPS_AT_ONCE:
+                run.log(f"{len(rows)} of {len(ids)} chips")
     table = _chip_table(rows)
     files = {
         path: digest
         for name in ("merged", "mask", "fmask")
         for path, digest in zip(table[f"{name}_path"], table[f"{name}_sha256"], strict=True)
     }
-    return TileTable(table, {"chip": picture(preview, ids[0])}, files)
+    return TileTable(table, {"chip": picture(preview.result(), ids[0], "jpeg")}, files)
 
 
 def _chip_row(
@@ -203,16 +207,16 @@ def filtered_chips(run: TileRun, chips: pd.DataFrame) -> TileTable:
     carried = [f"{p}_date" for p in POSITIONS] + [f"class_{c}" for c in range(len(CLASSES))]
     table = table.merge(chips[["chip_id", "merged_sha256", "mask_sha256", *carried]], on="chip_id")
     for name, place in (("merged", run.layout.merged), ("mask", run.layout.mask)):
-        kept_paths = []
-        for chip_id, kept in zip(table["chip_id"], table["kept"], strict=True):
-            target = place(chip_id, "chips_filtered")
-            if kept:
-                run.store.copy_file(place(chip_id), target)
-            else:
-                run.store.remove(target)
-            kept_paths.append(target if kept else "")
-        table[f"{name}_path"] = kept_paths
+        targets = [place(chip_id, "chips_filtered") for chip_id in table["chip_id"]]
+        table[f"{name}_path"] = [
+            path if kept else "" for path, kept in zip(targets, table["kept"], strict=True)
+        ]
         table.loc[~table["kept"], f"{name}_sha256"] = ""
+        copies = [
+            (place(i), path) for i, path in zip(table["chip_id"], table[f"{name}_path"], strict=True) if path
+        ]
+        in_parallel(run.pool, lambda pair: run.store.copy_file(*pair), copies)
+        in_parallel(run.pool, run.store.remove, sorted(set(targets) - set(table[f"{name}_path"])))
     rejected = table[~table["kept"]]
     kept = table[table["kept"]]
     files = {

@@ -4,7 +4,8 @@ Belongs here: assembling and writing chips. Does not: reprojection (`warp`), jud
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
-from rasterio.windows import Window
+from rasterio.errors import RasterioError
 
 from crop_assets.chips.quality import quality_counts
-from crop_assets.chips.warp import NODATA, QA_NODATA, chip_window, raster_geobox
+from crop_assets.chips.warp import NODATA, QA_NODATA
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_SIZE, CRS, chip_geobox
+from crop_assets.grid import CHIP_SIZE, CRS, chip_geobox, chip_position, chip_window
 from crop_assets.labels.classes import CLASSES, class_colormap, reclassify
-from crop_assets.recipe import REFLECTANCE_BANDS
+from crop_assets.parallel import in_parallel
+from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.scenes.selection import POSITIONS
 
 
@@ -39,61 +41,63 @@ class Chip:
     missing: NDArray[np.bool_]
 
 
-class TileReader:
-    """The open rasters of one tile: the reprojected bands of its three dates, and the CDL."""
+class TileReader(contextlib.ExitStack):
+    """The rasters of one tile: the reprojected bands of its three dates by (position, band), and the CDL.
 
-    def __init__(
-        self,
-        bands: Mapping[tuple[str, str], rasterio.DatasetReader],
-        cdl: rasterio.DatasetReader,
-    ) -> None:
+    Each is opened once, by the thread that first reads it, and closed when the block ends.
+    """
+
+    def __init__(self, bands: Mapping[tuple[str, str], str], cdl: str) -> None:
+        """`bands` and `cdl` are paths for GDAL."""
+        super().__init__()
         self._bands = bands
         self._cdl = cdl
-        self._grid = raster_geobox(next(iter(bands.values())))
+        self._opened: dict[str, rasterio.DatasetReader] = {}
 
-    def read(self, chip_id: str) -> Chip:
-        """Read one chip. Raises InputError for a CDL code without a class, or a raster that cannot be read."""
-        window = chip_window(self._grid, chip_id)
-        bands = [self._band(position, band, window) for position in POSITIONS for band in REFLECTANCE_BANDS]
-        image = np.stack(bands).astype(np.int16)
-        fmask = np.stack([self._band(position, "Fmask", window) for position in POSITIONS])
-        per_date = image.reshape(len(POSITIONS), len(REFLECTANCE_BANDS), CHIP_SIZE, CHIP_SIZE)
-        missing = (per_date == NODATA).any(axis=1) | (fmask == QA_NODATA)
-        # atmospheric correction leaves some dark pixels below zero; the published chips hold zero there
-        image = np.where((image < 0) & (image != NODATA), np.int16(0), image)
-        return Chip(image, self._mask(chip_id), fmask, missing)
+    def read(self, chip_ids: Sequence[str], pool: Executor) -> list[Chip]:
+        """Read chips, each raster being read by one thread of `pool` at a time.
 
-    def _band(self, position: str, band: str, window: Window) -> NDArray[Any]:
-        raster = self._bands[position, band]
+        Raises InputError for a CDL code without a class, or a raster that cannot be read.
+        """
+        count = len(chip_ids)
+        images = np.empty((count, len(POSITIONS), len(REFLECTANCE_BANDS), CHIP_SIZE, CHIP_SIZE), np.int16)
+        fmasks = np.empty((count, len(POSITIONS), CHIP_SIZE, CHIP_SIZE), np.uint8)
+        codes = np.empty((count, CHIP_SIZE, CHIP_SIZE), np.uint8)
+        jobs: list[tuple[str, str, NDArray[Any]]] = [(self._cdl, "cdl", codes)]
+        for (position, band), path in self._bands.items():
+            at = POSITIONS.index(position)
+            place = fmasks[:, at] if band == QA_BAND else images[:, at, REFLECTANCE_BANDS.index(band)]
+            jobs.append((path, "reprojected_tiles", place))
+        in_parallel(pool, lambda job: self._read_blocks(*job, chip_ids), jobs)
+
+        def chip(i: int) -> Chip:
+            mask = reclassify(codes[i], f"{Path(self._cdl).name}, {chip_ids[i]}")
+            return _chip(images[i], mask, fmasks[i])
+
+        return in_parallel(pool, chip, range(count))
+
+    def _read_blocks(self, path: str, asset: str, out: NDArray[Any], chip_ids: Sequence[str]) -> None:
         try:
-            values: NDArray[Any] = raster.read(1, window=window)
-        except rasterio.errors.RasterioError as error:
+            if path not in self._opened:
+                # not `with`, which ties a raster to the thread that opened it
+                self._opened[path] = self.enter_context(contextlib.closing(rasterio.open(path)))
+            raster = self._opened[path]
+            for chip_id, block in zip(chip_ids, out, strict=True):
+                values = raster.read(1, window=chip_window(raster.transform, *chip_position(chip_id)))
+                if values.shape != block.shape:
+                    raise InputError(f"{chip_id} does not lie within {Path(path).name}")
+                block[:] = values
+        except RasterioError as error:
             raise InputError(
-                f"{raster.name} cannot be read ({error}); materialize reprojected_tiles again"
+                f"{Path(path).name} cannot be read ({error}); materialize {asset} again"
             ) from error
-        return values
-
-    def _mask(self, chip_id: str) -> NDArray[np.uint8]:
-        offset = ~self._cdl.transform @ (chip_geobox(chip_id).affine @ (0, 0))
-        window = Window(round(offset[0]), round(offset[1]), CHIP_SIZE, CHIP_SIZE)
-        codes = self._cdl.read(1, window=window)
-        if codes.shape != (CHIP_SIZE, CHIP_SIZE):
-            raise InputError(f"{chip_id} does not lie within {Path(self._cdl.name).name}")
-        return reclassify(codes, f"{Path(self._cdl.name).name}, {chip_id}")
 
 
-@contextlib.contextmanager
-def open_tile(bands: Mapping[tuple[str, str], str], cdl: str) -> Iterator[TileReader]:
-    """Open a tile's rasters for reading: (position, band) -> GDAL path, and the CDL's path."""
-    with contextlib.ExitStack() as stack:
-        try:
-            opened = {key: stack.enter_context(rasterio.open(path)) for key, path in bands.items()}
-        except rasterio.errors.RasterioError as error:
-            raise InputError(f"{error}; materialize reprojected_tiles again") from error
-        try:
-            yield TileReader(opened, stack.enter_context(rasterio.open(cdl)))
-        except rasterio.errors.RasterioIOError as error:
-            raise InputError(f"{cdl} cannot be read ({error}); materialize cdl again") from error
+def _chip(image: NDArray[np.int16], mask: NDArray[np.uint8], fmask: NDArray[np.uint8]) -> Chip:
+    missing = (image == NODATA).any(axis=1) | (fmask == QA_NODATA)
+    # atmospheric correction leaves some dark pixels below zero; the published chips hold zero there
+    image[(image < 0) & (image != NODATA)] = 0
+    return Chip(image.reshape(-1, CHIP_SIZE, CHIP_SIZE), mask, fmask, missing)
 
 
 def chip_facts(chip: Chip) -> dict[str, Any]:
@@ -125,7 +129,10 @@ def write_chip(
     carries the palette of the 13 classes and no nodata tag, for readers take a tagged 0 for missing.
     """
     names = [f"{date}_{band}" for date in dates for band in REFLECTANCE_BANDS]
-    _write(merged, chip_id, chip.image, names, tags, nodata=NODATA, predictor=2)
+    # of reflectance, the first level of deflate makes no larger files than the sixth (measured on HLS bands)
+    _write(
+        merged, chip_id, chip.image, names, tags, nodata=NODATA, predictor=2, compress="zstd", zstd_level=1
+    )
     _write(mask, chip_id, chip.mask[np.newaxis], ["class"], tags, colormap=class_colormap())
     _write(fmask, chip_id, chip.fmask, [f"{date}_Fmask" for date in dates], tags, nodata=QA_NODATA)
 
@@ -137,8 +144,8 @@ def _write(
     descriptions: Sequence[str],
     tags: Mapping[str, str],
     nodata: int | None = None,
-    predictor: int = 1,
     colormap: dict[int, tuple[int, int, int, int]] | None = None,
+    **compression: Any,
 ) -> None:
     with rasterio.open(
         path,
@@ -151,8 +158,8 @@ def _write(
         width=CHIP_SIZE,
         crs=CRS,
         transform=chip_geobox(chip_id).affine,
-        compress="deflate",
-        predictor=predictor,
+        blockysize=CHIP_SIZE,
+        **({"compress": "deflate"} | compression),
         interleave="band",
         photometric="palette" if colormap else "minisblack",
     ) as raster:

@@ -5,28 +5,26 @@ Belongs here: the glue between the graph and the dataset logic. Does not: the lo
 """
 
 import contextlib
-from collections.abc import Iterable
 
 import dagster as dg
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import rasterio
 
-from crop_assets.chips.warp import NODATA
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
 from crop_assets.dataset.plots import funnel_png
 from crop_assets.dataset.splits import TRAIN, VALIDATION, split_chips
-from crop_assets.dataset.statistics import BandHistogram, BandStatistics
+from crop_assets.dataset.statistics import BandStatistics, measure_bands
 from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_SIZE
 from crop_assets.labels.classes import CLASSES
 from crop_assets.labels.plots import class_histogram_png
+from crop_assets.progress import Progress
 from crop_assets.recipe import REFLECTANCE_BANDS, DatasetRecipe
 from crop_assets.scenes.selection import POSITIONS
 from crop_assets.tile_assets import read_tiles
 from crop_assets.year_assets import YearRun, markdown, picture, year_asset
+from resources.machine import Machine
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema
 
@@ -171,7 +169,7 @@ def _chosen(run: YearRun, splits: pd.DataFrame) -> pd.DataFrame:
 
 @dg.asset(**year_asset("dataset", BAND_STATS, {"numpy"}, deps=["splits"]))
 def band_stats(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore, machine: Machine
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Mean, standard deviation, and minimum and maximum (1.5 % clipped) of each of the six bands over the
     three dates: text files and a binary of all values in `band_stats/`, and `global_stats.txt`.
@@ -180,7 +178,13 @@ def band_stats(
     if done := run.unchanged(upstream=["splits"], fields=["statistics_over", "band_values_binary"]):
         return done
     chosen = _chosen(run, run.read("splits"))
-    statistics, files = _measure_bands(run, list(chosen["merged_path"]))
+    numbers = range(1, len(REFLECTANCE_BANDS) + 1) if recipe.band_values_binary else ()
+    files = [run.layout.file(f"band_stats/band_values_{number}.npy") for number in numbers]
+    images = [store.gdal_path(name) for name in chosen["merged_path"]]
+    report = Progress(context.log.info, len(images), "chips measured")
+    with contextlib.ExitStack() as stack:
+        binaries = [stack.enter_context(store.writing(name)) for name in files]
+        statistics = measure_bands(images, stack.enter_context(machine.pool()), binaries, report)
     for number, band in enumerate(statistics, start=1):
         name = run.layout.file(f"band_stats/band_values_{number}.txt")
         text = f"Mean: {band.mean}\nStd: {band.std}\nMin: {band.minimum}\nMax: {band.maximum}\n"
@@ -194,34 +198,6 @@ def band_stats(
     ]
     table = pd.DataFrame(rows, columns=[c.name for c in BAND_STATS.columns])
     return run.finish(table, {"chips": len(chosen), "statistics": markdown(table.round(2))}, files)
-
-
-def _measure_bands(run: YearRun, images: Iterable[str]) -> tuple[list[BandStatistics], list[str]]:
-    """One pass over the chips: statistics of each band, and the names of the binaries written on the way."""
-    images = list(images)
-    histograms = [BandHistogram() for _ in REFLECTANCE_BANDS]
-    names = [run.layout.file(f"band_stats/band_values_{n}.npy") for n in range(1, len(REFLECTANCE_BANDS) + 1)]
-    per_chip = len(POSITIONS) * CHIP_SIZE**2
-    with contextlib.ExitStack() as stack:
-        binaries = []
-        if run.recipe.band_values_binary:
-            paths = [stack.enter_context(run.store.writing(name)) for name in names]
-            shape = (len(images) * per_chip,)
-            binaries = [np.lib.format.open_memmap(p, mode="w+", dtype=np.int16, shape=shape) for p in paths]
-        for at, image in enumerate(images):
-            with rasterio.open(run.store.gdal_path(image)) as raster:
-                values = raster.read().reshape(len(POSITIONS), len(REFLECTANCE_BANDS), -1)
-            for band, histogram in enumerate(histograms):
-                histogram.add(values[:, band], NODATA)
-                if binaries:
-                    binaries[band][at * per_chip : (at + 1) * per_chip] = values[:, band].ravel()
-            if (at + 1) % 200 == 0:
-                run.context.log.info(f"{at + 1} of {len(images)} chips measured")
-        for binary in binaries:
-            binary.flush()
-    return [
-        histogram.statistics() for histogram in histograms
-    ], names if run.recipe.band_values_binary else []
 
 
 def _global_stats(statistics: list[BandStatistics]) -> str:

@@ -1,14 +1,31 @@
 """Statistics of the six bands over many chips, in one pass and in memory that does not grow with them.
 
-Belongs here: partial statistics that add up, and what is read off them. Does not: finding chips.
+Belongs here: partial statistics that add up, what is read off them, and the pass over the chips. Does not: which
+chips.
 """
 
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+
+from crop_assets.chips.warp import NODATA
+from crop_assets.errors import InputError
+from crop_assets.grid import CHIP_SIZE
+from crop_assets.recipe import REFLECTANCE_BANDS
+from crop_assets.scenes.selection import POSITIONS
 
 _OFFSET = 32768
+_VALUES = len(POSITIONS) * CHIP_SIZE**2
+"""Values of one band in a chip."""
+_CHIPS_A_TASK = 16
 CLIPPED_PERCENT = 1.5
 """Share of values clipped at either end before minimum and maximum are taken (published statistics)."""
 
@@ -32,9 +49,13 @@ class BandHistogram:
 
     def add(self, values: NDArray[np.int16], nodata: int) -> None:
         """Count an array of any shape; `nodata` pixels are left out."""
-        counts = np.bincount(values.ravel().astype(np.int32) + _OFFSET, minlength=65536)
+        counts = np.bincount(values.ravel().view(np.uint16) ^ _OFFSET, minlength=65536)
         counts[nodata + _OFFSET] = 0
         self._counts += counts
+
+    def merge(self, other: "BandHistogram") -> None:
+        """Add what another has counted; the order does not matter."""
+        self._counts += other._counts
 
     def statistics(self) -> BandStatistics:
         """Mean, population standard deviation, and the values at 1.5 and 98.5 percent, by linear interpolation.
@@ -60,3 +81,61 @@ class BandHistogram:
         rank = percent / 100 * (total - 1)
         low, high = np.searchsorted(cumulative, [np.floor(rank), np.ceil(rank)], side="right") - _OFFSET
         return float(low + (high - low) * (rank - np.floor(rank)))
+
+
+def measure_bands(
+    images: Sequence[str],
+    pool: Executor,
+    binaries: Sequence[Path] = (),
+    progress: Callable[[int], None] | None = None,
+) -> list[BandStatistics]:
+    """Statistics of each of the six bands over the merged images of chips (18 bands, int16, -9999 missing).
+
+    `images` are paths for GDAL. `binaries` are six files to write each band's values to on the way, missing ones
+    included, as a `.npy` of int16 (chips x 3 x 224 x 224) that numpy can map into memory. `progress` gets the
+    number of chips done. Raises InputError for an image that cannot be read, ValueError where no pixel is data.
+    """
+    totals = [BandHistogram() for _ in REFLECTANCE_BANDS]
+    with contextlib.ExitStack() as stack:
+        files = [_value_file(stack, path, len(images)) for path in binaries]
+
+        def measure(start: int) -> list[BandHistogram]:
+            histograms = [BandHistogram() for _ in REFLECTANCE_BANDS]
+            for at, image in enumerate(images[start : start + _CHIPS_A_TASK], start):
+                values = _read(image)
+                for band, histogram in enumerate(histograms):
+                    histogram.add(values[:, band], NODATA)
+                for band, (file, first) in enumerate(files):
+                    os.pwrite(file, values[:, band].tobytes(), first + at * _VALUES * values.itemsize)
+            return histograms
+
+        for task, histograms in enumerate(pool.map(measure, range(0, len(images), _CHIPS_A_TASK)), start=1):
+            for total, histogram in zip(totals, histograms, strict=True):
+                total.merge(histogram)
+            if progress:
+                progress(min(task * _CHIPS_A_TASK, len(images)))
+    return [total.statistics() for total in totals]
+
+
+def _read(image: str) -> NDArray[np.int16]:
+    """A merged image as (date, band, 224, 224)."""
+    try:
+        with rasterio.open(image) as raster:
+            values: NDArray[np.int16] = raster.read()
+    except RasterioError as error:
+        raise InputError(
+            f"{Path(image).name} cannot be read ({error}); materialize its tile again"
+        ) from error
+    return values.reshape(len(POSITIONS), len(REFLECTANCE_BANDS), CHIP_SIZE, CHIP_SIZE)
+
+
+def _value_file(stack: contextlib.ExitStack, path: Path, chips: int) -> tuple[int, int]:
+    """An open `.npy` of int16 values to write at any place, and where its values begin.
+
+    Not a memory map: the pages of one count as memory of the process.
+    """
+    file = stack.enter_context(path.open("wb"))
+    header = {"descr": "<i2", "fortran_order": False, "shape": (chips * _VALUES,)}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.flush()
+    return file.fileno(), file.tell()

@@ -28,6 +28,7 @@ from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import chip_boxes, choose_boxes
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
+from resources.machine import Machine
 
 VERSION = 1
 """Part of the fingerprint: raise it with any change that alters a file's bytes."""
@@ -260,7 +261,8 @@ def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
         raise InputError(
             f"{cdl} holds {count} chips, more than {MOST_TILES} tiles can hold; use a smaller clip"
         )
-    boxes = chip_boxes(chip_histograms(raster), 1)
+    with Machine().pool() as pool:
+        boxes = chip_boxes(chip_histograms(raster, pool), 1)
     grid = read_tile_grid(official_grid_path())
     nearest = map_chips(boxes, grid, "projected")["tile"]
     by_degrees = map_chips(boxes, grid, "degrees")["tile"]

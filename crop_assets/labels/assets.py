@@ -4,7 +4,6 @@ Belongs here: the glue between the graph and the label logic. Does not: the logi
 """
 
 import hashlib
-import time
 from pathlib import Path
 
 import dagster as dg
@@ -26,13 +25,13 @@ from crop_assets.labels.sampling import (
     read_chip_geojson,
     write_chip_geojson,
 )
+from crop_assets.progress import Progress
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.year_assets import YearRun, markdown, picture, year_asset
 from resources.cdl import CdlReleases
+from resources.machine import Machine
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema
-
-_SECONDS_BETWEEN_REPORTS = 5
 
 CDL = TableSchema(
     (
@@ -86,7 +85,11 @@ def cdl(
 
 @dg.asset(**year_asset("labels", CHIP_BBOXES, {"geoparquet", "geojson"}, deps=["cdl"]))
 def chip_bboxes(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore, cdl_releases: CdlReleases
+    context: dg.AssetExecutionContext,
+    recipe: DatasetRecipe,
+    store: DatasetStore,
+    cdl_releases: CdlReleases,
+    machine: Machine,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The chosen 224 x 224 chip boxes on the national chip grid, with the pixels of each class; also as
     `chip_bbox.geojson` (EPSG:4326) and `chip_bbox_5070.geojson`.
@@ -98,7 +101,9 @@ def chip_bboxes(
     if done := run.unchanged(inputs, upstream=["cdl"], fields=fields):
         return done
     raster = check_cdl(cdl_releases.find_same(run.year, release["bytes"]))
-    landscape = chip_boxes(chip_histograms(raster, _Progress(context)), recipe.min_classes)
+    report = Progress(context.log.info, len(raster.chip_rows), "chip rows scanned")
+    with machine.pool() as pool:
+        landscape = chip_boxes(chip_histograms(raster, pool, report), recipe.min_classes)
     chosen = _choose(recipe, landscape)
     files = []
     for name, crs in (("chip_bbox.geojson", "EPSG:4326"), ("chip_bbox_5070.geojson", "EPSG:5070")):
@@ -138,16 +143,3 @@ def _checksum(path: str) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"{path}, which the recipe names, cannot be read: {error.strerror}") from None
-
-
-class _Progress:
-    """Tells in the run's log how far the scan of a CDL raster is, now and then."""
-
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
-        self._context = context
-        self._told = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if done == total or time.monotonic() - self._told > _SECONDS_BETWEEN_REPORTS:
-            self._told = time.monotonic()
-            self._context.log.info(f"{done} of {total} chip rows scanned")

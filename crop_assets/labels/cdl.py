@@ -5,9 +5,8 @@ grid itself (`crop_assets.grid`), or choosing among the boxes (`sampling`).
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,6 @@ GRID_COLS = 686
 
 _STRIPS_PER_TASK = 8
 _COLS_PER_READ = 128
-_MOST_WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,13 @@ def check_cdl(path: str | Path) -> CdlRaster:
         raise _unreadable(name, error) from None
 
 
-def chip_histograms(cdl: CdlRaster, progress: Callable[[int, int], None] | None = None) -> ChipHistograms:
+def chip_histograms(
+    cdl: CdlRaster, pool: Executor, progress: Callable[[int], None] | None = None
+) -> ChipHistograms:
     """Count the classes in every box of the national chip grid that lies wholly inside `cdl`.
 
-    `progress` gets the number of finished chip rows and of all, from the calling thread. Holds at
-    most some 60 MB of pixels and GDAL's block cache, however large the raster. Raises InputError
+    `progress` gets the number of finished chip rows, from the calling thread. Holds some 60 MB of pixels for each
+    thread of `pool`, and GDAL's block cache, however large the raster. Raises InputError
     for a code that the CDL does not define, and where the file cannot be read.
     """
     rows, cols = cdl.chip_rows, cdl.chip_cols
@@ -129,12 +129,11 @@ def chip_histograms(cdl: CdlRaster, progress: Callable[[int, int], None] | None 
             raise _unreadable(cdl.path, error) from None
 
     tasks = [rows[i : i + _STRIPS_PER_TASK] for i in range(0, len(rows), _STRIPS_PER_TASK)] if cols else []
-    with ThreadPoolExecutor(min(_MOST_WORKERS, os.cpu_count() or 1)) as pool:
-        for strips, strip_counts, strip_codes in pool.map(scan, tasks):
-            counts[strips.start - rows.start : strips.stop - rows.start] = strip_counts
-            codes += strip_codes
-            if progress:
-                progress(strips.stop - rows.start, len(rows))
+    for strips, strip_counts, strip_codes in pool.map(scan, tasks):
+        counts[strips.start - rows.start : strips.stop - rows.start] = strip_counts
+        codes += strip_codes
+        if progress:
+            progress(strips.stop - rows.start)
     return ChipHistograms(
         rows=np.repeat(np.arange(rows.start, rows.stop, dtype=np.int32), len(cols)),
         cols=np.tile(np.arange(cols.start, cols.stop, dtype=np.int32), len(rows)),

@@ -9,18 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from rasterio.vrt import WarpedVRT
-from rasterio.windows import Window
 
+from crop_assets.chips.reproject import raster_geobox
 from crop_assets.chips.warp import (
-    BandWarp,
     bilinear,
     nearest,
-    raster_geobox,
-    reproject_bands,
     source_coordinates,
     source_pixels,
 )
-from crop_assets.errors import InputError
 from crop_assets.grid import CRS, chip_blocks, chip_geobox
 
 CHIP = "chip_223_337"
@@ -65,8 +61,8 @@ def test_coordinates_are_pyprojs(rng: np.random.Generator) -> None:
         x, y = target.affine @ (col + 0.5, row + 0.5)
         x, y = pyproj.Transformer.from_crs(CRS, 32614, always_xy=True).transform(x, y)
         source_col, source_row = ~source.affine @ (x, y)
-        assert rows[row, col] == pytest.approx(source_row - 0.5, abs=1e-9)
-        assert cols[row, col] == pytest.approx(source_col - 0.5, abs=1e-9)
+        assert rows[row, col] == pytest.approx(source_row - 0.5, abs=1e-6)
+        assert cols[row, col] == pytest.approx(source_col - 0.5, abs=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -141,33 +137,6 @@ def test_pixels_outside_of_the_scene_are_nodata() -> None:
     assert source_pixels(chip_geobox("chip_100_100"), source) is None
 
 
-def test_a_tile_is_a_sparse_raster_whose_blocks_are_chips(tmp_path: Path, rng) -> None:
-    source = utm_box(CHIP, size=900)
-    values = rng.integers(0, 4000, source.shape).astype(np.int16)
-    bands = [
-        BandWarp(write(tmp_path / "a.B02.tif", values, source, -9999), tmp_path / "B02.tif", "B02", "2.0"),
-        BandWarp(
-            write(tmp_path / "a.Fmask.tif", values.astype(np.uint8), source, 255),
-            tmp_path / "F.tif",
-            "Fmask",
-            "2.0",
-        ),
-    ]
-    grid = reproject_bands(bands, [CHIP], {"TILE": "14SPJ"})
-    at = source_pixels(chip_geobox(CHIP), source)
-    with rasterio.open(tmp_path / "B02.tif") as raster:
-        assert raster.crs.to_epsg() == 5070
-        assert raster.block_shapes == [(224, 224)]
-        assert (raster.nodata, raster.dtypes[0]) == (-9999, "int16")
-        assert raster_geobox(raster) == grid
-        offset = ~raster.transform @ (chip_geobox(CHIP).affine @ (0, 0))
-        block = raster.read(1, window=Window(round(offset[0]), round(offset[1]), 224, 224))
-        np.testing.assert_array_equal(block, bilinear(read_at(values, at), at, -9999))
-        everything = raster.read(1)
-        assert (everything != -9999).sum() <= 224 * 224
-    assert (tmp_path / "B02.tif").stat().st_size < 2 * 224 * 224 * 2
-
-
 def test_the_real_v15_scene_goes_through_with_its_own_fill(real: Path, tmp_path: Path) -> None:
     """The scene lies in West Africa; a chip-like grid in its own zone stands for the CDL's."""
     folder = real / "hls/HLS.S30.T29QND.2019182.v1.5"
@@ -183,16 +152,6 @@ def test_the_real_v15_scene_goes_through_with_its_own_fill(real: Path, tmp_path:
     assert -1000 not in np.unique(ours)
     assert (ours == -9999).any()
     assert (ours != -9999).any()
-
-
-def test_a_truncated_band_is_an_error_that_names_the_file(tmp_path: Path, rng) -> None:
-    source = utm_box(CHIP)
-    path = write(
-        tmp_path / "broken.B02.tif", rng.integers(0, 4000, source.shape).astype(np.int16), source, -9999
-    )
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    with pytest.raises(InputError, match=r"broken\.B02\.tif"):
-        reproject_bands([BandWarp(path, tmp_path / "out.tif", "B02", "2.0")], [CHIP], {})
 
 
 def test_chip_blocks_lie_on_the_national_grid() -> None:

@@ -2,6 +2,7 @@ import datetime as dt
 import hashlib
 import json
 import shutil
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def landscape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_landscape_is_a_cdl_raster_with_chips_of_every_sort(landscape: Path) -> None:
+def test_landscape_is_a_cdl_raster_with_chips_of_every_sort(landscape: Path, pool: Executor) -> None:
     raster = check_cdl(landscape)
-    counts = chip_histograms(raster).counts
+    counts = chip_histograms(raster, pool).counts
     classes = (counts[:, 1:] > 0).sum(axis=1)
     with rasterio.open(landscape) as source:
         assert source.nodata is None

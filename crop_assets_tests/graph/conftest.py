@@ -41,6 +41,7 @@ from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_til
 from resources.cdl import CdlReleases
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
+from resources.machine import Machine
 from resources.mirror import BandMirror
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
@@ -249,6 +250,7 @@ def resources(root: Path, setting: Setting, server: WorldServer) -> dict[str, An
         "ipfs": IpfsContent(kubo_api="", gateways=[server.gateway_url], attempts=2),
         "lp_daac": LpDaac(hosts=["127.0.0.1"], attempts=2),
         "mirror": BandMirror(),
+        "machine": Machine(),
     }
 
 

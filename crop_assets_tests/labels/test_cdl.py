@@ -1,4 +1,5 @@
 import re
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,10 @@ def test_real_clip_is_a_cdl_with_sixteen_whole_chips(real: Path) -> None:
     )
 
 
-def test_histograms_of_the_real_clip_equal_a_naive_count(real: Path) -> None:
+def test_histograms_of_the_real_clip_equal_a_naive_count(real: Path, pool: Executor) -> None:
     path = real / "cdl" / "2021_30m_cdls.tif"
-    seen: list[tuple[int, int]] = []
-    histograms = chip_histograms(check_cdl(path), progress=lambda done, of: seen.append((done, of)))
+    seen: list[int] = []
+    histograms = chip_histograms(check_cdl(path), pool, progress=seen.append)
     all_codes = np.zeros(256, int)
     with rasterio.open(path) as raster:
         codes = raster.read(1)
@@ -45,18 +46,18 @@ def test_histograms_of_the_real_clip_equal_a_naive_count(real: Path) -> None:
     assert len(histograms.rows) == 16
     assert (histograms.counts.sum(axis=1) == 224 * 224).all()
     np.testing.assert_array_equal(histograms.codes, all_codes)
-    assert seen[-1] == (4, 4)
+    assert seen[-1] == 4
 
 
 @pytest.mark.parametrize(("strips", "cols"), [(1, 1), (2, 2), (8, 128)])
 def test_histograms_do_not_depend_on_how_the_raster_is_cut(
-    write_cdl: WriteCdl, monkeypatch: pytest.MonkeyPatch, strips: int, cols: int
+    write_cdl: WriteCdl, monkeypatch: pytest.MonkeyPatch, strips: int, cols: int, pool: Executor
 ) -> None:
     monkeypatch.setattr(cdl_module, "_STRIPS_PER_TASK", strips)
     monkeypatch.setattr(cdl_module, "_COLS_PER_READ", cols)
     codes = np.random.default_rng(7).choice(np.array([1, 5, 111, 176], np.uint8), (224 * 3 + 5, 224 * 3 + 9))
     path = write_cdl(codes, col=224 * 7 - 6, row=224 * 4 - 2, tiled=True, blockxsize=256, blockysize=256)
-    histograms = chip_histograms(check_cdl(path))
+    histograms = chip_histograms(check_cdl(path), pool)
     assert histograms.rows.tolist() == [4, 4, 4, 5, 5, 5, 6, 6, 6]
     assert histograms.cols.tolist() == [7, 8, 9, 7, 8, 9, 7, 8, 9]
     chips = codes[2:674, 6:678].reshape(3, 224, 3, 224).swapaxes(1, 2).reshape(9, -1)
@@ -76,8 +77,8 @@ def test_chip_rows_and_cols_are_those_wholly_inside(left: int, width: int, top: 
     assert list(cdl.chip_cols) == [c for c in cols if left <= 224 * c and 224 * (c + 1) <= left + width]
 
 
-def test_raster_smaller_than_a_chip_has_no_histograms(write_cdl: WriteCdl) -> None:
-    histograms = chip_histograms(check_cdl(write_cdl(GRASS)))
+def test_raster_smaller_than_a_chip_has_no_histograms(write_cdl: WriteCdl, pool: Executor) -> None:
+    histograms = chip_histograms(check_cdl(write_cdl(GRASS)), pool)
     assert (histograms.rows.shape, histograms.counts.shape) == ((0,), (0, 14))
 
 
@@ -160,7 +161,7 @@ def test_raster_cut_short_is_refused(write_cdl: WriteCdl) -> None:
         check_cdl(path)
 
 
-def test_raster_damaged_in_the_middle_is_refused_by_the_scan(write_cdl: WriteCdl) -> None:
+def test_raster_damaged_in_the_middle_is_refused_by_the_scan(write_cdl: WriteCdl, pool: Executor) -> None:
     codes = np.random.default_rng(3).choice(np.array([1, 5], np.uint8), (700, 700))
     path = write_cdl(codes)
     content = bytearray(path.read_bytes())
@@ -169,12 +170,12 @@ def test_raster_damaged_in_the_middle_is_refused_by_the_scan(write_cdl: WriteCdl
     path.write_bytes(content)
     cdl = check_cdl(path)
     with pytest.raises(InputError, match=r"2022_30m_cdls\.tif cannot be read: .*fetch it again"):
-        chip_histograms(cdl)
+        chip_histograms(cdl, pool)
 
 
-def test_unknown_code_is_reported_with_file_chip_and_pixel(write_cdl: WriteCdl) -> None:
+def test_unknown_code_is_reported_with_file_chip_and_pixel(write_cdl: WriteCdl, pool: Executor) -> None:
     codes = np.full((448, 448), 1, np.uint8)
     codes[230, 5] = 40
     path = write_cdl(codes, col=224 * 300, row=224 * 100)
     with pytest.raises(InputError, match=r"cdls\.tif, chip_101_300: CDL code 40 at \(row, column\) \(6, 5\)"):
-        chip_histograms(check_cdl(path))
+        chip_histograms(check_cdl(path), pool)

@@ -1,0 +1,122 @@
+"""A full-size tile to measure on: three dates of seven bands of 3660 x 3660 pixels, the CDL below, eight chips.
+
+Belongs here: making the inputs, the same on each machine. Does not: what is done with them.
+"""
+
+import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from crop_assets.grid import CHIP_SIZE, CRS, chip_blocks, chip_id
+from crop_assets.labels.classes import CDL_CLASSES
+from crop_assets.layout import Layout
+from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS, DatasetRecipe
+from crop_assets.scenes.selection import POSITIONS
+
+YEAR, TILE, DATASET = 2022, "14SNG", "benchmark"
+SIZE = 3660
+CHIPS = [chip_id(row, col) for row in (231, 233) for col in (312, 313, 314, 315)]
+_SCENES = [f"HLS.S30.T{TILE}.{YEAR}{day:03d}T172020.v2.0" for day in (77, 157, 267)]
+_FRAME = {"crs": "EPSG:32614", "transform": Affine(30, 0, 499980, 0, -30, 4200000)}
+_CDL_ROWS, _CDL_COLS = range(229, 237), range(310, 318)
+# of the noise of a sensor, in 0.0001 of reflectance: with it a band has the 15 to 20 MB of a real one
+_GRAIN = 30
+
+
+@dataclass(frozen=True)
+class TileWorld:
+    """Where the inputs of one tile lie below `root`."""
+
+    root: Path
+
+    @property
+    def cdl(self) -> Path:
+        return self.root / f"{YEAR}_30m_cdls.tif"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @cached_property
+    def downloaded_bands(self) -> pd.DataFrame:
+        """The columns of the asset of that name which the reprojection reads."""
+        layout = Layout(DATASET, YEAR)
+        rows = [
+            {
+                "scene_id": scene,
+                "position": position,
+                "date": dt.datetime.strptime(scene.split(".")[3][:7], "%Y%j").date(),
+                "band": band,
+                "path": layout.band(scene, band),
+            }
+            for scene, position in zip(_SCENES, POSITIONS, strict=True)
+            for band in (*REFLECTANCE_BANDS, QA_BAND)
+        ]
+        return pd.DataFrame(rows)
+
+    def source(self, row: dict[str, str]) -> Path:
+        return self.store / row["path"]
+
+
+def recipe() -> DatasetRecipe:
+    return DatasetRecipe(dataset=DATASET)
+
+
+def make_tile_world(root: Path) -> TileWorld:
+    world = TileWorld(root)
+    root.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    land = 2000 + _surface(rng, (SIZE, SIZE), 40, 600) + _surface(rng, (SIZE, SIZE), 4, 250)
+    seeds = rng.integers(0, 2**32, len(world.downloaded_bands))
+    with ThreadPoolExecutor(2) as pool:
+        rows = world.downloaded_bands.to_dict("records")
+        list(pool.map(lambda row, seed: _write_band(world.source(row), row["band"], land, seed), rows, seeds))
+    _write_cdl(world.cdl)
+    return world
+
+
+def _surface(
+    rng: np.random.Generator, shape: tuple[int, int], width: float, height: float
+) -> NDArray[np.float32]:
+    surface = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), width)
+    return surface * np.float32(height / surface.std())
+
+
+def _write_band(path: Path, band: str, land: NDArray[np.float32], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    if band == QA_BAND:
+        # low aerosol, some average, and a few per cent of cloud in patches
+        coarse = ndimage.gaussian_filter(rng.standard_normal((SIZE // 4, SIZE // 4)), 6)
+        haze = ndimage.gaussian_filter(rng.standard_normal((SIZE // 4, SIZE // 4)), 2)
+        qa = np.where(haze > 0.05, 128, 64).astype(np.uint8) | np.where(coarse > 0.075, 2, 0).astype(np.uint8)
+        values = qa.repeat(4, axis=0).repeat(4, axis=1)
+        kind = {"dtype": "uint8", "nodata": 255}
+    else:
+        noise = rng.standard_normal((SIZE, SIZE), dtype=np.float32) * _GRAIN
+        values = (land * rng.uniform(0.5, 1.5) + noise).clip(1, 9999).astype(np.int16)
+        kind = {"dtype": "int16", "nodata": -9999}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form = {"driver": "COG", "blocksize": 256, "compress": "deflate", "predictor": 2, "overviews": "none"}
+    with rasterio.open(path, "w", count=1, width=SIZE, height=SIZE, **form, **kind, **_FRAME) as raster:
+        raster.write(values, 1)
+
+
+def _write_cdl(path: Path) -> None:
+    """Fields of 8 x 8 pixels of random crops, tiled and compressed as a CDL release is once unpacked."""
+    rng = np.random.default_rng(1)
+    box = chip_blocks(_CDL_ROWS, _CDL_COLS)
+    codes = np.array([code for code in CDL_CLASSES if code], np.uint8)
+    fields = rng.choice(codes, (len(_CDL_ROWS) * CHIP_SIZE // 8, len(_CDL_COLS) * CHIP_SIZE // 8))
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "crs": CRS, "transform": box.affine}
+    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "lzw"}
+    with rasterio.open(path, "w", height=box.shape[0], width=box.shape[1], **profile, **tiles) as raster:
+        raster.write(fields.repeat(8, axis=0).repeat(8, axis=1), 1)

@@ -1,0 +1,26 @@
+"""Sharing work out among threads.
+
+Belongs here: waiting for a batch of work. Does not: what the work is, nor how many threads there are
+(`resources.machine`).
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Executor, wait
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def in_parallel(pool: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """The results of `work` in the order of `items`.
+
+    Raises the error of the first item that failed, once nothing of the batch runs any more, so that the
+    caller can close what the work was using.
+    """
+    futures = [pool.submit(work, item) for item in items]
+    _, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in waiting:
+        future.cancel()
+    wait(futures)
+    return [future.result() for future in futures if not future.cancelled()]

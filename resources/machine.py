@@ -1,0 +1,62 @@
+"""The machine that a run is on: how many threads may compute at once.
+
+Belongs here: the choice by cores and memory, and the pool of threads. Does not: what they compute.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import rasterio
+from pydantic import Field
+
+_BYTES_PER_THREAD = 512 << 20
+"""More than the peak of a whole process that works on one tile, which the benchmarks measure."""
+_GDAL_CACHE_BYTES = 64 << 20
+"""For decoded blocks; GDAL's own default, a twentieth of the memory, grows with the machine and serves nobody here."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class Machine(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Bounds what a run takes of its machine."""
+
+    workers: int = Field(
+        default=0,
+        description="Threads that compute at once, and tiles that a run works on at once; 0 takes as many as there "
+        "are cores, and memory at half a gigabyte each.",
+    )
+
+    @property
+    def threads(self) -> int:
+        return self.workers if self.workers > 0 else max(1, min(_cores(), _memory() // _BYTES_PER_THREAD))
+
+    @contextlib.contextmanager
+    def pool(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads for the length of the block, during which GDAL's cache is bounded."""
+        with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES), ThreadPoolExecutor(self.threads) as pool:
+            yield pool
+
+
+def _cores() -> int:
+    # not os.cpu_count(), which counts cores that a scheduler keeps for others
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _container_limit("cpu.max").partition(" ")
+    return min(cores, max(1, int(quota) // int(period))) if quota.isdigit() else cores
+
+
+def _memory() -> int:
+    free = int(psutil.virtual_memory().available)
+    limit = _container_limit("memory.max")
+    return min(free, int(limit)) if limit.isdigit() else free
+
+
+def _container_limit(name: str) -> str:
+    """A limit of the container that this process is in, by cgroup v2; "" or "max" where there is none."""
+    try:
+        return (_CGROUP / name).read_text().strip()
+    except OSError:
+        return ""
