@@ -76,7 +76,8 @@ def test_runs_killed_at_every_stage_end_in_the_same_bytes(
         assert whole.items() <= undisturbed.items(), "what bears a final name is whole"
         assert len(whole) < len(undisturbed)
         killed_files |= temporary_files(root)
-    assert len(killed_files) > 20
+    # a file of each thread at work, of every run
+    assert len(killed_files) >= len(FOLDERS)
 
     with new_graph(root, setting, served.server, dg.DagsterInstance.local_temp(str(home))) as graph:
         run = graph.run("tiles_job")
