@@ -166,7 +166,7 @@ def test_the_graph_has_the_assets_and_the_lineage_of_the_specification(location:
     for name, spec in specs.items():
         assert "python" in spec.kinds, name
         assert list(spec.owners) == ["team:crop-assets"], name
-            assert str(spec.code_version).isdecimal(), name
+        assert str(spec.code_version).isdecimal(), name
         assert spec.description, name
         assert len(spec.description) > 40, name
 
