@@ -1,6 +1,6 @@
-"""A full-size tile to measure on: three dates of seven bands of 3660 x 3660 pixels, the CDL below, eight chips.
+"""What is measured on: a full-size tile, a CDL raster, and finished chips, the same on each machine.
 
-Belongs here: making the inputs, the same on each machine. Does not: what is done with them.
+Belongs here: making inputs. Does not: what is done with them.
 """
 
 import datetime as dt
@@ -14,8 +14,10 @@ import pandas as pd
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.windows import Window
 from scipy import ndimage
 
+from crop_assets.chips.clip import Chip, write_chip
 from crop_assets.grid import CHIP_SIZE, CRS, chip_blocks, chip_id
 from crop_assets.labels.classes import CDL_CLASSES
 from crop_assets.layout import Layout
@@ -27,9 +29,11 @@ SIZE = 3660
 CHIPS = [chip_id(row, col) for row in (231, 233) for col in (312, 313, 314, 315)]
 _SCENES = [f"HLS.S30.T{TILE}.{YEAR}{day:03d}T172020.v2.0" for day in (77, 157, 267)]
 _FRAME = {"crs": "EPSG:32614", "transform": Affine(30, 0, 499980, 0, -30, 4200000)}
-_CDL_ROWS, _CDL_COLS = range(229, 237), range(310, 318)
+# the tile, and its neighbours on all sides
+_CDL_ROWS, _CDL_COLS = range(212, 250), range(294, 332)
 # of the noise of a sensor, in 0.0001 of reflectance: with it a band has the 15 to 20 MB of a real one
 _GRAIN = 30
+_FIELD, _SPECKLE = 14, 0.04
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def make_tile_world(root: Path) -> TileWorld:
     with ThreadPoolExecutor(2) as pool:
         rows = world.downloaded_bands.to_dict("records")
         list(pool.map(lambda row, seed: _write_band(world.source(row), row["band"], land, seed), rows, seeds))
-    _write_cdl(world.cdl)
+    write_cdl(world.cdl, _CDL_ROWS, _CDL_COLS)
     return world
 
 
@@ -110,13 +114,39 @@ def _write_band(path: Path, band: str, land: NDArray[np.float32], seed: int) -> 
         raster.write(values, 1)
 
 
-def _write_cdl(path: Path) -> None:
-    """Fields of 8 x 8 pixels of random crops, tiled and compressed as a CDL release is once unpacked."""
+def write_cdl(path: Path, rows: range, cols: range) -> None:
+    """A CDL raster of whole chips: square fields of random crops with a speckle, tiled and compressed as GIS people
+    keep an unpacked release.
+    """
     rng = np.random.default_rng(1)
-    box = chip_blocks(_CDL_ROWS, _CDL_COLS)
+    box = chip_blocks(rows, cols)
     codes = np.array([code for code in CDL_CLASSES if code], np.uint8)
-    fields = rng.choice(codes, (len(_CDL_ROWS) * CHIP_SIZE // 8, len(_CDL_COLS) * CHIP_SIZE // 8))
     profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "crs": CRS, "transform": box.affine}
-    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "lzw"}
+    tiles = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "lzw", "num_threads": 2}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(path, "w", height=box.shape[0], width=box.shape[1], **profile, **tiles) as raster:
-        raster.write(fields.repeat(8, axis=0).repeat(8, axis=1), 1)
+        for top in range(0, box.shape[0], CHIP_SIZE * 8):
+            height = min(CHIP_SIZE * 8, box.shape[0] - top)
+            fields = rng.choice(codes, (height // _FIELD, box.shape[1] // _FIELD))
+            pixels = fields.repeat(_FIELD, axis=0).repeat(_FIELD, axis=1)
+            speckled = rng.random(pixels.shape, dtype=np.float32) < _SPECKLE
+            pixels[speckled] = rng.choice(codes, int(speckled.sum()))
+            raster.write(pixels, 1, window=Window(0, top, pixels.shape[1], height))
+
+
+def write_chips(folder: Path, count: int) -> list[str]:
+    """Merged images of chips, 18 bands of int16, as the project writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(2)
+    land = _surface(rng, (CHIP_SIZE, CHIP_SIZE), 8, 800)
+    paths = []
+    for at in range(count):
+        name = chip_id(at // 100, at % 100)
+        noise = rng.standard_normal((18, CHIP_SIZE, CHIP_SIZE), dtype=np.float32) * _GRAIN
+        image = (2500 + land * rng.uniform(0.2, 1.5, (18, 1, 1)) + noise).clip(0, 9999).astype(np.int16)
+        flat = np.zeros((3, CHIP_SIZE, CHIP_SIZE), np.uint8)
+        chip = Chip(image, flat[0], flat, flat.astype(bool))
+        paths.append(folder / f"{name}_merged.tif")
+        rest = [folder / f"{name}.{kind}.tif" for kind in ("mask", "fmask")]
+        write_chip(chip, name, paths[-1], *rest, ["2022-03-18", "2022-06-06", "2022-09-24"], {})
+    return [str(path) for path in paths]

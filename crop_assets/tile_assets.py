@@ -48,7 +48,7 @@ from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, write_table
 
-TILES_PER_RUN = 8
+TILES_PER_RUN = 16
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _run_tiles(
 
     def work(key: dg.MultiPartitionKey, pool: Executor) -> None:
         try:
-            _run_stages(key, services, stages, tile_assets, messages.put, stopped, pool)
+            run_stages(key, services, stages, tile_assets, messages.put, stopped, pool)
         finally:
             messages.put(None)
 
@@ -324,7 +324,7 @@ def _dimensions(key: str) -> dict[str, str]:
     return dict(key.keys_by_dimension)
 
 
-def _run_stages(
+def run_stages(
     key: dg.MultiPartitionKey,
     services: Services,
     stages: Sequence[TileStage],

@@ -2,11 +2,20 @@ import json
 from pathlib import Path
 
 import pytest
+import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import shape
 
-from crop_assets.grid import chip_blocks, chip_cover, chip_geobox, chip_id, chip_position
+from crop_assets.grid import (
+    chip_blocks,
+    chip_cover,
+    chip_geobox,
+    chip_id,
+    chip_position,
+    chip_window,
+    positions_in,
+)
 from crop_assets.layout import Layout, tile_grid_table
 
 LAYOUT = Layout("multi_temporal_crop_classification", 2022)
@@ -195,3 +204,46 @@ def test_whole_chips_are_covered_by_themselves(row: int, col: int, height: int, 
 def test_a_point_within_a_chip_is_covered_by_that_chip(row: int, col: int, right: int, down: int) -> None:
     x, y = 6720 * col - 2356095 + right, 3172605 - 6720 * row - down
     assert chip_cover(x, y, x, y) == (range(row, row + 1), range(col, col + 1))
+
+
+# scenes by others lie west, north and far east of the national raster
+ANY_ROW, ANY_COL = st.integers(-500, 1200), st.integers(-500, 2000)
+
+
+@unhurried
+@given(ANY_ROW, ANY_COL, st.integers(0, 500), st.integers(0, 500), ANY_ROW, ANY_COL)
+def test_the_window_of_a_chip_is_where_it_lies_in_a_raster_of_any_pixels(
+    row: int, col: int, down: int, right: int, chip_row: int, chip_col: int
+) -> None:
+    raster = chip_blocks(range(row, row + 3), range(col, col + 3))[down:, right:]
+    window = chip_window(raster.affine, chip_row, chip_col)
+    assert (window.width, window.height) == (224, 224)
+    left, top = raster.affine @ (window.col_off, window.row_off)
+    assert (left, top) == (6720 * chip_col - 2356095, 3172605 - 6720 * chip_row)
+
+
+def test_windows_forgive_the_last_bits_of_a_transform() -> None:
+    exact = chip_blocks(range(223, 224), range(337, 338)).affine
+    for shift in (-1e-4, 1e-4):
+        window = chip_window(exact.translation(shift, shift) @ exact, 223, 337)
+        assert (window.col_off, window.row_off) == (0, 0)
+
+
+def test_the_windows_of_the_real_cdl_begin_at_the_corners_of_its_chips(real: Path) -> None:
+    with rasterio.open(real / "cdl" / "2021_30m_cdls.tif") as raster:
+        window = chip_window(raster.transform, 202, 336)
+        assert tuple(raster.window_bounds(window)) == tuple(chip_geobox("chip_202_336").boundingbox)
+        assert raster.read(1, window=window).shape == (224, 224)
+
+
+@unhurried
+@given(ANY_ROW, ANY_COL, st.integers(1, 5), st.integers(1, 5))
+def test_the_positions_in_a_block_are_its_chips_row_by_row(
+    row: int, col: int, height: int, width: int
+) -> None:
+    grid = chip_blocks(range(row, row + height), range(col, col + width))
+    assert positions_in(grid) == [(r, c) for r in range(row, row + height) for c in range(col, col + width)]
+    windows = [chip_window(grid.affine, *position) for position in positions_in(grid)]
+    assert [(window.row_off // 224, window.col_off // 224) for window in windows] == [
+        (r, c) for r in range(height) for c in range(width)
+    ]

@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import dagster as dg
@@ -46,11 +47,14 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
             raise UnsafeNameError(f"{name!r} is not a name below the store's root")
-        # a remembered listing would hide what other machines have written since
-        root = UPath(self.root) if self.is_local else UPath(self.root, use_listings_cache=False)
-        return root.joinpath(*parts)
+        return self._place.joinpath(*parts)
 
-    @property
+    @cached_property
+    def _place(self) -> UPath:
+        # a remembered listing would hide what other machines have written since
+        return UPath(self.root) if self.is_local else UPath(self.root, use_listings_cache=False)
+
+    @cached_property
     def is_local(self) -> bool:
         return UPath(self.root).protocol in ("", "file")
 

@@ -3,17 +3,23 @@
 Belongs here: the yield funnel as PNG. Does not: counting, or the shares of classes (`crop_assets.labels.plots`).
 """
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
-from matplotlib.figure import Figure
 
 from crop_assets.drawing import png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BAR = "#4c78a8"
 
 
 @png
-def funnel_png(funnel: pd.DataFrame) -> Figure:
+def funnel_png(funnel: pd.DataFrame) -> "Figure":
     """The steps from chip boxes to kept chips, one bar a step."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")
     axes = figure.subplots()
     steps = funnel.iloc[::-1]

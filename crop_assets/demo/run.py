@@ -34,7 +34,7 @@ from resources.store import DatasetStore
 from resources.tables import read_table
 
 DATASET = "demo"
-_DAGSTER_YAML = """\
+DAGSTER_YAML = """\
 # No usage data leaves this machine.
 telemetry:
   enabled: false
@@ -92,7 +92,7 @@ def prepare(root: Path, cdl: Path | None, year: int | None, say: Callable[[str],
     world = build_world(demo.world, cdl, year, say)
     demo.origin.write_text(yaml.safe_dump({"cdl": str(cdl) if cdl else "", "year": year}))
     demo.recipe.write_text(yaml.safe_dump(_recipe(cdl)))
-    (demo.dagster_home / "dagster.yaml").write_text(_DAGSTER_YAML)
+    (demo.dagster_home / "dagster.yaml").write_text(DAGSTER_YAML)
     return demo, world
 
 
@@ -108,6 +108,13 @@ def environment(demo: Demo, world: World, server: WorldServer) -> dict[str, str]
         "CROP_ASSETS_DATA": str(demo.data),
         "CROP_ASSETS_RECIPE": str(demo.recipe),
         "CROP_ASSETS_CDL": str(world.cdl),
+        **server_environment(server),
+    }
+
+
+def server_environment(server: WorldServer) -> dict[str, str]:
+    """The variables that put a served world's services in place of the real ones."""
+    return {
         "CROP_ASSETS_TILE_GRID": "",
         "CROP_ASSETS_BANDS": "",
         "CROP_ASSETS_STAC_URL": server.stac_url,

@@ -4,24 +4,28 @@ Belongs here: drawing to PNG bytes. Does not: counting or choosing what is drawn
 of imagery (`chips.plots`).
 """
 
+from typing import TYPE_CHECKING
+
 import geopandas as gpd
 import numpy as np
 import shapely
-from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from crop_assets.drawing import png
 from crop_assets.labels.classes import CLASS_COLOURS, CLASSES
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @png
-def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> Figure:
+def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> "Figure":
     """A bar chart of the share of each class, as PNG.
 
     `counts` are the pixels by class value, [14]; class 0 is left out.
     """
+    from matplotlib.figure import Figure
+
     shares = 100 * counts[1:] / max(int(counts[1:].sum()), 1)
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -36,12 +40,16 @@ def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> Figure:
 
 
 @png
-def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> Figure:
+def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
     """A map in EPSG:5070 of chip boxes, coloured by their largest class, on tile outlines, as PNG.
 
     `boxes` is a frame of chip boxes; `tiles` is any frame of polygons with a CRS, such as the rows
     of the tile grid that the boxes are mapped to.
     """
+    from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.add_subplot()
     outlines = [shapely.get_coordinates(shape) for shape in tiles.geometry.to_crs(5070)]

@@ -244,6 +244,85 @@ def test_a_copy_has_the_bytes_of_its_source(store: DatasetStore, scratch: Path) 
     assert everything(store, scratch) == {"chips/a.tif", "kept/a.tif"}
 
 
+def test_a_copy_in_a_folder_takes_no_room(folder: DatasetStore) -> None:
+    folder.write_bytes("chips/a.tif", b"x")
+    folder.copy_file("chips/a.tif", "kept/a.tif")
+    assert Path(folder.gdal_path("chips/a.tif")).samefile(folder.gdal_path("kept/a.tif"))
+
+
+def test_a_copy_keeps_its_bytes_when_its_source_is_replaced_or_removed(
+    store: DatasetStore, scratch: Path
+) -> None:
+    store.write_bytes("chips/a.tif", b"first")
+    store.copy_file("chips/a.tif", "kept/a.tif")
+    with store.writing("chips/a.tif") as path:
+        path.write_bytes(b"second")
+    assert (store.read_bytes("chips/a.tif"), store.read_bytes("kept/a.tif")) == (b"second", b"first")
+    store.remove("chips/a.tif")
+    assert store.read_bytes("kept/a.tif") == b"first"
+    assert everything(store, scratch) == {"kept/a.tif"}
+
+
+def test_a_source_keeps_its_bytes_when_its_copy_is_replaced(store: DatasetStore, scratch: Path) -> None:
+    store.write_bytes("chips/a.tif", b"first")
+    store.copy_file("chips/a.tif", "kept/a.tif")
+    store.write_bytes("kept/a.tif", b"second")
+    assert (store.read_bytes("chips/a.tif"), store.read_bytes("kept/a.tif")) == (b"first", b"second")
+    assert everything(store, scratch) == {"chips/a.tif", "kept/a.tif"}
+
+
+def test_a_raster_that_is_written_anew_leaves_its_copy_alone(folder: DatasetStore) -> None:
+    for value in (1, 2):
+        with folder.writing("chips/a.tif") as path:
+            write_raster(path, value)
+        folder.copy_file("chips/a.tif", f"kept/{value}.tif")
+    for value in (1, 2):
+        with rasterio.open(folder.gdal_path(f"kept/{value}.tif")) as raster:
+            assert (raster.read(1) == value).all()
+
+
+def test_a_file_can_be_copied_again_and_onto_itself(store: DatasetStore, scratch: Path) -> None:
+    store.write_bytes("chips/a.tif", b"data")
+    for name in ("kept/a.tif", "kept/a.tif", "chips/a.tif"):
+        store.copy_file("chips/a.tif", name)
+    store.copy_file("kept/a.tif", "chips/a.tif")
+    assert store.read_bytes("chips/a.tif") == store.read_bytes("kept/a.tif") == b"data"
+    assert everything(store, scratch) == {"chips/a.tif", "kept/a.tif"}
+
+
+def test_a_copy_takes_the_place_of_another_file(store: DatasetStore, scratch: Path) -> None:
+    store.write_bytes("chips/a.tif", b"data of a")
+    store.write_bytes("chips/b.tif", b"b")
+    store.copy_file("chips/a.tif", "kept/a.tif")
+    store.copy_file("chips/b.tif", "kept/a.tif")
+    assert store.read_bytes("kept/a.tif") == b"b"
+    assert store.read_bytes("chips/a.tif") == b"data of a"
+    assert everything(store, scratch) == {"chips/a.tif", "chips/b.tif", "kept/a.tif"}
+
+
+def test_where_links_are_refused_the_bytes_are_copied(
+    folder: DatasetStore, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(source: str, link: str) -> None:
+        raise PermissionError(source)
+
+    monkeypatch.setattr(os, "link", refused)
+    folder.write_bytes("chips/a.tif", b"data")
+    folder.copy_file("chips/a.tif", "kept/a.tif")
+    assert folder.read_bytes("kept/a.tif") == b"data"
+    assert not Path(folder.gdal_path("chips/a.tif")).samefile(folder.gdal_path("kept/a.tif"))
+    assert everything(folder, scratch) == {"chips/a.tif", "kept/a.tif"}
+
+
+def test_many_copies_at_once_are_all_there(folder: DatasetStore, scratch: Path) -> None:
+    folder.write_bytes("chips/a.tif", b"data")
+    names = [f"kept/{number % 10}.tif" for number in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: folder.copy_file("chips/a.tif", name), names))
+    assert {folder.read_bytes(name) for name in names} == {b"data"}
+    assert everything(folder, scratch) == {"chips/a.tif", *names}
+
+
 def test_removing_twice_is_no_error(store: DatasetStore) -> None:
     store.write_bytes("a/b", b"x")
     store.write_bytes("a/c", b"x")

@@ -1,0 +1,199 @@
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crop_assets.dataset import statistics
+from crop_assets.dataset.statistics import BandHistogram, BandStatistics, measure_bands
+from crop_assets.errors import InputError
+from crop_assets.recipe import REFLECTANCE_BANDS
+
+VALUES = 3 * 224 * 224
+"""Of a band in one chip."""
+COUNT = 35
+"""More than two tasks of 16 chips, and no multiple of one."""
+
+
+def write_image(path: Path, values: np.ndarray) -> str:
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=18,
+        height=224,
+        width=224,
+        dtype="int16",
+        nodata=-9999,
+        crs="EPSG:5070",
+        transform=Affine(30, 0, 0, 0, -30, 0),
+        interleave="band",
+    ) as raster:
+        raster.write(values)
+    return str(path)
+
+
+def image(rng: np.random.Generator, missing: float) -> np.ndarray:
+    values = rng.gamma(4, 500, (18, 224, 224)).astype(np.int16)
+    values[rng.random(values.shape) < missing] = -9999
+    return values
+
+
+@pytest.fixture(scope="module")
+def chips(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], np.ndarray]:
+    """Paths of images, and their values by band: int16 (6, chips, 3, 224, 224)."""
+    folder, rng = tmp_path_factory.mktemp("chips"), np.random.default_rng(3)
+    paths, values = [], []
+    for number in range(COUNT):
+        pixels = image(rng, missing=0.02 * (number % 3))
+        paths.append(write_image(folder / f"chip_{number:03d}_000_merged.tif", pixels))
+        values.append(pixels.reshape(3, 6, 224, 224))
+    return paths, np.stack(values).transpose(2, 0, 1, 3, 4)
+
+
+def assert_numpys(ours: Sequence[BandStatistics], values: np.ndarray) -> None:
+    assert len(ours) == len(REFLECTANCE_BANDS)
+    for band, of_band in zip(ours, values, strict=True):
+        data = of_band[of_band != -9999]
+        assert band.pixels == data.size
+        assert band.mean == pytest.approx(data.mean(dtype=float), rel=1e-12)
+        assert band.std == pytest.approx(data.std(dtype=float), rel=1e-9)
+        assert [band.minimum, band.maximum] == pytest.approx(np.percentile(data, [1.5, 98.5]), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 17, COUNT])
+def test_statistics_are_numpys_on_all_values(
+    chips: tuple[list[str], np.ndarray], pool: Executor, count: int
+) -> None:
+    paths, values = chips
+    assert_numpys(measure_bands(paths[:count], pool), values[:, :count])
+
+
+def test_threads_and_the_split_into_tasks_change_nothing(
+    chips: tuple[list[str], np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _ = chips
+    seen = []
+    for threads, at_once in [(1, 16), (2, 16), (4, 16), (4, 1), (2, 7), (1, 100)]:
+        monkeypatch.setattr(statistics, "_CHIPS_A_TASK", at_once)
+        files = [tmp_path / f"{band}.npy" for band in REFLECTANCE_BANDS]
+        with ThreadPoolExecutor(threads) as pool:
+            measured = measure_bands(paths, pool, files)
+        seen.append((measured, [file.read_bytes() for file in files]))
+    assert all(result == seen[0] for result in seen)
+
+
+def test_the_order_of_images_does_not_change_statistics(
+    chips: tuple[list[str], np.ndarray], pool: Executor
+) -> None:
+    paths, _ = chips
+    assert measure_bands(paths[::-1], pool) == measure_bands(paths, pool)
+
+
+@pytest.mark.parametrize("count", [1, 17, COUNT])
+def test_binaries_hold_every_value_in_order_and_can_be_mapped(
+    chips: tuple[list[str], np.ndarray], tmp_path: Path, pool: Executor, count: int
+) -> None:
+    paths, values = chips
+    files = [tmp_path / f"{band}.npy" for band in REFLECTANCE_BANDS]
+    measure_bands(paths[:count], pool, files)
+    for file, of_band in zip(files, values, strict=True):
+        mapped = np.load(file, mmap_mode="r")
+        assert isinstance(mapped, np.memmap)
+        assert (mapped.dtype, mapped.shape) == (np.int16, (count * VALUES,))
+        np.testing.assert_array_equal(mapped, of_band[:count].ravel())
+
+
+def test_progress_ends_with_all_chips(chips: tuple[list[str], np.ndarray], pool: Executor) -> None:
+    done: list[int] = []
+    measure_bands(chips[0], pool, progress=done.append)
+    assert done == [16, 32, 35]
+
+
+def test_a_band_without_data_is_an_error(tmp_path: Path, pool: Executor) -> None:
+    values = np.full((18, 224, 224), 500, np.int16)
+    values[2::6] = -9999
+    with pytest.raises(ValueError, match="no pixels"):
+        measure_bands([write_image(tmp_path / "a.tif", values)], pool)
+    with pytest.raises(ValueError, match="no pixels"):
+        measure_bands([], pool)
+
+
+@pytest.mark.parametrize("at", [0, 20, COUNT - 1])
+@pytest.mark.parametrize("data", [b"no raster", b"", None])
+def test_an_image_that_cannot_be_read_is_an_error_that_names_it(
+    chips: tuple[list[str], np.ndarray], tmp_path: Path, pool: Executor, at: int, data: bytes | None
+) -> None:
+    bad = tmp_path / "chip_999_999_merged.tif"
+    if data is not None:
+        bad.write_bytes(data)
+    paths = [*chips[0][:at], str(bad), *chips[0][at + 1 :]]
+    with pytest.raises(
+        InputError, match=r"chip_999_999_merged\.tif cannot be read .*; materialize its tile again"
+    ):
+        measure_bands(paths, pool)
+
+
+def test_a_truncated_image_is_an_error_that_names_it(
+    chips: tuple[list[str], np.ndarray], tmp_path: Path, pool: Executor
+) -> None:
+    bad = tmp_path / "chip_999_999_merged.tif"
+    data = Path(chips[0][0]).read_bytes()
+    bad.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"chip_999_999_merged\.tif cannot be read"):
+        measure_bands([chips[0][1], str(bad)], pool)
+
+
+def test_after_an_error_nothing_is_written_any_more(
+    chips: tuple[list[str], np.ndarray], tmp_path: Path
+) -> None:
+    """The first task fails at once, while the second still reads; the files that are opened next must stay empty."""
+    paths = [str(tmp_path / "none.tif"), *chips[0][:31]]
+    files = [tmp_path / f"{band}.npy" for band in REFLECTANCE_BANDS]
+    later = [tmp_path / f"later {number}" for number in range(6)]
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        with pytest.raises(InputError, match=r"none\.tif"):
+            measure_bands(paths, pool, files)
+        for path in later:
+            stack.enter_context(path.open("wb"))
+        pool.shutdown(wait=True)
+        assert [path.stat().st_size for path in later] == [0] * 6
+
+
+pieces = st.lists(st.lists(st.integers(-32768, 32767), max_size=50), min_size=1, max_size=5)
+
+
+def counted(values: Sequence[int]) -> BandHistogram:
+    histogram = BandHistogram()
+    histogram.add(np.array(values, np.int16), -9999)
+    return histogram
+
+
+@settings(max_examples=20)
+@given(pieces, st.randoms(use_true_random=False))
+def test_merging_does_not_depend_on_the_order(values: list[list[int]], random: np.random.Generator) -> None:
+    values[0].append(5)
+    whole = counted([value for piece in values for value in piece]).statistics()
+    random.shuffle(values)
+    merged = BandHistogram()
+    for piece in values:
+        merged.merge(counted(piece))
+    assert merged.statistics() == whole
+
+
+def test_merging_leaves_the_other_as_it_was() -> None:
+    one, other = counted([1, 2]), counted([7])
+    one.merge(other)
+    one.merge(other)
+    assert (one.statistics().pixels, other.statistics().pixels) == (4, 1)
+
+
+def test_extremes_of_int16_are_counted() -> None:
+    measured = counted([-32768, 32767, -9999]).statistics()
+    assert (measured.pixels, measured.mean, measured.std) == (2, -0.5, 32767.5)

@@ -1,0 +1,124 @@
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crop_assets.parallel import in_parallel
+
+
+class Fault(Exception):
+    """What a piece of work ends with here."""
+
+
+class Work:
+    """Takes `seconds`, and knows what has begun and what runs still."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.begun: list[int] = []
+        self.running = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, item: int) -> int:
+        with self._lock:
+            self.begun.append(item)
+            self.running += 1
+        try:
+            if item < 0:
+                raise Fault(item)
+            time.sleep(self.seconds)
+            return item * item
+        finally:
+            with self._lock:
+                self.running -= 1
+
+
+@pytest.fixture(params=[1, 2, 4])
+def threads(request: pytest.FixtureRequest) -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(request.param) as pool:
+        yield pool
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 20), max_size=30), st.integers(1, 8))
+def test_results_are_in_the_order_of_items(items: list[int], threads: int) -> None:
+    def work(item: int) -> int:
+        time.sleep((20 - item) / 20_000)
+        return item * item
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert in_parallel(pool, work, iter(items)) == [item * item for item in items]
+
+
+def test_work_is_shared_out_among_the_threads() -> None:
+    together = threading.Barrier(3, timeout=10)
+    with ThreadPoolExecutor(3) as pool:
+        in_parallel(pool, lambda _: together.wait(), range(3))
+
+
+def test_the_error_of_the_first_item_is_raised_although_another_failed_sooner() -> None:
+    second_failed = threading.Event()
+
+    def work(item: int) -> None:
+        if item == 0:
+            second_failed.wait(10)
+        else:
+            second_failed.set()
+        raise Fault(item)
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(Fault, match=r"^0$"):
+        in_parallel(pool, work, range(2))
+
+
+def test_an_error_is_raised_once_nothing_runs_any_more(threads: ThreadPoolExecutor) -> None:
+    work = Work(0.1)
+    with pytest.raises(Fault):
+        in_parallel(threads, work, [1, -1, 2, 3, 4])
+    assert work.running == 0
+    begun = list(work.begun)
+    time.sleep(0.15)
+    assert work.begun == begun
+
+
+def test_after_an_error_later_work_is_cancelled(threads: ThreadPoolExecutor) -> None:
+    work = Work(0.05)
+    with pytest.raises(Fault):
+        in_parallel(threads, work, [-1, *range(200)])
+    assert len(work.begun) < 50
+
+
+def test_after_an_error_the_pool_takes_more_work(threads: ThreadPoolExecutor) -> None:
+    with pytest.raises(Fault):
+        in_parallel(threads, Work(0), [-1, 1, 2])
+    assert in_parallel(threads, Work(0), [1, 2, 3]) == [1, 4, 9]
+
+
+def test_nothing_to_do_is_no_error(threads: ThreadPoolExecutor) -> None:
+    assert in_parallel(threads, Work(0), []) == []
+
+
+def test_an_interrupted_wait_leaves_nothing_running() -> None:
+    """Else the caller closes rasters that threads are reading, when a run is cancelled."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Fault("interrupted")
+
+    work = Work(0.3)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    timer = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1))
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            timer.start()
+            with pytest.raises(Fault, match="interrupted"):
+                in_parallel(pool, work, range(8))
+            assert work.running == 0
+            assert len(work.begun) < 8
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
