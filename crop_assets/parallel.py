@@ -15,12 +15,14 @@ _Result = TypeVar("_Result")
 def in_parallel(pool: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """The results of `work` in the order of `items`.
 
-    Raises the error of the first item that failed, once nothing of the batch runs any more, so that the
-    caller can close what the work was using.
+    Raises the error of the first item that failed. Nothing of the batch runs any more when this ends, in whatever
+    way, so that the caller can close what the work was using.
     """
     futures = [pool.submit(work, item) for item in items]
-    _, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in waiting:
-        future.cancel()
-    wait(futures)
+    try:
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
     return [future.result() for future in futures if not future.cancelled()]

@@ -346,7 +346,7 @@ def run_stages(
                 pool,
             )
             report(_run_stage(key, run, stage, tile_assets))
-        except (InputError, ResourceError) as error:
+        except (InputError, ResourceError, OSError) as error:
             report(_Failure(tile, stage.name, str(error), ""))
             return
         except Exception as error:

@@ -17,6 +17,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
 from crop_assets.chips.quality import quality_counts
+from crop_assets.chips.rasters import require_whole
 from crop_assets.chips.warp import NODATA, QA_NODATA
 from crop_assets.errors import InputError
 from crop_assets.grid import CHIP_SIZE, CRS, chip_geobox, chip_position, chip_window
@@ -85,7 +86,9 @@ class TileReader(contextlib.ExitStack):
             for chip_id, block in zip(chip_ids, out, strict=True):
                 values = raster.read(1, window=chip_window(raster.transform, *chip_position(chip_id)))
                 if values.shape != block.shape:
-                    raise InputError(f"{chip_id} does not lie within {Path(path).name}")
+                    raise InputError(
+                        f"{chip_id} does not lie within {Path(path).name}; materialize {asset} again"
+                    )
                 block[:] = values
         except RasterioError as error:
             raise InputError(
@@ -126,7 +129,8 @@ def write_chip(
     """Write the merged image, the mask and the Fmask bands as deflated GeoTIFFs in EPSG:5070.
 
     The merged image is tagged with nodata -9999 and its bands are described as 2022-04-21_B02; the mask
-    carries the palette of the 13 classes and no nodata tag, for readers take a tagged 0 for missing.
+    carries the palette of the 13 classes and no nodata tag, for readers take a tagged 0 for missing. Raises OSError
+    where a file cannot be written whole.
     """
     names = [f"{date}_{band}" for date in dates for band in REFLECTANCE_BANDS]
     # of reflectance, the first level of deflate makes no larger files than the sixth (measured on HLS bands)
@@ -170,3 +174,4 @@ def _write(
             raster.write_colormap(1, colormap)
         else:
             raster.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (len(values) - 1)
+    require_whole(path, [(band, 0, 0) for band in range(1, len(values) + 1)])

@@ -20,6 +20,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from crop_assets.chips.rasters import require_whole
 from crop_assets.chips.warp import (
     NODATA,
     QA_NODATA,
@@ -102,9 +103,10 @@ def reproject_bands(
     """Reproject the bands of one tile to the CDL grid: the blocks under `chips`, or all that the scenes reach.
 
     Each destination is a sparse GeoTIFF in EPSG:5070, compressed by Zstandard, whose 224 x 224 blocks are the
-    chips: int16 with nodata -9999, Fmask uint8 with nodata 255. Blocks that were not computed, or that the
-    scene does not reach, are not stored and read as nodata. `pool` shares out blocks and bands. Raises InputError
-    that names the file where a band cannot be read, or has not the grid of its scene's others.
+    chips: int16 with nodata -9999, Fmask uint8 with nodata 255. Blocks that were not computed, or that
+    hold no data, are not stored and read as nodata. `pool` shares out blocks and bands. Raises InputError
+    that names the file where a band cannot be read, or has not the grid of its scene's others; OSError where
+    a file cannot be written whole.
     """
     with contextlib.ExitStack() as stack:
         bands = [stack.enter_context(_Band(file)) for file in files]
@@ -148,7 +150,8 @@ class _Box:
     def __str__(self) -> str:
         height, width = self.shape
         place = self.transform
-        return f"{height} x {width} pixels of {place.a:g} m from ({place.c:.0f}, {place.f:.0f})"
+        grid = f"{height} x {width} pixels of {place.a:g} m from ({place.c:.0f}, {place.f:.0f})"
+        return f"{grid} in {rasterio.CRS.from_wkt(self.crs).to_string()[:60]}"
 
 
 class _Band:
@@ -162,6 +165,7 @@ class _Band:
         self._open = contextlib.ExitStack()
         self._source: rasterio.DatasetReader | None = None
         self._target: rasterio.io.DatasetWriter | None = None
+        self._stored: list[tuple[int, int, int]] = []
 
     def __enter__(self) -> "_Band":
         return self
@@ -205,22 +209,25 @@ class _Band:
         blocks: Iterable[tuple[Window, SourcePixels | None]],
         last: bool,
     ) -> int:
-        """Compute and write blocks; how many, for what the scene does not reach stays unwritten."""
+        """Compute and write blocks; how many hold data, for others stay unwritten."""
         if self.box != leader.box:
             raise InputError(
                 f"{self.name} has {self.box}, but {leader.name} of the same scene {leader.box}; "
                 "delete the wrong one and materialize downloaded_bands again"
             )
-        written = 0
         target = self._created(grid, tags)
+        before = len(self._stored)
         for window, at in blocks:
-            if at is not None:
-                target.write(self._warp(at), 1, window=window)
-                written += 1
+            # GDAL would leave a block of fill out of a sparse file as well
+            if at is not None and ((pixels := self._warp(at)) != target.nodata).any():
+                target.write(pixels, 1, window=window)
+                self._stored.append((1, window.row_off // CHIP_SIZE, window.col_off // CHIP_SIZE))
         if last:
             # here, in a thread of the pool, most blocks are compressed
+            target.close()
+            require_whole(Path(target.name), self._stored)
             self._open.close()
-        return written
+        return len(self._stored) - before
 
     def _warp(self, at: SourcePixels) -> NDArray[Any]:
         try:

@@ -19,13 +19,16 @@ from rasterio.errors import RasterioError
 from crop_assets.chips.warp import NODATA
 from crop_assets.errors import InputError
 from crop_assets.grid import CHIP_SIZE
+from crop_assets.parallel import in_parallel
 from crop_assets.recipe import REFLECTANCE_BANDS
 from crop_assets.scenes.selection import POSITIONS
 
 _OFFSET = 32768
 _VALUES = len(POSITIONS) * CHIP_SIZE**2
 """Values of one band in a chip."""
-_CHIPS_A_TASK = 16
+_CHIPS_A_TASK = 8
+_TASKS_AT_ONCE = 32
+"""Tasks whose histograms, of 3 MB each, are held at once."""
 CLIPPED_PERCENT = 1.5
 """Share of values clipped at either end before minimum and maximum are taken (published statistics)."""
 
@@ -109,11 +112,13 @@ def measure_bands(
                     os.pwrite(file, values[:, band].tobytes(), first + at * _VALUES * values.itemsize)
             return histograms
 
-        for task, histograms in enumerate(pool.map(measure, range(0, len(images), _CHIPS_A_TASK)), start=1):
-            for total, histogram in zip(totals, histograms, strict=True):
-                total.merge(histogram)
+        starts = range(0, len(images), _CHIPS_A_TASK)
+        for at in range(0, len(starts), _TASKS_AT_ONCE):
+            for histograms in in_parallel(pool, measure, starts[at : at + _TASKS_AT_ONCE]):
+                for total, histogram in zip(totals, histograms, strict=True):
+                    total.merge(histogram)
             if progress:
-                progress(min(task * _CHIPS_A_TASK, len(images)))
+                progress(min((at + _TASKS_AT_ONCE) * _CHIPS_A_TASK, len(images)))
     return [total.statistics() for total in totals]
 
 

@@ -113,7 +113,8 @@ def test_binaries_hold_every_value_in_order_and_can_be_mapped(
 def test_progress_ends_with_all_chips(chips: tuple[list[str], np.ndarray], pool: Executor) -> None:
     done: list[int] = []
     measure_bands(chips[0], pool, progress=done.append)
-    assert done == [16, 32, 35]
+    assert done == sorted(done)
+    assert done[-1] == len(chips[0])
 
 
 def test_a_band_without_data_is_an_error(tmp_path: Path, pool: Executor) -> None:
