@@ -1,4 +1,4 @@
-"""Side-by-side measurements against what one would use instead. `python -m benchmarks` runs them.
+"""Measurements side by side with what one would use instead; `python -m benchmarks` runs them all.
 
-Belongs here: timings, as ratios within one run. Does not: assertions about time.
+Belongs here: making inputs, contenders, and telling ratios. Does not: anything that the product needs.
 """

@@ -1,88 +1,171 @@
-"""Reprojection of one tile: this project's exact warp of the chips' blocks against GDAL's warp of the full tile.
+"""Run every contender in a process of its own, print the table of ratios, and write benchmarks/results/<date>.json.
 
-Both make seven bands on the CDL grid from the same files; the table shows seconds and the ratio.
+Seconds are the median of three repeats or more after a first one that warms caches up, and megabytes the peak of the
+contender's process, its imports included.
 """
 
+import argparse
+import contextlib
+import datetime as dt
+import importlib
+import json
+import os
+import platform
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import rasterio
-from affine import Affine
-from rasterio.enums import Resampling
-from rasterio.warp import calculate_default_transform, reproject
 
-from crop_assets.chips.warp import BandWarp, reproject_bands
-from crop_assets.grid import CRS, chip_id
-from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
+RESULTS = Path(__file__).parent / "results"
+CONTENDERS = {
+    "tile_ours": ("tile", "ours", 9),
+    "tile_floor": ("tile", "floor", 9),
+    "tile_odc_stac": ("tile", "odc_stac", 5),
+    "tile_reference": ("tile", "reference", 3),
+    "cdl_scan_ours": ("national", "scan_ours", 5),
+    "cdl_scan_floor": ("national", "scan_floor", 5),
+    "cdl_scan_loop": ("national", "scan_loop", 3),
+    "statistics_ours": ("national", "statistics_ours", 5),
+    "statistics_one_band_concatenate": ("national", "statistics_concatenate", 3),
+    "stages_bare": ("orchestration", "bare", 3),
+    "stages_through_dagster": ("orchestration", "through_dagster", 3),
+}
+_WITHOUT_WARM_UP = {"tile_reference", "statistics_one_band_concatenate", "cdl_scan_loop"}
+_BANDS = 6
 
-_REPEATS = 3
-# eight chips well inside tile 14SNG
-_CHIPS = [chip_id(row, col) for row in (231, 233) for col in (312, 313, 314, 315)]
+
+def build(root: Path) -> None:
+    """Make all inputs below `root`."""
+    from benchmarks import orchestration, world
+
+    world.make_tile_world(root / "tile")
+    world.write_cdl(root / "national" / "cdl.tif", range(200, 260), range(300, 360))
+    world.write_chips(root / "national" / "chips", 400)
+    (root / "orchestration").mkdir()
+    orchestration.make_world(root / "orchestration")
 
 
-def write_scene(folder: Path) -> dict[str, Path]:
-    """One full HLS scene of random reflectance: seven deflated files of 3660 x 3660 pixels."""
-    rng = np.random.default_rng(0)
-    profile = {
-        "driver": "GTiff",
-        "count": 1,
-        "width": 3660,
-        "height": 3660,
-        "crs": "EPSG:32614",
-        "transform": Affine(30, 0, 499980, 0, -30, 4200000),
-        "tiled": True,
-        "blockxsize": 256,
-        "blockysize": 256,
-        "compress": "deflate",
+def contend(name: str, root: Path) -> dict[str, Any]:
+    """Repeat one contender in this process."""
+    module, function, repeats = CONTENDERS[name]
+    seconds, parts = [], []
+    with getattr(importlib.import_module(f"benchmarks.{module}"), function)(root / module) as work:
+        if name not in _WITHOUT_WARM_UP:
+            work()
+        for _ in range(repeats):
+            started = time.perf_counter()
+            told = work()
+            seconds.append(time.perf_counter() - started)
+            parts.append(told if isinstance(told, dict) else {})
+    middle = {part: statistics.median(told[part] for told in parts) for part in parts[0]}
+    return {"seconds": statistics.median(seconds), "peak_mb": round(_peak_mb()), "parts": middle}
+
+
+def _peak_mb() -> float:
+    # not ru_maxrss, which on Linux starts from the memory of the process that launched this one
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure(name: str, root: Path) -> dict[str, Any]:
+    """Run one contender in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--contender", name, "--world", str(root)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found: dict[str, Any] = json.loads(told.splitlines()[-1])
+    print(f"  {name:<34}{found['seconds']:>10.3f} s{found['peak_mb']:>8} MB", flush=True)
+    return found
+
+
+def ratios(seconds: dict[str, float]) -> dict[str, float]:
+    """What the targets are set for: how many times faster, and for the floor how many times slower."""
+    tiles = 16
+    return {
+        "tile_vs_reference": seconds["tile_reference"] / seconds["tile_ours"],
+        "tile_vs_odc_stac": seconds["tile_odc_stac"] / seconds["tile_ours"],
+        "tile_vs_floor": seconds["tile_ours"] / seconds["tile_floor"],
+        "cdl_scan_vs_loop": seconds["cdl_scan_loop"] / seconds["cdl_scan_ours"],
+        "cdl_scan_vs_floor": seconds["cdl_scan_ours"] / seconds["cdl_scan_floor"],
+        # the recipe takes one band after the other
+        "statistics_vs_concatenate": _BANDS
+        * seconds["statistics_one_band_concatenate"]
+        / seconds["statistics_ours"],
+        "orchestration_seconds_per_tile": (seconds["stages_through_dagster"] - seconds["stages_bare"])
+        / tiles,
     }
-    files = {}
-    for band in (*REFLECTANCE_BANDS, QA_BAND):
-        dtype, nodata, high = ("uint8", 255, 64) if band == QA_BAND else ("int16", -9999, 4000)
-        files[band] = folder / f"{band}.tif"
-        with rasterio.open(files[band], "w", dtype=dtype, nodata=nodata, **profile) as raster:
-            raster.write(rng.integers(0, high, (3660, 3660)).astype(dtype), 1)
-    return files
 
 
-def ours(files: dict[str, Path], out: Path) -> None:
-    reproject_bands(
-        [BandWarp(path, out / f"ours_{band}.tif", band, "2.0") for band, path in files.items()], _CHIPS, {}
-    )
+def machine() -> dict[str, Any]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "gdal": rasterio.__gdal_version__,
+    }
 
 
-def full_tile(files: dict[str, Path], out: Path) -> None:
-    for band, path in files.items():
-        with rasterio.open(path) as source:
-            transform, width, height = calculate_default_transform(
-                source.crs, CRS, source.width, source.height, *source.bounds, resolution=30
-            )
-            profile = {**source.profile, "crs": CRS, "transform": transform, "width": width, "height": height}
-            resampling = Resampling.nearest if band == QA_BAND else Resampling.bilinear
-            with rasterio.open(out / f"full_{band}.tif", "w", **profile) as target:
-                reproject(rasterio.band(source, 1), rasterio.band(target, 1), resampling=resampling)
+def run(root: Path) -> None:
+    print("making the world: some 30 seconds", flush=True)
+    build(root)
+    from benchmarks.national import megapixels
+
+    found = {name: measure(name, root) for name in CONTENDERS}
+    seconds = {name: told["seconds"] for name, told in found.items()}
+    for name, told in found.items():
+        seconds |= {f"{name}_{part}": value for part, value in told["parts"].items()}
+    result = {
+        "machine": machine(),
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "peak_mb": {name: told["peak_mb"] for name, told in found.items()},
+        "ratios": {name: round(value, 2) for name, value in ratios(seconds).items()},
+        "cdl_scan_megapixels_per_second": round(megapixels(root / "national") / seconds["cdl_scan_ours"]),
+    }
+    for name, value in result["ratios"].items():
+        print(f"{name:<36}{value:>10.2f}")
+    print(f"{'cdl_scan_megapixels_per_second':<36}{result['cdl_scan_megapixels_per_second']:>10}")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{dt.date.today()}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {path}")
 
 
-def median_seconds(work: Callable[[dict[str, Path], Path], None], files: dict[str, Path], out: Path) -> float:
-    seconds = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        work(files, out)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+@contextlib.contextmanager
+def _folder(path: Path | None) -> Iterator[Path]:
+    if path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files = write_scene(folder)
-        measured = {work.__name__: median_seconds(work, files, folder) for work in (ours, full_tile)}
-    print(f"{'reprojection of 7 bands, 8 chips':<36}{'seconds':>10}{'ratio':>8}")
-    for name, seconds in measured.items():
-        print(f"{name:<36}{seconds:>10.2f}{seconds / measured['ours']:>8.1f}")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--world", type=Path, help="an empty folder for the inputs, 1 GB; by default a temporary one"
+    )
+    parser.add_argument(
+        "--contender", choices=CONTENDERS, help="only repeat this one over a finished --world"
+    )
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps(contend(arguments.contender, arguments.world)))
+        return
+    with _folder(arguments.world) as root:
+        run(root)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.classes import CDL_CLASSES, CLASSES
 from resources.machine import Machine
 
-Work = Iterator[Callable[[], None]]
+Work = Iterator[Callable[[], object]]
 
 
 @contextlib.contextmanager
 def scan_ours(root: Path) -> Work:
     """The project's block-wise histograms."""
     with Machine().pool() as pool:
-        yield lambda: chip_histograms(check_cdl(root / "cdl.tif"), pool) and None
+        yield lambda: chip_histograms(check_cdl(root / "cdl.tif"), pool)
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def statistics_ours(root: Path) -> Work:
     """The project's histograms in one pass."""
     images = _images(root)
     with Machine().pool() as pool:
-        yield lambda: measure_bands(images, pool) and None
+        yield lambda: measure_bands(images, pool)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 
 _VALID_QA = [value for value in range(255) if not value & 0b11010]
-Work = Iterator[Callable[[], None]]
+Work = Iterator[Callable[[], object]]
 
 
 @contextlib.contextmanager
@@ -105,14 +105,14 @@ def reference(root: Path) -> Work:
     def work() -> None:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
-        with rioxarray.open_rasterio(world.cdl) as cdl:
+        with _open(world.cdl) as cdl:
             rows = world.downloaded_bands.to_dict("records")
             paths = {
                 (row["position"], row["band"]): out / f"{row['position']}.{row['band']}.tif" for row in rows
             }
             match = None
             for row in rows:
-                with rioxarray.open_rasterio(world.source(row)) as band:
+                with _open(world.source(row)) as band:
                     if match is None:
                         # as far to each side of the tile's middle as the tile is wide
                         left, bottom, right, top = band.rio.transform_bounds(cdl.rio.crs)
@@ -125,6 +125,10 @@ def reference(root: Path) -> Work:
             _reference_chip(world, out, paths, chip)
 
     yield work
+
+
+def _open(path: Path) -> Any:
+    return rioxarray.open_rasterio(path)
 
 
 def _reference_chip(world: TileWorld, out: Path, paths: dict[tuple[str, str], Path], chip: str) -> None:
@@ -151,7 +155,7 @@ def _reference_chip(world: TileWorld, out: Path, paths: dict[tuple[str, str], Pa
 def odc_stac(root: Path) -> Work:
     """`odc.stac.load` of each chip's window, all bands and dates at once, on the chip's own grid."""
     world, out = TileWorld(root), root / "odc"
-    items = [_item(world, scene, rows) for scene, rows in world.downloaded_bands.groupby("scene_id")]
+    items = [_item(world, str(scene), rows) for scene, rows in world.downloaded_bands.groupby("scene_id")]
     resampling = {"*": "bilinear", QA_BAND: "nearest"}
 
     def work() -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,8 +68,8 @@ class TileWorld:
         ]
         return pd.DataFrame(rows)
 
-    def source(self, row: dict[str, str]) -> Path:
-        return self.store / row["path"]
+    def source(self, row: dict[Any, Any]) -> Path:
+        return self.store / str(row["path"])
 
 
 def recipe() -> DatasetRecipe:
@@ -91,8 +92,11 @@ def make_tile_world(root: Path) -> TileWorld:
 def _surface(
     rng: np.random.Generator, shape: tuple[int, int], width: float, height: float
 ) -> NDArray[np.float32]:
-    surface = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), width)
-    return surface * np.float32(height / surface.std())
+    surface: NDArray[np.float32] = ndimage.gaussian_filter(
+        rng.standard_normal(shape, dtype=np.float32), width
+    )
+    surface *= np.float32(height / surface.std())
+    return surface
 
 
 def _write_band(path: Path, band: str, land: NDArray[np.float32], seed: int) -> None:
@@ -147,6 +151,6 @@ def write_chips(folder: Path, count: int) -> list[str]:
         flat = np.zeros((3, CHIP_SIZE, CHIP_SIZE), np.uint8)
         chip = Chip(image, flat[0], flat, flat.astype(bool))
         paths.append(folder / f"{name}_merged.tif")
-        rest = [folder / f"{name}.{kind}.tif" for kind in ("mask", "fmask")]
-        write_chip(chip, name, paths[-1], *rest, ["2022-03-18", "2022-06-06", "2022-09-24"], {})
+        mask, fmask = (folder / f"{name}.{kind}.tif" for kind in ("mask", "fmask"))
+        write_chip(chip, name, paths[-1], mask, fmask, ["2022-03-18", "2022-06-06", "2022-09-24"], {})
     return [str(path) for path in paths]

@@ -174,4 +174,4 @@ def _write(
             raster.write_colormap(1, colormap)
         else:
             raster.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (len(values) - 1)
-    require_whole(path, [(band, 0, 0) for band in range(1, len(values) + 1)])
+    require_whole(path, len(values))

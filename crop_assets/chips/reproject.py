@@ -165,7 +165,7 @@ class _Band:
         self._open = contextlib.ExitStack()
         self._source: rasterio.DatasetReader | None = None
         self._target: rasterio.io.DatasetWriter | None = None
-        self._stored: list[tuple[int, int, int]] = []
+        self._stored = 0
 
     def __enter__(self) -> "_Band":
         return self
@@ -216,18 +216,19 @@ class _Band:
                 "delete the wrong one and materialize downloaded_bands again"
             )
         target = self._created(grid, tags)
-        before = len(self._stored)
+        written = 0
         for window, at in blocks:
             # GDAL would leave a block of fill out of a sparse file as well
             if at is not None and ((pixels := self._warp(at)) != target.nodata).any():
                 target.write(pixels, 1, window=window)
-                self._stored.append((1, window.row_off // CHIP_SIZE, window.col_off // CHIP_SIZE))
+                written += 1
+        self._stored += written
         if last:
             # here, in a thread of the pool, most blocks are compressed
             target.close()
             require_whole(Path(target.name), self._stored)
             self._open.close()
-        return len(self._stored) - before
+        return written
 
     def _warp(self, at: SourcePixels) -> NDArray[Any]:
         try:

@@ -408,7 +408,10 @@ BAD_BANDS: list[tuple[Spoil, str]] = [
     (truncated, "cannot be read"),
     (with_a_corrupt_block, "cannot be read"),
     (of_another_shape, "has 399 x 400 pixels of 30 m .* of the same scene 400 x 400"),
-    (shifted, r"has .* from \(668250, 4221000\) in EPSG:32614, but .* of the same scene .* from \(668220, 4221000\)"),
+    (
+        shifted,
+        r"has .* from \(668250, 4221000\) in EPSG:32614, but .* of the same scene .* from \(668220, 4221000\)",
+    ),
     (in_another_zone, r"has .*32615.* of the same scene .*32614"),
     (without_crs, "has no coordinate reference system"),
     (no_raster, "cannot be opened"),
