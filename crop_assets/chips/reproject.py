@@ -115,7 +115,6 @@ def reproject_bands(
         boxes = list(dict.fromkeys(leader.box for leader in leaders.values()))
         grid = tile_geobox([box.geobox for box in boxes], chips)
         blocks = positions_in(grid) if whole_tile else sorted(map(chip_position, chips))
-        stored = [0] * len(bands)
         for start in range(0, len(blocks), _BLOCKS_AT_ONCE):
             some = blocks[start : start + _BLOCKS_AT_ONCE]
             last = start + _BLOCKS_AT_ONCE >= len(blocks)
@@ -130,9 +129,8 @@ def reproject_bands(
                 for band in bands
                 for leader in [leaders[band.file.scene]]
             ]
-            written = in_parallel(pool, lambda job: job[0].reproject(grid, tags, *job[1:]), jobs)
-            stored = [before + now for before, now in zip(stored, written, strict=True)]
-    return Reprojection(grid, stored)
+            in_parallel(pool, lambda job: job[0].reproject(grid, tags, *job[1:]), jobs)
+    return Reprojection(grid, [band.stored for band in bands])
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class _Band:
         self._open = contextlib.ExitStack()
         self._source: rasterio.DatasetReader | None = None
         self._target: rasterio.io.DatasetWriter | None = None
-        self._stored = 0
+        self.stored = 0
 
     def __enter__(self) -> "_Band":
         return self
@@ -208,27 +206,24 @@ class _Band:
         leader: "_Band",
         blocks: Iterable[tuple[Window, SourcePixels | None]],
         last: bool,
-    ) -> int:
-        """Compute and write blocks; how many hold data, for others stay unwritten."""
+    ) -> None:
+        """Compute blocks, and write those that hold data."""
         if self.box != leader.box:
             raise InputError(
                 f"{self.name} has {self.box}, but {leader.name} of the same scene {leader.box}; "
                 "delete the wrong one and materialize downloaded_bands again"
             )
         target = self._created(grid, tags)
-        written = 0
         for window, at in blocks:
             # GDAL would leave a block of fill out of a sparse file as well
             if at is not None and ((pixels := self._warp(at)) != target.nodata).any():
                 target.write(pixels, 1, window=window)
-                written += 1
-        self._stored += written
+                self.stored += 1
         if last:
             # here, in a thread of the pool, most blocks are compressed
             target.close()
-            require_whole(Path(target.name), self._stored)
+            require_whole(Path(target.name), self.stored)
             self._open.close()
-        return written
 
     def _warp(self, at: SourcePixels) -> NDArray[Any]:
         try:

@@ -2,20 +2,25 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import rasterio
 
 from crop_assets.demo.server import serve
 from crop_assets.partitions import TILE
 from crop_assets_tests.graph.conftest import (
+    CHIPS,
     EAST,
     TILES,
     WEST,
     YEAR,
     Finished,
+    Graph,
     Setting,
     digests,
     new_graph,
+    recipe,
 )
 from resources.cdl import CdlReleases
+from resources.machine import Machine
 
 TELL_ADDRESSES = {f"{asset}/{tile}" for asset in ("scene_metadata", "band_cids") for tile in TILES}
 MADE_FROM_THESE = {
@@ -47,3 +52,19 @@ def test_only_addresses_tell_two_stores_apart(setting: Setting, finished: Finish
             links = [name for name in left if name.endswith("http")]
             assert bool(links) == (table in TELL_ADDRESSES)
             pd.testing.assert_frame_equal(left.drop(columns=links), right.drop(columns=links))
+
+
+def test_whole_tiles_in_one_thread_hold_the_same_chips(labelled_graph: Graph, finished: Finished) -> None:
+    run = labelled_graph.run("tiles_job", recipe=recipe(coverage="full"), machine=Machine(workers=1))
+    assert run.success, run.failure
+    for folder in ("chips", "chips_fmask", "chips_filtered"):
+        assert digests(labelled_graph.dataset / folder) == digests(finished.graph.dataset / folder)
+    for tile in TILES:
+        whole, under_chips = (
+            graph.table("reprojected_tiles", tile) for graph in (labelled_graph, finished.graph)
+        )
+        assert (under_chips["blocks"] == len(CHIPS[tile])).all()
+        # 109.8 km are a little more than 16 chips, and the tile lies askew on the CDL grid
+        assert whole["blocks"].between(16**2, 19**2).all()
+        with rasterio.open(labelled_graph.root / whole["path"].iloc[0]) as raster:
+            assert (raster.read(1) != raster.nodata).sum() > 0.99 * 3660**2
