@@ -237,7 +237,7 @@ def test_the_jobs_hold_every_asset_once(location: dg.Definitions) -> None:
     policies = {
         location.resolve_asset_graph().get(dg.AssetKey(stage)).backfill_policy for stage in TILE_STAGES
     }
-    assert policies == {dg.BackfillPolicy.multi_run(max_partitions_per_run=8)}
+    assert policies == {dg.BackfillPolicy.multi_run(max_partitions_per_run=16)}
 
 
 def test_the_variables_reach_the_resources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
