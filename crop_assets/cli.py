@@ -3,6 +3,7 @@
 Belongs here: commands, their options and their exit codes. Does not: the work that they start.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -68,6 +69,55 @@ def ui(
     from crop_assets.demo.run import run_ui
 
     _finish(lambda: run_ui(root, cdl, year, port, ui_port, typer.echo))
+
+
+@app.command()
+def verify(
+    data: Annotated[
+        str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
+    ] = "data",
+    dataset: Annotated[str, typer.Option(help="The dataset's name; by default the recipe's.")] = "",
+    year: Annotated[
+        int | None, typer.Option(help="The CDL year; by default all years of the dataset.")
+    ] = None,
+) -> None:
+    """Hash again every file that a dataset's tables name, and say which are missing or changed.
+
+    Exit code 0: all is as it was made. 1: something is not. 2: there is no such dataset.
+    """
+    _finish(lambda: _verify(data, dataset, year))
+
+
+def _verify(data: str, dataset: str, year: int | None) -> int:
+    from crop_assets.layout import Layout
+    from crop_assets.progress import Progress
+    from crop_assets.recipe import load_recipe
+    from crop_assets.verify import dataset_years, table_count, verify_dataset
+    from resources.machine import Machine
+    from resources.store import DatasetStore
+
+    store = DatasetStore(root=data)
+    name = dataset or load_recipe(os.environ.get("CROP_ASSETS_RECIPE", "")).dataset
+    found = dataset_years(store, name)
+    years = [year] if year in found else [] if year else found
+    if not years:
+        raise InputError(
+            f"{data} has no dataset {name}{f' of {year}' if year else ''}; give --data, --dataset or --year"
+        )
+    wrong = 0
+    for one in years:
+        layout = Layout(name, one)
+        report = Progress(typer.echo, table_count(store, layout), "tables verified")
+        with Machine().pool() as pool:
+            verified = verify_dataset(store, layout, pool, report)
+        for finding in verified.findings:
+            typer.secho(f"{finding.file}: {finding.problem}", fg=typer.colors.RED)
+        wrong += len(verified.findings)
+        state = f"{len(verified.findings)} WRONG" if verified.findings else "all as they were made"
+        typer.echo(f"{layout.root}: {verified.tables} tables, {verified.files} files, {state}")
+    if wrong:
+        typer.echo("Materialize again the assets that are named; what is whole is not done twice.")
+    return 1 if wrong else 0
 
 
 def _finish(work: Callable[[], int]) -> None:

@@ -12,7 +12,7 @@ from crop_assets.cli import app
 def test_help_tells_what_each_command_is_for() -> None:
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    for command in ("demo", "ui"):
+    for command in ("demo", "ui", "verify"):
         assert command in shown.output
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
