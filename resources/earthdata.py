@@ -5,14 +5,17 @@ Belongs here: authorised HTTPS downloads. Does not: which files are wanted (`cro
 
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import dagster as dg
 import requests
 import tenacity
 from pydantic import Field, PrivateAttr
 
-from resources.errors import CutShortError, ResourceError
+from resources.errors import CutShortError, IntegrityError, ResourceError
 from resources.http import get_file, new_session, require_host
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -34,10 +37,15 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
     def fetch(self, url: str, destination: Path, max_bytes: int) -> int:
         """Download `url` to a local path; returns its bytes.
 
-        Raises IntegrityError for another host, too many or too few bytes; ResourceError that says
-        how to log in on 401 and 403; NotFoundError; UnavailableError.
+        Raises IntegrityError for another host, a link without TLS (but to loopback), too many or too few bytes;
+        ResourceError that says how to log in on 401 and 403; NotFoundError; UnavailableError.
         """
         require_host(url, self.hosts)
+        parts = urlsplit(url)
+        if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+            raise IntegrityError(
+                f"{url} is not https, and a login that goes with it could be read on its way"
+            )
         token = self.token.strip()
         # http.client would refuse it as well, with the token in its words
         if not (token.isascii() and token.isprintable()):

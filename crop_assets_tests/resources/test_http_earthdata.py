@@ -284,6 +284,15 @@ def test_only_configured_hosts_are_asked(out: Path, url: str) -> None:
     assert not out.exists()
 
 
+@pytest.mark.parametrize("token", ["", TOKEN])
+def test_no_login_goes_over_a_line_that_others_can_read(out: Path, token: str) -> None:
+    lp_daac = LpDaac(token=token, hosts=["data.lpdaac.earthdatacloud.nasa.gov"])
+    with pytest.raises(IntegrityError, match="is not https") as caught:
+        lp_daac.fetch(f"http://data.lpdaac.earthdatacloud.nasa.gov{PATH}", out, LIMIT)
+    assert TOKEN not in str(caught.value)
+    assert not out.exists()
+
+
 def test_an_address_that_cannot_be_read_is_refused(out: Path) -> None:
     with pytest.raises(IntegrityError, match=r"http://\[/ is not a URL"):
         require_host("http://[/", {"127.0.0.1"})
