@@ -29,18 +29,23 @@ FOLDERS = ("tiles", "tiles_reprojected", "chips", "chips_filtered")
 
 def run_tiles_and_die(root: Path, home: Path, setting: Setting, server: WorldServer, folder: Path) -> None:
     """Run the tiles job in this process, and kill it once a file has its final name below `folder`."""
-    renamed = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal renamed
-        if event == "os.rename" and Path(os.fsdecode(arguments[1])).is_relative_to(folder):
-            renamed += 1
-            if renamed == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
+        # told before a rename, of which other threads may be as far: one must have come to its end
+        if (
+            event == "os.rename"
+            and Path(os.fsdecode(arguments[1])).is_relative_to(folder)
+            and has_files(folder)
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
     with new_graph(root, setting, server, dg.DagsterInstance.local_temp(str(home))) as graph:
         graph.run("tiles_job")
+
+
+def has_files(folder: Path) -> bool:
+    return any(path.is_file() and ".writing-" not in path.name for path in folder.rglob("*"))
 
 
 def temporary_files(root: Path) -> set[str]:
