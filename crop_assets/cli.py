@@ -92,7 +92,7 @@ def _verify(data: str, dataset: str, year: int | None) -> int:
     from crop_assets.layout import Layout
     from crop_assets.progress import Progress
     from crop_assets.recipe import load_recipe
-    from crop_assets.verify import dataset_years, table_count, verify_dataset
+    from crop_assets.verify import dataset_tables, dataset_years, verify_tables
     from resources.machine import Machine
     from resources.store import DatasetStore
 
@@ -107,9 +107,10 @@ def _verify(data: str, dataset: str, year: int | None) -> int:
     wrong = 0
     for one in years:
         layout = Layout(name, one)
-        report = Progress(typer.echo, table_count(store, layout), "tables verified")
+        tables = dataset_tables(store, layout)
+        report = Progress(typer.echo, len(tables), "tables verified")
         with Machine().pool() as pool:
-            verified = verify_dataset(store, layout, pool, report)
+            verified = verify_tables(store, tables, pool, report)
         for finding in verified.findings:
             typer.secho(f"{finding.file}: {finding.problem}", fg=typer.colors.RED)
         wrong += len(verified.findings)

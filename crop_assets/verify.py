@@ -3,7 +3,8 @@
 Belongs here: finding what is missing or changed. Does not: mending it; materializing the table's asset again does.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from crop_assets.parallel import in_parallel
 from resources.errors import IntegrityError
 from resources.store import DatasetStore
 from resources.tables import content_hash, read_table, stored_table
+
+_SUFFIX = ".parquet"
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,33 @@ def dataset_years(store: DatasetStore, dataset: str) -> list[int]:
     return sorted(int(name) for name in found if name.isdecimal())
 
 
-def verify_dataset(
-    store: DatasetStore, layout: Layout, pool: Executor, progress: Callable[[int], None] | None = None
-) -> Verified:
-    """Hash again the rows of every table of a year's dataset, and every file that the tables name.
+def dataset_tables(store: DatasetStore, layout: Layout) -> list[str]:
+    """Names of the tables of a year's dataset: those of the year, and of the tiles in its tile map.
 
-    The tables are those of the year and of the tiles in its tile map: what an earlier recipe left behind for other
-    tiles is no part of the dataset. `progress` gets the number of tables done.
+    What an earlier recipe left behind for other tiles is no part of the dataset.
     """
-    tables = _tables(store, layout)
+    folder = layout.file("tables")
+    tiles = None
+    if store.exists(layout.table("tile_map")):
+        # a broken one is told of as a finding; all tables are gone through then
+        with contextlib.suppress(IntegrityError):
+            tiles = set(read_table(store, layout.table("tile_map"))["tile"])
+    names: list[str] = []
+    for entry in store.names(folder):
+        if entry.endswith(_SUFFIX):
+            names.append(entry)
+            continue
+        for name in store.names(entry):
+            tile = name.rsplit("/", 1)[1].removesuffix(_SUFFIX)
+            if name.endswith(_SUFFIX) and (tiles is None or tile in tiles):
+                names.append(name)
+    return names
+
+
+def verify_tables(
+    store: DatasetStore, tables: Sequence[str], pool: Executor, progress: Callable[[int], None] | None = None
+) -> Verified:
+    """Hash again the rows of tables, and every file that they name. `progress` gets the number of tables done."""
     files, findings = 0, []
     for done, name in enumerate(tables, start=1):
         named, problems = _verify_table(store, name, pool)
@@ -55,29 +76,6 @@ def verify_dataset(
         if progress:
             progress(done)
     return Verified(len(tables), files, findings)
-
-
-def table_count(store: DatasetStore, layout: Layout) -> int:
-    """How many tables `verify_dataset` goes through."""
-    return len(_tables(store, layout))
-
-
-def _tables(store: DatasetStore, layout: Layout) -> list[str]:
-    folder = layout.file("tables")
-    tiles = None
-    if store.exists(layout.table("tile_map")):
-        try:
-            tiles = set(read_table(store, layout.table("tile_map"))["tile"])
-        except IntegrityError:
-            # it is told of as a finding; all tables are gone through then
-            tiles = None
-    names = [name for name in store.names(folder) if name.endswith(".parquet")]
-    for asset in [name for name in store.names(folder) if not name.endswith(".parquet")]:
-        of_tiles = [name for name in store.names(asset) if name.endswith(".parquet")]
-        names += [
-            name for name in of_tiles if tiles is None or name[: -len(".parquet")].rsplit("/", 1)[1] in tiles
-        ]
-    return names
 
 
 def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, list[Finding]]:
@@ -89,7 +87,7 @@ def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, 
             return 0, [Finding(name, "its rows are not those that were written")]
     except IntegrityError as error:
         return 0, [Finding(name, str(error))]
-    asset = name.split("/tables/", 1)[1].removesuffix(".parquet")
+    asset = name.split("/tables/", 1)[1].removesuffix(_SUFFIX)
 
     def check(file: str) -> Finding | None:
         try:
