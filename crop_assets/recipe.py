@@ -20,6 +20,7 @@ from crop_assets.errors import InputError
 
 REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 QA_BAND = "Fmask"
+SOURCES = ("mirror", "kubo", "gateways", "ipfs_cli", "lp_daac")
 
 _PATHS = {"aoi", "chip_boxes"}
 
@@ -71,6 +72,15 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         description="What is reprojected: the blocks under 'chips', or the 'full' tile, for a look around "
         "the chips; the chips are the same.",
     )
+    sources: list[str] = Field(
+        default=["mirror", "kubo", "gateways", "lp_daac"],
+        description="Where band files come from, in the order in which they are asked: the 'mirror' folder, a 'kubo' "
+        "node, IPFS 'gateways', the `ipfs` command ('ipfs_cli'), 'lp_daac' by HTTPS.",
+    )
+    fmask_first: bool = Field(
+        default=True,
+        description="Fetch a tile's Fmask files first, and its bands only if a chip can still pass the QA rule.",
+    )
     qa_rule: Literal["class", "value", "total"] = Field(
         default="class",
         description="Share of bad pixels per date: 'class' takes the worst of cloud, cloud shadow and "
@@ -118,6 +128,13 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise ValueError(
                 f"coverage_ladder {value} must fall from at most 100 to at least 0, as 100, 90, 80"
             )
+        return value
+
+    @field_validator("sources")
+    @classmethod
+    def _names_each_source_once(cls, value: list[str]) -> list[str]:
+        if not value or len(set(value)) < len(value) or not set(value) <= set(SOURCES):
+            raise ValueError(f"sources {value} must be some of {', '.join(SOURCES)}, each once")
         return value
 
     @model_validator(mode="after")

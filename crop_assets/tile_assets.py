@@ -39,11 +39,13 @@ from crop_assets.year_assets import (
     with_provenance,
 )
 from resources.cdl import CdlReleases
+from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.errors import IntegrityError, ResourceError
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
 from resources.mirror import BandMirror
+from resources.sources import Sources
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, write_table
@@ -61,8 +63,7 @@ class Services:
     stac: SceneStac
     ipfs_stac: IpfsStac
     ipfs: IpfsContent
-    lp_daac: LpDaac
-    mirror: BandMirror
+    sources: Sources
     machine: Machine
 
 
@@ -112,6 +113,7 @@ class TileStage:
     recipe_fields: tuple[str, ...]
     code_version: str
     refresh: str
+    always: bool
 
     @property
     def name(self) -> str:
@@ -146,14 +148,15 @@ def tile_stage(
     recipe_fields: Sequence[str] = (),
     code_version: str = "1",
     refresh: str = "",
+    always: bool = False,
 ) -> Callable[[Callable[..., TileTable]], TileStage]:
     """Declare a stage. `recipe_fields` are the choices that it uses; `refresh` names the service whose
-    `refresh` field makes it ask again though nothing else changed.
+    `refresh` field makes it ask again though nothing else changed; `always` has it ask each time.
     """
 
     def declare(function: Callable[..., TileTable]) -> TileStage:
         return TileStage(
-            function, group, frozenset(kinds), schema, tuple(recipe_fields), code_version, refresh
+            function, group, frozenset(kinds), schema, tuple(recipe_fields), code_version, refresh, always
         )
 
     return declare
@@ -180,11 +183,13 @@ def tile_assets(stages: Sequence[TileStage], tiles_per_run: int = TILES_PER_RUN)
         ipfs: IpfsContent,
         lp_daac: LpDaac,
         mirror: BandMirror,
+        downloads: Downloads,
         machine: Machine,
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
         selected = {key.to_user_string() for key in context.selected_asset_keys}
         chosen = [stage for stage in stages if stage.name in selected]
-        services = Services(recipe, store, cdl_releases, stac, ipfs_stac, ipfs, lp_daac, mirror, machine)
+        sources = downloads.of(recipe.sources, ipfs, lp_daac, mirror)
+        services = Services(recipe, store, cdl_releases, stac, ipfs_stac, ipfs, sources, machine)
         failures = _run_tiles(context, services, chosen, frozenset(names))
         if failures:
             raise _failure(failures, len(context.partition_keys))
@@ -368,7 +373,7 @@ def _run_stage(
     made_from = [provenance["fields"], provenance["upstream"]]
     provenance["identity"] = identity_of(stage.name, stage.code_version, made_from)
     name = run.layout.table(stage.name, run.tile)
-    refresh = stage.refresh and getattr(run.services, stage.refresh).refresh
+    refresh = stage.always or (stage.refresh and getattr(run.services, stage.refresh).refresh)
     stored = None if refresh else whole_table(run.store, name, provenance["identity"], run.log)
     metadata: dict[str, Any] = {}
     if stored is not None:

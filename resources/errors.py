@@ -10,7 +10,23 @@ class ResourceError(Exception):
 
 
 class UnavailableError(ResourceError):
-    """A server could not be reached, or kept failing after all retries. Trying again later may help."""
+    """A server could not be reached, refused, or kept failing. Trying again later may help."""
+
+
+class TryAgainError(UnavailableError):
+    """A server may have it in a while, `retry_after` seconds from now at the earliest."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UnreachableError(TryAgainError):
+    """No connection came about."""
+
+
+class SlowError(TryAgainError):
+    """A server took the request, and then kept silent or dripped."""
 
 
 class NotFoundError(ResourceError):

@@ -1,21 +1,41 @@
 """HTTP as every resource here speaks it: bounded retries, bounded answers, known hosts only.
 
-Belongs here: sessions, retry rules and size limits. Does not: any service's protocol.
+Belongs here: sessions, what answers and failures mean, and size limits. Does not: any service's protocol.
 """
 
 import contextlib
+import email.utils
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from resources.errors import CutShortError, IntegrityError, NotFoundError, ResourceError, UnavailableError
+from resources.errors import (
+    CutShortError,
+    IntegrityError,
+    NotFoundError,
+    ResourceError,
+    SlowError,
+    TryAgainError,
+    UnavailableError,
+    UnreachableError,
+)
 
-RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
-_PIECE = 1 << 20
+CONNECT_SECONDS = 5.0
+RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+USER_AGENT = "crop-assets"
+_MAX_RETRY_AFTER_SECONDS = 60.0
+_MAX_REDIRECTS = 5
+_PIECE = 1 << 18
+_SLOWEST = 4096
+"""Bytes a second below which an answer counts as timed out; a read time-out lets a byte a minute pass."""
+
+Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
 
 def retry_rule(attempts: int) -> Retry:
@@ -39,6 +59,55 @@ def new_session(attempts: int) -> requests.Session:
     return session
 
 
+class WarySession(requests.Session):
+    """A session that goes only where `allowed` lets it, and sends a login to the first host alone.
+
+    `allowed(url, target)` says whether a redirect of `url` to `target` may be followed. The login is the `auth` of a
+    request: none is taken from a netrc file, and none goes along to another host.
+    """
+
+    def __init__(self, allowed: Callable[[str, str], bool]) -> None:
+        super().__init__()
+        self._allowed = allowed
+        self.headers["User-Agent"] = USER_AGENT
+        self.max_redirects = _MAX_REDIRECTS
+        # a callable that adds nothing keeps requests from looking for credentials in a netrc file
+        self.auth = _no_login
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        target = super().get_redirect_target(resp)
+        if target is None:
+            return None
+        with contextlib.suppress(ValueError):
+            if self._allowed(resp.url, urljoin(resp.url, target)):
+                # requests reads the body of a redirect before it goes on, however long that is
+                resp.close()
+                resp._content = b""
+                return target
+        resp.close()
+        with contextlib.suppress(ValueError):
+            host = urlsplit(target).hostname or "nothing"
+            raise UnavailableError(f"redirects to {host[:80]}, which is not followed")
+        raise UnavailableError("redirects to an address that is none, which is not followed")
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        old, new = response.request.url or "", prepared_request.url or ""
+        if "Authorization" in prepared_request.headers and self.should_strip_auth(old, new):  # type: ignore[no-untyped-call]
+            del prepared_request.headers["Authorization"]
+
+
+def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def same_site(url: str, target: str) -> bool:
+    """Whether `target` is http(s) without a user name, on the host of `url` or below it, and as safe as `url`."""
+    old, new = urlsplit(url), urlsplit(target)
+    host, other = old.hostname or "", new.hostname or ""
+    as_safe = new.scheme == "https" or (new.scheme == "http" and old.scheme == "http")
+    return as_safe and "@" not in new.netloc and (other == host or other.endswith(f".{host}"))
+
+
 def require_host(url: str, hosts: Collection[str]) -> None:
     """Raise IntegrityError for a URL that is not http(s) or leads to a host that is not configured."""
     try:
@@ -52,11 +121,80 @@ def require_host(url: str, hosts: Collection[str]) -> None:
         )
 
 
+@contextlib.contextmanager
+def telling(url: str = "") -> Iterator[None]:
+    """Turn what requests and urllib3 raise into UnreachableError, SlowError, CutShortError and the like.
+
+    Their own words are left out but for the system's, as they repeat addresses that may be signed.
+    """
+    try:
+        yield
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        where = f"{url} " if url else ""
+        if _never_connected(error):
+            raise UnreachableError(f"{where}cannot be reached ({_short(error)})") from None
+        if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+            raise SlowError(f"{where}is too slow ({_short(error)})") from None
+        if isinstance(error, requests.exceptions.ChunkedEncodingError | urllib3.exceptions.ProtocolError):
+            raise CutShortError(f"{where}was cut short ({_short(error)})") from None
+        if isinstance(error, requests.TooManyRedirects):
+            raise UnavailableError(f"{where}redirects more than {_MAX_REDIRECTS} times") from None
+        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+            raise UnavailableError(f"{where}redirects to an address that is none") from None
+        raise TryAgainError(f"{where}broke off ({_short(error)})") from None
+
+
+def check_status(answer: requests.Response, url: str = "", not_found: bool = False, words: str = "") -> None:
+    """Raise what a status other than 200 and 206 means; `not_found` where the words of the answer tell so."""
+    status = answer.status_code
+    if status in (200, 206):
+        return
+    said = f"{url} answered {status}".strip() + (f" {words}" if words else "")
+    if status in (404, 410) or not_found:
+        raise NotFoundError(said if words else f"{said}: there is no such thing")
+    if status in (401, 403):
+        raise ResourceError(f"{said}: not allowed with these credentials")
+    if status in RETRIED_STATUSES or status >= 500:
+        raise TryAgainError(said, retry_after(answer))
+    raise UnavailableError(said)
+
+
+def retry_after(answer: requests.Response) -> float:
+    """Seconds that the server asks for, given as a number or a date (RFC 9110, 10.2.3), at most 60."""
+    text = answer.headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        seconds = float(text)
+    else:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            seconds = 0.0
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
+
+
+def body(answer: requests.Response, patience: float) -> Iterator[bytes]:
+    """The answer's bytes as they arrive. Raises SlowError for one slower than 4 KiB a second for `patience` seconds."""
+    return in_time(iter(lambda: answer.raw.read1(_PIECE, decode_content=True), b""), patience)
+
+
+def in_time(pieces: Iterator[bytes], patience: float) -> Iterator[bytes]:
+    """The pieces as they arrive. Raises SlowError where they drip for longer than `patience` seconds."""
+    started = time.monotonic()
+    received = 0
+    for piece in pieces:
+        received += len(piece)
+        seconds = time.monotonic() - started
+        if seconds > patience and received < seconds * _SLOWEST:
+            raise SlowError(f"is too slow ({received} bytes in {seconds:.0f} s)")
+        yield piece
+
+
 def get_bytes(session: requests.Session, url: str, timeout: float, max_bytes: int) -> bytes:
     """The body of a GET, refused above `max_bytes`. Raises NotFoundError, UnavailableError, IntegrityError."""
-    with _answer(session, url, timeout) as answer:
+    with telling(url), session.get(url, timeout=timeout, stream=True) as answer:
+        check_status(answer, url)
         pieces, size = [], 0
-        for piece in answer.iter_content(_PIECE):
+        for piece in body(answer, timeout):
             size += len(piece)
             if size > max_bytes:
                 raise IntegrityError(f"{url} answered more than {max_bytes:,} bytes")
@@ -69,42 +207,70 @@ def get_file(
     url: str,
     timeout: float,
     max_bytes: int,
-    destination: Path,
-    auth: Callable[[requests.PreparedRequest], requests.PreparedRequest] | None = None,
+    path: Path,
+    auth: Auth | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Stream a GET into a local file; returns its size in bytes.
+    """Stream a GET into `path`, behind what an earlier call left there of the same version; returns its size.
 
-    Raises IntegrityError above `max_bytes` or where fewer bytes come than Content-Length announced.
+    The version is the server's strong ETag (RFC 9110, 8.8.3), kept in `<path>.etag` until the file is whole; without
+    one, the file is fetched from its start. Raises IntegrityError above `max_bytes`, CutShortError where
+    fewer bytes come than announced, and otherwise as `check_status` and `telling` do.
     """
-    with _answer(session, url, timeout, auth) as answer, destination.open("wb") as file:
-        size = 0
-        for piece in answer.iter_content(_PIECE):
-            size += len(piece)
-            if size > max_bytes:
-                raise IntegrityError(f"{url} answered more than {max_bytes:,} bytes")
-            file.write(piece)
-        return size
+    note = path.with_name(f"{path.name}.etag")
+    headers = {"Accept-Encoding": "identity"}
+    if path.is_file() and note.is_file() and (had := path.stat().st_size):
+        headers |= {"Range": f"bytes={had}-", "If-Range": note.read_text()}
+    with (
+        telling(url),
+        session.get(
+            url, headers=headers, timeout=(min(CONNECT_SECONDS, timeout), timeout), stream=True, auth=auth
+        ) as answer,
+    ):
+        if answer.status_code == 416:
+            note.unlink()
+            raise TryAgainError(
+                f"{url} answered 416 to what is left of it; it is fetched from its start next"
+            )
+        check_status(answer, url)
+        size = path.stat().st_size if answer.status_code == 206 else 0
+        if size and not answer.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
+            raise IntegrityError(f"{url} answered with another part than the one asked for")
+        tag = answer.headers.get("ETag", "")
+        if tag.startswith('"'):
+            note.write_text(tag)
+        else:
+            note.unlink(missing_ok=True)
+        with path.open("ab") as file:
+            file.truncate(size)
+            for piece in body(answer, timeout):
+                size += len(piece)
+                if size > max_bytes:
+                    path.unlink()
+                    note.unlink(missing_ok=True)
+                    raise IntegrityError(f"{url} answered more than {max_bytes:,} bytes")
+                file.write(piece)
+                if progress:
+                    progress(len(piece))
+    note.unlink(missing_ok=True)
+    return size
 
 
-@contextlib.contextmanager
-def _answer(
-    session: requests.Session,
-    url: str,
-    timeout: float,
-    auth: Callable[[requests.PreparedRequest], requests.PreparedRequest] | None = None,
-) -> Iterator[requests.Response]:
-    try:
-        with session.get(url, timeout=timeout, stream=True, auth=auth) as answer:
-            if answer.status_code in (404, 410):
-                raise NotFoundError(f"{url} answered {answer.status_code}: there is no such thing")
-            if answer.status_code in (401, 403):
-                raise ResourceError(
-                    f"{url} answered {answer.status_code}: not allowed with these credentials"
-                )
-            if answer.status_code != 200:
-                raise UnavailableError(f"{url} answered {answer.status_code}")
-            yield answer
-    except requests.exceptions.ChunkedEncodingError as error:
-        raise CutShortError(f"{url} was cut short") from error
-    except requests.RequestException as error:
-        raise UnavailableError(f"{url} could not be read: {type(error).__name__}") from error
+def _never_connected(error: Exception) -> bool:
+    if isinstance(
+        error, requests.ConnectTimeout | requests.exceptions.SSLError | requests.exceptions.ProxyError
+    ):
+        return True
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(reason, urllib3.exceptions.NewConnectionError)
+
+
+def _short(error: Exception) -> str:
+    """The system's words below an error that requests and urllib3 have wrapped, or the kind of error."""
+    told = type(error).__name__
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and not isinstance(inner, requests.RequestException):
+            told = f"{type(inner).__name__}: {inner.strerror or inner}"
+        inner = inner.__cause__ or inner.__context__
+    return told[:200]

@@ -1,24 +1,56 @@
-"""A local folder of band files that a user already has.
+"""A local folder of files that a user already has.
 
-Belongs here: finding a file by its name. Does not: deciding whether it may be used (`crop_assets.bands`).
+Belongs here: finding a file by its name, and checking it against its CID. Does not: deciding whether one without a
+CID may be used (`crop_assets.bands`).
 """
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
 
+from resources.errors import IntegrityError, NotFoundError
+from resources.ipfs.unixfs import matches_cid
+from resources.partials import Partials
+from resources.sources import Wanted
+
 
 class BandMirror(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """A folder with <scene id>/<scene id>.<band>.tif, or the files side by side."""
+    """A folder with <scene id>/<scene id>.<band>.tif, or the files side by side. It is only read."""
 
     folder: str = Field(default="", description="Path of the folder, or empty for none.")
 
-    def find(self, scene_file: str) -> Path | None:
-        """The local file for `<scene id>/<file name>`, or None."""
-        if not self.folder:
-            return None
-        for candidate in (Path(self.folder) / scene_file, Path(self.folder) / Path(scene_file).name):
-            if candidate.is_file():
-                return candidate
-        return None
+    @property
+    def name(self) -> str:
+        return "mirror"
+
+    @property
+    def host(self) -> str:
+        return ""
+
+    @property
+    def by_cid(self) -> bool:
+        return False
+
+    def offers(self, wanted: Wanted) -> bool:
+        return bool(self.folder)
+
+    def fetch(
+        self, wanted: Wanted, destination: Path, partials: Partials, progress: Callable[[int], None]
+    ) -> bool:
+        """Copy the file; True where it has the CID. Raises NotFoundError, IntegrityError for one of another content."""
+        path = self._find(wanted)
+        if wanted.cid and not matches_cid(path, wanted.cid):
+            raise IntegrityError(f"{path.name} does not match {wanted.cid}")
+        shutil.copyfile(path, destination)
+        return bool(wanted.cid)
+
+    def _find(self, wanted: Wanted) -> Path:
+        for path in (Path(self.folder) / wanted.name, Path(self.folder) / wanted.file_name):
+            if path.is_file():
+                if path.stat().st_size > wanted.max_bytes:
+                    raise IntegrityError(f"{path.name} is larger than {wanted.max_bytes:,} bytes")
+                return path
+        raise NotFoundError(f"has no {wanted.file_name}")

@@ -5,12 +5,14 @@ files a dataset has (`crop_assets.layout`).
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -23,6 +25,7 @@ from pydantic import Field, PrivateAttr
 from upath import UPath
 
 from resources.errors import UnsafeNameError
+from resources.partials import Partials
 
 _CHUNK = 1 << 20
 _TEMPORARY = re.compile(r"\.writing-(?P<place>.+)-(?P<process>\d+)-[0-9a-f]{32}(\.\w+)?")
@@ -151,6 +154,30 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                     return
             with self.path(source).open("rb") as file, local.open("wb") as out:
                 shutil.copyfileobj(file, out, _CHUNK)
+
+    @cached_property
+    def partials(self) -> Partials:
+        """Where unfinished downloads are kept: below a local root, else in this machine's temporary folder."""
+        if self.is_local:
+            return Partials(Path(self.root) / ".partial")
+        folder = Path(tempfile.gettempdir()) / f"crop-assets-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise UnsafeNameError(f"{folder} belongs to others, who could change what is in it; remove it")
+        return Partials(folder)
+
+    def require_room(self, count: int) -> None:
+        """Raise OSError where the disk of a local store, or of the temporary folder, has no room for `count` bytes."""
+        folder = Path(self.root) if self.is_local else Path(tempfile.gettempdir())
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if free < count:
+            raise OSError(
+                errno.ENOSPC,
+                f"{count / 1e6:,.0f} MB are to be fetched, and {folder} has room for {free / 1e6:,.0f} MB; make room",
+            )
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""

@@ -12,6 +12,8 @@ TILES = dg.AssetSelection.assets(
     "scene_metadata",
     "selected_scenes",
     "band_cids",
+    "downloaded_fmasks",
+    "chip_quality",
     "downloaded_bands",
     "reprojected_tiles",
     "chips",
@@ -34,4 +36,20 @@ dataset_job = dg.define_asset_job(
     DATASET,
     description="The good chips of a year's tiles -> splits, statistics, weights, charts.",
 )
-JOBS = (labels_job, tiles_job, dataset_job)
+retrievability_job = dg.define_asset_job(
+    "retrievability_job",
+    dg.AssetSelection.assets("cid_retrievability"),
+    description="Whether the content of each CID of the tiles can be had, without downloading it.",
+)
+missing_cids_job = dg.define_asset_job(
+    "missing_cids_job",
+    dg.AssetSelection.assets("missing_cids"),
+    description="missing_cids.json of a year, from what retrievability_job found.",
+)
+publish_job = dg.define_asset_job(
+    "publish_job",
+    dg.AssetSelection.assets("published_dataset"),
+    description="The finished dataset of a year to IPFS: into a Kubo node, or into a CAR file.",
+)
+MAIN_JOBS = (labels_job, tiles_job, dataset_job)
+JOBS = (*MAIN_JOBS, retrievability_job, missing_cids_job, publish_job)

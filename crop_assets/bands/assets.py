@@ -1,6 +1,8 @@
-"""A scene -> verified files: `band_cids`, `downloaded_bands`, `tile_payloads`.
+"""A scene -> verified files: `band_cids`, `downloaded_fmasks`, `downloaded_bands`, `tile_payloads`,
+`cid_retrievability`, `missing_cids`.
 
-Belongs here: the glue between the graph and the band logic. Does not: the logic (`cids`, `download`, `files`).
+Belongs here: the glue between the graph and the band logic. Does not: the logic (`cids`, `download`, `files`,
+`transfer`).
 """
 
 import json
@@ -13,8 +15,10 @@ import pyarrow as pa
 
 from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.cids import tile_payloads as payloads_of
-from crop_assets.bands.download import BandFile, Obtained, obtain_band
-from crop_assets.recipe import DatasetRecipe
+from crop_assets.bands.download import BandFile, ObtainedBand, obtain_band
+from crop_assets.bands.retrievability import ask_cids
+from crop_assets.bands.transfer import Transfer, expected_bytes
+from crop_assets.recipe import QA_BAND, DatasetRecipe
 from crop_assets.scenes.granules import FILES
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.tile_assets import TileRun, TileTable, read_tiles, tile_stage
@@ -24,6 +28,7 @@ from resources.store import DatasetStore
 from resources.tables import Column, TableSchema
 
 FILES_AT_ONCE = 6
+CIDS_AT_ONCE = 16
 
 _FILE = (
     Column("scene_id", pa.string(), "HLS scene id"),
@@ -31,13 +36,18 @@ _FILE = (
     Column("date", pa.date32(), "day of sensing (UTC)"),
     Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask"),
 )
+_NAMED = (
+    *_FILE,
+    Column("file", pa.string(), "file name"),
+    Column("cid", pa.string(), "CID of the file's content; empty where none is known"),
+)
 BAND_CIDS = TableSchema(
     (
-        *_FILE,
-        Column("file", pa.string(), "file name"),
-        Column("cid", pa.string(), "CID of the file's content; empty where none is known"),
+        *_NAMED,
         Column("problem", pa.string(), "why there is no CID"),
         Column("http", pa.string(), "HTTPS link to fall back on"),
+        Column("bytes", pa.int64(), "size of the file by the catalogue; 0 where it does not tell"),
+        Column("max_bytes", pa.int64(), "most bytes that the file may have by the metadata"),
     )
 )
 DOWNLOADED_BANDS = TableSchema(
@@ -59,9 +69,24 @@ TILE_PAYLOADS = TableSchema(
         Column("without_cid", pa.int32(), "files without a CID"),
     )
 )
+CID_RETRIEVABILITY = TableSchema(
+    (
+        *_NAMED,
+        Column("available", pa.bool_(), "whether somebody gave the CID's first block, verified"),
+        Column("source", pa.string(), "who did; empty where nobody did"),
+        Column("problem", pa.string(), "what each source said"),
+    )
+)
+MISSING_CIDS = TableSchema(
+    (
+        *_NAMED,
+        Column("tile", pa.string(), "HLS tile"),
+        Column("problem", pa.string(), "what each source said"),
+    )
+)
 
 
-@tile_stage("bands", BAND_CIDS, {"stac", "ipfs"}, refresh="ipfs_stac")
+@tile_stage("bands", BAND_CIDS, {"stac", "ipfs"}, code_version="2", refresh="ipfs_stac")
 def band_cids(run: TileRun, selected_scenes: pd.DataFrame, scene_metadata: pd.DataFrame) -> TileTable:
     """The CID of every file of the selected scenes, from the STAC catalogue with IPFS alternates; what is
     missing or malformed is named, and its HTTPS link kept to fall back on.
@@ -69,10 +94,13 @@ def band_cids(run: TileRun, selected_scenes: pd.DataFrame, scene_metadata: pd.Da
     scenes = chosen_scenes(selected_scenes)[["position", "scene_id", "date"]]
     if scenes.empty:
         return TileTable(BAND_CIDS.empty(), {"outcome": "no scene is selected"})
-    catalogue = run.services.ipfs_stac
+    catalogue, ipfs = run.services.ipfs_stac, run.services.ipfs
     items = catalogue.items(list(scenes["scene_id"])) if catalogue.url else []
-    links = scene_metadata[["scene_id", *(f"{band}_http" for band in FILES)]]
-    rows = cid_rows(scenes.merge(links, on="scene_id"), items)
+    facts = scene_metadata[["scene_id", "granule_bytes", *(f"{band}_http" for band in FILES)]]
+    nodes = ipfs.probes(run.recipe.sources)
+    rows = cid_rows(
+        scenes.merge(facts, on="scene_id"), items, lambda cid, path: ipfs.resolve(cid, path, nodes)
+    )
     without = rows[rows["cid"] == ""]
     if len(without):
         run.log(f"{len(without)} of {len(rows)} files have no CID: {without['problem'].iloc[0]}")
@@ -80,20 +108,57 @@ def band_cids(run: TileRun, selected_scenes: pd.DataFrame, scene_metadata: pd.Da
 
 
 @tile_stage("bands", DOWNLOADED_BANDS, {"ipfs", "geotiff"})
-def downloaded_bands(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
-    """The band files of the selected scenes in the store, fetched from IPFS and verified against their
-    CIDs, or from LP DAAC; files that are already there are adopted if they check out.
+def downloaded_fmasks(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
+    """The Fmask files of the selected scenes in the store, fetched as `downloaded_bands` are: a seventh of the
+    bytes, which tells whether the rest is worth having.
     """
-    rows: list[dict[str, Any]] = [dict(row) for _, row in band_cids.iterrows()]
-    obtained: dict[int, Obtained] = {}
+    return _download(run, band_cids[band_cids["band"] == QA_BAND])
+
+
+@tile_stage("bands", DOWNLOADED_BANDS, {"ipfs", "geotiff"}, ["fmask_first"], code_version="2")
+def downloaded_bands(
+    run: TileRun, band_cids: pd.DataFrame, downloaded_fmasks: pd.DataFrame, chip_quality: pd.DataFrame
+) -> TileTable:
+    """All band files of the selected scenes in the store, fetched from the recipe's sources and verified against
+    their CIDs; files that are already there are adopted if they check out. Under `fmask_first`, a tile
+    whose chips all fail by their Fmask gets no more than that.
+    """
+    bands = band_cids[band_cids["band"] != QA_BAND]
+    if run.recipe.fmask_first and len(chip_quality) and (chip_quality["reason"] != "").all():
+        saved = sum(map(expected_bytes, bands["bytes"], bands["max_bytes"]))
+        outcome = (
+            f"no chip can pass by its Fmask: {len(bands)} files, some {saved / 1e6:,.0f} MB, are not fetched"
+        )
+        run.log(outcome)
+        return TileTable(
+            downloaded_fmasks,
+            {"outcome": outcome, "saved_bytes": saved},
+            dict(zip(downloaded_fmasks["path"], downloaded_fmasks["sha256"], strict=True)),
+        )
+    made = _download(run, bands)
+    table = pd.concat([downloaded_fmasks, made.frame]) if len(made.frame) else downloaded_fmasks
+    order = table["position"].map({"first": 0, "middle": 1, "last": 2}), table["band"].map(FILES.index)
+    table = (
+        table.assign(o=order[0], b=order[1])
+        .sort_values(["o", "b"], ignore_index=True)
+        .drop(columns=["o", "b"])
+    )
+    return TileTable(table, made.metadata, dict(zip(table["path"], table["sha256"], strict=True)))
+
+
+def _download(run: TileRun, wanted: pd.DataFrame) -> TileTable:
+    rows: list[dict[str, Any]] = [dict(row) for _, row in wanted.iterrows()]
+    obtained: dict[int, ObtainedBand] = {}
     errors: list[str] = []
+    missing = [row for row in rows if not run.store.exists(run.layout.band(row["scene_id"], row["band"]))]
+    run.store.require_room(sum(expected_bytes(row["bytes"], row["max_bytes"]) for row in missing))
+    transfer = Transfer(run.log, len(rows))
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        futures = {pool.submit(_obtain, run, row): at for at, row in enumerate(rows)}
+        futures = {pool.submit(_obtain, run, row, transfer): at for at, row in enumerate(rows)}
         for future in as_completed(futures):
             try:
                 obtained[futures[future]] = future.result()
-                if len(obtained) % len(FILES) == 0:
-                    run.log(f"{len(obtained)} of {len(rows)} files")
+                transfer.file_done()
             except ResourceError as error:
                 errors.append(str(error))
     if errors:
@@ -101,24 +166,31 @@ def downloaded_bands(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
             f"{len(errors)} of {len(rows)} files are missing. " + " | ".join(sorted(errors)[:3])
         )
     table = _downloaded_rows(run, rows, obtained)
-    sources = pd.Series([o.source.split("/ipfs/")[0] for o in obtained.values()], dtype=str).value_counts()
+    sources = pd.Series([o.source for o in obtained.values()], dtype=str).value_counts()
     metadata = {
         "bytes": int(table["bytes"].sum()),
         "verified": int(table["verified"].sum()),
         "sources": markdown(sources.rename_axis("source").reset_index(name="files")),
+        **transfer.metadata(),
     }
     return TileTable(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
-def _obtain(run: TileRun, row: dict[str, Any]) -> Obtained:
-    name = run.layout.band(row["scene_id"], row["band"])
-    scene_file = run.layout.scene_file(row["scene_id"], row["band"])
-    file = BandFile(name, scene_file, row["band"], row["cid"], row["http"])
-    services = run.services
-    return obtain_band(file, run.store, services.mirror, services.ipfs, services.lp_daac, run.log)
+def _obtain(run: TileRun, row: dict[str, Any], transfer: Transfer) -> ObtainedBand:
+    file = BandFile(
+        run.layout.band(row["scene_id"], row["band"]),
+        run.layout.scene_file(row["scene_id"], row["band"]),
+        row["band"],
+        row["cid"],
+        row["http"],
+        row["max_bytes"],
+    )
+    return obtain_band(file, run.store, run.services.sources, run.log, transfer.add)
 
 
-def _downloaded_rows(run: TileRun, rows: list[dict[str, Any]], obtained: dict[int, Obtained]) -> pd.DataFrame:
+def _downloaded_rows(
+    run: TileRun, rows: list[dict[str, Any]], obtained: dict[int, ObtainedBand]
+) -> pd.DataFrame:
     if not rows:
         return DOWNLOADED_BANDS.empty()
     made = []
@@ -159,3 +231,60 @@ def tile_payloads(
 
 def _empties(cids: pd.Series) -> int:
     return int((cids == "").sum())
+
+
+@tile_stage("bands", CID_RETRIEVABILITY, {"ipfs"}, always=True)
+def cid_retrievability(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
+    """Whether the content of each CID can be had: the recipe's IPFS sources are asked for its first block, which
+    is verified; the rest is not downloaded. Each materialization asks anew.
+    """
+    nodes = run.services.ipfs.probes(run.recipe.sources)
+    columns = [column.name for column in _NAMED]
+    rows = ask_cids(band_cids[[*columns, "problem"]], nodes, run.services.ipfs, CIDS_AT_ONCE, run.log)
+    missing = rows[~rows["available"].astype(bool)]
+    metadata = {
+        "available": len(rows) - len(missing),
+        "missing": len(missing),
+        "missing_cids": markdown(missing[["file", "cid", "problem"]]),
+    }
+    return TileTable(rows if len(rows) else CID_RETRIEVABILITY.empty(), metadata)
+
+
+@dg.asset(
+    **year_asset(
+        "bands", MISSING_CIDS, {"json", "ipfs"}, deps=["tile_map"], tile_deps=["cid_retrievability"]
+    ),
+    check_specs=[
+        dg.AssetCheckSpec(
+            "every_cid_is_retrievable",
+            asset="missing_cids",
+            description="Somebody gives the content of every CID that the dataset needs.",
+        )
+    ],
+)
+def missing_cids(
+    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """`missing_cids.json`: the files of the year whose content could not be had when their tiles were asked, in the
+    form of `tile_payloads.json`, with what each source said.
+    """
+    run = YearRun.of(context, recipe, store, MISSING_CIDS)
+    tiles = read_tiles(run, "cid_retrievability")
+    asked = tiles.frame
+    missing = asked[~asked["available"].astype(bool)].sort_values(["scene_id", "band"], ignore_index=True)
+    check = dg.AssetCheckResult(
+        passed=missing.empty,
+        check_name="every_cid_is_retrievable",
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "asked": len(asked),
+            "missing": len(missing),
+            "missing_cids": markdown(missing[["file", "cid", "problem"]]),
+        },
+    )
+    metadata = tiles.metadata() | {"missing_cids": len(missing)}
+    if done := run.unchanged(tiles.versions, upstream=["tile_map"], metadata=metadata, check_results=[check]):
+        return done
+    name = run.layout.file("missing_cids.json")
+    store.write_bytes(name, json.dumps(payloads_of(missing, ["problem"]), indent=1).encode() + b"\n")
+    return run.finish(missing[[c.name for c in MISSING_CIDS.columns]], metadata, [name], [check])

@@ -1,29 +1,39 @@
 """The CID of each needed file, as catalogues with IPFS alternates write it.
 
-Belongs here: reading CIDs out of STAC items. Does not: asking for items, or fetching content.
+Belongs here: reading CIDs and sizes out of STAC items. Does not: asking for items, or fetching content.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
-from resources.errors import ResourceError
-from resources.ipfs.cid import cid_from_href
+from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
+from resources.ipfs.cid import Cid, cid_from_href
+
+Resolve = Callable[[Cid, Sequence[str]], Cid]
+
+MOST_BAND_BYTES = 256 << 20
+"""A deflated HLS band has some 15 to 20 MB; a file ten times as large is not one."""
+_LEAST_GRANULE_BYTES = 1 << 20
+"""A granule of which the metadata says that it is smaller than this has wrong metadata."""
 
 
-def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per scene and needed file: scene_id, position, date, band, file, cid, problem, http.
+def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: Resolve) -> pd.DataFrame:
+    """One row per scene and needed file: scene_id, position, date, band, file, cid, problem, http, bytes, max_bytes.
 
-    `scenes` has scene_id, position, date and the `<band>_http` links. Where no CID can be read, cid is ""
-    and problem says why.
+    `scenes` has scene_id, position, date, granule_bytes and the `<band>_http` links. Where no CID can be read, cid is
+    "" and problem says why. Of an address within a directory, `resolve` gives the file's own CID; what it raises but
+    for NotFoundError and IntegrityError is raised here. `bytes` is 0 where no size is known.
     """
     by_id = {item["id"]: item for item in items}
     rows = []
     for scene in scenes.to_dict("records"):
         for band in (*REFLECTANCE_BANDS, QA_BAND):
-            cid, problem = _band_cid(by_id.get(scene["scene_id"]), band)
+            item = by_id.get(scene["scene_id"])
+            cid, problem = _band_cid(item, band, resolve)
+            size = _file_size(item, band)
             rows.append(
                 {
                     "scene_id": scene["scene_id"],
@@ -34,12 +44,26 @@ def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]]) -> pd.Dat
                     "cid": cid,
                     "problem": problem,
                     "http": scene[f"{band}_http"],
+                    "bytes": size,
+                    "max_bytes": size or most_bytes(scene["granule_bytes"]),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _band_cid(item: Mapping[str, Any] | None, band: str) -> tuple[str, str]:
+def most_bytes(granule_bytes: int) -> int:
+    """The most bytes that a file may have in a granule of this size; 0 where that is not known."""
+    return min(granule_bytes, MOST_BAND_BYTES) if granule_bytes >= _LEAST_GRANULE_BYTES else MOST_BAND_BYTES
+
+
+def _file_size(item: Mapping[str, Any] | None, band: str) -> int:
+    """The size that the catalogue tells (STAC file extension, file:size), 0 for none or one that no band has."""
+    asset = _mapping(_mapping(_mapping(item).get("assets")).get(band))
+    size = asset.get("file:size")
+    return size if isinstance(size, int) and 0 < size <= MOST_BAND_BYTES else 0
+
+
+def _band_cid(item: Mapping[str, Any] | None, band: str, resolve: Resolve) -> tuple[str, str]:
     if item is None:
         return "", "the IPFS catalogue does not have this scene"
     asset = _mapping(item.get("assets")).get(band)
@@ -49,12 +73,15 @@ def _band_cid(item: Mapping[str, Any] | None, band: str) -> tuple[str, str]:
     for href in _candidates(asset):
         try:
             cid, path = cid_from_href(href)
-        except ResourceError as error:
+        except (IntegrityError, UnsafeNameError) as error:
             problem = f"malformed CID: {error}"
             continue
         if not path:
             return str(cid), ""
-        problem = f"{href} is a path within {cid}, not a file of its own"
+        try:
+            return str(resolve(cid, path)), ""
+        except (IntegrityError, NotFoundError) as error:
+            problem = f"{href[:200]} leads to no file: {error}"
     return "", problem
 
 
@@ -74,10 +101,10 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def tile_payloads(cids: pd.DataFrame) -> dict[str, list[dict[str, str]]]:
-    """Scene id -> its files with filename, cid and band_name, as `tile_payloads.json` lists them."""
+def tile_payloads(cids: pd.DataFrame, more: Sequence[str] = ()) -> dict[str, list[dict[str, str]]]:
+    """Scene id -> its files with filename, cid and band_name, as `tile_payloads.json` has them, and `more` columns."""
     payloads: dict[str, list[dict[str, str]]] = {}
     for row in cids.sort_values(["scene_id", "band"]).to_dict("records"):
         entry = {"filename": row["file"], "cid": row["cid"], "band_name": row["band"]}
-        payloads.setdefault(row["scene_id"], []).append(entry)
+        payloads.setdefault(row["scene_id"], []).append(entry | {name: row[name] for name in more})
     return payloads

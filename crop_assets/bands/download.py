@@ -1,36 +1,41 @@
 """Getting one band file into the store, from wherever it can be had, and saying how far it is verified.
 
-Belongs here: the order of sources and what counts as verified. Does not: any source's protocol.
+Belongs here: what counts as verified, and when a file in the store is good enough. Does not: the sources
+(`resources.sources`), nor any source's protocol.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from crop_assets.bands.files import check_band, matches_cid
-from resources.earthdata import LpDaac
-from resources.errors import IntegrityError, NotFoundError, ResourceError
-from resources.ipfs.resource import IpfsContent
-from resources.mirror import BandMirror
+from crop_assets.bands.files import check_band
+from resources.errors import IntegrityError
+from resources.ipfs.unixfs import matches_cid
+from resources.sources import Sources, Wanted
 from resources.store import DatasetStore
 
-# A deflated HLS band is some 15 to 20 MB; a file ten times as large is not one.
-MAX_BAND_BYTES = 256 << 20
+IN_STORE = "already in the store"
+NO_CID = "no CID is known to check it against"
+UNKNOWN_LAYOUT = "its CID is of a layout that cannot be told from the file"
 
 
 @dataclass(frozen=True)
 class BandFile:
-    """A needed file: where it goes, and what is known of where it comes from."""
+    """A needed file: where it goes, and what is known of where it comes from.
+
+    `scene_file` is `<scene id>/<file name>`; `cid` and `http` are "" where none is known.
+    """
 
     name: str
     scene_file: str
     band: str
     cid: str
     http: str
+    max_bytes: int
 
 
 @dataclass(frozen=True)
-class Obtained:
+class ObtainedBand:
     """How a file came: `verified` says that its bytes are those that the CID promises, else `note` why not."""
 
     source: str
@@ -41,71 +46,38 @@ class Obtained:
 def obtain_band(
     file: BandFile,
     store: DatasetStore,
-    mirror: BandMirror,
-    ipfs: IpfsContent,
-    lp_daac: LpDaac,
+    sources: Sources,
     log: Callable[[str], None],
-) -> Obtained:
-    """Make sure that the store has the file, whole; fetch it if need be.
+    progress: Callable[[int], None] | None = None,
+) -> ObtainedBand:
+    """Make sure that the store has the file, whole; fetch it from one of `sources` if need be.
 
-    In this order: the file in the store, the mirror folder, IPFS by CID, LP DAAC. A file is adopted if it
-    matches its CID; without a CID, if it is a readable raster of the band's type. Raises
-    ResourceError that tells what each source said; the store keeps what it had.
+    A file is adopted, and what came from elsewhere than IPFS accepted, if it matches its CID; without a CID, if it is
+    a readable raster of the band's type. Raises ResourceError that tells what each source said; the store keeps
+    what it had.
     """
-    said: list[str] = []
     if store.exists(file.name):
         with store.local(file.name) as local:
-            adopted = _adopt(local, file, "already in the store", said)
-        if adopted:
-            return adopted
-        log(f"{said[-1]}; fetching it again")
-    if candidate := mirror.find(file.scene_file):
-        adopted = _adopt(candidate, file, "mirror", said)
-        if adopted:
-            with store.writing(file.name) as local:
-                local.write_bytes(candidate.read_bytes())
-            return adopted
-        log(said[-1])
-    if file.cid:
-        try:
-            with store.writing(file.name) as local:
-                retrieved = ipfs.fetch(file.cid, local, MAX_BAND_BYTES, log)
-                check_band(local, file.band)
-            return Obtained(retrieved.source, True, "")
-        except ResourceError as error:
-            said.append(f"IPFS: {error}")
-            log(said[-1])
-    if file.http:
-        try:
-            with store.writing(file.name) as local:
-                lp_daac.fetch(file.http, local, MAX_BAND_BYTES)
-                check_band(local, file.band)
-                verified = bool(file.cid) and matches_cid(local, file.cid)
-            return Obtained(file.http, verified, "" if verified else _unverified(file))
-        except ResourceError as error:
-            said.append(f"LP DAAC: {error}")
-    if not said:
-        said.append("neither a CID nor a link is known")
-    failed = f"{file.scene_file.rsplit('/', 1)[-1]} could not be had: " + "; ".join(said)
-    raise (NotFoundError if not file.cid and not file.http else ResourceError)(failed)
+            problem = _problem(local, file)
+        if not problem:
+            return ObtainedBand(IN_STORE, bool(file.cid), "" if file.cid else NO_CID)
+        log(f"{IN_STORE}: {problem}; fetching it again")
+
+    def check(path: Path, verified: bool) -> None:
+        check_band(path, file.band, every_block=not verified)
+
+    wanted = Wanted(file.scene_file, file.cid, file.http, file.max_bytes)
+    with store.writing(file.name) as local:
+        got = sources.obtain(wanted, local, store.partials, check, log, progress)
+    note = "" if got.verified else UNKNOWN_LAYOUT if file.cid else NO_CID
+    return ObtainedBand(got.source, got.verified, note)
 
 
-def _adopt(path: Path, file: BandFile, source: str, said: list[str]) -> Obtained | None:
-    """The file at `path` as an obtained one if it checks out, else None and a line in `said`."""
+def _problem(path: Path, file: BandFile) -> str:
     try:
-        if file.cid and matches_cid(path, file.cid):
-            return Obtained(source, True, "")
         if file.cid:
-            said.append(f"{source}: {path.name} does not match {file.cid}")
-            return None
+            return "" if matches_cid(path, file.cid) else f"{path.name} does not match {file.cid}"
         check_band(path, file.band)
-        return Obtained(source, False, _unverified(file))
     except IntegrityError as error:
-        said.append(f"{source}: {error}")
-        return None
-
-
-def _unverified(file: BandFile) -> str:
-    if not file.cid:
-        return "no CID is known to check it against"
-    return "its CID is of a layout that cannot be told from the file"
+        return f"{path.name} {error}"
+    return ""

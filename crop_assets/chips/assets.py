@@ -1,6 +1,6 @@
-"""Files -> chips: `reprojected_tiles`, `chips`, `filtered_chips`.
+"""Files -> chips: `chip_quality`, `reprojected_tiles`, `chips`, `filtered_chips`.
 
-Belongs here: the glue between the graph and the chip logic. Does not: the logic (`warp`, `clip`, `quality`).
+Belongs here: the glue between the graph and the chip logic. Does not: the logic (`fmask`, `warp`, `clip`, `quality`).
 """
 
 import contextlib
@@ -10,11 +10,13 @@ import pandas as pd
 import pyarrow as pa
 
 from crop_assets.chips.clip import Chip, TileReader, chip_facts, write_chip
+from crop_assets.chips.fmask import fmask_facts
 from crop_assets.chips.plots import chip_picture
-from crop_assets.chips.quality import COUNTS, NO_SCENES, judge_chips
+from crop_assets.chips.quality import COUNTS, NO_SCENES, NOT_FETCHED, judge_chips
 from crop_assets.chips.reproject import BandFile, reproject_bands
 from crop_assets.labels.classes import CLASSES
 from crop_assets.parallel import in_parallel
+from crop_assets.recipe import QA_BAND
 from crop_assets.scenes.granules import parse_scene_id
 from crop_assets.scenes.selection import POSITIONS, chosen_scenes
 from crop_assets.tile_assets import TileRun, TileTable, tile_stage
@@ -25,6 +27,27 @@ _CHIPS_AT_ONCE = 16
 """Chips of a tile that are in memory at once, at 2 MB each."""
 
 _CHIP = Column("chip_id", pa.string(), "chip id on the national chip grid, such as chip_257_266")
+_COUNTS = tuple(
+    Column(f"{count}_{position}", pa.int32(), f"{count} pixels by Fmask on the {position} date")
+    for position in POSITIONS
+    for count in COUNTS
+)
+_BAD_PERCENT = (
+    *(Column(f"bad_percent_{p}", pa.float64(), f"bad pixels of the {p} date, percent") for p in POSITIONS),
+    Column("bad_percent_max", pa.float64(), "worst of the three dates, percent"),
+)
+CHIP_QUALITY = TableSchema(
+    (
+        _CHIP,
+        *_COUNTS,
+        Column("na_count", pa.int32(), "pixels that lack Fmask on any date"),
+        *_BAD_PERCENT,
+        Column(
+            "reason", pa.string(), "why the chip cannot be kept, whatever its bands hold; empty where it may"
+        ),
+        Column("figure", pa.float64(), "the figure that decided: missing pixels, or percent"),
+    )
+)
 REPROJECTED_TILES = TableSchema(
     (
         Column("scene_id", pa.string(), "HLS scene id"),
@@ -55,11 +78,7 @@ CHIPS = TableSchema(
         *(Column(f"{position}_date", pa.date32(), f"day of the {position} scene") for position in POSITIONS),
         *(Column(f"{position}_scene", pa.string(), f"id of the {position} scene") for position in POSITIONS),
         *(Column(f"valid_{position}", pa.int32(), "pixels neither bad nor fill") for position in POSITIONS),
-        *(
-            Column(f"{count}_{position}", pa.int32(), f"{count} pixels by Fmask on the {position} date")
-            for position in POSITIONS
-            for count in COUNTS
-        ),
+        *_COUNTS,
         Column("na_count", pa.int32(), "pixels that lack a band or Fmask on any date"),
         *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
     )
@@ -67,11 +86,7 @@ CHIPS = TableSchema(
 FILTERED_CHIPS = TableSchema(
     (
         _CHIP,
-        *(
-            Column(f"bad_percent_{p}", pa.float64(), f"bad pixels of the {p} date, percent")
-            for p in POSITIONS
-        ),
-        Column("bad_percent_max", pa.float64(), "worst of the three dates, percent"),
+        *_BAD_PERCENT,
         Column("na_count", pa.int32(), "pixels that lack a band or Fmask on any date"),
         Column("reason", pa.string(), "why the chip is rejected; empty where it is kept"),
         Column("figure", pa.float64(), "the figure that decided: fit scenes, missing pixels, or percent"),
@@ -86,6 +101,28 @@ FILTERED_CHIPS = TableSchema(
 )
 
 
+@tile_stage("chips", CHIP_QUALITY, {"geotiff"}, ["qa_rule", "max_bad_percent", "max_na_pixels"])
+def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.DataFrame) -> TileTable:
+    """What the Fmask of the three dates tells of each chip box of the tile before its bands are fetched: bad and
+    missing pixels, and whether the chip can still be kept.
+    """
+    if downloaded_fmasks.empty:
+        return TileTable(CHIP_QUALITY.empty(), {"outcome": "no scene is selected"})
+    recipe = run.recipe
+    with contextlib.ExitStack() as stack:
+        local = [stack.enter_context(run.store.local(path)) for path in downloaded_fmasks["path"]]
+        fmasks = dict(zip(downloaded_fmasks["position"], local, strict=True))
+        facts = fmask_facts(fmasks, sorted(tile_map["chip_id"]), run.pool)
+    facts = facts.assign(outcome="", fit_scenes=len(fmasks))
+    judged = judge_chips(facts, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
+    table = judged.drop(columns=["na_count", "kept"]).merge(facts, on="chip_id")
+    table = table[[column.name for column in CHIP_QUALITY.columns]]
+    failing = int((table["reason"] != "").sum())
+    run.log(f"{failing} of {len(table)} chips cannot be kept by their Fmask")
+    shown = table[["chip_id", "bad_percent_max", "na_count", "reason"]].round(2)
+    return TileTable(table, {"may_be_kept": len(table) - failing, "chips": markdown(shown)})
+
+
 @tile_stage("chips", REPROJECTED_TILES, {"geotiff"}, ["coverage"], code_version="2")
 def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd.DataFrame) -> TileTable:
     """Every band of the selected scenes on the CDL grid in EPSG:5070, bilinear, Fmask nearest: in sparse
@@ -93,6 +130,8 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
     """
     if downloaded_bands.empty:
         return TileTable(REPROJECTED_TILES.empty(), {"outcome": "no scene is selected"})
+    if set(downloaded_bands["band"]) == {QA_BAND}:
+        return TileTable(REPROJECTED_TILES.empty(), {"outcome": "no chip can pass by its Fmask"})
     table = downloaded_bands[["scene_id", "position", "date", "band"]].copy()
     named = zip(table["scene_id"], table["band"], strict=True)
     table["path"] = [run.layout.reprojected(scene_id, band) for scene_id, band in named]
@@ -135,6 +174,11 @@ def chips(
     if scenes.empty:
         unmade = [{"chip_id": chip_id, "outcome": NO_SCENES, "fit_scenes": fit} for chip_id in ids]
         return TileTable(_chip_table(unmade), {"outcome": f"{len(ids)} chips without three scenes"})
+    if reprojected_tiles.empty:
+        unmade = [{"chip_id": chip_id, "outcome": NOT_FETCHED, "fit_scenes": fit} for chip_id in ids]
+        return TileTable(
+            _chip_table(unmade), {"outcome": f"{len(ids)} chips whose bands were not worth fetching"}
+        )
     paths = {
         (row["position"], row["band"]): run.store.gdal_path(row["path"])
         for row in reprojected_tiles.to_dict("records")
@@ -198,12 +242,16 @@ def _chip_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 @tile_stage("chips", FILTERED_CHIPS, (), ["qa_rule", "max_bad_percent", "max_na_pixels"])
-def filtered_chips(run: TileRun, chips: pd.DataFrame) -> TileTable:
+def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame) -> TileTable:
     """The chips with few enough bad pixels on every date and no missing ones, copied to chips_filtered;
     every other chip with the reason and the figure against it.
     """
     recipe = run.recipe
-    table = judge_chips(chips, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
+    facts = chips
+    if (chips["outcome"] == NOT_FETCHED).all():
+        known = chip_quality[["chip_id", *(column.name for column in _COUNTS), "na_count"]]
+        facts = chips[["chip_id", "outcome", "fit_scenes"]].merge(known, on="chip_id")
+    table = judge_chips(facts, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
     carried = [f"{p}_date" for p in POSITIONS] + [f"class_{c}" for c in range(len(CLASSES))]
     table = table.merge(chips[["chip_id", "merged_sha256", "mask_sha256", *carried]], on="chip_id")
     for name, place in (("merged", run.layout.merged), ("mask", run.layout.mask)):

@@ -22,6 +22,8 @@ _FILL = 255
 COUNTS = (*CLASS_BITS, "bad", "worst_value", "fill")
 
 KEPT, NO_SCENES, NA_PIXELS, BAD_QUALITY = "", "too_few_scenes", "na_pixels", "bad_quality"
+NOT_FETCHED = "bands_not_fetched"
+"""Outcome of a chip that was not made because its Fmask tells that it would not be kept."""
 
 
 def quality_counts(fmask: NDArray[np.uint8]) -> dict[str, int]:
@@ -66,21 +68,24 @@ def judge_chips(
     """Keep or reject each chip, with the reason and the figure that decided.
 
     A chip is kept with at most `max_bad_percent` bad pixels on each of its dates and at most
-    `max_na_pixels` missing pixels. Returns chip_id, bad_percent_first, _middle, _last,
-    bad_percent_max, na_count, kept, reason ("" where kept) and figure (fit scenes, missing pixels, or
-    percent).
+    `max_na_pixels` missing pixels; one that was not made (outcome) is not. Returns chip_id,
+    bad_percent_first, _middle, _last, bad_percent_max, na_count, kept, reason ("" where kept) and figure
+    (fit scenes, missing pixels, or percent).
     """
     table = chips[["chip_id"]].copy()
     for position in POSITIONS:
         table[f"bad_percent_{position}"] = bad_percent(chips, position, rule)
     table["bad_percent_max"] = table[[f"bad_percent_{p}" for p in POSITIONS]].max(axis=1)
     table["na_count"] = chips["na_count"]
+    few = chips["outcome"] == NO_SCENES
+    missing = ~few & (chips["na_count"] > max_na_pixels)
+    bad = ~few & ~missing & ~(table["bad_percent_max"] <= max_bad_percent)
     unmade = chips["outcome"] != ""
-    missing = ~unmade & (chips["na_count"] > max_na_pixels)
-    bad = ~unmade & ~missing & ~(table["bad_percent_max"] <= max_bad_percent)
-    table["reason"] = np.select([unmade, missing, bad], [chips["outcome"], NA_PIXELS, BAD_QUALITY], KEPT)
+    table["reason"] = np.select(
+        [few, missing, bad, unmade], [NO_SCENES, NA_PIXELS, BAD_QUALITY, chips["outcome"]], KEPT
+    )
     table["figure"] = np.select(
-        [unmade, missing, bad],
+        [few, missing, bad],
         [
             chips["fit_scenes"].astype("float64"),
             chips["na_count"].astype("float64"),

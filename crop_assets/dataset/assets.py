@@ -1,18 +1,22 @@
-"""Chips -> a training set: `splits`, `band_stats`, `class_weights`, `class_distribution`.
+"""Chips -> a training set: `splits`, `band_stats`, `class_weights`, `class_distribution`, `published_dataset`.
 
 Belongs here: the glue between the graph and the dataset logic. Does not: the logic (`splits`,
-`statistics`, `weights`, `funnel`, `plots`).
+`statistics`, `weights`, `funnel`, `plots`, `publish`).
 """
 
 import contextlib
+from pathlib import Path
+from typing import Literal
 
 import dagster as dg
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pydantic import Field
 
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
 from crop_assets.dataset.plots import funnel_png
+from crop_assets.dataset.publish import published_names
 from crop_assets.dataset.splits import TRAIN, VALIDATION, split_chips
 from crop_assets.dataset.statistics import BandStatistics, measure_bands
 from crop_assets.dataset.weights import class_weights as balanced_weights
@@ -24,6 +28,9 @@ from crop_assets.recipe import REFLECTANCE_BANDS, DatasetRecipe
 from crop_assets.scenes.selection import POSITIONS
 from crop_assets.tile_assets import read_tiles
 from crop_assets.year_assets import YearRun, markdown, picture, year_asset
+from resources.ipfs.car import write_car
+from resources.ipfs.directory import FolderDag
+from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema
@@ -68,6 +75,15 @@ CLASS_DISTRIBUTION = TableSchema(
         Column("name", pa.string(), "name of the class"),
         Column("pixels", pa.int64(), "pixels of the class"),
         Column("chips", pa.int64(), "chips that hold the class"),
+    )
+)
+PUBLISHED_DATASET = TableSchema(
+    (
+        Column("root_cid", pa.string(), "CID of the dataset's folder"),
+        Column("to", pa.string(), "kubo or car"),
+        Column("place", pa.string(), "RPC address of the node, or the CAR file in the store"),
+        Column("files", pa.int64(), "files of the folder"),
+        Column("bytes", pa.int64(), "bytes of these files"),
     )
 )
 
@@ -126,7 +142,7 @@ def splits(
     table = kept.merge(split, on="chip_id").sort_values("chip_id", ignore_index=True)
     files = _write_splits(run, table, ledger)
     _remove_strangers(run, set(tile_map["chip_id"]))
-    return run.finish(table[[c.name for c in SPLITS.columns]], metadata, files, [check])
+    return run.finish(table[_columns(SPLITS)], metadata, files, [check])
 
 
 def _write_splits(run: YearRun, table: pd.DataFrame, ledger: pd.DataFrame) -> list[str]:
@@ -196,7 +212,7 @@ def band_stats(
         (b, s.mean, s.std, s.minimum, s.maximum, s.pixels)
         for b, s in zip(REFLECTANCE_BANDS, statistics, strict=True)
     ]
-    table = pd.DataFrame(rows, columns=[c.name for c in BAND_STATS.columns])
+    table = pd.DataFrame(rows, columns=_columns(BAND_STATS))
     return run.finish(table, {"chips": len(chosen), "statistics": markdown(table.round(2))}, files)
 
 
@@ -257,3 +273,60 @@ def class_distribution(
         name.rsplit("/", 1)[-1].removesuffix(".png"): picture(png, "classes") for name, png in charts.items()
     }
     return run.finish(pd.concat(tables, ignore_index=True), metadata, charts)
+
+
+class Publishing(dg.Config):
+    """Where a dataset is published to."""
+
+    to: Literal["car", "kubo"] = Field(
+        default="car",
+        description="'car' writes a CAR file into the store; 'kubo' imports it into the node of `ipfs.kubo_api` and "
+        "pins it there.",
+    )
+
+
+_PUBLISHED = ["splits", "band_stats", "class_weights", "class_distribution", "tile_payloads"]
+
+
+@dg.asset(**year_asset("dataset", PUBLISHED_DATASET, {"ipfs"}, deps=_PUBLISHED))
+def published_dataset(
+    context: dg.AssetExecutionContext,
+    config: Publishing,
+    recipe: DatasetRecipe,
+    store: DatasetStore,
+    ipfs: IpfsContent,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The finished dataset as a folder in IPFS, so that others can fetch the same bytes by one CID: in a CAR file, or
+    imported into a Kubo node. The same dataset has the same CID. Band values (.npy) are left out.
+    """
+    run = YearRun.of(context, recipe, store, PUBLISHED_DATASET)
+    done = run.unchanged(config.to, upstream=_PUBLISHED)
+    if done and config.to == "car":
+        return done
+    names = published_names(store, run.layout, run.read("splits"), _PUBLISHED)
+    report = Progress(context.log.info, len(names), "files hashed")
+    with contextlib.ExitStack() as stack:
+        local = {name: stack.enter_context(store.local(file)) for name, file in names.items()}
+        dag = FolderDag(local, progress=report)
+        context.log.info(f"{dag.root}: {len(names)} files, {dag.size:,} bytes")
+        place, files = ipfs.kubo_api, []
+        if config.to == "kubo":
+            ipfs.kubo().import_car(write_car(dag, repeats=False), dag.root)
+        else:
+            place = run.layout.file(f"{dag.root}.car")
+            files = [place]
+            _write_pieces(stack.enter_context(store.writing(place)), dag)
+    table = pd.DataFrame(
+        [(str(dag.root), config.to, place, len(names), dag.size)], columns=_columns(PUBLISHED_DATASET)
+    )
+    return run.finish(table, {"root_cid": str(dag.root), "published_to": place, "bytes": dag.size}, files)
+
+
+def _write_pieces(path: Path, dag: FolderDag) -> None:
+    with path.open("wb") as file:
+        for piece in write_car(dag, repeats=False):
+            file.write(piece)
+
+
+def _columns(schema: TableSchema) -> list[str]:
+    return [column.name for column in schema.columns]

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from resources.errors import IntegrityError
-from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, write_car
+from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, car_of
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileDag
 
@@ -51,7 +51,8 @@ def gateway_routes(files: Mapping[str, Path]) -> list[Route]:
             headers = _headers(cid, "car", DFS_CONTENT_TYPE)
             if request.method == "HEAD":
                 return Response(headers=headers)
-            return StreamingResponse(write_car(dags[cid]), headers=headers)
+            blocks = dags[cid].blocks(start=_start(request))
+            return StreamingResponse(car_of(cid, blocks), headers=headers)
         if wanted == _RAW and cid in owners:
             return Response(owners[cid].block(cid), headers=_headers(cid, "bin", _RAW))
         return PlainTextResponse(f"{cid} is not served here", 404)
@@ -65,6 +66,12 @@ def _wanted(request: Request) -> str | None:
     by_header = next((kind for kind in (CONTENT_TYPE, _RAW) if kind in accept), None)
     asked = request.query_params.get("format")
     return by_header if asked is None else {"car": CONTENT_TYPE, "raw": _RAW}.get(asked)
+
+
+def _start(request: Request) -> int:
+    """The first byte asked for by `?entity-bytes=from:*`; other ranges are answered with the whole file."""
+    start, _, end = request.query_params.get("entity-bytes", "").partition(":")
+    return int(start) if start.isdecimal() and end == "*" else 0
 
 
 def _headers(cid: Cid, suffix: str, content_type: str) -> dict[str, str]:

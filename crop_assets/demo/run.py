@@ -22,7 +22,7 @@ import pandas as pd
 import requests
 import yaml
 
-from crop_assets.automation.jobs import JOBS, labels_job, tiles_job
+from crop_assets.automation.jobs import MAIN_JOBS, labels_job, tiles_job
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
 from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.demo.server import WorldServer, serve
@@ -185,7 +185,7 @@ def _run_jobs(instance: dg.DagsterInstance, year: int, say: Callable[[str], None
         build_defs(environment_resources()), dg.Definitions(loggers={"console": _console})
     )
     outcomes = []
-    for job in JOBS:
+    for job in MAIN_JOBS:
         say(f"— {job.name}")
         if job is tiles_job:
             tiles = instance.get_dynamic_partitions(TILE)

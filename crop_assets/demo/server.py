@@ -46,6 +46,7 @@ _CONFORMS_TO = [
     "http://www.opengis.net/spec/ogcapi-features-1/1.0/conf/geojson",
 ]
 _EO = "https://stac-extensions.github.io/eo/v1.0.0/schema.json"
+_FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 _ALTERNATE = "https://stac-extensions.github.io/alternate-assets/v1.1.0/schema.json"
 _START_SECONDS = 20
 
@@ -288,6 +289,7 @@ class _Catalogue:
             form = self.world.scenes.index(scene) % 3
             for band, file in scene.files.items():
                 href = f"ipfs://{file.cid}" + ("/" if form == 2 else "")
+                assets[band]["file:size"] = file.size
                 assets[band]["alternate"] = {
                     "s3": {"storage:platform": "AWS", "href": _s3(scene, band)},
                     "ipfs" if form == 1 else "IPFS": {"href": href},
@@ -295,7 +297,7 @@ class _Catalogue:
         return {
             "type": "Feature",
             "stac_version": "1.0.0",
-            "stac_extensions": [_EO] if self.kind == "cmr" else [_EO, _ALTERNATE],
+            "stac_extensions": [_EO] if self.kind == "cmr" else [_EO, _ALTERNATE, _FILE],
             "id": scene.scene_id,
             "collection": COLLECTION,
             "bbox": _bbox(scene),

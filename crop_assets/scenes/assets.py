@@ -23,6 +23,9 @@ _SCENE = (
 SCENE_METADATA = TableSchema(
     (
         *_SCENE,
+        Column(
+            "granule_bytes", pa.int64(), "bytes of all files of the scene; 0 where the metadata do not say"
+        ),
         *(Column(f"{band}_http", pa.string(), f"HTTPS link of {band}") for band in FILES),
         *(Column(f"{band}_s3", pa.string(), f"S3 link of {band}") for band in FILES),
     )
@@ -38,7 +41,9 @@ SELECTED_SCENES = TableSchema(
 )
 
 
-@tile_stage("scenes", SCENE_METADATA, {"stac"}, ["season_start", "season_end"], refresh="stac")
+@tile_stage(
+    "scenes", SCENE_METADATA, {"stac"}, ["season_start", "season_end"], code_version="2", refresh="stac"
+)
 def scene_metadata(run: TileRun, tile_map: pd.DataFrame) -> TileTable:
     """All HLS scenes of the tile in the season, with cloud cover, spatial coverage, date, and the HTTPS
     and S3 links of the bands, from the STAC catalogue and the granules' own metadata documents.

@@ -53,11 +53,15 @@ def parse_scene_id(scene_id: str) -> SceneName:
 
 @dataclass(frozen=True)
 class GranuleDocument:
-    """What a granule's metadata document adds to its STAC item; percentages, None where it says nothing."""
+    """What a granule's metadata document adds to its STAC item.
+
+    Percentages, None where it says nothing; the bytes of all its files together, 0 where it does not say.
+    """
 
     cloud_cover: float | None
     spatial_coverage: float | None
     links: tuple[str, ...]
+    size: int
 
 
 def parse_document(data: bytes) -> GranuleDocument:
@@ -66,27 +70,29 @@ def parse_document(data: bytes) -> GranuleDocument:
     Raises IntegrityError where it is neither.
     """
     try:
-        attributes, links = _umm_json(data) if data.lstrip()[:1] == b"{" else _echo_xml(data)
-        return GranuleDocument(
-            _percent(attributes, "CLOUD_COVERAGE"), _percent(attributes, "SPATIAL_COVERAGE"), tuple(links)
-        )
+        attributes, links, size = _umm_json(data) if data.lstrip()[:1] == b"{" else _echo_xml(data)
+        cloud, coverage = (_percent(attributes, name) for name in ("CLOUD_COVERAGE", "SPATIAL_COVERAGE"))
+        return GranuleDocument(cloud, coverage, tuple(links), size)
     except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
         raise IntegrityError(f"a granule's metadata document cannot be read: {error!r}") from error
 
 
-def _umm_json(data: bytes) -> tuple[dict[str, str], list[str]]:
+def _umm_json(data: bytes) -> tuple[dict[str, str], list[str], int]:
     document = json.loads(data)
     umm = document.get("umm", document)
     attributes = {a["Name"]: a["Values"][0] for a in umm.get("AdditionalAttributes", []) if a.get("Values")}
-    return attributes, [link["URL"] for link in umm.get("RelatedUrls", [])]
+    parts = umm.get("DataGranule", {}).get("ArchiveAndDistributionInformation", [])
+    size = sum(int(part.get("SizeInBytes", 0)) for part in parts)
+    return attributes, [link["URL"] for link in umm.get("RelatedUrls", [])], size
 
 
-def _echo_xml(data: bytes) -> tuple[dict[str, str], list[str]]:
+def _echo_xml(data: bytes) -> tuple[dict[str, str], list[str], int]:
     root = defusedxml.ElementTree.fromstring(data)
     attributes = {
         a.findtext("Name", ""): a.findtext("Values/Value", "") for a in root.iter("AdditionalAttribute")
     }
-    return attributes, [link.text or "" for link in root.iter("URL")]
+    size = int(root.findtext("DataGranule/DataGranuleSizeInBytes", "0"))
+    return attributes, [link.text or "" for link in root.iter("URL")], size
 
 
 def _percent(attributes: dict[str, str], name: str) -> float | None:
@@ -124,10 +130,11 @@ def _scene_row(item: dict[str, Any], name: SceneName, fetch: Callable[[str], byt
     coverage = properties.get("spatial_coverage", properties.get("SPATIAL_COVERAGE"))
     cloud = properties.get("eo:cloud_cover")
     links: tuple[str, ...] = ()
+    size = 0
     if coverage is None and (url := _document_url(item)):
         try:
             document = parse_document(fetch(url))
-            coverage, links = document.spatial_coverage, document.links
+            coverage, links, size = document.spatial_coverage, document.links, document.size
             cloud = document.cloud_cover if cloud is None else cloud
         except NotFoundError:
             coverage = None
@@ -138,6 +145,7 @@ def _scene_row(item: dict[str, Any], name: SceneName, fetch: Callable[[str], byt
         "date": name.sensed.date(),
         "cloud_cover": None if cloud is None else float(cloud),
         "spatial_coverage": None if coverage is None else float(coverage),
+        "granule_bytes": size,
         "missing_bands": " ".join(band for band in FILES if band not in item["assets"]),
     }
     for band in FILES:

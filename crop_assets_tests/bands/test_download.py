@@ -1,4 +1,5 @@
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import pytest
 import rasterio
 from affine import Affine
 
-from crop_assets.bands import download
-from crop_assets.bands.download import BandFile, Obtained, obtain_band
+from crop_assets.bands.cids import MOST_BAND_BYTES
+from crop_assets.bands.download import IN_STORE, NO_CID, UNKNOWN_LAYOUT, BandFile, ObtainedBand, obtain_band
 from crop_assets.bands.files import check_band
 from crop_assets.demo import scenes as demo
 from crop_assets.demo.server import WorldServer, serve
@@ -22,6 +23,7 @@ from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.ipfs.resource import IpfsContent
 from resources.ipfs.unixfs import file_cid
 from resources.mirror import BandMirror
+from resources.sources import Sources
 from resources.store import DatasetStore
 
 SCENE = "HLS.S30.T14SMG.2022112T172221.v2.0"
@@ -72,7 +74,7 @@ def made_world(folder: Path) -> World:
 
 
 @dataclass(frozen=True)
-class Sources:
+class Places:
     """A gateway and LP DAAC with the same files, and a gateway whose bytes have changed since."""
 
     world: World
@@ -90,19 +92,19 @@ class Sources:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sources]:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
     folder = tmp_path_factory.mktemp("worlds")
     world, other = made_world(folder / "good"), made_world(folder / "corrupt")
     with serve(world) as good, serve(other) as corrupt:
         for path in other.files.values():
             path.write_bytes(path.read_bytes()[:-1] + b"!")
-        yield Sources(world, good, corrupt)
+        yield Places(world, good, corrupt)
 
 
 class Setting:
     """A store, a mirror folder, and the services that a test lets a file be had from."""
 
-    def __init__(self, folder: Path, sources: Sources) -> None:
+    def __init__(self, folder: Path, sources: Places) -> None:
         self.sources = sources
         self.store = DatasetStore(root=str(folder / "store"))
         self.mirror = folder / "mirror"
@@ -119,12 +121,14 @@ class Setting:
         http: str = "",
         gateway: str = NOWHERE,
         token: str = "token",
-    ) -> Obtained:
-        file = BandFile(self.name(band), f"{SCENE}/{SCENE}.{band}.tif", band, cid, http)
-        ipfs = IpfsContent(kubo_api="", gateways=[gateway], attempts=1, timeout_seconds=5)
-        lp_daac = LpDaac(token=token, hosts=["127.0.0.1"], attempts=1, timeout_seconds=5)
+        most: int = MOST_BAND_BYTES,
+    ) -> ObtainedBand:
+        file = BandFile(self.name(band), f"{SCENE}/{SCENE}.{band}.tif", band, cid, http, most)
+        ipfs = IpfsContent(kubo_api="", gateways=[gateway], timeout_seconds=5)
+        lp_daac = LpDaac(token=token, hosts=["127.0.0.1"], timeout_seconds=5)
         mirror = BandMirror(folder=str(self.mirror))
-        return obtain_band(file, self.store, mirror, ipfs, lp_daac, self.said.append)
+        sources = Sources([mirror, *ipfs.sources("gateways"), lp_daac], attempts=1, per_host=4)
+        return obtain_band(file, self.store, sources, self.said.append)
 
     def put(self, content: bytes, band: str = "B02") -> None:
         self.store.write_bytes(self.name(band), content)
@@ -140,7 +144,7 @@ class Setting:
 
 
 @pytest.fixture
-def setting(tmp_path: Path, sources: Sources) -> Setting:
+def setting(tmp_path: Path, sources: Places) -> Setting:
     return Setting(tmp_path, sources)
 
 
@@ -151,7 +155,7 @@ def test_a_file_in_the_store_is_adopted_by_its_cid(
     source = setting.sources.path("B02")
     setting.put(source.read_bytes())
     cid = file_cid(source, chunk, version)
-    assert setting.obtain(cid=cid, http="http://127.0.0.1:1/a") == Obtained("already in the store", True, "")
+    assert setting.obtain(cid=cid, http="http://127.0.0.1:1/a") == ObtainedBand(IN_STORE, True, "")
     assert setting.said == []
 
 
@@ -159,7 +163,7 @@ def test_wrong_content_in_the_store_is_replaced_from_the_gateway(setting: Settin
     setting.put(setting.sources.path("Fmask").read_bytes())
     gateway = setting.sources.good.gateway_url
     cid = setting.sources.cid("B02")
-    assert setting.obtain(cid=cid, gateway=gateway) == Obtained(gateway, True, "")
+    assert setting.obtain(cid=cid, gateway=gateway) == ObtainedBand(gateway, True, "")
     assert setting.stored() == setting.sources.path("B02").read_bytes()
     assert f"already in the store: {SCENE}.B02.tif does not match {cid}; fetching it again" in setting.said
 
@@ -170,7 +174,7 @@ def test_a_file_comes_from_the_gateway(setting: Setting, band: str) -> None:
     cid = setting.sources.cid(band)
     # the link is not followed: nothing listens there
     got = setting.obtain(band, cid, "http://127.0.0.1:1/a", gateway)
-    assert got == Obtained(gateway, True, "")
+    assert got == ObtainedBand(gateway, True, "")
     assert setting.stored(band) == setting.sources.path(band).read_bytes()
 
 
@@ -179,7 +183,7 @@ def test_a_file_in_the_mirror_is_adopted_by_its_cid(setting: Setting, folder: st
     source = setting.sources.path("B02")
     (setting.mirror / folder).mkdir(exist_ok=True)
     shutil.copy(source, setting.mirror / folder)
-    assert setting.obtain(cid=setting.sources.cid("B02")) == Obtained("mirror", True, "")
+    assert setting.obtain(cid=setting.sources.cid("B02")) == ObtainedBand("mirror", True, "")
     assert setting.stored() == source.read_bytes()
     assert source.read_bytes() == (setting.mirror / folder / source.name).read_bytes()
 
@@ -191,7 +195,7 @@ def test_a_wrong_file_in_the_mirror_is_left_alone_and_named(setting: Setting) ->
     cid = setting.sources.cid("B02")
     assert setting.obtain(cid=cid, gateway=gateway).source == gateway
     assert setting.stored() == setting.sources.path("B02").read_bytes()
-    assert f"mirror: {SCENE}.B02.tif does not match {cid}" in setting.said
+    assert f"{SCENE}.B02.tif: mirror: {SCENE}.B02.tif does not match {cid}" in setting.said
     assert wrong.read_bytes() == setting.sources.path("Fmask").read_bytes()
 
 
@@ -203,7 +207,7 @@ def test_without_a_cid_a_readable_raster_is_adopted_unverified(setting: Setting,
     else:
         setting.put(content)
     got = setting.obtain(http="http://127.0.0.1:1/a")
-    assert got == Obtained(place, False, "no CID is known to check it against")
+    assert got == ObtainedBand(place, False, NO_CID)
     assert setting.stored() == content
 
 
@@ -214,6 +218,7 @@ WRONG = {
     "B11": "cannot be read as a raster",
     "B12": "cannot be read as a raster",
 }
+VERIFIED_AND_WRONG = {"B12": "is cut short: some of its blocks lie behind its end"}
 
 
 @pytest.mark.parametrize("band", WRONG)
@@ -221,10 +226,10 @@ def test_without_a_cid_what_is_no_band_is_refused(setting: Setting, band: str) -
     wrong = setting.sources.path(band)
     setting.put(wrong.read_bytes(), band)
     shutil.copy(wrong, setting.mirror)
-    with pytest.raises(NotFoundError, match=WRONG[band]) as error:
+    with pytest.raises(IntegrityError, match=f"mirror: {WRONG[band]}"):
         setting.obtain(band)
-    assert "already in the store: " in str(error.value)
-    assert "mirror: " in str(error.value)
+    (line,) = [line for line in setting.said if line.startswith("already in the store: ")]
+    assert re.search(WRONG[band], line)
     assert setting.stored(band) == wrong.read_bytes(), "the store keeps what it had"
 
 
@@ -235,7 +240,8 @@ def test_what_is_no_band_is_refused_from_every_server(setting: Setting, band: st
         setting.sources.link(band),
         setting.sources.good.gateway_url,
     )
-    with pytest.raises(ResourceError, match=f"IPFS: .*{WRONG[band]}.*; LP DAAC: .*{WRONG[band]}"):
+    wrong = VERIFIED_AND_WRONG.get(band, WRONG[band])
+    with pytest.raises(IntegrityError, match=f"{gateway}: {wrong}.*; LP DAAC: {wrong}"):
         setting.obtain(band, cid, link, gateway)
     assert setting.nothing_is_left(band)
 
@@ -252,24 +258,24 @@ def test_bytes_that_do_not_match_their_cid_are_had_from_lp_daac(setting: Setting
     gateway, link = setting.sources.corrupt.gateway_url, setting.sources.link("B02")
     # verified all the same: these bytes have the CID
     got = setting.obtain(cid=setting.sources.cid("B02"), http=link, gateway=gateway)
-    assert got == Obtained(link, True, "")
+    assert got == ObtainedBand("LP DAAC", True, "")
     assert setting.stored() == setting.sources.path("B02").read_bytes()
-    (line,) = [line for line in setting.said if line.startswith("IPFS: ")]
-    assert gateway in line
-    assert setting.sources.cid("B02") in line
+    (line,) = setting.said
+    assert line.startswith(f"{SCENE}.B02.tif: {gateway}: the bytes sent as block ")
 
 
 def test_a_cid_that_nobody_has_is_had_from_lp_daac_unverified(setting: Setting) -> None:
     link = setting.sources.link("Fmask")
     got = setting.obtain("Fmask", UNKNOWN, link, setting.sources.good.gateway_url)
-    assert got == Obtained(link, False, "its CID is of a layout that cannot be told from the file")
-    assert any(line.startswith(f"IPFS: IPFS {UNKNOWN}: ") for line in setting.said)
+    assert got == ObtainedBand("LP DAAC", False, UNKNOWN_LAYOUT)
+    (line,) = setting.said
+    assert UNKNOWN in line
 
 
 def test_without_a_cid_lp_daac_is_asked(setting: Setting) -> None:
     link = setting.sources.link("B02")
     got = setting.obtain(http=link, gateway=setting.sources.good.gateway_url)
-    assert got == Obtained(link, False, "no CID is known to check it against")
+    assert got == ObtainedBand("LP DAAC", False, NO_CID)
     assert setting.said == []
 
 
@@ -281,8 +287,10 @@ def test_an_error_names_the_file_and_what_every_source_said(setting: Setting) ->
     with pytest.raises(ResourceError) as error:
         setting.obtain(cid=setting.sources.cid("B02"), http=link, gateway=gateway)
     told = str(error.value)
-    assert told.startswith(f"{SCENE}.B02.tif could not be had: already in the store: ")
-    sources = ["already in the store: ", "; mirror: ", "; IPFS: ", gateway, "; LP DAAC: ", link]
+    assert told.startswith(
+        f"{SCENE}.B02.tif could not be had by its CID {setting.sources.cid('B02')}: mirror: "
+    )
+    sources = ["mirror: ", f"; {gateway}: ", "; LP DAAC: ", link]
     places = [told.index(source) for source in sources]
     assert places == sorted(places)
     assert setting.stored() == old
@@ -295,17 +303,19 @@ def test_without_a_login_the_error_says_how_to_log_in(setting: Setting) -> None:
 
 
 def test_a_file_of_which_nothing_is_known_is_not_found(setting: Setting) -> None:
-    with pytest.raises(NotFoundError, match=r"B02\.tif could not be had: neither a CID nor a link is known"):
+    with pytest.raises(NotFoundError, match=r"B02\.tif could not be had without a CID or a link"):
         setting.obtain()
 
 
 def test_a_file_that_is_too_large_is_refused_from_every_server(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
+    setting: Setting,
 ) -> None:
-    monkeypatch.setattr(download, "MAX_BAND_BYTES", setting.sources.path("B02").stat().st_size - 1)
     cid, link = setting.sources.cid("B02"), setting.sources.link("B02")
-    with pytest.raises(ResourceError, match=r"IPFS: .*; LP DAAC: .* answered more than"):
-        setting.obtain(cid=cid, http=link, gateway=setting.sources.good.gateway_url)
+    shutil.copy(setting.sources.path("B02"), setting.mirror)
+    gateway, most = setting.sources.good.gateway_url, setting.sources.path("B02").stat().st_size - 1
+    told = rf"mirror: .*larger than {most:,} bytes; {gateway}: .*more than the {most} allowed; LP DAAC: .*more than"
+    with pytest.raises(IntegrityError, match=told):
+        setting.obtain(cid=cid, http=link, gateway=gateway, most=most)
     assert setting.nothing_is_left()
 
 

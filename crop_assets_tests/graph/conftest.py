@@ -39,6 +39,7 @@ from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
 from resources.cdl import CdlReleases
+from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
@@ -63,6 +64,8 @@ TILE_STAGES = (
     "scene_metadata",
     "selected_scenes",
     "band_cids",
+    "downloaded_fmasks",
+    "chip_quality",
     "downloaded_bands",
     "reprojected_tiles",
     "chips",
@@ -247,9 +250,10 @@ def resources(root: Path, setting: Setting, server: WorldServer) -> dict[str, An
         "tile_grid_source": TileGridSource(path=str(setting.grid)),
         "stac": SceneStac(url=server.stac_url, attempts=2),
         "ipfs_stac": IpfsStac(url=server.ipfs_stac_url, attempts=2),
-        "ipfs": IpfsContent(kubo_api="", gateways=[server.gateway_url], attempts=2),
-        "lp_daac": LpDaac(hosts=["127.0.0.1"], attempts=2),
+        "ipfs": IpfsContent(kubo_api="", gateways=[server.gateway_url]),
+        "lp_daac": LpDaac(hosts=["127.0.0.1"]),
         "mirror": BandMirror(),
+        "downloads": Downloads(attempts=2),
         "machine": Machine(),
     }
 

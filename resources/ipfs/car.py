@@ -5,11 +5,11 @@ Belongs here: the framing. Does not: whether a block is what its CID says, or wa
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from resources.errors import CutShortError, IntegrityError
 from resources.ipfs import varint
 from resources.ipfs.cid import Cid
-from resources.ipfs.unixfs import FileDag
 
 CONTENT_TYPE = "application/vnd.ipld.car"
 DFS_CONTENT_TYPE = f"{CONTENT_TYPE}; version=1; order=dfs; dups=y"
@@ -81,14 +81,28 @@ def read_car(pieces: Iterable[bytes]) -> Iterator[tuple[Cid, bytes]]:
         yield cid, section[start:]
 
 
-def write_car(dag: FileDag, repeats: bool = True) -> Iterator[bytes]:
+class Dag(Protocol):
+    """A tree of blocks: that of a file or of a folder."""
+
+    @property
+    def root(self) -> Cid: ...
+
+    def blocks(self, repeats: bool = True) -> Iterator[tuple[Cid, bytes]]: ...
+
+
+def write_car(dag: Dag, repeats: bool = True) -> Iterator[bytes]:
     """A CAR of all blocks of `dag` in depth-first order, header and blocks in one piece each.
 
     `repeats` writes equal blocks each time they occur (`dups=y`), otherwise only the first (`dups=n`).
     """
-    root = b"\0" + bytes(dag.root)
+    return car_of(dag.root, dag.blocks(repeats))
+
+
+def car_of(root_cid: Cid, blocks: Iterable[tuple[Cid, bytes]]) -> Iterator[bytes]:
+    """A CAR of these blocks, header and blocks in one piece each."""
+    root = b"\0" + bytes(root_cid)
     header = b"\xa2\x65roots\x81\xd8\x2a\x58" + varint.encode(len(root)) + root + _VERSION_1
     yield varint.encode(len(header)) + header
-    for cid, block in dag.blocks(repeats):
+    for cid, block in blocks:
         name = bytes(cid)
         yield b"".join((varint.encode(len(name) + len(block)), name, block))

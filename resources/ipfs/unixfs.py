@@ -1,7 +1,7 @@
 """Files as trees of blocks: the dag-pb and UnixFS formats, and the tree that Kubo makes of a file.
 
 Belongs here: encoding and decoding of a file's blocks, and the blocks of a local file. Does not:
-directories (a CID of one is refused), and how blocks travel (`resources.ipfs.car`).
+directories (`resources.ipfs.directory`), and how blocks travel (`resources.ipfs.car`).
 """
 
 import os
@@ -18,6 +18,8 @@ KUBO_CHUNK = 262144
 """Bytes of file in a leaf, by Kubo's default chunker size-262144."""
 KUBO_WIDTH = 174
 """Links of an inner node, by Kubo's default balanced layout."""
+_CHUNKS = {0: (KUBO_CHUNK,), 1: (KUBO_CHUNK, 1 << 20)}
+"""Bytes of file in a leaf by CID version, as Kubo and Helia add files by default, the likely one first."""
 _MAX_CHUNK = 2 << 20
 """The largest block that bitswap carries."""
 
@@ -44,8 +46,11 @@ class FileNode:
     size: int
 
 
-def _fields(message: bytes, what: str) -> Iterator[tuple[int, int, int | bytes]]:
-    """Field number, wire type and value of each field, for messages of varints and byte strings."""
+def fields(message: bytes, what: str) -> Iterator[tuple[int, int, int | bytes]]:
+    """Field number, wire type and value of each field, for messages of varints and byte strings.
+
+    Raises IntegrityError, naming `what`, where the protobuf message is malformed or has other fields.
+    """
     at = 0
     while at < len(message):
         tag, at = varint.decode(message, at)
@@ -65,7 +70,7 @@ def _fields(message: bytes, what: str) -> Iterator[tuple[int, int, int | bytes]]
 def _decode_link(message: bytes) -> tuple[Cid, int]:
     cid: Cid | None = None
     total = 0
-    for number, _, value in _fields(message, "dag-pb link"):
+    for number, _, value in fields(message, "dag-pb link"):
         match number, value:
             case 1, bytes() if cid is None:
                 cid = Cid.from_bytes(value)
@@ -88,7 +93,7 @@ def decode_file_node(block: bytes) -> FileNode:
     """
     links: list[tuple[Cid, int]] = []
     unixfs: bytes | None = None
-    for number, _, value in _fields(block, "dag-pb node"):
+    for number, _, value in fields(block, "dag-pb node"):
         match number, value:
             case 1, bytes() if unixfs is None:
                 unixfs = value
@@ -103,7 +108,7 @@ def decode_file_node(block: bytes) -> FileNode:
     data = b""
     size = 0
     sizes: list[int] = []
-    for number, _, value in _fields(unixfs, "UnixFS data"):
+    for number, _, value in fields(unixfs, "UnixFS data"):
         match number, value:
             case 1, int():
                 kind = value
@@ -131,7 +136,8 @@ def decode_file_node(block: bytes) -> FileNode:
     return FileNode(data, tuple(joined), size)
 
 
-def _field(number: int, value: int | bytes) -> bytes:
+def field(number: int, value: int | bytes) -> bytes:
+    """One field of a protobuf message, as varint or as byte string."""
     if isinstance(value, int):
         return varint.encode(number << 3 | _VARINT) + varint.encode(value)
     return varint.encode(number << 3 | _BYTES) + varint.encode(len(value)) + value
@@ -139,13 +145,13 @@ def _field(number: int, value: int | bytes) -> bytes:
 
 def encode_file_node(data: bytes, links: Sequence[Link]) -> bytes:
     """The dag-pb block of a node, byte for byte as Kubo writes it: links first, each with an empty name."""
-    out = [_field(2, _field(1, bytes(k.cid)) + _field(2, b"") + _field(3, k.total)) for k in links]
-    unixfs = [_field(1, _FILE)]
+    out = [field(2, field(1, bytes(k.cid)) + field(2, b"") + field(3, k.total)) for k in links]
+    unixfs = [field(1, _FILE)]
     if data:
-        unixfs.append(_field(2, data))
-    unixfs.append(_field(3, len(data) + sum(k.size for k in links)))
-    unixfs.extend(_field(4, k.size) for k in links)
-    return b"".join(out) + _field(1, b"".join(unixfs))
+        unixfs.append(field(2, data))
+    unixfs.append(field(3, len(data) + sum(k.size for k in links)))
+    unixfs.extend(field(4, k.size) for k in links)
+    return b"".join(out) + field(1, b"".join(unixfs))
 
 
 class FileDag:
@@ -198,11 +204,19 @@ class FileDag:
         """Bytes of the file."""
         return self._top.size
 
-    def blocks(self, repeats: bool = True) -> Iterator[tuple[Cid, bytes]]:
-        """All blocks, depth first from the root; with `repeats` off, only the first of equal ones."""
+    @property
+    def total(self) -> int:
+        """Bytes of all blocks, equal ones each time: the Tsize of a link to the root."""
+        return self._top.total
+
+    def blocks(self, repeats: bool = True, start: int = 0) -> Iterator[tuple[Cid, bytes]]:
+        """All blocks, depth first from the root; with `repeats` off, only the first of equal ones.
+
+        `start` leaves out what is not needed for the bytes of the file from there on.
+        """
         seen: set[Cid] = set()
         with self._path.open("rb") as file:
-            for cid, leaf in self._order(len(self._levels) - 1, 0):
+            for cid, leaf in self._order(len(self._levels) - 1, 0, start // self._chunk_size):
                 if not repeats:
                     if cid in seen:
                         continue
@@ -223,7 +237,7 @@ class FileDag:
         yield from self._inner
         yield from self._leaf_index
 
-    def _order(self, level: int, index: int) -> Iterator[tuple[Cid, int | None]]:
+    def _order(self, level: int, index: int, first_leaf: int) -> Iterator[tuple[Cid, int | None]]:
         cid = self._levels[level][index].cid
         if level == 0:
             yield cid, index
@@ -231,7 +245,8 @@ class FileDag:
         yield cid, None
         below = len(self._levels[level - 1])
         for child in range(index * self._width, min((index + 1) * self._width, below)):
-            yield from self._order(level - 1, child)
+            if (child + 1) * self._width ** (level - 1) > first_leaf:
+                yield from self._order(level - 1, child, first_leaf)
 
     def _leaf_block(self, chunk: bytes) -> bytes:
         return chunk if self._version == 1 else encode_file_node(chunk, ())
@@ -255,3 +270,12 @@ class FileDag:
 def file_cid(path: Path, chunk_size: int = KUBO_CHUNK, version: Literal[0, 1] = 1) -> str:
     """The CID of the file at `path`, as `ipfs add` gives it with these options. Bounds as in FileDag."""
     return str(FileDag(path, chunk_size, version).root)
+
+
+def matches_cid(path: Path, cid: str) -> bool:
+    """Whether the file has this CID in one of the layouts in common use: Kubo's of both versions, and Helia's.
+
+    A file that was added in another layout does not match, though its bytes may be right.
+    """
+    version = Cid.parse(cid).version
+    return any(file_cid(path, chunk, version) == cid for chunk in _CHUNKS[version])

@@ -1,0 +1,38 @@
+"""Downloads: how politely and how persistently files are fetched, from whatever source.
+
+Belongs here: that configuration. Does not: the sources and their order (`resources.sources`).
+"""
+
+from collections.abc import Sequence
+
+import dagster as dg
+from pydantic import Field
+
+from resources.earthdata import LpDaac
+from resources.ipfs.resource import IpfsContent
+from resources.mirror import BandMirror
+from resources.sources import Source, Sources
+
+
+class Downloads(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Bounds on fetching files, over all sources and all tiles of a run."""
+
+    per_host: int = Field(default=4, ge=1, description="Most requests to one host at once.")
+    attempts: int = Field(
+        default=4, ge=1, description="How often the sources are gone through before a file is given up."
+    )
+
+    def of(self, order: Sequence[str], ipfs: IpfsContent, lp_daac: LpDaac, mirror: BandMirror) -> Sources:
+        """The sources of these kinds in their order: mirror, kubo, gateways, ipfs_cli, lp_daac.
+
+        Raises ValueError for an address that is none.
+        """
+        found: list[Source] = []
+        for kind in order:
+            if kind == "mirror":
+                found.append(mirror)
+            elif kind == "lp_daac":
+                found.append(lp_daac)
+            else:
+                found += ipfs.sources(kind)
+        return Sources(found, self.attempts, self.per_host)

@@ -1,0 +1,292 @@
+"""What blocks can be asked of: trustless gateways, a Kubo node, the `ipfs` command.
+
+Belongs here: each protocol, and what its answers mean. Does not: whether the bytes are right
+(`resources.ipfs.retrieve`), nor who is asked when (`resources.sources`).
+"""
+
+import contextlib
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+from urllib.parse import urlsplit
+
+import requests
+
+from resources.errors import (
+    IntegrityError,
+    NotFoundError,
+    ResourceError,
+    SlowError,
+    TryAgainError,
+    UnreachableError,
+)
+from resources.http import CONNECT_SECONDS, WarySession, body, check_status, in_time, same_site, telling
+from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION
+from resources.ipfs.cid import Cid
+from resources.ipfs.retrieve import Retrieval
+from resources.partials import Partials, move
+from resources.sources import Wanted
+
+_RAW = "application/vnd.ipld.raw"
+_PIECE = 1 << 18
+_NOT_FOUND = ("not found", "could not find", "no such", "block was not found")
+
+
+class IpfsNode(Protocol):
+    """Something that gives blocks, right or wrong."""
+
+    name: str
+    host: str
+
+    def car(self, root: Cid, offset: int) -> AbstractContextManager[Iterator[bytes]]:
+        """A CAR of the file `root`, in pieces: all of it, or what it takes from byte `offset` on.
+
+        Raises NotFoundError, TryAgainError, UnavailableError, IntegrityError; while it is read, CutShortError too.
+        """
+        ...
+
+    def block(self, cid: Cid) -> bytes:
+        """One block, unverified, of at most 4 MiB. Raises as `car` does."""
+        ...
+
+
+@dataclass(frozen=True)
+class IpfsSource:
+    """A node as a source of files: every byte is verified on its way, and what was verified is not lost."""
+
+    node: IpfsNode
+    by_cid: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+    @property
+    def host(self) -> str:
+        return self.node.host
+
+    def offers(self, wanted: Wanted) -> bool:
+        return bool(wanted.cid)
+
+    def fetch(
+        self, wanted: Wanted, destination: Path, partials: Partials, progress: Callable[[int], None]
+    ) -> bool:
+        root = Cid.parse(wanted.cid)
+        with partials.holding(str(root)) as path:
+            with Retrieval(root, path, wanted.max_bytes, progress) as retrieval:
+                if not retrieval.whole:
+                    with self.node.car(root, retrieval.at) as pieces:
+                        retrieval.feed(pieces)
+            move(path, destination)
+        return True
+
+
+class _Web:
+    """What gateways and Kubo nodes share."""
+
+    def __init__(self, address: str, what: str, timeout_seconds: float) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            shown = address.rsplit("@", 1)[-1]
+            raise ValueError(
+                f"{what}: {shown!r} must be an http or https URL of a server, without a user name"
+            )
+        self.name = address.rstrip("/")
+        self.host = parts.hostname
+        self._timeout_seconds = timeout_seconds
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def _ask(
+        self, method: str, path: str, parameters: dict[str, str], accept: str, types: tuple[str, ...]
+    ) -> Iterator[Iterator[bytes]]:
+        """The body of one answer, which must be of one of `types`."""
+        with (
+            telling(),
+            self._session().request(
+                method,
+                f"{self.name}{path}",
+                params=parameters,
+                headers={"Accept": accept, "Accept-Encoding": "identity"},
+                stream=True,
+                timeout=(min(CONNECT_SECONDS, self._timeout_seconds), self._timeout_seconds),
+                allow_redirects=method == "GET",
+            ) as answer,
+        ):
+            words = "" if answer.status_code == 200 else _first_words(answer)
+            # a Kubo node answers 500 to every error
+            not_found = method == "POST" and any(part in words for part in _NOT_FOUND)
+            check_status(answer, "", not_found, words)
+            told = answer.headers.get("Content-Type", "")
+            if told.split(";")[0].strip().lower() not in types:
+                raise IntegrityError(f"answered with {told[:80]!r} instead of {accept.split(';')[0]}")
+            pieces = body(answer, self._timeout_seconds)
+            yield pieces
+            # the connection can be used again once the end of the answer is read
+            with contextlib.suppress(Exception):
+                next(pieces, None)
+
+    def _session(self) -> requests.Session:
+        if not hasattr(self._local, "session"):
+            self._local.session = WarySession(same_site)
+        session: requests.Session = self._local.session
+        return session
+
+
+class Gateway(_Web):
+    """A trustless gateway (specs.ipfs.tech/http-gateways/trustless-gateway, IPIP-402 and IPIP-412)."""
+
+    def __init__(self, address: str, timeout_seconds: float) -> None:
+        super().__init__(address, "gateways", timeout_seconds)
+
+    def car(self, root: Cid, offset: int) -> AbstractContextManager[Iterator[bytes]]:
+        parameters = {"format": "car", "dag-scope": "entity"}
+        if offset:
+            parameters["entity-bytes"] = f"{offset}:*"
+        return self._ask("GET", f"/ipfs/{root}", parameters, DFS_CONTENT_TYPE, (CONTENT_TYPE,))
+
+    def block(self, cid: Cid) -> bytes:
+        with self._ask("GET", f"/ipfs/{cid}", {"format": "raw"}, _RAW, (_RAW,)) as pieces:
+            return _bounded(pieces)
+
+
+class KuboNode(_Web):
+    """A Kubo node by its RPC API, which takes POST requests alone (docs.ipfs.tech/reference/kubo/rpc).
+
+    It looks for what it does not have; what it gives is checked all the same.
+    """
+
+    # nodes that do not name the type of what they send call it octets or text
+    _TYPES = (CONTENT_TYPE, _RAW, "application/octet-stream", "text/plain")
+
+    def __init__(self, address: str, timeout_seconds: float) -> None:
+        super().__init__(address, "kubo_api", timeout_seconds)
+
+    def car(self, root: Cid, offset: int) -> AbstractContextManager[Iterator[bytes]]:
+        # it takes no offset, but has near at hand what it has sent before
+        return self._ask("POST", "/api/v0/dag/export", {"arg": str(root)}, CONTENT_TYPE, self._TYPES)
+
+    def block(self, cid: Cid) -> bytes:
+        # a node that lacks a block looks for it as long as it is let
+        parameters = {"arg": str(cid), "timeout": f"{self._timeout_seconds:g}s"}
+        with self._ask("POST", "/api/v0/block/get", parameters, _RAW, self._TYPES) as pieces:
+            return _bounded(pieces)
+
+    def import_car(self, pieces: Iterator[bytes], root: Cid) -> None:
+        """Add the blocks of a CAR, and pin `root`. Raises ResourceError where the node does not confirm that."""
+        boundary = uuid.uuid4().hex
+        parameters = {"pin-roots": "true"}
+        with (
+            telling(),
+            self._session().post(
+                f"{self.name}/api/v0/dag/import",
+                params=parameters,
+                data=_form(pieces, boundary),
+                headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+                stream=True,
+                timeout=(CONNECT_SECONDS, None),
+                allow_redirects=False,
+            ) as answer,
+        ):
+            if answer.status_code != 200:
+                check_status(answer, f"{self.name}/api/v0/dag/import", words=_first_words(answer))
+            said = _bounded(body(answer, self._timeout_seconds))
+        confirmed = f'"{root}"'.encode() in said and b'"PinErrorMsg":""' in said.replace(b'": "', b'":"')
+        if not confirmed:
+            raise ResourceError(f"{self.name} did not pin {root}: {_printable(said[:512])}")
+
+
+class IpfsCommand:
+    """The `ipfs` command line tool, with whatever repository and daemon it finds.
+
+    `ipfs dag export` is asked for rather than `ipfs get`: it sends the same file as blocks, which can be checked
+    whatever layout the file was added in.
+    """
+
+    host = ""
+
+    def __init__(self, command: str, timeout_seconds: float) -> None:
+        self.name = command
+        self._timeout_seconds = timeout_seconds
+
+    @contextlib.contextmanager
+    def car(self, root: Cid, offset: int) -> Iterator[Iterator[bytes]]:
+        with self._run("dag", "export", str(root)) as pieces:
+            yield pieces
+
+    def block(self, cid: Cid) -> bytes:
+        with self._run("block", "get", str(cid)) as pieces:
+            return _bounded(pieces)
+
+    @contextlib.contextmanager
+    def _run(self, *arguments: str) -> Iterator[Iterator[bytes]]:
+        command = shutil.which(self.name)
+        if command is None:
+            raise UnreachableError(f"there is no command {self.name} on this machine")
+        with tempfile.TemporaryFile() as words:
+            process = subprocess.Popen(  # noqa: S603 - the CID is a checked one
+                [command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words
+            )
+            try:
+                yield in_time(self._output(process, words), self._timeout_seconds)
+            finally:
+                process.kill()
+                process.communicate()
+
+    def _output(self, process: "subprocess.Popen[bytes]", words: IO[bytes]) -> Iterator[bytes]:
+        assert process.stdout is not None
+        out = process.stdout.fileno()
+        while True:
+            ready, _, _ = select.select([out], [], [], self._timeout_seconds)
+            if not ready:
+                raise SlowError(f"was silent for {self._timeout_seconds:.0f} s")
+            piece = os.read(out, _PIECE)
+            if not piece:
+                break
+            yield piece
+        if process.wait() != 0:
+            words.seek(0)
+            said = _printable(words.read(512))
+            error = NotFoundError if any(part in said for part in _NOT_FOUND) else TryAgainError
+            raise error(f"ended with code {process.returncode}: {said}")
+
+
+def _form(pieces: Iterator[bytes], boundary: str) -> Iterator[bytes]:
+    """The one file of a multipart form (RFC 7578), in pieces: requests would hold all of it in memory."""
+    yield (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="dataset.car"\r\n'
+        f"Content-Type: {CONTENT_TYPE}\r\n\r\n"
+    ).encode()
+    yield from pieces
+    yield f"\r\n--{boundary}--\r\n".encode()
+
+
+def _bounded(pieces: Iterator[bytes]) -> bytes:
+    found = b""
+    for piece in pieces:
+        found += piece
+        if len(found) > MAX_SECTION:
+            raise IntegrityError(f"sent a block of more than {MAX_SECTION} bytes")
+    return found
+
+
+def _first_words(answer: requests.Response) -> str:
+    """The beginning of an error's text on one line, for a message."""
+    with contextlib.suppress(Exception):
+        return _printable(answer.raw.read1(512, decode_content=True))
+    return ""
+
+
+def _printable(text: bytes) -> str:
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.decode(errors="replace").split()))[
+        :200
+    ]

@@ -1,0 +1,85 @@
+"""Files that are on their way, kept when a download breaks off or its process is killed.
+
+Belongs here: where they lie, and that one process works on each. Does not: what is in them, and whether it is right
+(`resources.ipfs.retrieve`, `resources.http`).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+_KEPT_SECONDS = 7 * 24 * 3600
+
+
+class Partials:
+    """A folder of unfinished files, by a key that tells their content. Those that nobody has touched for a week go."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._swept = False
+
+    @contextlib.contextmanager
+    def holding(self, key: str) -> Iterator[Path]:
+        """A path for the file of `key`, with what is there of it from before; no one else has it meanwhile.
+
+        Where someone else has it, the path is a new one and is removed at the end. Files beside it may be named
+        `<path>.<what>`. Move the file away when it is whole; else it stays.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        path = self._folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+        with _locked(path.with_name(f"{path.name}.lock")) as alone:
+            if alone:
+                yield path
+                return
+            path = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
+            try:
+                yield path
+            finally:
+                for left in self._folder.glob(f"{path.name}*"):
+                    left.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        with self._lock:
+            if self._swept:
+                return
+            self._swept = True
+        for path in self._folder.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Whether this block alone holds the lock file, which is removed at its end."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        # whoever held it before may have removed it since it was opened here
+        alone = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        try:
+            yield alone
+        finally:
+            if alone:
+                path.unlink(missing_ok=True)
+
+
+def move(path: Path, destination: Path) -> None:
+    """Put a file in the place of another, from whatever disk."""
+    try:
+        path.replace(destination)
+    except OSError:
+        shutil.copyfile(path, destination)
+        path.unlink()

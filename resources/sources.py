@@ -1,0 +1,257 @@
+"""Sources of files behind one interface: each is asked in turn until one gives what was promised.
+
+Belongs here: which source is asked when, how many at once, when it is asked again or left to rest, and telling
+what each of them said. Does not: any source's protocol.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import tenacity
+
+from resources.errors import (
+    CutShortError,
+    IntegrityError,
+    NotFoundError,
+    ResourceError,
+    TryAgainError,
+    UnavailableError,
+    UnreachableError,
+)
+from resources.partials import Partials
+
+_REST_SECONDS = 60.0
+_LONGEST_REST_SECONDS = 600.0
+_BACKOFF_SECONDS = 0.5
+_MAX_BACKOFF_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file that is wanted.
+
+    `name` is `<scene id>/<file name>`; `cid` and `url` are "" where none is known; `max_bytes` bounds it.
+    """
+
+    name: str
+    cid: str
+    url: str
+    max_bytes: int
+
+    @property
+    def file_name(self) -> str:
+        return self.name.rsplit("/", 1)[-1]
+
+
+class Source(Protocol):
+    """One place that files can be had from. Threads may use it at once."""
+
+    @property
+    def name(self) -> str:
+        """How people know it: an address, or a word."""
+        ...
+
+    @property
+    def host(self) -> str:
+        """What bounds on requests are counted by; "" for this machine, which has none."""
+        ...
+
+    @property
+    def by_cid(self) -> bool:
+        """Whether all that it gives is named by a CID, so that others of its kind would give the same."""
+        ...
+
+    def offers(self, wanted: Wanted) -> bool:
+        """Whether it makes sense to ask; asks nobody."""
+        ...
+
+    def fetch(
+        self, wanted: Wanted, destination: Path, partials: Partials, progress: Callable[[int], None]
+    ) -> bool:
+        """Write the file to `destination`; True where its bytes are those that the CID promises.
+
+        Asks once. Tells `progress` of bytes as they arrive. Raises TryAgainError or CutShortError where asking
+        again may help, else another ResourceError.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """How a file came: from which source, and whether its bytes are verified against its CID."""
+
+    source: str
+    verified: bool
+
+
+@dataclass
+class _Health:
+    """What is remembered of a source: until when it is left out, not asked, or asked last."""
+
+    unreachable_until: float = 0.0
+    busy_until: float = 0.0
+    last_until: float = 0.0
+    failures: int = 0
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Sources in the order in which they are asked, with a memory of how they fared.
+
+    A source that cannot be reached is left out by other files for a minute, and longer each time, up to ten; one that
+    asks for a pause gets it; one that failed otherwise is asked last for a minute.
+    """
+
+    sources: Sequence[Source]
+    attempts: int
+    """How often the sources are gone through before a file is given up."""
+    per_host: int
+    """Most requests to one host at once."""
+    _health: dict[str, _Health] = field(default_factory=lambda: defaultdict(_Health))
+    _slots: dict[str, threading.BoundedSemaphore] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def obtain(
+        self,
+        wanted: Wanted,
+        destination: Path,
+        partials: Partials,
+        check: Callable[[Path, bool], None],
+        say: Callable[[str], None],
+        progress: Callable[[int], None] | None = None,
+    ) -> Obtained:
+        """Write the file to `destination` from the first source that has it.
+
+        `check` gets the path and whether it is verified, and raises IntegrityError for what is unfit. Time-outs,
+        resets, cut streams, 408, 425, 429 and 5xx lead to another turn, after a growing pause with jitter or the
+        server's Retry-After. Raises IntegrityError where a source gave wrong bytes, otherwise UnavailableError where
+        one may have it later, otherwise NotFoundError; each tells what every source said.
+        """
+        said: dict[str, ResourceError] = {}
+        left = self._awake(wanted, said)
+
+        def turn() -> Obtained | None:
+            for source in list(left):
+                if self._health[source.name].busy_until > time.monotonic():
+                    continue
+                try:
+                    return self._ask(source, wanted, destination, partials, check, progress or _ignore)
+                except ResourceError as error:
+                    said[source.name] = error
+                    self._remember(source, error)
+                    if not isinstance(error, TryAgainError | CutShortError):
+                        left.remove(source)
+                    if isinstance(error, _UnfitError):
+                        left[:] = [other for other in left if not other.by_cid]
+                # a folder that lacks a file is no news
+                if source.host or not isinstance(said[source.name], NotFoundError):
+                    say(f"{wanted.file_name}: {source.name}: {said[source.name]}")
+            return None
+
+        backoff = tenacity.wait_exponential(
+            multiplier=_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS
+        ) + tenacity.wait_random(0, _BACKOFF_SECONDS)
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            soonest = min(self._health[source.name].busy_until for source in left) - time.monotonic()
+            return max(backoff(state), soonest)
+
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=pause,
+            retry=tenacity.retry_if_result(lambda found: found is None and bool(left)),
+            retry_error_callback=lambda state: None,
+        )
+        found = retrying(turn)
+        if found is None:
+            why = (
+                f" by its CID {wanted.cid}"
+                if wanted.cid
+                else ""
+                if wanted.url
+                else " without a CID or a link"
+            )
+            raise verdict(f"{wanted.file_name} could not be had{why}", said)
+        return found
+
+    def _ask(
+        self,
+        source: Source,
+        wanted: Wanted,
+        destination: Path,
+        partials: Partials,
+        check: Callable[[Path, bool], None],
+        progress: Callable[[int], None],
+    ) -> Obtained:
+        with self._slot(source):
+            verified = source.fetch(wanted, destination, partials, progress)
+        self._health[source.name] = _Health()
+        try:
+            check(destination, verified)
+        except IntegrityError as error:
+            raise (_UnfitError if verified else IntegrityError)(str(error)) from error
+        return Obtained(source.name, verified)
+
+    def _slot(self, source: Source) -> threading.BoundedSemaphore:
+        with self._lock:
+            most = self.per_host if source.host else 1 << 16
+            return self._slots.setdefault(source.host, threading.BoundedSemaphore(most))
+
+    def _awake(self, wanted: Wanted, said: dict[str, ResourceError]) -> list[Source]:
+        """The sources to ask for a file, those that failed lately last; those that rest say why in `said`."""
+        now = time.monotonic()
+        awake = []
+        for source in self.sources:
+            if not source.offers(wanted):
+                continue
+            rest = self._health[source.name].unreachable_until - now
+            if rest > 0:
+                said[source.name] = UnavailableError(f"unreachable lately, asked again in {rest:.0f} s")
+            else:
+                awake.append(source)
+        return sorted(awake, key=lambda source: self._health[source.name].last_until > now)
+
+    def _remember(self, source: Source, error: ResourceError) -> None:
+        """Spare other files the wait, or the wrong bytes, that this one had."""
+        health, now = self._health[source.name], time.monotonic()
+        if isinstance(error, UnreachableError):
+            # several threads may find it out at once
+            if health.unreachable_until <= now:
+                rest = min(_REST_SECONDS * 2**health.failures, _LONGEST_REST_SECONDS)
+                health.failures += 1
+                health.unreachable_until = now + rest
+        elif isinstance(error, TryAgainError) and error.retry_after:
+            health.busy_until = now + error.retry_after
+        elif not isinstance(error, NotFoundError) and source.host:
+            health.last_until = now + _REST_SECONDS
+
+
+class _UnfitError(IntegrityError):
+    """The bytes are those of the CID, and yet not what they should be."""
+
+
+def _ignore(count: int) -> None:
+    pass
+
+
+def verdict(what: str, said: dict[str, ResourceError]) -> ResourceError:
+    """One error that names what each source said, of the class that tells most."""
+    if not said:
+        return NotFoundError(
+            f"{what}: there is no source to ask. It needs a CID or a link, and the recipe sources that take them."
+        )
+    words = f"{what}: " + "; ".join(f"{name}: {error}" for name, error in said.items())
+    errors = said.values()
+    if any(isinstance(error, IntegrityError) for error in errors):
+        return IntegrityError(
+            f"{words}. Nothing that fits was sent: check the CID in the catalogue, or leave out the "
+            "source that sends wrong bytes."
+        )
+    if all(isinstance(error, NotFoundError) for error in errors):
+        return NotFoundError(f"{words}. Check the catalogue, or name a source that has it.")
+    return UnavailableError(f"{words}. Run again later, or name other sources.")
