@@ -27,6 +27,8 @@ ANOTHER: dict[str, Any] = {
     "coverage_ladder": [100, 50],
     "middle_scene": "upper",
     "coverage": "full",
+    "sources": ["lp_daac", "ipfs_cli"],
+    "fmask_first": False,
     "qa_rule": "value",
     "max_bad_percent": 4.5,
     "max_na_pixels": 7,
@@ -84,6 +86,9 @@ def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
     ("text", "message"),
     [
         ("chips: 0", "chips is 0, and must lie from 1 to"),
+        ("sources: []", r"sources \[\] must be some of mirror, kubo, gateways, ipfs_cli, lp_daac, each once"),
+        ("sources: [kubo, kubo]", "must be some of"),
+        ("sources: [torrent]", "must be some of"),
         ("chips: many", "chips: Input should be a valid integer"),
         ("chips: 10.5", "chips: Input should be a valid integer"),
         ("chips:", "chips: Input should be a valid integer"),

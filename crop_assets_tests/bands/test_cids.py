@@ -1,17 +1,21 @@
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from crop_assets.bands.cids import cid_rows, tile_payloads
+from crop_assets.bands import cids
+from crop_assets.bands.cids import MOST_BAND_BYTES, tile_payloads
+from resources.errors import IntegrityError, NotFoundError, UnavailableError
 from resources.ipfs.cid import Cid
 
 SCENE = "HLS.S30.T14SMG.2022112T172221.v2.0"
 FILES = ["B02", "B03", "B04", "B8A", "B11", "B12", "Fmask"]
 V0 = "QmR5JnZWA77PtXZCkiu4yLgbztXr3cmktXZGgFJx7AWeTD"
 V1 = "bafybeib77f7bspur2pekd4nbodseysl2cdf5zsm4smtp25pi625smg3hzy"
+GRANULE_BYTES = 224_507_670
 LINK = "https://data.lpdaac.earthdatacloud.nasa.gov/x.B03.tif"
 
 
@@ -19,8 +23,26 @@ def scenes(*names: str) -> pd.DataFrame:
     rows = []
     for name in names:
         links = {f"{band}_http": f"https://lpdaac/{name}.{band}.tif" for band in FILES}
-        rows.append({"scene_id": name, "position": "first", "date": "2022-04-22", **links})
+        named = {"scene_id": name, "position": "first", "date": "2022-04-22", "granule_bytes": GRANULE_BYTES}
+        rows.append(named | links)
     return pd.DataFrame(rows)
+
+
+def resolve(cid: Cid, path: Sequence[str]) -> Cid:
+    """What is at a path of the one folder that there is, V1: a file, nothing, a fault, or no answer."""
+    assert str(cid) == V1
+    match path[-1]:
+        case "B03.tif":
+            return Cid.parse(V0)
+        case "none.tif":
+            raise NotFoundError("no such entry")
+        case "broken.tif":
+            raise IntegrityError("that is no directory")
+    raise UnavailableError("nobody answers")
+
+
+def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    return cids.cid_rows(scenes, items, resolve)
 
 
 def read(asset: Any) -> tuple[str, str]:
@@ -58,13 +80,41 @@ def test_a_cid_in_another_base_is_written_in_base32() -> None:
     assert read({"alternate": {"ipfs": {"cid": in_base16}}}) == (V1, "")
 
 
-@pytest.mark.parametrize("path", ["a/B03.tif", "B03.tif", "a%20b/B03.tif"])
-def test_a_path_within_a_folder_is_named_and_not_taken_for_the_file(path: str) -> None:
-    href = f"ipfs://{V1}/{path}"
-    assert read({"alternate": {"IPFS": {"href": href}}}) == (
-        "",
-        f"{href} is a path within {V1}, not a file of its own",
-    )
+@pytest.mark.parametrize("path", ["a/B03.tif", "B03.tif", "a%20b/B03.tif", "a/B03.tif?filename=x"])
+def test_a_path_within_a_folder_leads_to_the_cid_of_the_file(path: str) -> None:
+    assert read({"alternate": {"IPFS": {"href": f"ipfs://{V1}/{path}"}}}) == (V0, "")
+
+
+@pytest.mark.parametrize(("name", "why"), [("none", "no such entry"), ("broken", "that is no directory")])
+def test_a_path_that_leads_to_no_file_is_named(name: str, why: str) -> None:
+    href = f"ipfs://{V1}/{name}.tif"
+    assert read({"alternate": {"IPFS": {"href": href}}}) == ("", f"{href} leads to no file: {why}")
+
+
+def test_a_folder_that_nobody_gives_now_is_no_answer() -> None:
+    """It would be remembered as a file without a CID."""
+    with pytest.raises(UnavailableError, match="nobody answers"):
+        read({"alternate": {"IPFS": {"href": f"ipfs://{V1}/other.tif"}}})
+
+
+@pytest.mark.parametrize(
+    ("told", "granule", "size", "most"),
+    [
+        (17_000_000, 200_000_000, 17_000_000, 17_000_000),
+        (None, 200_000_000, 0, 200_000_000),
+        (None, 0, 0, MOST_BAND_BYTES),
+        (None, 119, 0, MOST_BAND_BYTES),
+        (None, 1 << 40, 0, MOST_BAND_BYTES),
+        (0, 0, 0, MOST_BAND_BYTES),
+        (-1, 0, 0, MOST_BAND_BYTES),
+        ("17", 0, 0, MOST_BAND_BYTES),
+        (1 << 40, 0, 0, MOST_BAND_BYTES),
+    ],
+)
+def test_the_metadata_bound_the_size_of_a_file(told: Any, granule: int, size: int, most: int) -> None:
+    item = {"id": SCENE, "assets": {"B03": {"file:size": told}}}
+    rows = cid_rows(scenes(SCENE).assign(granule_bytes=granule), [item]).set_index("band")
+    assert (rows.loc["B03", "bytes"], rows.loc["B03", "max_bytes"]) == (size, most)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +174,8 @@ def test_each_scene_has_a_row_for_each_file_whatever_the_catalogue_has() -> None
         "cid": V1,
         "problem": "",
         "http": f"https://lpdaac/{SCENE}.B03.tif",
+        "bytes": 0,
+        "max_bytes": GRANULE_BYTES,
     }
     missing = rows[rows["scene_id"] == other]
     assert missing["problem"].unique().tolist() == ["the IPFS catalogue does not have this scene"]

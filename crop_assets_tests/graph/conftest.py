@@ -71,6 +71,8 @@ TILE_STAGES = (
     "chips",
     "filtered_chips",
 )
+THROUGH_DOWNLOAD = TILE_STAGES[: TILE_STAGES.index("downloaded_bands") + 1]
+ON_DEMAND = ("cid_retrievability", "missing_cids", "published_dataset")
 LABELS = ("cdl", "tile_grid", "chip_bboxes", "tile_map")
 DATASET = ("tile_payloads", "splits", "band_stats", "class_weights", "class_distribution")
 
@@ -291,7 +293,7 @@ class Graph:
         `changes` are resources in place of the usual ones.
         """
         where: dict[str, Any] = {"partition_key": str(year)}
-        if job == "tiles_job":
+        if job in ("tiles_job", "retrievability_job"):
             self.instance.add_dynamic_partitions(TILE, list(tiles))
             keys = self.instance.get_dynamic_partitions(TILE)
             assert [key for key in keys if key in tiles] == list(tiles), "a range runs in the order of keys"

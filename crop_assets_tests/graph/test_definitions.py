@@ -17,6 +17,8 @@ from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets_tests.graph.conftest import (
     DATASET,
     LABELS,
+    ON_DEMAND,
+    THROUGH_DOWNLOAD,
     TILE_STAGES,
     WEST,
     Finished,
@@ -135,15 +137,22 @@ ASSETS = {
     "scene_metadata": Expected("scenes", {"stac"}, {"tile_map"}),
     "selected_scenes": Expected("scenes", set(), {"scene_metadata"}),
     "band_cids": Expected("bands", {"stac", "ipfs"}, {"selected_scenes", "scene_metadata"}),
-    "downloaded_bands": Expected("bands", {"ipfs", "geotiff"}, {"band_cids"}),
+    "downloaded_fmasks": Expected("bands", {"ipfs", "geotiff"}, {"band_cids"}),
+    "chip_quality": Expected("chips", {"geotiff"}, {"downloaded_fmasks", "tile_map"}),
+    "downloaded_bands": Expected(
+        "bands", {"ipfs", "geotiff"}, {"band_cids", "downloaded_fmasks", "chip_quality"}
+    ),
+    "cid_retrievability": Expected("bands", {"ipfs"}, {"band_cids"}),
+    "missing_cids": Expected("bands", {"json", "ipfs"}, {"cid_retrievability", "tile_map"}),
     "tile_payloads": Expected("bands", {"json", "ipfs"}, {"band_cids", "tile_map"}),
     "reprojected_tiles": Expected("chips", {"geotiff"}, {"downloaded_bands", "tile_map"}),
     "chips": Expected("chips", {"geotiff"}, {"reprojected_tiles", "selected_scenes", "tile_map", "cdl"}),
-    "filtered_chips": Expected("chips", set(), {"chips"}),
+    "filtered_chips": Expected("chips", set(), {"chips", "chip_quality"}),
     "splits": Expected("dataset", {"csv"}, {"filtered_chips", "tile_map"}),
     "band_stats": Expected("dataset", {"numpy"}, {"splits"}),
     "class_weights": Expected("dataset", {"csv"}, {"splits"}),
     "class_distribution": Expected("dataset", {"png"}, {"splits"}),
+    "published_dataset": Expected("dataset", {"ipfs"}, set(DATASET)),
 }
 
 
@@ -183,7 +192,8 @@ def test_assets_are_partitioned_by_year_and_tile(location: dg.Definitions) -> No
     assert dimensions == {
         **{asset: {CDL_YEAR} for asset in LABELS + DATASET},
         "tile_grid": set(),
-        **{stage: {CDL_YEAR, TILE} for stage in TILE_STAGES},
+        **{stage: {CDL_YEAR, TILE} for stage in (*TILE_STAGES, "cid_retrievability")},
+        **{asset: {CDL_YEAR} for asset in ("missing_cids", "published_dataset")},
     }
 
 
@@ -220,7 +230,7 @@ def test_every_column_is_described_and_is_that_of_the_table(
         name = spec.key.to_user_string()
         schema = spec.metadata["dagster/column_schema"]
         assert all(column.description for column in schema.columns), name
-        if name == "tile_grid":
+        if name == "tile_grid" or name in ON_DEMAND:
             continue
         table = finished.graph.table(name, WEST if name in TILE_STAGES else None)
         assert [column.name for column in schema.columns] == list(table.columns), name
@@ -230,9 +240,17 @@ def test_the_jobs_hold_every_asset_once(location: dg.Definitions) -> None:
     jobs = {job.name: job for job in location.resolve_all_job_defs()}
     found = {
         name: {key.to_user_string() for key in jobs[name].asset_layer.executable_asset_keys}
-        for name in ("labels_job", "tiles_job", "dataset_job")
+        for name in jobs
+        if not name.startswith("__")
     }
-    assert found == {"labels_job": set(LABELS), "tiles_job": set(TILE_STAGES), "dataset_job": set(DATASET)}
+    assert found == {
+        "labels_job": set(LABELS),
+        "tiles_job": set(TILE_STAGES),
+        "dataset_job": set(DATASET),
+        "retrievability_job": {"cid_retrievability"},
+        "missing_cids_job": {"missing_cids"},
+        "publish_job": {"published_dataset"},
+    }
     assert jobs["tiles_job"].executor_def is dg.in_process_executor
     policies = {
         location.resolve_asset_graph().get(dg.AssetKey(stage)).backfill_policy for stage in TILE_STAGES
@@ -323,10 +341,10 @@ def test_the_token_is_used_and_written_nowhere(
 
     assert graph.run("labels_job").success
     traffic.broken["/lpdaac/"] = 403
-    refused = graph.run("tiles_job", tiles=[WEST], stages=TILE_STAGES[:4])
+    refused = graph.run("tiles_job", tiles=[WEST], stages=THROUGH_DOWNLOAD)
     assert "answered 403: not allowed with these credentials" in refused.failure
     traffic.broken.clear()
-    run = graph.run("tiles_job", tiles=[WEST], stages=TILE_STAGES[:4])
+    run = graph.run("tiles_job", tiles=[WEST], stages=THROUGH_DOWNLOAD)
     assert run.success, run.failure
     told_to = {(asked.path.split("/")[1], asked.authorization) for asked in traffic.asked}
     assert told_to == {("cmr", ""), ("lpdaac", f"Bearer {TOKEN}")}
@@ -337,7 +355,7 @@ def test_the_token_is_used_and_written_nowhere(
     assert any(path.suffix == ".db" for path in written)
     assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []
     told = capfd.readouterr()
-    assert f"{WEST} failed at downloaded_bands" in told.err
+    assert f"{WEST} failed at downloaded_fmasks" in told.err
     assert TOKEN not in told.out + told.err
 
 

@@ -25,7 +25,11 @@ from resources.machine import Machine
 TELL_ADDRESSES = {f"{asset}/{tile}" for asset in ("scene_metadata", "band_cids") for tile in TILES}
 MADE_FROM_THESE = {
     "tile_payloads",
-    *(f"{asset}/{tile}" for asset in ("selected_scenes", "downloaded_bands") for tile in TILES),
+    *(
+        f"{asset}/{tile}"
+        for asset in ("selected_scenes", "downloaded_fmasks", "downloaded_bands")
+        for tile in TILES
+    ),
 }
 """Their rows are the same; the identity of their inputs, which is recorded with them, is not."""
 

@@ -10,7 +10,7 @@ from crop_assets.demo.server import WorldServer
 from crop_assets_tests.graph.conftest import (
     EAST,
     FIRST,
-    TILE_STAGES,
+    THROUGH_DOWNLOAD,
     TILES,
     WEST,
     Finished,
@@ -22,6 +22,7 @@ from crop_assets_tests.graph.conftest import (
     digests,
     items_of,
 )
+from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
 from resources.mirror import BandMirror
@@ -60,9 +61,10 @@ def test_files_at_hand_give_the_same_chips_without_the_network(
         "tiles_job",
         stac=SceneStac(url=collection(tmp_path / "scenes.json", scenes)),
         ipfs_stac=IpfsStac(url=collection(tmp_path / "cids.json", cids)),
-        ipfs=IpfsContent(kubo_api=nowhere, gateways=[nowhere], attempts=1),
-        lp_daac=LpDaac(hosts=["127.0.0.1"], attempts=1),
+        ipfs=IpfsContent(kubo_api=nowhere, gateways=[nowhere]),
+        lp_daac=LpDaac(hosts=["127.0.0.1"]),
         mirror=BandMirror(folder=str(setting.world.scene_folder)),
+        downloads=Downloads(attempts=1),
     )
     assert run.success, run.failure
     assert traffic.asked == []
@@ -88,7 +90,7 @@ def test_a_mirror_without_a_catalogue_of_cids_gives_the_same_files_unverified(
     run = labelled_graph.run(
         "tiles_job",
         tiles=[EAST],
-        stages=TILE_STAGES[:4],
+        stages=THROUGH_DOWNLOAD,
         ipfs_stac=IpfsStac(url=""),
         mirror=BandMirror(folder=str(setting.world.scene_folder)),
     )
@@ -108,7 +110,7 @@ def test_a_wrong_file_in_the_mirror_is_passed_over(
     for name in (wrong, right):
         shutil.copy(setting.world.scene_folder / scene.scene_id / right, tmp_path / name)
     mirror = BandMirror(folder=str(tmp_path))
-    run = labelled_graph.run("tiles_job", tiles=[WEST], stages=TILE_STAGES[:4], mirror=mirror)
+    run = labelled_graph.run("tiles_job", tiles=[WEST], stages=THROUGH_DOWNLOAD, mirror=mirror)
     assert run.success, run.failure
     fetched = {asked.path.removeprefix("/ipfs/") for asked in traffic.asked}
     assert scene.files["B02"].cid in fetched

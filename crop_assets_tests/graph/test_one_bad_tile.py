@@ -63,16 +63,17 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
     run = graph.run("tiles_job")
     assert not run.success
     for told in (
-        f"1 of 2 tiles failed; the others are done. {EAST} at downloaded_bands: 1 of 21 files are missing. "
-        f"{spoilt_file} could not be had: IPFS: ",
-        "Nothing that fits the CID was sent",
+        f"1 of 2 tiles failed; the others are done. {EAST} at downloaded_bands: 1 of 18 files are missing. "
+        f"{spoilt_file} could not be had by its CID ",
+        "Nothing that fits was sent",
         "LP DAAC: ",
         "answered 401: not allowed with these credentials; set EARTHDATA_TOKEN",
     ):
         assert told in run.failure
     assert stages_of(run, WEST) == list(TILE_STAGES)
-    assert stages_of(run, EAST) == ["scene_metadata", "selected_scenes", "band_cids"]
-    for stage in TILE_STAGES[3:]:
+    at = TILE_STAGES.index("downloaded_bands")
+    assert stages_of(run, EAST) == list(TILE_STAGES[:at])
+    for stage in TILE_STAGES[at:]:
         key = run.made[stage, f"{YEAR}|{WEST}"].asset_key
         assert graph.instance.get_materialized_partitions(key) == {f"{YEAR}|{WEST}"}
     kept_west = sorted(set(KEPT) & set(CHIPS[WEST]))
@@ -94,8 +95,8 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
     traffic.clear()
     run = graph.run("tiles_job")
     assert run.success, run.failure
-    assert run.redone == {(stage, f"{YEAR}|{EAST}") for stage in TILE_STAGES[3:]}
-    assert [asked.path.split("/")[1] for asked in traffic.asked] == ["ipfs"], "the other 20 files are there"
+    assert run.redone == {(stage, f"{YEAR}|{EAST}") for stage in TILE_STAGES[at:]}
+    assert [asked.path.split("/")[1] for asked in traffic.asked] == ["ipfs"], "the other 17 files are there"
     dataset = graph.run("dataset_job")
     assert dataset.redone == {(asset, str(YEAR)) for asset in DATASET if asset != "tile_payloads"}
     (check,) = dataset.result.get_asset_check_evaluations()
@@ -110,10 +111,9 @@ def test_a_tile_that_fails_later_on_keeps_what_it_had(
     damaged.write_bytes(b"damaged")
     run = finished_graph.run("tiles_job")
     assert f"{EAST} at downloaded_bands" in run.failure
-    assert "already in the store" in run.failure
     after = digests(finished_graph.root)
     before = digests(finished.graph.root)
     assert {name for name in before if after.get(name) != before[name]} == {
         damaged.relative_to(finished_graph.root).as_posix()
     }
-    assert set(after) == set(before)
+    assert {name for name in set(after) - set(before) if not name.startswith(".partial/")} == set()

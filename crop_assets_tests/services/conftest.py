@@ -44,7 +44,9 @@ class Node:
             timer.cancel()
         if not line:
             command = self.process.args
-            raise RuntimeError(f"{command} said nothing in {PATIENCE} s, but:\n{self.errors.read_text()}")
+            raise RuntimeError(
+                f"{command} ended, or said nothing for {PATIENCE} s:\n{self.errors.read_text()}"
+            )
         return json.loads(line)
 
     def ask(self, **command: str) -> str | None:
@@ -63,7 +65,13 @@ def _running(errors: Path, *command: str | Path) -> Iterator[Node]:
     with (
         errors.open("w") as stderr,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+            command,
+            # Kubo's library writes its log to wherever it runs
+            cwd=errors.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
         ) as process,
     ):
         try:

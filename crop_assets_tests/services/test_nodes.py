@@ -12,6 +12,9 @@ from resources.ipfs import varint
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileDag, file_cid
 
+# one set of nodes for all
+pytestmark = pytest.mark.xdist_group("services")
+
 MIB = 1 << 20
 UNKNOWN = "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4"
 

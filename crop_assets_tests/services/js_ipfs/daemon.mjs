@@ -23,7 +23,8 @@ const ipfs = await create({
     Bootstrap: [],
     Discovery: { MDNS: { Enabled: false }, webRTCStar: { Enabled: false } },
     Pubsub: { Enabled: false },
-    Routing: { Type: 'none' }
+    Routing: { Type: 'none' },
+    Swarm: { DisableNatPortMap: true }
   }
 })
 const api = new HttpApi(ipfs)
