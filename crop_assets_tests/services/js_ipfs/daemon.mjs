@@ -6,7 +6,7 @@ import { create } from 'ipfs-core'
 import { HttpGateway } from 'ipfs-http-gateway'
 import { HttpApi } from 'ipfs-http-server'
 
-// the daemon of the `ipfs` package is these three; without its command line it is a third of the size
+// the daemon of the `ipfs` package is these three; without its command line it is less than half the size
 const ipfs = await create({
   repo: process.argv[2],
   silent: true,

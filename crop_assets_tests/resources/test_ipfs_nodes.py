@@ -1,0 +1,755 @@
+import io
+import itertools
+import json
+import os
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Request as WsgiRequest
+from werkzeug.wrappers import Response as WsgiResponse
+
+from crop_assets.demo.gateway import gateway_routes
+from crop_assets_tests.resources.gateways import RAW, UNKNOWN, World
+from crop_assets_tests.resources.loopback import closed_port
+from resources.errors import (
+    CutShortError,
+    IntegrityError,
+    NotFoundError,
+    ResourceError,
+    SlowError,
+    TryAgainError,
+    UnavailableError,
+    UnreachableError,
+)
+from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION, read_car, write_car
+from resources.ipfs.cid import Cid
+from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, IpfsSource, KuboNode
+from resources.ipfs.unixfs import FileDag
+from resources.partials import Partials
+from resources.sources import Wanted
+
+LIMIT = 1 << 20
+MIB = 1 << 20
+
+
+def gateway(world: World, name: str, timeout_seconds: float = 10) -> Gateway:
+    return Gateway(world.gateway(name), timeout_seconds)
+
+
+def kubo(world: World, name: str = "kubo", timeout_seconds: float = 10) -> KuboNode:
+    return KuboNode(world.gateway(name), timeout_seconds)
+
+
+def whole_car(node: IpfsNode, cid: str, offset: int = 0) -> bytes:
+    with node.car(Cid.parse(cid), offset) as pieces:
+        return b"".join(pieces)
+
+
+def fetch(
+    node: IpfsNode,
+    cid: str,
+    out: Path,
+    partials: Partials,
+    most: int = LIMIT,
+    progress: list[int] | None = None,
+) -> bool:
+    wanted = Wanted("scene/B02.tif", cid, "", most)
+    told = [] if progress is None else progress
+    return IpfsSource(node).fetch(wanted, out, partials, told.append)
+
+
+def nothing_wrong_at(out: Path) -> bool:
+    return not out.exists()
+
+
+# Gateways
+
+
+def test_a_gateway_is_asked_for_a_whole_file_as_a_car(world: World) -> None:
+    car = whole_car(gateway(world, "good"), world.cid)
+    assert car == b"".join(write_car(FileDag(world.files[world.cid])))
+    assert world.headers["accept"] == "application/vnd.ipld.car; version=1; order=dfs; dups=y"
+    assert world.headers["accept-encoding"] == "identity"
+    assert world.query == "format=car&dag-scope=entity"
+
+
+def test_a_gateway_is_asked_for_what_is_missing_alone(world: World) -> None:
+    car = whole_car(gateway(world, "good"), world.cid, offset=300_000)
+    assert world.query == "format=car&dag-scope=entity&entity-bytes=300000%3A%2A"
+    blocks = list(read_car([car]))
+    assert [len(block) for _, block in blocks[1:]] == [262_144, 700_000 - 2 * 262_144]
+
+
+def test_a_gateway_is_asked_for_a_single_block(world: World) -> None:
+    root = Cid.parse(world.cid)
+    assert root.matches(gateway(world, "good").block(root))
+    assert world.headers["accept"] == RAW
+    assert world.query == "format=raw"
+
+
+def test_a_node_is_not_contacted_before_it_is_asked(world: World) -> None:
+    gateway(world, "good").car(Cid.parse(world.cid), 0)
+    kubo(world)
+    assert not world.asked
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "why"),
+    [
+        ("missing", NotFoundError, "answered 404"),
+        ("gone", NotFoundError, "answered 410"),
+        ("broken", TryAgainError, "answered 502"),
+        ("too-many", TryAgainError, "answered 429 slow down"),
+        ("too-early", TryAgainError, "answered 425"),
+        ("wordy", TryAgainError, "answered 500 no"),
+        ("first-fails", TryAgainError, "answered 500 down for a while"),
+        ("forbidden", ResourceError, "answered 403 not for you"),
+        ("unlawful", UnavailableError, "answered 451 blocked"),
+        ("teapot", UnavailableError, "answered 418"),
+        ("nowhere", UnavailableError, "answered 302"),
+        ("page", IntegrityError, "answered with 'text/html; charset=utf-8' instead of"),
+        ("reset", CutShortError, "was cut short"),
+    ],
+)
+@pytest.mark.parametrize("what", ["car", "block"])
+def test_what_the_answer_of_a_gateway_means(
+    world: World, fault: str, expected: type[ResourceError], why: str, what: str
+) -> None:
+    node = gateway(world, fault)
+    if (fault, what) == ("reset", "block"):
+        pytest.skip("it sends a CAR")
+    with pytest.raises(ResourceError, match=why) as error:
+        whole_car(node, world.cid) if what == "car" else node.block(Cid.parse(world.cid))
+    assert type(error.value) is expected
+    assert world.asked == {fault: 1}
+
+
+@pytest.mark.parametrize(("fault", "seconds"), [("too-many", 7), ("too-many-for-ever", 60), ("broken", 0)])
+def test_a_pause_that_a_gateway_asks_for_is_told_and_bounded(
+    world: World, fault: str, seconds: float
+) -> None:
+    with pytest.raises(TryAgainError) as error:
+        whole_car(gateway(world, fault), world.cid)
+    assert error.value.retry_after == seconds
+
+
+@pytest.mark.xfail(
+    strict=True, raises=OverflowError, reason="retry_after lets the OverflowError of an odd time zone out"
+)
+def test_a_pause_that_cannot_be_read_is_none(world: World) -> None:
+    with pytest.raises(TryAgainError) as error:
+        whole_car(gateway(world, "overflowing-date"), world.cid)
+    assert error.value.retry_after == 0
+
+
+@pytest.mark.parametrize("fault", ["dripping", "silent"])
+def test_a_gateway_that_keeps_silent_or_drips_is_slow(world: World, fault: str) -> None:
+    with pytest.raises(SlowError, match="is too slow"):
+        whole_car(gateway(world, fault, timeout_seconds=0.3), world.cid)
+
+
+@pytest.mark.parametrize("node", [Gateway, KuboNode])
+def test_a_node_that_is_not_there_is_unreachable(node: Callable[[str, float], IpfsNode]) -> None:
+    with pytest.raises(UnreachableError, match=r"cannot be reached \(ConnectionRefusedError"):
+        whole_car(node(closed_port(), 5), UNKNOWN)
+
+
+@pytest.mark.parametrize("name", ["moved", "moved-with-endless-words"])
+def test_a_redirect_on_the_same_host_is_followed(world: World, name: str) -> None:
+    assert whole_car(gateway(world, name), world.cid) == whole_car(gateway(world, "good"), world.cid)
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("moved-to-another-host", "redirects to localhost, which is not followed"),
+        ("moved-to-another-scheme", "redirects to 127.0.0.1, which is not followed"),
+        ("moved-to-a-user", "redirects to 127.0.0.1, which is not followed"),
+        ("moved-to-nonsense", "redirects to an address that is none"),
+        ("moved-to-no-port", "redirects to an address that is none"),
+        ("moved-to-a-long-name", r"broke off \(LocationParseError\)"),
+        ("round", "redirects more than 5 times"),
+        pytest.param(
+            "moved-to-no-text",
+            "redirects to an address that is none",
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=UnicodeDecodeError,
+                reason="get_redirect_target lets the UnicodeDecodeError of a Location that is no UTF-8 out",
+            ),
+        ),
+    ],
+)
+def test_a_redirect_elsewhere_is_not_followed(world: World, fault: str, why: str) -> None:
+    with pytest.raises(UnavailableError, match=why) as error:
+        whole_car(gateway(world, fault), world.cid)
+    assert "secret" not in str(error.value)
+    assert set(world.asked) == {fault}
+
+
+def test_no_credentials_are_sent(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\ndefault login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert requests.utils.get_netrc_auth(world.address) == ("me", "secret")
+    for node in (gateway(world, "good"), gateway(world, "moved"), kubo(world)):
+        whole_car(node, world.cid)
+        assert "authorization" not in world.headers
+        assert world.headers["user-agent"] == "crop-assets"
+
+
+@pytest.mark.parametrize(
+    ("node", "what"), [(Gateway, "gateways"), (KuboNode, "kubo_api")], ids=["gateway", "kubo"]
+)
+@pytest.mark.parametrize(
+    "address", ["ftp://127.0.0.1", "127.0.0.1:5001", "http://me:secret@127.0.0.1", "me:secret@127.0.0.1", ""]
+)
+def test_an_address_that_is_none(node: Callable[[str, float], IpfsNode], what: str, address: str) -> None:
+    with pytest.raises(ValueError, match=rf"{what}: .* must be an http or https URL") as error:
+        node(address, 1)
+    assert "secret" not in str(error.value)
+
+
+def test_a_block_has_no_more_than_four_megabytes(world: World) -> None:
+    with pytest.raises(IntegrityError, match=f"sent a block of more than {MAX_SECTION} bytes"):
+        gateway(world, "large").block(Cid.parse(world.cid))
+
+
+def test_a_connection_is_used_again(world: World) -> None:
+    node = gateway(world, "good")
+    for _ in range(3):
+        whole_car(node, world.cid)
+    (adapter,) = {id(a): a for a in node._session().adapters.values() if a.poolmanager.pools}.values()
+    (pool,) = (adapter.poolmanager.pools[key] for key in adapter.poolmanager.pools.keys())  # noqa: SIM118
+    assert (pool.num_requests, pool.num_connections) == (3, 1)
+
+
+# Files from gateways
+
+
+def test_a_file_is_written_where_it_should_be_and_its_bytes_are_told(
+    world: World, out: Path, partials: Partials
+) -> None:
+    told: list[int] = []
+    assert fetch(gateway(world, "good"), world.cid, out, partials, progress=told) is True
+    assert out.read_bytes() == world.data
+    assert sum(told) == len(world.data)
+    assert [path for path in out.parent.rglob("*") if path.is_file()] == [out], "nothing else is left"
+
+
+def test_the_mode_of_a_file_follows_the_umask(world: World, out: Path, partials: Partials) -> None:
+    before = os.umask(0o027)
+    try:
+        fetch(gateway(world, "good"), world.cid, out, partials)
+    finally:
+        os.umask(before)
+    assert out.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Retrieval creates its file with mode 0o644, so a group that may write cannot"
+)
+def test_a_file_is_the_groups_to_write_where_the_umask_lets_it(
+    world: World, out: Path, partials: Partials
+) -> None:
+    before = os.umask(0o002)
+    try:
+        fetch(gateway(world, "good"), world.cid, out, partials)
+    finally:
+        os.umask(before)
+    assert out.stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "why"),
+    [
+        ("flipped", IntegrityError, "are not that block"),
+        ("short", CutShortError, "the stream ended at byte 262144 of the file"),
+        ("reset", CutShortError, "was cut short"),
+        ("endless", IntegrityError, "was sent"),
+        ("page", IntegrityError, "answered with 'text/html"),
+        ("missing", NotFoundError, "answered 404"),
+    ],
+)
+def test_wrong_bytes_never_get_to_the_destination(
+    world: World, out: Path, partials: Partials, fault: str, expected: type[ResourceError], why: str
+) -> None:
+    with pytest.raises(expected, match=why) as error:
+        fetch(gateway(world, fault), world.cid, out, partials)
+    assert type(error.value) is expected
+    assert nothing_wrong_at(out)
+
+
+def test_what_a_gateway_sends_after_the_file_does_no_harm(
+    world: World, out: Path, partials: Partials
+) -> None:
+    assert fetch(gateway(world, "chatty"), world.cid, out, partials)
+    assert out.read_bytes() == world.data
+
+
+def test_a_file_larger_than_allowed_is_refused_at_its_root(
+    world: World, out: Path, partials: Partials
+) -> None:
+    with pytest.raises(IntegrityError, match="700000 bytes, more than the 699999 allowed"):
+        fetch(gateway(world, "good"), world.cid, out, partials, most=len(world.data) - 1)
+    assert nothing_wrong_at(out)
+
+
+def test_a_malformed_cid_is_refused_before_anyone_is_asked(
+    world: World, out: Path, partials: Partials
+) -> None:
+    with pytest.raises(IntegrityError, match="'bafy' is not a CID"):
+        fetch(gateway(world, "good"), "bafy", out, partials)
+    assert not world.asked
+
+
+def test_a_file_that_is_whole_but_was_not_moved_away_is_not_asked_for_again(
+    world: World, out: Path, partials: Partials
+) -> None:
+    with pytest.raises(IsADirectoryError):
+        fetch(gateway(world, "good"), world.cid, Path(out.parent), partials)
+    world.forget()
+    fetch(gateway(world, "good"), world.cid, out, partials)
+    assert out.read_bytes() == world.data
+    assert world.asked.total() <= 1
+
+
+@pytest.mark.parametrize("cid", ["", UNKNOWN])
+def test_a_node_is_a_source_of_what_has_a_cid(world: World, cid: str) -> None:
+    source = IpfsSource(gateway(world, "good"))
+    assert source.offers(Wanted("a/b", cid, "https://example.org/b", 1)) is bool(cid)
+    assert (source.name, source.host, source.by_cid) == (world.gateway("good"), "127.0.0.1", True)
+    assert not world.asked
+
+
+# Kubo nodes
+
+
+def test_a_kubo_node_gives_a_file_as_a_car(world: World, out: Path, partials: Partials) -> None:
+    fetch(kubo(world), world.cid, out, partials)
+    assert out.read_bytes() == world.data
+    assert world.query == f"arg={world.cid}"
+
+
+def test_a_kubo_node_gives_a_block_and_is_told_how_long_to_look_for_it(world: World) -> None:
+    root = Cid.parse(world.cid)
+    assert root.matches(kubo(world, timeout_seconds=2.5).block(root))
+    assert world.query == f"arg={world.cid}&timeout=2.5s"
+
+
+def test_a_kubo_node_answers_500_to_what_it_does_not_have(world: World) -> None:
+    with pytest.raises(NotFoundError, match="answered 500 .*could not find it"):
+        whole_car(kubo(world), UNKNOWN)
+    with pytest.raises(NotFoundError, match="block was not found locally"):
+        kubo(world).block(Cid.parse(UNKNOWN))
+
+
+def test_a_kubo_node_in_trouble_may_have_it_later(world: World) -> None:
+    with pytest.raises(TryAgainError, match="deadline exceeded") as error:
+        whole_car(kubo(world, "late-kubo"), world.cid)
+    assert type(error.value) is TryAgainError
+
+
+def test_a_kubo_node_does_not_send_on_to_another(world: World) -> None:
+    with pytest.raises(UnavailableError, match="answered 307"):
+        whole_car(kubo(world, "moved-kubo"), world.cid)
+    assert world.asked == {"moved-kubo": 1}
+
+
+def test_what_is_no_kubo_node_has_nothing(world: World) -> None:
+    with pytest.raises(NotFoundError, match="answered 404"):
+        whole_car(kubo(world, "good"), world.cid)
+
+
+class ImportingNode:
+    """A stand-in for Kubo's `dag import`, which reads the form and the CAR in it as a server does."""
+
+    def __init__(self) -> None:
+        self.says: Callable[[str], str] = lambda root: pinned(root)
+        self.status = 200
+        self.blocks: list[tuple[Cid, bytes]] = []
+        self.sizes: list[int] = []
+        self.asked: list[str] = []
+        self.keep = True
+        self.server = make_server("127.0.0.1", 0, WsgiRequest.application(self._answer), threaded=True)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+
+    def _answer(self, request: WsgiRequest) -> WsgiResponse:
+        self.asked.append(f"{request.method} {request.path}?{request.query_string.decode()}")
+        file = request.files["file"]
+        assert file.mimetype == CONTENT_TYPE
+        self.sizes.append(file.stream.seek(0, io.SEEK_END))
+        file.stream.seek(0)
+        if self.keep:
+            self.blocks = list(read_car(iter(lambda: file.stream.read(100_000), b"")))
+        root = str(self.blocks[0][0]) if self.blocks else ""
+        return WsgiResponse(self.says(root), self.status, content_type="application/json")
+
+
+def pinned(root: str, error: str = "") -> str:
+    return json.dumps({"Root": {"Cid": {"/": root}, "PinErrorMsg": error}}, separators=(",", ":")) + "\n"
+
+
+@pytest.fixture
+def importing() -> Iterator[ImportingNode]:
+    node = ImportingNode()
+    thread = threading.Thread(target=node.server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield node
+    node.server.shutdown()
+    node.server.server_close()
+    thread.join()
+
+
+def test_a_kubo_node_takes_a_car_and_pins_its_root(world: World, importing: ImportingNode) -> None:
+    dag = FileDag(world.files[world.cid])
+    KuboNode(importing.address, 5).import_car(write_car(dag), dag.root)
+    assert importing.blocks == list(dag.blocks())
+    assert importing.asked == ["POST /api/v0/dag/import?pin-roots=true"]
+
+
+STATS = '{"Stats":{"BlockCount":4,"BlockBytesCount":700224}}\n'
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        lambda root: pinned(root) + STATS,
+        lambda root: json.dumps({"Root": {"Cid": {"/": root}, "PinErrorMsg": ""}}),
+    ],
+    ids=["with statistics", "with spaces"],
+)
+def test_a_pin_may_be_confirmed_in_other_words(
+    world: World, importing: ImportingNode, says: Callable[[str], str]
+) -> None:
+    importing.says = says
+    dag = FileDag(world.files[world.cid])
+    KuboNode(importing.address, 5).import_car(write_car(dag), dag.root)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        lambda root: pinned(root, "pin: context canceled"),
+        lambda root: pinned(UNKNOWN),
+        lambda root: STATS,
+        lambda root: "",
+        lambda root: f'{{"Message":"{root} is no root","Code":0,"Type":"error"}}',
+        pytest.param(
+            lambda root: pinned(root, "pin: no room") + pinned(UNKNOWN),
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="import_car looks for the root and for an empty error, but not in the same line",
+            ),
+        ),
+    ],
+    ids=["pin error", "another root", "no root", "nothing", "an error", "another root pinned"],
+)
+def test_a_pin_that_is_not_confirmed_is_an_error(
+    world: World, importing: ImportingNode, says: Callable[[str], str]
+) -> None:
+    importing.says = says
+    dag = FileDag(world.files[world.cid])
+    with pytest.raises(ResourceError, match=f"did not pin {dag.root}"):
+        KuboNode(importing.address, 5).import_car(write_car(dag), dag.root)
+
+
+def test_a_kubo_node_that_fails_to_import_says_why(world: World, importing: ImportingNode) -> None:
+    importing.status = 500
+    importing.says = lambda root: '{"Message":"no space left on device","Code":0,"Type":"error"}'
+    dag = FileDag(world.files[world.cid])
+    with pytest.raises(TryAgainError, match="/api/v0/dag/import answered 500 .*no space left on device"):
+        KuboNode(importing.address, 5).import_car(write_car(dag), dag.root)
+
+
+def test_an_import_goes_nowhere_else(world: World) -> None:
+    dag = FileDag(world.files[world.cid])
+    with pytest.raises(ResourceError, match="answered 404"):
+        kubo(world, "good").import_car(write_car(dag), dag.root)
+    with pytest.raises(UnreachableError):
+        KuboNode(closed_port(), 5).import_car(write_car(dag), dag.root)
+
+
+def test_a_car_that_breaks_while_it_is_sent_breaks_the_import(world: World, importing: ImportingNode) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield from itertools.islice(write_car(FileDag(world.files[world.cid])), 2)
+        raise IntegrityError("a file was changed while its folder was read")
+
+    with pytest.raises(IntegrityError, match="was changed while"):
+        KuboNode(importing.address, 5).import_car(pieces(), Cid.parse(world.cid))
+    assert not importing.blocks
+
+
+def test_memory_does_not_grow_with_the_car_that_is_imported(importing: ImportingNode) -> None:
+    importing.keep = False
+    importing.says = lambda root: pinned(UNKNOWN)
+    piece = bytes(MIB)
+    tracemalloc.start()
+    try:
+        KuboNode(importing.address, 20).import_car(itertools.repeat(piece, 48), Cid.parse(UNKNOWN))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert importing.sizes == [48 * MIB]
+    assert peak < 16 * MIB
+
+
+# The ipfs command
+
+
+CAT = """\
+import shutil, sys
+kind, verb, cid = sys.argv[1:]
+with open({folder!r} + "/" + kind + "-" + cid, "rb") as file:
+    shutil.copyfileobj(file, sys.stdout.buffer)
+"""
+MISSING = """\
+import sys
+print("Error: block was not found locally (offline): ipld: could not find " + sys.argv[3], file=sys.stderr)
+sys.exit(1)
+"""
+FAILING = """\
+import sys
+print("Error: {words}", file=sys.stderr)
+sys.exit(1)
+"""
+SILENT = """\
+import time
+time.sleep(60)
+"""
+BEGINS = """\
+import sys, time
+sys.stdout.buffer.write(open({path!r}, "rb").read()[:300000])
+sys.stdout.flush()
+{then}
+"""
+DRIPS = """\
+import sys, time
+while True:
+    sys.stdout.buffer.write(b"x")
+    sys.stdout.flush()
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], IpfsCommand]:
+    """Puts a Python script named `ipfs` on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def install(script: str, timeout_seconds: float = 10) -> IpfsCommand:
+        path = folder / "ipfs"
+        path.write_text(f"#!{sys.executable} -IS\n{script}")
+        path.chmod(0o755)
+        return IpfsCommand("ipfs", timeout_seconds)
+
+    return install
+
+
+@pytest.fixture
+def no_process_is_left() -> Iterator[None]:
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not [process.cmdline() for process in left], "neither running nor waiting for its parent"
+
+
+@pytest.fixture
+def car_folder(world: World, tmp_path: Path) -> Path:
+    """What the command gives: `dag-<cid>` is a CAR, `block-<cid>` a block."""
+    dag = FileDag(world.files[world.cid])
+    (tmp_path / f"dag-{dag.root}").write_bytes(b"".join(write_car(dag, repeats=False)))
+    (tmp_path / f"block-{dag.root}").write_bytes(dag.block(dag.root) or b"")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("no_process_is_left")
+def test_the_command_gives_a_file_as_a_car(
+    world: World, car_folder: Path, command: Callable[[str], IpfsCommand], out: Path, partials: Partials
+) -> None:
+    ipfs = command(CAT.format(folder=str(car_folder)))
+    assert fetch(ipfs, world.cid, out, partials)
+    assert out.read_bytes() == world.data
+    assert not world.asked
+    root = Cid.parse(world.cid)
+    assert root.matches(ipfs.block(root))
+    assert (IpfsSource(ipfs).name, IpfsSource(ipfs).host) == ("ipfs", "")
+
+
+@pytest.mark.usefixtures("no_process_is_left")
+def test_the_command_says_what_it_does_not_have(
+    command: Callable[[str], IpfsCommand], out: Path, partials: Partials
+) -> None:
+    ipfs = command(MISSING)
+    with pytest.raises(NotFoundError, match=f"ended with code 1: Error: block was not found.*{UNKNOWN}"):
+        fetch(ipfs, UNKNOWN, out, partials)
+    with pytest.raises(NotFoundError, match="could not find"):
+        ipfs.block(Cid.parse(UNKNOWN))
+    assert nothing_wrong_at(out)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "lock /repo/repo.lock: someone else has the lock",
+        "context deadline exceeded",
+        pytest.param(
+            "dial tcp: lookup bootstrap.libp2p.io: no such host",
+            marks=pytest.mark.xfail(
+                strict=True, reason="_NOT_FOUND takes 'no such host' for content that nobody has"
+            ),
+        ),
+        pytest.param(
+            "open /repo/config: no such file or directory",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="_NOT_FOUND takes a repository that is missing for content that nobody has",
+            ),
+        ),
+    ],
+)
+@pytest.mark.usefixtures("no_process_is_left")
+def test_a_command_in_trouble_may_have_it_later(command: Callable[[str], IpfsCommand], words: str) -> None:
+    with pytest.raises(ResourceError, match="ended with code 1") as error:
+        whole_car(command(FAILING.format(words=words)), UNKNOWN)
+    assert type(error.value) is TryAgainError
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("script", [SILENT, DRIPS], ids=["silent", "dripping"])
+@pytest.mark.usefixtures("no_process_is_left")
+def test_a_command_that_hangs_is_slow_and_ended(
+    command: Callable[[str, float], IpfsCommand], script: str
+) -> None:
+    with pytest.raises(SlowError):
+        whole_car(command(script, 0.4), UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [("", CutShortError), ("sys.exit(3)", TryAgainError), ("time.sleep(60)", SlowError)],
+    ids=["ends", "fails", "hangs"],
+)
+@pytest.mark.usefixtures("no_process_is_left")
+def test_what_a_command_gave_before_it_broke_off_is_kept(
+    world: World,
+    car_folder: Path,
+    command: Callable[..., IpfsCommand],
+    out: Path,
+    partials: Partials,
+    then: str,
+    expected: type[ResourceError],
+) -> None:
+    script = BEGINS.format(path=str(car_folder / f"dag-{world.cid}"), then=then)
+    with pytest.raises(ResourceError) as error:
+        fetch(command(script, 1), world.cid, out, partials)
+    assert type(error.value) is expected
+    assert nothing_wrong_at(out)
+    fetch(gateway(world, "good"), world.cid, out, partials)
+    assert out.read_bytes() == world.data
+    assert "entity-bytes=262144" in world.query
+
+
+@pytest.mark.usefixtures("no_process_is_left")
+def test_a_command_whose_output_nobody_wants_any_more_is_ended(command: Callable[[str], IpfsCommand]) -> None:
+    ipfs = command("import sys\nwhile True: sys.stdout.buffer.write(bytes(65536))")
+    with pytest.raises(ZeroDivisionError), ipfs.car(Cid.parse(UNKNOWN), 0) as pieces:
+        next(pieces)
+        raise ZeroDivisionError
+    with pytest.raises(IntegrityError, match="sent a block of more than"):
+        ipfs.block(Cid.parse(UNKNOWN))
+
+
+def test_a_command_that_does_not_exist_is_unreachable() -> None:
+    with pytest.raises(UnreachableError, match="there is no command ipfs-none on this machine"):
+        whole_car(IpfsCommand("ipfs-none", 1), UNKNOWN)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=OSError, reason="the OSError of a command that cannot be run is no ResourceError"
+)
+def test_a_command_that_cannot_be_run_is_unreachable(tmp_path: Path) -> None:
+    path = tmp_path / "ipfs"
+    path.write_bytes(b"\x7fELF of another machine")
+    path.chmod(0o755)
+    with pytest.raises(UnreachableError):
+        whole_car(IpfsCommand(str(path), 1), UNKNOWN)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="communicate() waits for the end of the output, which children of the command hold open",
+)
+def test_a_command_that_wraps_another_is_ended_with_it(
+    command: Callable[..., IpfsCommand], tmp_path: Path
+) -> None:
+    ended = tmp_path / "ended"
+    script = f"import subprocess\nsubprocess.run(['sh', '-c', 'sleep 1.5; touch {ended}'])"
+    with pytest.raises(SlowError):
+        whole_car(command(script, 0.3), UNKNOWN)
+    assert not ended.exists(), "the command's child was waited for"
+
+
+# The gateway of the demo, which the tests above rest on
+
+
+def test_the_demo_gateway_serves_cars_and_blocks(world: World) -> None:
+    url = f"{world.gateway('good')}/ipfs/{world.cid}"
+    answer = requests.get(url, headers={"Accept": CONTENT_TYPE}, timeout=5)
+    assert answer.headers["Content-Type"] == DFS_CONTENT_TYPE
+    assert answer.headers["Content-Disposition"] == f'attachment; filename="{world.cid}.car"'
+    blocks = list(read_car([answer.content]))
+    assert blocks[0][0] == Cid.parse(world.cid)
+    assert len(blocks) == 4
+    for cid, block in blocks:
+        answer = requests.get(f"{world.gateway('good')}/ipfs/{cid}?format=raw", timeout=5)
+        assert answer.headers["Content-Type"] == RAW
+        assert answer.content == block
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("{cid}?format=car", 200),
+        ("{cid}?format=raw", 200),
+        ("{cid}", 406),
+        ("{cid}?format=tar", 406),
+        (UNKNOWN + "?format=car", 404),
+        (UNKNOWN + "?format=raw", 404),
+        ("{cid}/B02.tif?format=car", 404),
+        ("bafy?format=car", 400),
+    ],
+)
+def test_the_demo_gateway_says_what_it_does_not_serve(world: World, path: str, status: int) -> None:
+    url = f"{world.gateway('good')}/ipfs/{path.format(cid=world.cid)}"
+    get = requests.get(url, timeout=5)
+    head = requests.head(url, timeout=5)
+    assert (get.status_code, head.status_code) == (status, status)
+    assert get.headers["Content-Type"] == head.headers["Content-Type"]
+    assert head.content == b""
+
+
+@pytest.mark.parametrize(
+    ("asked", "leaves"),
+    [("0:*", 3), ("262143:*", 3), ("262144:*", 2), ("699999:*", 1), ("5:9", 3), ("x:*", 3)],
+)
+def test_the_demo_gateway_sends_from_an_offset_on(world: World, asked: str, leaves: int) -> None:
+    url = f"{world.gateway('good')}/ipfs/{world.cid}?format=car&entity-bytes={asked}"
+    blocks = list(read_car([requests.get(url, timeout=5).content]))
+    assert blocks[0][0] == Cid.parse(world.cid)
+    assert world.data.endswith(b"".join(block for _, block in blocks[1:]))
+    assert len(blocks) == 1 + leaves
+
+
+def test_the_demo_gateway_refuses_a_file_under_a_wrong_cid(world: World) -> None:
+    with pytest.raises(ValueError, match="its CID is"):
+        gateway_routes({UNKNOWN: world.files[world.cid]})
