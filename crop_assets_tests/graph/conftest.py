@@ -38,6 +38,7 @@ from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
+from crop_assets_tests.services.conftest import js_ipfs as js_ipfs
 from resources.cdl import CdlReleases
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac

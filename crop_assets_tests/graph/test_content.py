@@ -7,6 +7,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 import rasterio
+import requests
 
 from crop_assets.bands.assets import CID_RETRIEVABILITY, MISSING_CIDS
 from crop_assets.chips.quality import COUNTS
@@ -31,6 +32,7 @@ from crop_assets_tests.graph.conftest import (
     ledger,
     recipe,
 )
+from crop_assets_tests.services.conftest import JsIpfs
 from resources.earthdata import LpDaac
 from resources.errors import CutShortError
 from resources.ipfs.car import read_car
@@ -196,6 +198,41 @@ def test_a_finished_dataset_is_published_under_one_cid(finished_graph: Graph, fi
     again = graph.run("publish_job")
     assert again.redone == {("published_dataset", str(YEAR))}
     assert graph.table("published_dataset")["root_cid"].iloc[0] == str(root)
+
+
+def test_a_tile_comes_from_a_real_node_and_its_dataset_goes_to_one(
+    labelled_graph: Graph,
+    finished: Finished,
+    setting: Setting,
+    traffic: Traffic,
+    js_ipfs: JsIpfs,
+) -> None:
+    graph = labelled_graph
+    for scene in setting.world.scenes:
+        for band, file in scene.files.items() if scene.tile == WEST else ():
+            path = setting.world.band_path(scene, band)
+            assert js_ipfs.add(path, cid_version=1, raw_leaves="true") == file.cid
+    traffic.clear()
+    node = IpfsContent(kubo_api=js_ipfs.rpc_url, gateways=[])
+    run = graph.run("tiles_job", tiles=[WEST], ipfs=node)
+    assert run.success, run.failure
+    assert not [asked for asked in traffic.asked if asked.path.startswith(("/ipfs/", "/lpdaac/"))]
+    assert graph.table("downloaded_bands", WEST)["verified"].all()
+    sources = run.made["downloaded_bands", f"{YEAR}|{WEST}"].metadata["sources"].value
+    assert f"| {js_ipfs.rpc_url} | 18 |" in str(sources)
+    ours, theirs = (digests(g.dataset / "chips_filtered") for g in (graph, finished.graph))
+    assert ours.items() <= theirs.items()
+    assert ours
+
+    assert graph.run("dataset_job").success
+    config = {"ops": {"published_dataset": {"config": {"to": "kubo"}}}}
+    for _ in range(2):
+        run = graph.run("publish_job", run_config=config, ipfs=node)
+        assert run.success, run.failure
+    root = graph.table("published_dataset")["root_cid"].iloc[0]
+    for name in ("train_data.txt", f"chips_filtered/{next(iter(ours))}"):
+        got = requests.post(f"{js_ipfs.rpc_url}/api/v0/cat", params={"arg": f"{root}/{name}"}, timeout=30)
+        assert got.content == (graph.dataset / name).read_bytes()
 
 
 def test_columns_of_what_is_made_on_demand_are_those_of_its_tables(finished_graph: Graph) -> None:

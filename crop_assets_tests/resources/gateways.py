@@ -35,8 +35,10 @@ class World:
     headers: dict[str, str] = field(default_factory=dict)
     """Those of the last request."""
     query: str = ""
+    clients: set[int] = field(default_factory=set)
+    """Ports that requests came from: one for each connection."""
     most_at_once: Counter[str] = field(default_factory=Counter)
-    """Most requests that a server had to answer at the same time."""
+    """Most requests that a server, and "all" of them, had to answer at the same time."""
     ready_at: dict[str, float] = field(default_factory=dict)
     """When a server that asks for a pause has what it is asked for."""
 
@@ -50,7 +52,7 @@ class World:
         return f"{self.address}/{name}"
 
     def forget(self) -> None:
-        for memory in (self.asked, self.headers, self.most_at_once, self.ready_at):
+        for memory in (self.asked, self.headers, self.clients, self.most_at_once, self.ready_at):
             memory.clear()
 
     def app(self) -> Callable[..., Any]:
@@ -65,20 +67,22 @@ class World:
             ]
         )
 
-        async def counted(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        async def counting(scope: dict[str, Any], receive: Any, send: Any) -> None:
             name = scope["path"].split("/")[1]
             with self._lock:
                 self.asked[name] += 1
-                self._open[name] += 1
-                self.most_at_once[name] = max(self.most_at_once[name], self._open[name])
+                for counted in (name, "all"):
+                    self._open[counted] += 1
+                    self.most_at_once[counted] = max(self.most_at_once[counted], self._open[counted])
                 self.headers = {key.decode(): value.decode() for key, value in scope["headers"]}
                 self.query = scope["query_string"].decode()
+                self.clients.add(scope["client"][1])
             try:
                 await inner(scope, receive, send)
             finally:
-                self._open[name] -= 1
+                self._open.subtract((name, "all"))
 
-        return counted
+        return counting
 
 
 async def _for_ever(*pieces: bytes) -> AsyncIterator[bytes]:
@@ -130,6 +134,14 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
     async def silent(request: Request) -> Response:
         await asyncio.sleep(1.5)
         return _car(dag)
+
+    async def lingering(request: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            for piece in write_car(dag):
+                yield piece
+            await asyncio.sleep(1.5)
+
+        return _stream(pieces())
 
     async def crowded(request: Request) -> Response:
         await asyncio.sleep(0.05)
@@ -188,7 +200,9 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
         "chatty": chatty,
         "dripping": dripping,
         "silent": silent,
+        "lingering": lingering,
         "crowded": crowded,
+        "crowded-too": crowded,
         "page": page,
         "large": large,
         "other": other,

@@ -1,9 +1,12 @@
+import contextlib
 import io
 import itertools
 import json
 import os
+import socket
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,7 +118,6 @@ def test_a_node_is_not_contacted_before_it_is_asked(world: World) -> None:
         ("teapot", UnavailableError, "answered 418"),
         ("nowhere", UnavailableError, "answered 302"),
         ("page", IntegrityError, "answered with 'text/html; charset=utf-8' instead of"),
-        ("reset", CutShortError, "was cut short"),
     ],
 )
 @pytest.mark.parametrize("what", ["car", "block"])
@@ -123,8 +125,6 @@ def test_what_the_answer_of_a_gateway_means(
     world: World, fault: str, expected: type[ResourceError], why: str, what: str
 ) -> None:
     node = gateway(world, fault)
-    if (fault, what) == ("reset", "block"):
-        pytest.skip("it sends a CAR")
     with pytest.raises(ResourceError, match=why) as error:
         whole_car(node, world.cid) if what == "car" else node.block(Cid.parse(world.cid))
     assert type(error.value) is expected
@@ -226,9 +226,35 @@ def test_a_connection_is_used_again(world: World) -> None:
     node = gateway(world, "good")
     for _ in range(3):
         whole_car(node, world.cid)
-    (adapter,) = {id(a): a for a in node._session().adapters.values() if a.poolmanager.pools}.values()
-    (pool,) = (adapter.poolmanager.pools[key] for key in adapter.poolmanager.pools.keys())  # noqa: SIM118
-    assert (pool.num_requests, pool.num_connections) == (3, 1)
+        node.block(Cid.parse(world.cid))
+    assert len(world.clients) == 1
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the status line and headers may drip for as long as they like; only the body is watched",
+)
+def test_a_gateway_whose_headers_drip_is_slow() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                for _ in range(18):
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+                connection.sendall(f"\r\nContent-Type: {RAW}\r\nContent-Length: 5\r\n\r\nblock".encode())
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            with pytest.raises(SlowError):
+                Gateway(address, 0.2).block(Cid.parse(UNKNOWN))
+        finally:
+            thread.join()
 
 
 # Files from gateways
@@ -294,6 +320,13 @@ def test_what_a_gateway_sends_after_the_file_does_no_harm(
     assert out.read_bytes() == world.data
 
 
+def test_a_gateway_that_does_not_end_its_answer_does_no_harm(
+    world: World, out: Path, partials: Partials
+) -> None:
+    assert fetch(gateway(world, "lingering", timeout_seconds=0.3), world.cid, out, partials)
+    assert out.read_bytes() == world.data
+
+
 def test_a_file_larger_than_allowed_is_refused_at_its_root(
     world: World, out: Path, partials: Partials
 ) -> None:
@@ -310,6 +343,10 @@ def test_a_malformed_cid_is_refused_before_anyone_is_asked(
     assert not world.asked
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="the record of the tree is removed before the file is moved, so all of it is fetched again",
+)
 def test_a_file_that_is_whole_but_was_not_moved_away_is_not_asked_for_again(
     world: World, out: Path, partials: Partials
 ) -> None:
@@ -318,7 +355,7 @@ def test_a_file_that_is_whole_but_was_not_moved_away_is_not_asked_for_again(
     world.forget()
     fetch(gateway(world, "good"), world.cid, out, partials)
     assert out.read_bytes() == world.data
-    assert world.asked.total() <= 1
+    assert not world.asked
 
 
 @pytest.mark.parametrize("cid", ["", UNKNOWN])
@@ -345,7 +382,7 @@ def test_a_kubo_node_gives_a_block_and_is_told_how_long_to_look_for_it(world: Wo
 
 
 def test_a_kubo_node_answers_500_to_what_it_does_not_have(world: World) -> None:
-    with pytest.raises(NotFoundError, match="answered 500 .*could not find it"):
+    with pytest.raises(NotFoundError, match=r"answered 500 .*could not find it"):
         whole_car(kubo(world), UNKNOWN)
     with pytest.raises(NotFoundError, match="block was not found locally"):
         kubo(world).block(Cid.parse(UNKNOWN))
@@ -465,7 +502,7 @@ def test_a_kubo_node_that_fails_to_import_says_why(world: World, importing: Impo
     importing.status = 500
     importing.says = lambda root: '{"Message":"no space left on device","Code":0,"Type":"error"}'
     dag = FileDag(world.files[world.cid])
-    with pytest.raises(TryAgainError, match="/api/v0/dag/import answered 500 .*no space left on device"):
+    with pytest.raises(TryAgainError, match=r"/api/v0/dag/import answered 500 .*no space left on device"):
         KuboNode(importing.address, 5).import_car(write_car(dag), dag.root)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resources.errors import CutShortError, IntegrityError
+from resources.errors import CutShortError, IntegrityError, NotFoundError
 from resources.ipfs import retrieve as retrieve_module
 from resources.ipfs import varint
 from resources.ipfs.car import MAX_HEADER, MAX_SECTION, read_car, write_car
@@ -129,8 +129,9 @@ def test_a_stream_cut_anywhere_is_cut_short(tmp_path: Path) -> None:
     dag = dag_of(tmp_path, data, chunk_size=16, width=2)
     stream = b"".join(write_car(dag))
     out = tmp_path / "out"
+    header = stream[0] + 1
     for length in range(len(stream)):
-        with pytest.raises(CutShortError):
+        with pytest.raises(NotFoundError if length == header else CutShortError):
             retrieve(dag.root, [stream[:length]], out, 100)
         assert data.startswith(kept(out))
 

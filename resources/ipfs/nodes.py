@@ -165,8 +165,8 @@ class KuboNode(_Web):
     It looks for what it does not have; what it gives is checked all the same.
     """
 
-    # nodes that do not name the type of what they send call it octets or text
-    _TYPES = (CONTENT_TYPE, _RAW, "application/octet-stream", "text/plain")
+    # nodes that do not name the type of what they send call it octets, text or JSON
+    _TYPES = (CONTENT_TYPE, _RAW, "application/octet-stream", "text/plain", "application/json")
 
     def __init__(self, address: str, timeout_seconds: float) -> None:
         super().__init__(address, "kubo_api", timeout_seconds)
@@ -176,8 +176,8 @@ class KuboNode(_Web):
         return self._ask("POST", "/api/v0/dag/export", {"arg": str(root)}, CONTENT_TYPE, self._TYPES)
 
     def block(self, cid: Cid) -> bytes:
-        # a node that lacks a block looks for it as long as it is let
-        parameters = {"arg": str(cid), "timeout": f"{self._timeout_seconds:g}s"}
+        # a node that lacks a block looks for it as long as it is let, and says so only in the end
+        parameters = {"arg": str(cid), "timeout": f"{0.8 * self._timeout_seconds:g}s"}
         with self._ask("POST", "/api/v0/block/get", parameters, _RAW, self._TYPES) as pieces:
             return _bounded(pieces)
 

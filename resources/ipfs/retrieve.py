@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-from resources.errors import CutShortError, IntegrityError
+from resources.errors import CutShortError, IntegrityError, NotFoundError, ResourceError
 from resources.ipfs.car import MAX_SECTION, read_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileNode, decode_file_node
@@ -41,7 +41,7 @@ class Retrieval:
         self._root = root
         self._path = path
         self._max_bytes = max_bytes
-        self._progress: Callable[[int], None] = progress or (lambda count: None)
+        self._progress: Callable[[int], None] | None = None
         self._size: int | None = None
         self._expected: list[tuple[Cid, int | None]] = [(root, None)]
         self._places: dict[bytes, tuple[int, int]] = {}
@@ -52,6 +52,7 @@ class Retrieval:
         self._out = self._open(path)
         self._tree = self._open(_tree_of(path))
         self._go_over_what_is_there()
+        self._progress = progress
 
     def __enter__(self) -> "Retrieval":
         return self
@@ -77,7 +78,7 @@ class Retrieval:
         out. A block ahead of its turn waits on disk. What follows the last block is not read. Raises
         IntegrityError where a block is not what its CID says, the tree is malformed, its sizes do not add
         up, the file is larger than allowed, or the stream holds something else; CutShortError where it
-        ends early.
+        ends early; NotFoundError where it ends without a block.
         """
         with _Stream(pieces, self._path.with_name(f"{self._path.name}.aside"), self._seen) as stream:
             while self._expected:
@@ -139,7 +140,7 @@ class Retrieval:
         self.at += len(node.data)
         self._expected.pop()
         self._expected.extend((link.cid, link.size) for link in reversed(node.links))
-        self._progress(len(node.data))
+        self._tell(len(node.data))
 
     def _repeat(self) -> bool:
         """Write what was written before once more, where that is expected next."""
@@ -153,8 +154,12 @@ class Retrieval:
             _write(self._out, piece, self.at)
             self.at += len(piece)
         self._expected.pop()
-        self._progress(length)
+        self._tell(length)
         return True
+
+    def _tell(self, count: int) -> None:
+        if self._progress:
+            self._progress(count)
 
     def _check_size(self, cid: Cid, size: int, promised: int | None) -> None:
         """The root has no promised size; as all others keep theirs, its own bounds the whole file."""
@@ -163,8 +168,11 @@ class Retrieval:
         if promised is not None and size != promised:
             raise IntegrityError(f"block {cid} holds {size} bytes of the file, its parent says {promised}")
 
-    def _missing(self, stream: "_Stream") -> IntegrityError:
+    def _missing(self, stream: "_Stream") -> ResourceError:
         cid, _ = self._expected[-1]
+        if not stream.began:
+            # what a node sends that has announced a CAR before it found out that it has no block
+            return NotFoundError(f"the CAR of {self._root} holds no block")
         pending = {_key(expected) for expected, _ in self._expected}
         stranger = next((sent for key, sent in stream.waiting.items() if key not in pending), None)
         if stranger:
@@ -179,6 +187,7 @@ class _Stream:
 
     def __init__(self, pieces: Iterable[bytes], aside: Path, seen: set[bytes]) -> None:
         self.waiting: dict[bytes, Cid] = {}
+        self.began = False
         self._sections = read_car(pieces)
         self._aside = aside
         self._seen = seen
@@ -206,6 +215,7 @@ class _Stream:
             with self._aside.open("rb") as file:
                 return os.pread(file.fileno(), length, start)
         for sent, block in self._sections:
+            self.began = True
             key = _key(sent)
             if key == wanted or key not in self._seen:
                 if not sent.matches(block):

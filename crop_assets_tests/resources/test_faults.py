@@ -1,0 +1,403 @@
+"""Downloads through a proxy that spoils them, in front of a real gateway and of a real file server."""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from crop_assets.demo.gateway import gateway_routes
+from crop_assets_tests.resources.fault_proxy import (
+    Fault,
+    FaultProxy,
+    answer,
+    cut,
+    endless,
+    fault_proxy,
+    flip,
+    reset,
+    stall,
+)
+from crop_assets_tests.resources.loopback import serving
+from resources.earthdata import LpDaac
+from resources.errors import (
+    CutShortError,
+    IntegrityError,
+    NotFoundError,
+    ResourceError,
+    SlowError,
+    TryAgainError,
+    UnavailableError,
+)
+from resources.ipfs.car import DFS_CONTENT_TYPE
+from resources.ipfs.nodes import Gateway, IpfsSource
+from resources.ipfs.unixfs import KUBO_CHUNK, file_cid
+from resources.partials import Partials
+from resources.sources import Obtained, Source, Sources, Wanted
+
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
+DATA = hashlib.shake_256(b"a band").digest(3_000_000)
+LIMIT = 4_000_000
+BREAK = 1_800_000
+"""Where faults set in: at 60 % of the file."""
+TREE = 4_096
+"""Most bytes of a CAR of the file that are none of its own."""
+TOKEN = "secret-token"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file on a gateway and on a file server that wants a token."""
+
+    path: Path
+    cid: str
+    address: str
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    path = tmp_path_factory.mktemp("archive") / "B02.tif"
+    path.write_bytes(DATA)
+    cid = file_cid(path)
+
+    def give(request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            return PlainTextResponse("", 401)
+        return FileResponse(path)
+
+    routes = [*gateway_routes({cid: path}), Route("/B02.tif", give)]
+    with serving(Starlette(routes=routes)) as address:
+        yield Archive(path, cid, address)
+
+
+@pytest.fixture
+def archived(archive: Archive) -> Iterator[Archive]:
+    """The archive, for tests that put another version of the file there."""
+    yield archive
+    archive.path.write_bytes(DATA)
+
+
+@pytest.fixture
+def proxy(archive: Archive) -> Iterator[FaultProxy]:
+    with fault_proxy(archive.address) as running:
+        yield running
+
+
+@pytest.fixture
+def second(archive: Archive) -> Iterator[FaultProxy]:
+    """Another gateway with the same file, at another address."""
+    with fault_proxy(archive.address) as running:
+        yield running
+
+
+class Getting:
+    """Downloads the file into a folder, as one process after another would."""
+
+    def __init__(self, folder: Path, archive: Archive) -> None:
+        self.folder = folder / "partials"
+        self.out = folder / "B02.tif"
+        self.archive = archive
+        self.said: list[str] = []
+        self.progress: list[int] = []
+
+    def gateway(self, proxy: FaultProxy, timeout_seconds: float = 0.5) -> IpfsSource:
+        return IpfsSource(Gateway(proxy.address, timeout_seconds))
+
+    def lp_daac(self) -> LpDaac:
+        return LpDaac(token=TOKEN, hosts=["127.0.0.1"], timeout_seconds=0.5)
+
+    def by_cid(self, *sources: Source, attempts: int = 1) -> Obtained:
+        return self._obtain(Wanted("scene/B02.tif", self.archive.cid, "", LIMIT), sources, attempts)
+
+    def by_link(self, proxy: FaultProxy, attempts: int = 1, cid: str = "") -> Obtained:
+        wanted = Wanted("scene/B02.tif", cid, f"{proxy.address}/B02.tif", LIMIT)
+        return self._obtain(wanted, [self.lp_daac()], attempts)
+
+    def nothing_wrong(self) -> bool:
+        """Whether nothing is at the destination."""
+        return not self.out.exists()
+
+    def whole(self, data: bytes = DATA) -> bool:
+        """Whether the file is there, and nothing that was on its way."""
+        return self.out.read_bytes() == data and not list(self.folder.iterdir())
+
+    def partial(self, suffix: str = "") -> Path:
+        (path,) = (path for path in self.folder.iterdir() if path.suffix == suffix)
+        return path
+
+    def _obtain(self, wanted: Wanted, sources: list[Source] | tuple[Source, ...], attempts: int) -> Obtained:
+        return Sources(sources, attempts, per_host=4).obtain(
+            wanted, self.out, Partials(self.folder), _check, self.said.append, self.progress.append
+        )
+
+
+def _check(path: Path, verified: bool) -> None:
+    if not verified and path.stat().st_size < 1000:
+        raise IntegrityError("is no raster")
+
+
+@pytest.fixture
+def get(tmp_path: Path, archive: Archive) -> Getting:
+    return Getting(tmp_path, archive)
+
+
+def rest(verified: int) -> int:
+    """Most bytes of content that a gateway need send where the file's first `verified` bytes are there."""
+    return len(DATA) - verified // KUBO_CHUNK * KUBO_CHUNK + TREE
+
+
+PAGE = b"<html>please sign in</html>"
+FAULTS = {
+    "flip": flip(BREAK),
+    "cut": cut(BREAK),
+    "stall": stall(BREAK),
+    "reset": reset(BREAK),
+    "cut at once": cut(0),
+    "reset at once": reset(0),
+    "stall at once": stall(0),
+    "429": answer(429, b"slow down", Retry_After="1"),
+    "500": answer(500),
+    "404": answer(404),
+    "a page": answer(200, PAGE, Content_Type="text/html"),
+    "a page as a CAR": answer(200, PAGE * 10, Content_Type=DFS_CONTENT_TYPE),
+    "endless": endless(BREAK),
+    "a redirect elsewhere": answer(302, Location="http://example.org/B02.tif"),
+}
+
+OF_A_GATEWAY = {
+    "flip": IntegrityError,
+    "cut": CutShortError,
+    "stall": SlowError,
+    "reset": CutShortError,
+    "cut at once": CutShortError,
+    "reset at once": CutShortError,
+    "stall at once": SlowError,
+    "429": TryAgainError,
+    "500": TryAgainError,
+    "404": NotFoundError,
+    "a page": IntegrityError,
+    "a page as a CAR": IntegrityError,
+    "endless": IntegrityError,
+    "a redirect elsewhere": UnavailableError,
+}
+
+OF_LP_DAAC = OF_A_GATEWAY | {"a page as a CAR": None, "a page": None, "flip": None}
+"""What LP DAAC sends without a CID is only checked by its length, and by what opens it."""
+
+
+def verdict_of(kind: type[ResourceError]) -> type[ResourceError]:
+    """What is raised where the only source has raised an error of this class."""
+    if issubclass(kind, IntegrityError):
+        return IntegrityError
+    return kind if kind is NotFoundError else UnavailableError
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_of_a_gateway_has_its_error_and_leaves_nothing_wrong(
+    get: Getting, proxy: FaultProxy, name: str
+) -> None:
+    expected = OF_A_GATEWAY[name]
+    proxy.faults = [FAULTS[name]]
+    source = get.gateway(proxy)
+    wanted = Wanted("scene/B02.tif", get.archive.cid, "", LIMIT)
+    with pytest.raises(ResourceError) as error:
+        source.fetch(wanted, get.out, Partials(get.folder), get.progress.append)
+    assert type(error.value) is expected
+    assert get.nothing_wrong()
+
+    proxy.faults = [FAULTS[name]]
+    with pytest.raises(ResourceError) as error:
+        get.by_cid(get.gateway(proxy))
+    assert type(error.value) is verdict_of(expected)
+    assert proxy.address in str(error.value)
+    assert "B02.tif" in str(error.value)
+    assert get.nothing_wrong()
+
+    get.by_cid(get.gateway(proxy))
+    assert get.whole()
+    assert sum(get.progress) >= len(DATA)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_file_that_was_there_stays_as_it_was(get: Getting, proxy: FaultProxy, name: str) -> None:
+    get.out.write_bytes(b"what was there")
+    proxy.faults = [FAULTS[name]]
+    with pytest.raises(ResourceError):
+        get.by_cid(get.gateway(proxy))
+    assert get.out.read_bytes() == b"what was there"
+
+
+@pytest.mark.parametrize("fault", [cut(BREAK), stall(BREAK), reset(BREAK)], ids=lambda fault: fault.kind)
+def test_the_next_turn_goes_on_where_the_last_one_broke_off(
+    get: Getting, proxy: FaultProxy, fault: Fault
+) -> None:
+    proxy.faults = [fault]
+    get.by_cid(get.gateway(proxy), attempts=2)
+    assert get.whole()
+    assert len(proxy.asked) == 2
+    assert proxy.sent <= BREAK + rest(BREAK - KUBO_CHUNK - TREE)
+    assert proxy.sent - BREAK <= 0.4 * len(DATA) + KUBO_CHUNK + TREE
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [flip(BREAK), cut(BREAK), stall(BREAK), reset(BREAK), endless(BREAK)],
+    ids=lambda fault: fault.kind,
+)
+def test_the_next_source_goes_on_where_the_last_one_broke_off(
+    get: Getting, proxy: FaultProxy, second: FaultProxy, fault: Fault
+) -> None:
+    proxy.faults = [fault]
+    assert get.by_cid(get.gateway(proxy), get.gateway(second)).source == second.address
+    assert get.whole()
+    assert second.sent <= 0.4 * len(DATA) + KUBO_CHUNK + TREE
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [flip(BREAK), cut(BREAK), stall(BREAK), reset(BREAK), endless(BREAK)],
+    ids=lambda fault: fault.kind,
+)
+def test_the_next_process_goes_on_where_the_last_one_broke_off(
+    get: Getting, proxy: FaultProxy, fault: Fault
+) -> None:
+    proxy.faults = [fault]
+    with pytest.raises(ResourceError):
+        get.by_cid(get.gateway(proxy))
+    proxy.forget()
+    get.by_cid(get.gateway(proxy))
+    assert get.whole()
+    assert proxy.sent <= 0.4 * len(DATA) + KUBO_CHUNK + TREE
+
+
+def test_many_breaks_cost_no_more_than_a_chunk_each(get: Getting, proxy: FaultProxy) -> None:
+    breaks = [cut(700_000), stall(600_000), reset(500_000), cut(400_000), stall(0), reset(600_000)]
+    proxy.faults = list(breaks)
+    get.by_cid(get.gateway(proxy), attempts=len(breaks) + 1)
+    assert get.whole()
+    assert proxy.sent <= len(DATA) + len(breaks) * (KUBO_CHUNK + TREE)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="Retrieval tells of the bytes that it finds on disk as well, so a transfer seems to be larger than it was",
+)
+def test_progress_tells_of_the_bytes_that_arrive_alone(get: Getting, proxy: FaultProxy) -> None:
+    proxy.faults = [cut(BREAK)]
+    get.by_cid(get.gateway(proxy), attempts=2)
+    assert sum(get.progress) <= len(DATA) + KUBO_CHUNK
+
+
+def _fetch_for_ever(get: Getting, proxy: FaultProxy) -> None:
+    with contextlib.suppress(BaseException):
+        get.by_cid(get.gateway(proxy, timeout_seconds=60))
+    os._exit(1)
+
+
+# Python 3.12 warns of forks beside threads; the child only downloads
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_what_a_killed_process_had_is_gone_on_with(get: Getting, proxy: FaultProxy) -> None:
+    proxy.faults = [stall(BREAK)]
+    child = multiprocessing.get_context("fork").Process(target=_fetch_for_ever, args=(get, proxy))
+    child.start()
+    assert proxy.stalled.wait(20)
+    partial = next(path for path in get.folder.iterdir() if not path.suffix)
+    verified = BREAK // KUBO_CHUNK * KUBO_CHUNK
+    while partial.stat().st_size < verified:
+        assert child.is_alive()
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    child.close()
+    assert get.nothing_wrong()
+    assert get.partial(".lock").exists()
+
+    proxy.forget()
+    get.by_cid(get.gateway(proxy))
+    assert get.whole()
+    assert proxy.sent <= len(DATA) - verified + KUBO_CHUNK + TREE
+
+
+@pytest.mark.parametrize("suffix", ["", ".tree"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_partial_file_that_was_tampered_with_is_not_trusted(
+    get: Getting, proxy: FaultProxy, suffix: str, share: float
+) -> None:
+    proxy.faults = [cut(BREAK)]
+    with pytest.raises(ResourceError):
+        get.by_cid(get.gateway(proxy))
+    path = get.partial(suffix)
+    data = bytearray(path.read_bytes())
+    place = int(share * len(data))
+    data[place] ^= 1
+    path.write_bytes(data)
+    proxy.forget()
+    get.by_cid(get.gateway(proxy))
+    assert get.whole()
+    trusted = 0 if suffix else place
+    assert proxy.sent <= rest(trusted)
+
+
+@pytest.mark.parametrize("junk", [b"", b"x", bytes(LIMIT)], ids=len)
+@pytest.mark.parametrize("suffix", ["", ".tree"])
+def test_junk_in_the_place_of_a_partial_file_does_no_harm(
+    get: Getting, proxy: FaultProxy, suffix: str, junk: bytes
+) -> None:
+    proxy.faults = [cut(BREAK)]
+    with pytest.raises(ResourceError):
+        get.by_cid(get.gateway(proxy))
+    get.partial(suffix).write_bytes(junk)
+    get.by_cid(get.gateway(proxy))
+    assert get.whole()
+
+
+def test_another_files_partial_is_not_taken_for_this_one(
+    get: Getting, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    proxy.faults = [cut(BREAK)]
+    with pytest.raises(ResourceError):
+        get.by_cid(get.gateway(proxy))
+    name = get.partial().name
+    other = Getting(tmp_path / "other", get.archive)
+    other.folder.mkdir(parents=True)
+    (other.folder / name).write_bytes(hashlib.shake_256(b"another band").digest(2_000_000))
+    (other.folder / f"{name}.tree").write_bytes(get.partial(".tree").read_bytes())
+    other.by_cid(get.gateway(proxy))
+    assert other.whole()
+
+
+# LP DAAC
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_of_lp_daac_has_its_error_and_leaves_nothing_wrong(
+    get: Getting, proxy: FaultProxy, name: str
+) -> None:
+    expected = OF_LP_DAAC[name]
+    if expected is None:
+        pytest.skip("nobody can tell it by the bytes alone")
+    proxy.faults = [FAULTS[name]]
+    wanted = Wanted("scene/B02.tif", "", f"{proxy.address}/B02.tif", LIMIT)
+    with pytest.raises(ResourceError) as error:
+        get.lp_daac().fetch(wanted, get.out, Partials(get.folder), get.progress.append)
+    assert type(error.value) is expected
+    assert get.nothing_wrong()
+
+    proxy.faults = [FAULTS[name]]
+    with pytest.raises(ResourceError) as error:
+        get.by_link(proxy)
+    assert type(error.value) is verdict_of(expected)
+    assert "B02.tif" in str(error.value)
+    assert TOKEN not in str(error.value)
+    assert get.nothing_wrong()
