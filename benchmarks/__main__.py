@@ -36,6 +36,9 @@ CONTENDERS = {
     "cdl_scan_loop": ("national", "scan_loop", 3),
     "statistics_ours": ("national", "statistics_ours", 5),
     "statistics_one_band_concatenate": ("national", "statistics_concatenate", 3),
+    "content_verified": ("content", "verified", 5),
+    "content_unchecked": ("content", "unchecked", 5),
+    "content_sha256": ("content", "sha256", 5),
     "stages_bare": ("orchestration", "bare", 3),
     "stages_through_dagster": ("orchestration", "through_dagster", 3),
 }
@@ -45,11 +48,12 @@ _BANDS = 6
 
 def build(root: Path) -> None:
     """Make all inputs below `root`."""
-    from benchmarks import orchestration, world
+    from benchmarks import content, orchestration, world
 
     world.make_tile_world(root / "tile")
     world.write_cdl(root / "national" / "cdl.tif", range(200, 260), range(300, 360))
     world.write_chips(root / "national" / "chips", 400)
+    content.write_file(root / "content" / "file")
     (root / "orchestration").mkdir()
     orchestration.make_world(root / "orchestration")
 
@@ -101,6 +105,9 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
         "statistics_vs_concatenate": _BANDS
         * seconds["statistics_one_band_concatenate"]
         / seconds["statistics_ours"],
+        "content_megabytes_per_second": 2**28 / 1e6 / seconds["content_verified"],
+        "content_verified_vs_sha256": seconds["content_verified"] / seconds["content_sha256"],
+        "content_verified_vs_unchecked": seconds["content_verified"] / seconds["content_unchecked"],
         "orchestration_seconds_per_tile": (seconds["stages_through_dagster"] - seconds["stages_bare"])
         / tiles,
     }

@@ -242,7 +242,7 @@ def markdown(frame: pd.DataFrame, rows: int = 50) -> dg.MarkdownMetadataValue:
 
 def plain(text: str) -> str:
     """Text from outside, such as a server's words, as it is: no links, images or columns of Markdown come of it."""
-    return re.sub(r"([\\`*_\[\]<>|#!~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def picture(image: bytes, alt: str, kind: Literal["png", "jpeg"] = "png") -> dg.MarkdownMetadataValue:
