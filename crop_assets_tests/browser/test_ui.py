@@ -21,7 +21,11 @@ ASSETS = [
     "scene_metadata",
     "selected_scenes",
     "band_cids",
+    "downloaded_fmasks",
+    "chip_quality",
     "downloaded_bands",
+    "cid_retrievability",
+    "missing_cids",
     "tile_payloads",
     "reprojected_tiles",
     "chips",
@@ -30,6 +34,7 @@ ASSETS = [
     "band_stats",
     "class_weights",
     "class_distribution",
+    "published_dataset",
 ]
 QUIET = [
     "--no-sandbox",

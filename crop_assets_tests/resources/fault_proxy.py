@@ -168,8 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
             pieces = iter(lambda: answer.read1(_PIECE), b"")
             for piece in _spoilt(pieces, fault) if fault else pieces:
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                # before it is sent: the client may have done with it first
                 self.the_proxy.sent += len(piece)
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             if fault and fault.kind in ("cut", "stall", "reset"):
                 self._end_early(fault.kind)
             elif chunked:

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route
 
 from crop_assets.demo.gateway import gateway_routes
-from resources.ipfs.car import DFS_CONTENT_TYPE, MAX_SECTION, write_car
+from resources.ipfs.car import DFS_CONTENT_TYPE, MAX_SECTION, car_of, write_car
 from resources.ipfs.unixfs import FileDag
 
 UNKNOWN = "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4"
@@ -104,6 +104,10 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
         data = bytearray(b"".join(write_car(dag)))
         data[-1] ^= 1
         return Response(bytes(data), headers={"Content-Type": DFS_CONTENT_TYPE})
+
+    def backwards(request: Request) -> Response:
+        first, *others = dag.blocks()
+        return _stream(car_of(dag.root, [first, *reversed(others)]))
 
     def short(request: Request) -> Response:
         return _stream(itertools.islice(write_car(dag), 3))
@@ -194,6 +198,7 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
 
     return {
         "flipped": flipped,
+        "backwards": backwards,
         "short": short,
         "reset": reset,
         "endless": endless,

@@ -286,7 +286,7 @@ def test_no_path_leads_to_the_cid_itself(dag: FolderDag, ipfs: IpfsContent) -> N
 
 def test_a_name_that_is_not_there_is_not_found(dag: FolderDag, served: tuple[Blocks, str]) -> None:
     ipfs = IpfsContent(gateways=[served[1]])
-    with pytest.raises(NotFoundError, match="has no entry 'B99.tif'"):
+    with pytest.raises(NotFoundError, match=r"has no entry 'B99\.tif'"):
         ipfs.resolve(dag.root, ["2022", "B99.tif"], nodes_of(ipfs))
     with pytest.raises(IntegrityError, match="names a block of a file, not of a directory"):
         ipfs.resolve(dag.root, ["readme.txt", "x"], nodes_of(ipfs))
