@@ -3,6 +3,9 @@
 Belongs here: authorised HTTPS downloads. Does not: which files are wanted (`crop_assets.bands`).
 """
 
+import logging
+import netrc
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +15,8 @@ import dagster as dg
 import requests
 from pydantic import Field, PrivateAttr
 
-from resources.errors import IntegrityError, ResourceError
-from resources.http import WarySession, get_file, require_host
+from resources.errors import ForbiddenError, IntegrityError, ResourceError, TryAgainError
+from resources.http import RETRIED_STATUSES, WarySession, get_file, require_host, retry_after, telling
 from resources.ipfs.unixfs import matches_cid
 from resources.partials import Partials, move
 from resources.sources import Wanted
@@ -43,8 +46,7 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     timeout_seconds: float = Field(default=60, description="Most seconds to wait for the next bytes.")
     _local: threading.local = PrivateAttr(default_factory=threading.local)
-    _login: threading.Lock = PrivateAttr(default_factory=threading.Lock)
-    _tokens: list[str] = PrivateAttr(default_factory=list)
+    _login: "_Login" = PrivateAttr(default_factory=lambda: _Login())
 
     @property
     def name(self) -> str:
@@ -77,29 +79,33 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise IntegrityError(
                 f"{url} is not https, and a login that goes with it could be read on its way"
             )
-        token = self._bearer()
+        token, fresh = self._bearer()
         if not hasattr(self._local, "session"):
             self._local.session = WarySession(self._may_redirect)
         with partials.holding(url) as path:
             try:
-                get_file(
-                    self._local.session,
-                    url,
-                    self.timeout_seconds,
-                    wanted.max_bytes,
-                    path,
-                    _Bearer(token) if token else None,
-                    progress,
-                )
-            except ResourceError as error:
-                if "not allowed" in str(error) or f"redirects to {self.login_host}" in str(error):
-                    raise ResourceError(
-                        f"{url}: {error}; set EARTHDATA_TOKEN to a token from {self.login_host}, "
-                        "or put that host's login into ~/.netrc"
-                    ) from None
-                raise
+                self._get(wanted, path, token, progress)
+            except ForbiddenError:
+                # a token of the login in netrc may have run out since
+                if not token or fresh or self.token.strip():
+                    raise
+                self._login.forget(token)
+                self._get(wanted, path, self._bearer()[0], progress)
             move(path, destination)
         return bool(wanted.cid) and matches_cid(destination, wanted.cid)
+
+    def _get(self, wanted: Wanted, path: Path, token: str, progress: Callable[[int], None]) -> None:
+        bearer = _Bearer(token) if token else None
+        session = self._local.session
+        try:
+            get_file(session, wanted.url, self.timeout_seconds, wanted.max_bytes, path, bearer, progress)
+        except ResourceError as error:
+            if isinstance(error, ForbiddenError) or f"redirects to {self.login_host}" in str(error):
+                raise ForbiddenError(
+                    f"{error}; set EARTHDATA_TOKEN to a token from {self.login_host}, "
+                    "or put that host's login into ~/.netrc"
+                ) from None
+            raise
 
     def _may_redirect(self, url: str, target: str) -> bool:
         parts = urlsplit(target)
@@ -111,50 +117,89 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
             host == place or host.endswith(f".{place}") for place in places
         )
 
-    def _bearer(self) -> str:
-        """The token as configured, or the one that Earthdata Login gives for the login in ~/.netrc, or ""."""
+    def _bearer(self) -> tuple[str, bool]:
+        """The token as configured or of the login in netrc, or ""; and whether it is a new one."""
         token = self.token.strip()
         # http.client would refuse it as well, with the token in its words
         if not (token.isascii() and token.isprintable()):
             raise ResourceError("EARTHDATA_TOKEN has characters that no token has; copy it again")
-        if token:
-            return token
-        with self._login:
-            if not self._tokens:
-                self._tokens.append(_netrc_token(self.login_host))
-            return self._tokens[0]
+        return (token, False) if token else self._login.token(self.login_host)
+
+
+class _Login:
+    """The token that Earthdata Login gives for the login in netrc, asked for once for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._token: str | None = None
+        self._refused = ""
+
+    def token(self, host: str) -> tuple[str, bool]:
+        """The token, or "" where netrc has no login for `host`; and whether it was asked for just now.
+
+        Raises ForbiddenError where the login is not taken, also later on, for repeated attempts lock an account;
+        TryAgainError where the login server is in trouble.
+        """
+        with self._lock:
+            if self._refused:
+                raise ForbiddenError(self._refused)
+            if self._token is not None:
+                return self._token, False
+            try:
+                self._token = _netrc_token(host)
+            except ForbiddenError as error:
+                self._refused = str(error)
+                raise
+            return self._token, True
+
+    def forget(self, token: str) -> None:
+        """Ask for another one next, unless that was done already."""
+        with self._lock:
+            if self._token == token:
+                self._token = None
 
 
 def _netrc_token(host: str) -> str:
-    """A bearer token for the login that netrc holds for Earthdata Login's host, or "" where it holds none.
-
-    Raises ResourceError where Earthdata Login does not take it.
-    """
-    if requests.utils.get_netrc_auth(f"https://{host}") is None:
-        return ""
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        if not path.is_file() or host not in netrc.netrc(path).hosts:
+            return ""
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError) as error:
+        raise ForbiddenError(
+            f"{path} cannot be read ({type(error).__name__}); mend it, or set EARTHDATA_TOKEN"
+        ) from None
     # it takes a second to import, and few need it
     import earthaccess
     from earthaccess.exceptions import LoginAttemptFailure, LoginStrategyUnavailable
     from earthaccess.system import EDLHostname, System
 
-    production = earthaccess.PROD
-    system = System(
-        production.cmr_base_url, production.status_url, production.status_api_url, EDLHostname(host)
-    )
+    class Auth(earthaccess.Auth):
+        def get_session(self) -> requests.Session:
+            session: requests.Session = super().get_session()
+            session.hooks["response"].append(_require_no_trouble)
+            return session
+
+    known = earthaccess.PROD
+    system = System(known.cmr_base_url, known.status_url, known.status_api_url, EDLHostname(host))
+    logger = logging.getLogger("earthaccess.auth")
+    # it would log what the server says to a refused login, whatever that is
+    before, logger.disabled = logger.disabled, True
     try:
-        token = earthaccess.Auth().login(strategy="netrc", system=system).token
-        return str(token["access_token"])
-    except (
-        LoginAttemptFailure,
-        LoginStrategyUnavailable,
-        requests.RequestException,
-        KeyError,
-        TypeError,
-    ) as error:
-        # without its words, which may hold what was sent
-        raise ResourceError(
-            f"{host} did not take the login in netrc ({type(error).__name__}); mend it, or set EARTHDATA_TOKEN"
-        ) from None
+        with telling(f"https://{host}"):
+            try:
+                return str(Auth().login(strategy="netrc", system=system).token["access_token"])
+            except (LoginAttemptFailure, LoginStrategyUnavailable, ValueError, KeyError, TypeError) as error:
+                kind = type(error).__name__
+    finally:
+        logger.disabled = before
+    # without the error's own words, which may hold what was sent
+    raise ForbiddenError(f"{host} did not take the login in netrc ({kind}); mend it, or set EARTHDATA_TOKEN")
+
+
+def _require_no_trouble(answer: requests.Response, **_: object) -> None:
+    if answer.status_code in RETRIED_STATUSES or answer.status_code >= 500:
+        answer.close()
+        raise TryAgainError(f"the login server answered {answer.status_code}", retry_after(answer))
 
 
 class _Bearer(requests.auth.AuthBase):

@@ -9,6 +9,10 @@ class ResourceError(Exception):
     """The outside world did not give what was asked of it. The message says what, where, and what to do."""
 
 
+class ForbiddenError(ResourceError):
+    """The server does not take the login, or wants one. Another login may help."""
+
+
 class UnavailableError(ResourceError):
     """A server could not be reached, refused, or kept failing. Trying again later may help."""
 
@@ -34,11 +38,11 @@ class NotFoundError(ResourceError):
 
 
 class IntegrityError(ResourceError):
-    """Bytes are not what they were promised to be: wrong hash, cut short, too large, malformed."""
+    """Bytes are not what they were promised to be: wrong hash, too large, malformed."""
 
 
-class CutShortError(IntegrityError):
-    """The stream ended before what it carried did. Asking again may help."""
+class CutShortError(TryAgainError):
+    """The stream ended before what it carried did."""
 
 
 class UnsafeNameError(ResourceError):

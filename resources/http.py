@@ -17,9 +17,9 @@ from urllib3.util import Retry
 
 from resources.errors import (
     CutShortError,
+    ForbiddenError,
     IntegrityError,
     NotFoundError,
-    ResourceError,
     SlowError,
     TryAgainError,
     UnavailableError,
@@ -75,20 +75,20 @@ class WarySession(requests.Session):
         self.auth = _no_login
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        target = super().get_redirect_target(resp)
-        if target is None:
-            return None
-        with contextlib.suppress(ValueError):
-            if self._allowed(resp.url, urljoin(resp.url, target)):
-                # requests reads the body of a redirect before it goes on, however long that is
-                resp.close()
-                resp._content = b""
+        try:
+            target = super().get_redirect_target(resp)
+            if target is None:
+                return None
+            # requests reads the body of a redirect before it goes on, however long that is
+            resp.close()
+            resp._content = b""
+            address = urlsplit(urljoin(resp.url, target))
+            host, _ = address.hostname or "nothing", address.port
+            if self._allowed(resp.url, address.geturl()):
                 return target
-        resp.close()
-        with contextlib.suppress(ValueError):
-            host = urlsplit(target).hostname or "nothing"
-            raise UnavailableError(f"redirects to {host[:80]}, which is not followed")
-        raise UnavailableError("redirects to an address that is none, which is not followed")
+        except ValueError:
+            raise UnavailableError("redirects to an address that is none") from None
+        raise UnavailableError(f"redirects to {host[:80]}, which is not followed")
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         old, new = response.request.url or "", prepared_request.url or ""
@@ -153,7 +153,7 @@ def check_status(answer: requests.Response, url: str = "", not_found: bool = Fal
     if status in (404, 410) or not_found:
         raise NotFoundError(said if words else f"{said}: there is no such thing")
     if status in (401, 403):
-        raise ResourceError(f"{said}: not allowed with these credentials")
+        raise ForbiddenError(f"{said}: not allowed with these credentials")
     if status in RETRIED_STATUSES or status >= 500:
         raise TryAgainError(said, retry_after(answer))
     raise UnavailableError(said)
@@ -167,7 +167,7 @@ def retry_after(answer: requests.Response) -> float:
     else:
         try:
             seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             seconds = 0.0
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
 
@@ -179,13 +179,15 @@ def body(answer: requests.Response, patience: float) -> Iterator[bytes]:
 
 def in_time(pieces: Iterator[bytes], patience: float) -> Iterator[bytes]:
     """The pieces as they arrive. Raises SlowError where they drip for longer than `patience` seconds."""
-    started = time.monotonic()
+    since = time.monotonic()
     received = 0
     for piece in pieces:
         received += len(piece)
-        seconds = time.monotonic() - started
-        if seconds > patience and received < seconds * _SLOWEST:
-            raise SlowError(f"is too slow ({received} bytes in {seconds:.0f} s)")
+        seconds = time.monotonic() - since
+        if seconds > patience:
+            if received < seconds * _SLOWEST:
+                raise SlowError(f"is too slow ({received} bytes in {seconds:.0f} s)")
+            since, received = time.monotonic(), 0
         yield piece
 
 
@@ -219,30 +221,37 @@ def get_file(
     """
     note = path.with_name(f"{path.name}.etag")
     headers = {"Accept-Encoding": "identity"}
+    had, version = 0, ""
     if path.is_file() and note.is_file() and (had := path.stat().st_size):
-        headers |= {"Range": f"bytes={had}-", "If-Range": note.read_text()}
+        version = note.read_text()
+        headers |= {"Range": f"bytes={had}-", "If-Range": version}
     with (
         telling(url),
         session.get(
             url, headers=headers, timeout=(min(CONNECT_SECONDS, timeout), timeout), stream=True, auth=auth
         ) as answer,
     ):
+        tag = answer.headers.get("ETag", "")
         if answer.status_code == 416:
-            note.unlink()
+            note.unlink(missing_ok=True)
             raise TryAgainError(
                 f"{url} answered 416 to what is left of it; it is fetched from its start next"
             )
         check_status(answer, url)
-        size = path.stat().st_size if answer.status_code == 206 else 0
-        if size and not answer.headers.get("Content-Range", "").startswith(f"bytes {size}-"):
+        size = had if answer.status_code == 206 else 0
+        part = answer.headers.get("Content-Range", "")
+        if answer.status_code == 206 and not (had and part.startswith(f"bytes {had}-")):
             raise IntegrityError(f"{url} answered with another part than the one asked for")
-        tag = answer.headers.get("ETag", "")
-        if tag.startswith('"'):
-            note.write_text(tag)
-        else:
-            note.unlink(missing_ok=True)
+        if answer.status_code == 206 and tag not in ("", version):
+            note.unlink()
+            raise TryAgainError(f"{url} has changed; it is fetched from its start next")
         with path.open("ab") as file:
             file.truncate(size)
+            # only now, for it must not stand beside bytes of another version
+            if tag.startswith('"'):
+                note.write_text(tag)
+            else:
+                note.unlink(missing_ok=True)
             for piece in body(answer, timeout):
                 size += len(piece)
                 if size > max_bytes:

@@ -4,6 +4,7 @@ Belongs here: finding a file by its name, and checking it against its CID. Does 
 CID may be used (`crop_assets.bands`).
 """
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from resources.errors import IntegrityError, NotFoundError
+from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.ipfs.unixfs import matches_cid
 from resources.partials import Partials
 from resources.sources import Wanted
@@ -41,10 +42,16 @@ class BandMirror(dg.ConfigurableResource):  # type: ignore[type-arg]
         self, wanted: Wanted, destination: Path, partials: Partials, progress: Callable[[int], None]
     ) -> bool:
         """Copy the file; True where it has the CID. Raises NotFoundError, IntegrityError for one of another content."""
-        path = self._find(wanted)
-        if wanted.cid and not matches_cid(path, wanted.cid):
+        try:
+            path = self._find(wanted)
+            shutil.copyfile(path, destination)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise ResourceError(f"{wanted.file_name} cannot be copied: {error.strerror}") from None
+        # the copy, for the folder may be somebody's who is filling it
+        if wanted.cid and not matches_cid(destination, wanted.cid):
             raise IntegrityError(f"{path.name} does not match {wanted.cid}")
-        shutil.copyfile(path, destination)
         return bool(wanted.cid)
 
     def _find(self, wanted: Wanted) -> Path:

@@ -68,7 +68,9 @@ def _locked(path: Path) -> Iterator[bool]:
             yield False
             return
         # whoever held it before may have removed it since it was opened here
-        alone = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        alone = False
+        with contextlib.suppress(FileNotFoundError):
+            alone = path.stat().st_ino == os.fstat(file.fileno()).st_ino
         try:
             yield alone
         finally:

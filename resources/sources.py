@@ -15,7 +15,6 @@ from typing import Protocol
 import tenacity
 
 from resources.errors import (
-    CutShortError,
     IntegrityError,
     NotFoundError,
     ResourceError,
@@ -75,7 +74,7 @@ class Source(Protocol):
     ) -> bool:
         """Write the file to `destination`; True where its bytes are those that the CID promises.
 
-        Asks once. Tells `progress` of bytes as they arrive. Raises TryAgainError or CutShortError where asking
+        Asks once. Tells `progress` of bytes as they arrive. Raises TryAgainError where asking
         again may help, else another ResourceError.
         """
         ...
@@ -137,17 +136,20 @@ class Sources:
 
         def turn() -> Obtained | None:
             for source in list(left):
-                if self._health[source.name].busy_until > time.monotonic():
+                if source not in left:
+                    continue
+                if (pause := self._busy(source)) > 0:
+                    said.setdefault(source.name, UnavailableError(f"asked for a pause of {pause:.0f} s"))
                     continue
                 try:
                     return self._ask(source, wanted, destination, partials, check, progress or _ignore)
                 except ResourceError as error:
                     said[source.name] = error
                     self._remember(source, error)
-                    if not isinstance(error, TryAgainError | CutShortError):
-                        left.remove(source)
                     if isinstance(error, _UnfitError):
-                        left[:] = [other for other in left if not other.by_cid]
+                        left[:] = [other for other in left if not other.by_cid and other is not source]
+                    elif not isinstance(error, TryAgainError):
+                        left.remove(source)
                 # a folder that lacks a file is no news
                 if source.host or not isinstance(said[source.name], NotFoundError):
                     say(f"{wanted.file_name}: {source.name}: {said[source.name]}")
@@ -158,8 +160,7 @@ class Sources:
         ) + tenacity.wait_random(0, _BACKOFF_SECONDS)
 
         def pause(state: tenacity.RetryCallState) -> float:
-            soonest = min(self._health[source.name].busy_until for source in left) - time.monotonic()
-            return max(backoff(state), soonest)
+            return max(backoff(state), min(map(self._busy, left)))
 
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self.attempts),
@@ -189,13 +190,21 @@ class Sources:
         progress: Callable[[int], None],
     ) -> Obtained:
         with self._slot(source):
+            # another file may have been asked to wait while this one waited for its turn
+            if (pause := self._busy(source)) > 0:
+                raise TryAgainError(f"asked for a pause of {pause:.0f} s", pause)
             verified = source.fetch(wanted, destination, partials, progress)
-        self._health[source.name] = _Health()
+        health = self._health[source.name]
+        health.unreachable_until, health.last_until, health.failures = 0.0, 0.0, 0
         try:
             check(destination, verified)
         except IntegrityError as error:
             raise (_UnfitError if verified else IntegrityError)(str(error)) from error
         return Obtained(source.name, verified)
+
+    def _busy(self, source: Source) -> float:
+        """Seconds for which the source has asked to be left alone."""
+        return self._health[source.name].busy_until - time.monotonic()
 
     def _slot(self, source: Source) -> threading.BoundedSemaphore:
         with self._lock:
@@ -227,7 +236,7 @@ class Sources:
                 health.unreachable_until = now + rest
         elif isinstance(error, TryAgainError) and error.retry_after:
             health.busy_until = now + error.retry_after
-        elif not isinstance(error, NotFoundError) and source.host:
+        elif not isinstance(error, NotFoundError) and (source.host or source.by_cid):
             health.last_until = now + _REST_SECONDS
 
 

@@ -159,7 +159,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     def partials(self) -> Partials:
         """Where unfinished downloads are kept: below a local root, else in this machine's temporary folder."""
         if self.is_local:
-            return Partials(Path(self.root) / ".partial")
+            return Partials(Path(self._place.path) / ".partial")
         folder = Path(tempfile.gettempdir()) / f"crop-assets-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
@@ -169,7 +169,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def require_room(self, count: int) -> None:
         """Raise OSError where the disk of a local store, or of the temporary folder, has no room for `count` bytes."""
-        folder = Path(self.root) if self.is_local else Path(tempfile.gettempdir())
+        folder = Path(self._place.path) if self.is_local else Path(tempfile.gettempdir())
         while not folder.exists():
             folder = folder.parent
         free = shutil.disk_usage(folder).free

@@ -81,20 +81,25 @@ class FaultProxy:
     """Names of headers, in lower case, that answers lose on their way."""
     changed: dict[str, str] = field(default_factory=dict)
     """Headers that answers get another value of, by their names in lower case."""
-    sent: int = 0
-    """Bytes of content that were sent on since the last `forget`."""
     asked: list[dict[str, str]] = field(default_factory=list)
     """The headers of each request since the last `forget`, with names in lower case, and its target as `:path`."""
     stalled: threading.Event = field(default_factory=threading.Event)
     """Set when an answer has begun to stall."""
+    counts: list[list[int]] = field(default_factory=list)
+    """Sizes of the pieces of content of each answer since the last `forget`."""
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def sent(self) -> int:
+        """Bytes of content that were sent on since the last `forget`."""
+        return sum(map(sum, self.counts))
+
     def forget(self) -> None:
-        self.sent = 0
-        self.asked = []
+        """Count anew. What is still on its way counts no more."""
+        self.counts, self.asked = [], []
 
     def next_fault(self) -> Fault | None:
         with contextlib.suppress(IndexError):
@@ -166,10 +171,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_head(
                 answer.status, [*headers, ("Transfer-Encoding", "chunked")] if chunked else headers
             )
+            count: list[int] = []
+            self.the_proxy.counts.append(count)
             pieces = iter(lambda: answer.read1(_PIECE), b"")
             for piece in _spoilt(pieces, fault) if fault else pieces:
                 # before it is sent: the client may have done with it first
-                self.the_proxy.sent += len(piece)
+                count.append(len(piece))
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             if fault and fault.kind in ("cut", "stall", "reset"):
                 self._end_early(fault.kind)

@@ -38,7 +38,7 @@ class World:
     clients: set[int] = field(default_factory=set)
     """Ports that requests came from: one for each connection."""
     most_at_once: Counter[str] = field(default_factory=Counter)
-    """Most requests that a server, and "all" of them, had to answer at the same time."""
+    """Most requests that a server had to answer at the same time, together with the one named `<its name>-too`."""
     ready_at: dict[str, float] = field(default_factory=dict)
     """When a server that asks for a pause has what it is asked for."""
 
@@ -71,16 +71,26 @@ class World:
             name = scope["path"].split("/")[1]
             with self._lock:
                 self.asked[name] += 1
-                for counted in (name, "all"):
-                    self._open[counted] += 1
-                    self.most_at_once[counted] = max(self.most_at_once[counted], self._open[counted])
+                pair = name.removesuffix("-too")
+                self._open[pair] += 1
+                self.most_at_once[pair] = max(self.most_at_once[pair], self._open[pair])
                 self.headers = {key.decode(): value.decode() for key, value in scope["headers"]}
                 self.query = scope["query_string"].decode()
                 self.clients.add(scope["client"][1])
+
+            held = [pair]
+
+            async def counting_send(message: dict[str, Any]) -> None:
+                # before the end is sent, for the next request may come as soon as it is
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    self._open.subtract(held)
+                    held.clear()
+                await send(message)
+
             try:
-                await inner(scope, receive, send)
+                await inner(scope, receive, counting_send)
             finally:
-                self._open.subtract((name, "all"))
+                self._open.subtract(held)
 
         return counting
 

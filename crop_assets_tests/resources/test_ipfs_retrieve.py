@@ -34,7 +34,8 @@ CONTENTS = st.lists(
 
 def retrieve(root: Cid, pieces: Iterable[bytes], path: Path, max_bytes: int) -> int:
     """One walk with nothing there before."""
-    path.unlink(missing_ok=True)
+    for left in path.parent.glob(f"{path.name}*"):
+        left.unlink()
     with Retrieval(root, path, max_bytes) as retrieval:
         return retrieval.feed(pieces)
 
@@ -117,7 +118,7 @@ def test_no_flipped_byte_gets_through(tmp_path: Path, version: Literal[0, 1]) ->
         wrong[at] ^= 0x11
         try:
             retrieve(dag.root, [bytes(wrong)], out, 100)
-        except IntegrityError:
+        except (IntegrityError, CutShortError):
             assert data.startswith(kept(out))
         else:
             assert at < header, "only the header's roots are not looked at"
@@ -155,7 +156,7 @@ def test_blocks_may_come_in_any_order(
     out = tmp_path / "out"
     assert retrieve(dag.root, [car(*blocks)], out, len(data)) == len(data)
     assert out.read_bytes() == data
-    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+    assert {path.name for path in tmp_path.glob("out*")} == {"out", "out.tree"}
 
 
 def test_a_strange_block_is_no_part_of_a_file(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_walk_goes_on_where_the_last_one_ended(
         stream = b"".join(write_car(dag))
         with (
             Retrieval(dag.root, out, len(data), added.append) as retrieval,
-            contextlib.suppress(CutShortError),
+            contextlib.suppress(CutShortError, NotFoundError),
         ):
             retrieval.feed([stream[: int(share * len(stream))]])
     with Retrieval(dag.root, out, len(data), added.append) as retrieval:
@@ -204,7 +205,9 @@ def test_a_walk_goes_on_where_the_last_one_ended(
             place += length
         assert retrieval.feed([car(*rest)]) == len(data)
     assert out.read_bytes() == data
-    assert list(tmp_path.glob("out*")) == [out]
+    retrieval.move_to(tmp_path / "moved")
+    assert (tmp_path / "moved").read_bytes() == data
+    assert list(tmp_path.glob("out*")) == []
 
 
 @pytest.mark.parametrize("version", [0, 1])
@@ -225,6 +228,7 @@ def test_what_was_changed_between_two_walks_is_fetched_again(tmp_path: Path, ver
                 retrieval.feed([stream])
             assert out.read_bytes() == data
             out.unlink()
+            tree.unlink()
 
 
 def test_a_stream_that_repeats_itself_for_ever_is_given_up(

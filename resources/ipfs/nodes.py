@@ -5,9 +5,11 @@ Belongs here: each protocol, and what its answers mean. Does not: whether the by
 """
 
 import contextlib
+import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -33,12 +35,12 @@ from resources.http import CONNECT_SECONDS, WarySession, body, check_status, in_
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION
 from resources.ipfs.cid import Cid
 from resources.ipfs.retrieve import Retrieval
-from resources.partials import Partials, move
+from resources.partials import Partials
 from resources.sources import Wanted
 
 _RAW = "application/vnd.ipld.raw"
 _PIECE = 1 << 18
-_NOT_FOUND = ("not found", "could not find", "no such", "block was not found")
+_NOT_FOUND = ("not found", "could not find")
 
 
 class IpfsNode(Protocol):
@@ -86,7 +88,7 @@ class IpfsSource:
                 if not retrieval.whole:
                     with self.node.car(root, retrieval.at) as pieces:
                         retrieval.feed(pieces)
-            move(path, destination)
+            retrieval.move_to(destination)
         return True
 
 
@@ -200,8 +202,7 @@ class KuboNode(_Web):
             if answer.status_code != 200:
                 check_status(answer, f"{self.name}/api/v0/dag/import", words=_first_words(answer))
             said = _bounded(body(answer, self._timeout_seconds))
-        confirmed = f'"{root}"'.encode() in said and b'"PinErrorMsg":""' in said.replace(b'": "', b'":"')
-        if not confirmed:
+        if not any(_pinned(line, root) for line in said.splitlines()):
             raise ResourceError(f"{self.name} did not pin {root}: {_printable(said[:512])}")
 
 
@@ -233,21 +234,34 @@ class IpfsCommand:
         if command is None:
             raise UnreachableError(f"there is no command {self.name} on this machine")
         with tempfile.TemporaryFile() as words:
-            process = subprocess.Popen(  # noqa: S603 - the CID is a checked one
-                [command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words
-            )
             try:
-                yield in_time(self._output(process, words), self._timeout_seconds)
-            finally:
-                process.kill()
-                process.communicate()
+                process = subprocess.Popen(  # noqa: S603 - the CID is a checked one
+                    [command, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=words,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise UnreachableError(f"{command} cannot be run ({error.strerror})") from None
+            assert process.stdout is not None
+            with process.stdout:
+                try:
+                    yield in_time(self._output(process, words), self._timeout_seconds)
+                finally:
+                    # with its children, as of a script around it
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
 
     def _output(self, process: "subprocess.Popen[bytes]", words: IO[bytes]) -> Iterator[bytes]:
         assert process.stdout is not None
         out = process.stdout.fileno()
+        # not select, which takes none but the first 1024 files of a process
+        ready = select.poll()
+        ready.register(out, select.POLLIN)
         while True:
-            ready, _, _ = select.select([out], [], [], self._timeout_seconds)
-            if not ready:
+            if not ready.poll(1000 * self._timeout_seconds):
                 raise SlowError(f"was silent for {self._timeout_seconds:.0f} s")
             piece = os.read(out, _PIECE)
             if not piece:
@@ -258,6 +272,15 @@ class IpfsCommand:
             said = _printable(words.read(512))
             error = NotFoundError if any(part in said for part in _NOT_FOUND) else TryAgainError
             raise error(f"ended with code {process.returncode}: {said}")
+
+
+def _pinned(line: bytes, root: Cid) -> bool:
+    """Whether a line of the answer to an import confirms that `root` is pinned."""
+    try:
+        told = json.loads(line)["Root"]
+        return bool(told["Cid"]["/"] == str(root) and told["PinErrorMsg"] == "")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _form(pieces: Iterator[bytes], boundary: str) -> Iterator[bytes]:

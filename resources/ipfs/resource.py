@@ -12,7 +12,6 @@ import tenacity
 from pydantic import Field, PrivateAttr
 
 from resources.errors import (
-    CutShortError,
     IntegrityError,
     ResourceError,
     UnavailableError,
@@ -99,7 +98,7 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-            retry=tenacity.retry_if_exception_type((UnavailableError, CutShortError)),
+            retry=tenacity.retry_if_exception_type(UnavailableError),
             reraise=True,
         )
         return resolve_path(cid, path, lambda block: retrying(self.find_block, block, nodes)[1])

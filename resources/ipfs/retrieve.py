@@ -14,6 +14,7 @@ from resources.errors import CutShortError, IntegrityError, NotFoundError, Resou
 from resources.ipfs.car import MAX_SECTION, read_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileNode, decode_file_node
+from resources.partials import move
 
 MAX_NODES = 1 << 18
 """Nodes of a file's tree: 64 GiB in leaves of 256 KiB. Bounds the work and the memory (some 60 MB) that a
@@ -60,12 +61,16 @@ class Retrieval:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files, and remove what is of no more use: the tree of a whole file, and what is empty."""
+        """Close the files, and remove them where nothing is in them."""
         self._files.close()
-        if self.whole or not self.at:
-            _tree_of(self._path).unlink()
         if not self.whole and not self.at:
+            _tree_of(self._path).unlink()
             self._path.unlink()
+
+    def move_to(self, destination: Path) -> None:
+        """Put the file, which is whole and closed, in the place of another."""
+        move(self._path, destination)
+        _tree_of(self._path).unlink()
 
     @property
     def whole(self) -> bool:
@@ -94,7 +99,7 @@ class Retrieval:
         return self.at
 
     def _open(self, path: Path) -> int:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self._files.callback(os.close, file)
         return file
 
@@ -190,6 +195,8 @@ class _Stream:
         self.began = False
         self._sections = read_car(pieces)
         self._aside = aside
+        # a killed process may have left one, with who knows what in it
+        aside.unlink(missing_ok=True)
         self._seen = seen
         self._places: dict[bytes, tuple[int, int]] = {}
         self._end = 0
