@@ -45,7 +45,14 @@ $(VENV)/.installed-services: $(SERVICES)/requirements.txt $(VENV)/.installed-dev
 	$(NPM) ci --prefix $(@D) --ignore-scripts --omit=peer --legacy-peer-deps --no-audit --no-fund --loglevel=error
 	@touch $@
 
-services: .services/helia/.installed .services/js_ipfs/.installed ## Set up the real IPFS nodes that some tests ask
+# It needs other versions of what the project uses too, and so an environment of its own.
+.services/stac/.installed: $(SERVICES)/stac/requirements.txt | $(VENV)/.installed
+	@echo "Installing a STAC API, which also needs PostgreSQL with PostGIS from the distribution"
+	$(BIN)/python -m venv --clear --without-pip $(@D)/venv
+	$(PIP) --python $(@D)/venv/bin/python install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
+services: .services/helia/.installed .services/js_ipfs/.installed .services/stac/.installed ## Set up the real services that some tests ask
 
 demo: install ## Run the whole graph over a small world made on the spot
 	$(BIN)/crop-assets demo

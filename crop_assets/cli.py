@@ -121,6 +121,54 @@ def _verify(data: str, dataset: str, year: int | None) -> int:
     return 1 if wrong else 0
 
 
+@app.command()
+def plan(
+    year: Annotated[int, typer.Option(help="The CDL year.")],
+    data: Annotated[
+        str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
+    ] = "data",
+    rate: Annotated[
+        float, typer.Option(help="Megabytes a second that downloads are expected to make.", min=0.01)
+    ] = 20,
+    every: Annotated[
+        bool, typer.Option("--every", help="List every tile, not only those with a problem.")
+    ] = False,
+) -> None:
+    """Tell what a year's dataset will take before anything is downloaded: tiles, scenes, chips, bytes, time.
+
+    Launch labels_job for the year and backfill plan_job over its tiles first: these ask catalogues alone. The recipe is
+    that of CROP_ASSETS_RECIPE. Exit code 0: every tile can be made. 1: some cannot, and it says why. 2: there is no
+    tile map.
+    """
+    _finish(lambda: _plan(data, year, rate, every))
+
+
+def _plan(data: str, year: int, rate: float, every: bool) -> int:
+    from crop_assets.layout import Layout
+    from crop_assets.lineage import Lineage
+    from crop_assets.plan import make_plan
+    from crop_assets.recipe import load_recipe
+    from resources.store import DatasetStore
+
+    recipe = load_recipe(os.environ.get("CROP_ASSETS_RECIPE", ""))
+    lineage = Lineage(DatasetStore(root=data), Layout(recipe.dataset, year), recipe)
+    made = make_plan(lineage, rate)
+    shown = made.tiles if every else made.tiles[made.tiles["problem"] != ""]
+    for tile in shown.to_dict("records"):
+        typer.echo(
+            f"{tile['tile']}: {tile['chips']} chips, {tile['fit_scenes']} fit scenes, {tile['files']} files, "
+            f"{tile['bytes'] / 1e6:,.0f} MB{': ' * bool(tile['problem'])}{tile['problem']}"
+        )
+    ready, total = made.ready, made.tiles
+    typer.echo(
+        f"{len(ready)} of {len(total)} tiles can be made: {int(ready['chips'].sum()):,} of "
+        f"{int(total['chips'].sum()):,} chips, {int(ready['files'].sum()):,} files to fetch, "
+        f"{ready['bytes'].sum() / 1e9:,.1f} GB, some {ready['seconds'].sum() / 3600:,.1f} h at {rate:g} MB/s"
+    )
+    typer.echo("With fmask_first, tiles whose chips are all clouded take a seventh of their bytes.")
+    return 0 if len(ready) == len(total) else 1
+
+
 def _finish(work: Callable[[], int]) -> None:
     """Exit with what `work` returns; an error that a user can mend is one line, not a traceback."""
     try:

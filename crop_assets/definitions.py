@@ -84,7 +84,10 @@ def environment_resources() -> dict[str, Any]:
         "store": DatasetStore(root=data),
         "cdl_releases": CdlReleases(source=os.environ.get("CROP_ASSETS_CDL", cdl)),
         "tile_grid_source": TileGridSource(path=os.environ.get("CROP_ASSETS_TILE_GRID", "")),
-        "stac": SceneStac(**_set(url="CROP_ASSETS_STAC_URL")),
+        "stac": SceneStac(
+            **_set(url="CROP_ASSETS_STAC_URL", granule_search="CROP_ASSETS_GRANULE_SEARCH"),
+            **_set_list(metadata_hosts="CROP_ASSETS_METADATA_HOSTS"),
+        ),
         "ipfs_stac": IpfsStac(**_set(url="CROP_ASSETS_IPFS_STAC_URL")),
         "ipfs": IpfsContent(
             **_set(kubo_api="CROP_ASSETS_KUBO_API"), **_set_list(gateways="CROP_ASSETS_IPFS_GATEWAYS")

@@ -3,9 +3,13 @@
 Belongs here: where chips and rasters lie, as odc-geo GeoBoxes. Does not: what is in them.
 """
 
+import functools
+
+import pyproj
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
+from shapely import Polygon
 
 from crop_assets.layout import CHIP_ID
 
@@ -49,6 +53,18 @@ def chip_geobox(chip: str) -> GeoBox:
     """The 224 x 224 grid of one chip."""
     row, col = chip_position(chip)
     return chip_blocks(range(row, row + 1), range(col, col + 1))
+
+
+def chip_outline(chip: str) -> Polygon:
+    """The outline of a chip in degrees (EPSG:4326, longitude first) by its four corners; its edges bow by under 2 m."""
+    left, bottom, right, top = chip_geobox(chip).boundingbox.bbox
+    lon, lat = _to_degrees().transform([left, right, right, left], [top, top, bottom, bottom])
+    return Polygon(zip(lon, lat, strict=True))
+
+
+@functools.cache
+def _to_degrees() -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
 
 
 def chip_cover(left: float, bottom: float, right: float, top: float) -> tuple[range, range]:

@@ -8,6 +8,9 @@ import re
 from dataclasses import dataclass
 
 _SCENE_ID = re.compile(r"HLS\.[SL]30\.T\d{2}[C-X][A-Z]{2}\.\d{7}(T\d{6})?\.v\d\.\d", re.ASCII)
+_L30_BANDS = {"B8A": "B05", "B11": "B06", "B12": "B07"}
+"""Landsat's names of the bands that Sentinel-2 calls so: narrow near infrared, and two short-wave (HLS v2.0 user guide,
+table 3); blue, green and red have one name in both."""
 _BAND = re.compile(r"[A-Za-z0-9]{2,8}")
 # one spelling per chip: 0257 would be another file name for 257
 CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
@@ -63,7 +66,12 @@ class Layout:
         Raises ValueError for any other name, so that no id from a catalogue leads out of its folder.
         """
         scene = _checked(_SCENE_ID, scene_id, "scene")
-        return f"{scene}/{scene}.{_checked(_BAND, band, 'band')}.tif"
+        return f"{scene}/{scene}.{file_band(scene, _checked(_BAND, band, 'band'))}.tif"
+
+
+def file_band(scene_id: str, band: str) -> str:
+    """A band as the files of its scene name it: an L30 scene has B05 for B8A, B06 for B11 and B07 for B12."""
+    return _L30_BANDS.get(band, band) if scene_id.startswith("HLS.L30.") else band
 
 
 def tile_grid_table() -> str:

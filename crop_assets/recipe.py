@@ -20,6 +20,7 @@ from crop_assets.errors import InputError
 
 REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 QA_BAND = "Fmask"
+SENSORS = ("S30", "L30")
 SOURCES = ("mirror", "kubo", "gateways", "ipfs_cli", "lp_daac")
 
 _PATHS = {"aoi", "chip_boxes"}
@@ -56,12 +57,30 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         description="Nearest tile centroid in EPSG:5070 ('projected', specification) or in degrees "
         "('degrees', as the published dataset).",
     )
+    outside_chips: Literal["drop", "reassign"] = Field(
+        default="drop",
+        description="What becomes of a chip box that lies wholly outside its nearest tile: no chip is made of it "
+        "('drop'), or it goes to the tile that holds its centre ('reassign').",
+    )
     season_start: str = Field(default="03-01", description="First day of the season, MM-DD.")
     season_end: str = Field(default="09-30", description="Last day of the season, MM-DD.")
     max_cloud_cover: int = Field(default=5, description="Most cloud cover of a scene, in percent.")
     coverage_ladder: list[int] = Field(
         default=[100, 90, 80, 70, 60, 50],
         description="Least spatial coverage in percent, lowered step by step until three scenes qualify.",
+    )
+    sensors: list[str] = Field(
+        default=["S30"],
+        description="HLS products that scenes are chosen from: 'S30' (Sentinel-2), and 'L30' (Landsat) as well to fill "
+        "a season with few scenes.",
+    )
+    scene_rule: Literal["first_middle_last", "season_spread"] = Field(
+        default="first_middle_last",
+        description="'first_middle_last' fit scene of the season (specification), or 'season_spread': the three that "
+        "are jointly clearest over the tile's chips and spread over the season.",
+    )
+    min_gap_days: int = Field(
+        default=20, description="Fewest days between two scenes of a chip under 'season_spread'."
     )
     middle_scene: Literal["lower", "upper"] = Field(
         default="lower",
@@ -130,6 +149,13 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
             )
         return value
 
+    @field_validator("sensors")
+    @classmethod
+    def _names_sensors(cls, value: list[str]) -> list[str]:
+        if not value or len(set(value)) < len(value) or not set(value) <= set(SENSORS):
+            raise ValueError(f"sensors {value} must be some of {', '.join(SENSORS)}, each once")
+        return value
+
     @field_validator("sources")
     @classmethod
     def _names_each_source_once(cls, value: list[str]) -> list[str]:
@@ -142,6 +168,7 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         limits: list[tuple[str, float, float, float]] = [
             ("chips", self.chips, 1, 10_000_000),
             ("min_classes", self.min_classes, 1, 13),
+            ("min_gap_days", self.min_gap_days, 0, 150),
             ("max_cloud_cover", self.max_cloud_cover, 0, 100),
             ("max_bad_percent", self.max_bad_percent, 0, 100),
             ("max_na_pixels", self.max_na_pixels, 0, 224 * 224),

@@ -15,7 +15,7 @@ import dagster as dg
 import requests
 from pydantic import Field, PrivateAttr
 
-from resources.errors import ForbiddenError, IntegrityError, ResourceError, TryAgainError
+from resources.errors import ForbiddenError, IntegrityError, LoginError, ResourceError, TryAgainError
 from resources.http import RETRIED_STATUSES, WarySession, get_file, require_host, retry_after, telling
 from resources.ipfs.unixfs import matches_cid
 from resources.partials import Partials, move
@@ -85,7 +85,7 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         with partials.holding(url) as path:
             try:
                 self._get(wanted, path, token, progress)
-            except ForbiddenError:
+            except LoginError:
                 # a token of the login in netrc may have run out since
                 if not token or fresh or self.token.strip():
                     raise
@@ -101,7 +101,7 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
             get_file(session, wanted.url, self.timeout_seconds, wanted.max_bytes, path, bearer, progress)
         except ResourceError as error:
             if isinstance(error, ForbiddenError) or f"redirects to {self.login_host}" in str(error):
-                raise ForbiddenError(
+                raise (LoginError if isinstance(error, LoginError) else ForbiddenError)(
                     f"{error}; set EARTHDATA_TOKEN to a token from {self.login_host}, "
                     "or put that host's login into ~/.netrc"
                 ) from None

@@ -10,6 +10,10 @@ class ResourceError(Exception):
 
 
 class ForbiddenError(ResourceError):
+    """The server does not give it to this login, or to none."""
+
+
+class LoginError(ForbiddenError):
     """The server does not take the login, or wants one. Another login may help."""
 
 

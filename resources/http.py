@@ -5,9 +5,11 @@ Belongs here: sessions, what answers and failures mean, and size limits. Does no
 
 import contextlib
 import email.utils
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -19,6 +21,7 @@ from resources.errors import (
     CutShortError,
     ForbiddenError,
     IntegrityError,
+    LoginError,
     NotFoundError,
     SlowError,
     TryAgainError,
@@ -53,7 +56,8 @@ def retry_rule(attempts: int) -> Retry:
 
 
 def new_session(attempts: int) -> requests.Session:
-    session = requests.Session()
+    """A session for catalogues: retries by `retry_rule`, no login, redirects on the same site alone."""
+    session = WarySession(same_site)
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry_rule(attempts)))
     return session
@@ -153,7 +157,7 @@ def check_status(answer: requests.Response, url: str = "", not_found: bool = Fal
     if status in (404, 410) or not_found:
         raise NotFoundError(said if words else f"{said}: there is no such thing")
     if status in (401, 403):
-        raise ForbiddenError(f"{said}: not allowed with these credentials")
+        raise (LoginError if status == 401 else ForbiddenError)(f"{said}: not allowed with these credentials")
     if status in RETRIED_STATUSES or status >= 500:
         raise TryAgainError(said, retry_after(answer))
     raise UnavailableError(said)
@@ -192,8 +196,30 @@ def in_time(pieces: Iterator[bytes], patience: float) -> Iterator[bytes]:
 
 
 def get_bytes(session: requests.Session, url: str, timeout: float, max_bytes: int) -> bytes:
-    """The body of a GET, refused above `max_bytes`. Raises NotFoundError, UnavailableError, IntegrityError."""
-    with telling(url), session.get(url, timeout=timeout, stream=True) as answer:
+    """The body of a GET. Raises as `ask`."""
+    return ask(session, "GET", url, timeout, max_bytes)[0]
+
+
+def ask(
+    session: requests.Session,
+    method: str,
+    url: str,
+    timeout: float,
+    max_bytes: int,
+    headers: Mapping[str, str] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    json: Any = None,
+) -> tuple[bytes, Mapping[str, str]]:
+    """The body and headers of an answer, refused above `max_bytes`.
+
+    Raises NotFoundError, ForbiddenError, UnavailableError, CutShortError, IntegrityError.
+    """
+    with (
+        telling(url),
+        session.request(
+            method, url, headers=headers, params=parameters, json=json, timeout=timeout, stream=True
+        ) as answer,
+    ):
         check_status(answer, url)
         pieces, size = [], 0
         for piece in body(answer, timeout):
@@ -201,7 +227,23 @@ def get_bytes(session: requests.Session, url: str, timeout: float, max_bytes: in
             if size > max_bytes:
                 raise IntegrityError(f"{url} answered more than {max_bytes:,} bytes")
             pieces.append(piece)
-        return b"".join(pieces)
+        return b"".join(pieces), answer.headers
+
+
+class RateLimit:
+    """At most so many requests a second over all threads: each waits for its turn."""
+
+    def __init__(self, per_second: float) -> None:
+        self._between = 1 / per_second
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._between
+        time.sleep(turn - now)
 
 
 def get_file(

@@ -8,6 +8,7 @@ import datetime as dt
 import json
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,18 +19,21 @@ from pydantic import Field, PrivateAttr
 from pystac.errors import STACTypeError
 from pystac_client import Client
 from pystac_client.errors import ClientTypeError
-from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from shapely.errors import ShapelyError
 from shapely.geometry import box, shape
 
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
-from resources.http import get_bytes, new_session, require_host, retry_rule
+from resources.http import RateLimit, ask, get_bytes, new_session, require_host, same_site
 
 Item = dict[str, Any]
 
 _PAGE = 100
-_IDS_PER_SEARCH = 50
+_CMR_SEARCH = "https://cmr.earthdata.nasa.gov/search/granules.umm_json"
+_GRANULES = 2000
+"""The most records that CMR gives at once."""
+_SEARCH_AFTER = "CMR-Search-After"
+_MAX_PAGE_BYTES = 64 << 20
 _MAX_DOCUMENT_BYTES = 4 << 20
 _MAX_COLLECTION_BYTES = 1 << 30
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
@@ -37,13 +41,15 @@ _MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 
 
 class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
-    collection: str = Field(default="HLSS30_2.0", description="The collection that holds the scenes.")
     refresh: bool = Field(
         default=False,
         description="Ask again, even where an earlier answer is stored and nothing else changed.",
     )
-    timeout_seconds: float = Field(default=60, description="Most seconds to wait for an answer to begin.")
+    timeout_seconds: float = Field(default=60, description="Most seconds to wait for the next bytes.")
     attempts: int = Field(default=6, description="Tries of a request that fails with 408, 429 or 5xx.")
+    requests_per_second: float = Field(
+        default=10, gt=0, description="Most requests a second, over all tiles of a run."
+    )
     _local: threading.local = PrivateAttr(default_factory=threading.local)
 
     @property
@@ -55,36 +61,42 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
     def is_file(self) -> bool:
         return urlsplit(self.address).scheme not in ("http", "https")
 
-    def search(self, bbox: tuple[float, float, float, float], start: dt.date, end: dt.date) -> list[Item]:
+    def search(
+        self,
+        bbox: tuple[float, float, float, float],
+        start: dt.date,
+        end: dt.date,
+        collections: Sequence[str] = ("HLSS30_2.0",),
+    ) -> list[Item]:
         """All items that touch `bbox` (west, south, east, north, degrees) from `start` to `end`, both included.
 
         Each item comes once, sorted by id, however often the server repeats it. The search is by bbox
-        because CMR-STAC answers 500 to polygons that are not axis-aligned. Raises UnavailableError
-        where the catalogue keeps failing, IntegrityError where it is none: a partial answer is never
-        returned.
+        because CMR-STAC answers 500 to polygons that are not axis-aligned. What a server sends beyond what it was
+        asked for is left out. Raises UnavailableError where the catalogue keeps failing, IntegrityError
+        where it is none: a partial answer is never returned.
         """
+        area = box(*bbox)
         if self.is_file:
-            area = box(*bbox)
             return self._in_file(
                 lambda item: start <= _day(item) <= end and bool(shape(item["geometry"]).intersects(area))
             )
-        return self._ask(bbox=bbox, datetime=f"{start}T00:00:00Z/{end}T23:59:59Z")
+        found = self._ask(collections=list(collections), bbox=bbox, datetime="/".join(_moments(start, end)))
+        return [item for item in found if _may_lie_in(item, start, end)]
 
-    def items(self, ids: Sequence[str]) -> list[Item]:
+    def items(self, ids: Sequence[str], collections: Sequence[str] = ("HLSS30_2.0",)) -> list[Item]:
         """The items of these ids that the catalogue has, each once, sorted by id. Raises as `search`."""
         wanted = sorted(set(ids))
         if self.is_file:
             return self._in_file(lambda item: item["id"] in wanted)
         found: list[Item] = []
-        for at in range(0, len(wanted), _IDS_PER_SEARCH):
-            found += self._ask(ids=wanted[at : at + _IDS_PER_SEARCH])
+        for at in range(0, len(wanted), _PAGE):
+            found += self._ask(collections=list(collections), ids=wanted[at : at + _PAGE])
         return [item for item in found if item["id"] in wanted]
 
     def _ask(self, **query: Any) -> list[Item]:
         try:
-            search = self._client().search(collections=[self.collection], limit=_PAGE, **query)
-            return _once(search.items_as_dicts())
-        except (APIError, requests.RequestException) as error:
+            return _once(self._client().search(limit=_PAGE, **query).items_as_dicts())
+        except UnavailableError as error:
             raise UnavailableError(
                 f"the STAC catalogue {self.address} did not answer after {self.attempts} tries: {error}; "
                 "materialize this tile again later"
@@ -97,10 +109,17 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _client(self) -> Client:
         # one session a thread: requests' sessions are not safe to share
         if not hasattr(self._local, "client"):
-            io = StacApiIO(max_retries=retry_rule(self.attempts), timeout=self.timeout_seconds)
-            self._local.client = Client.open(self.address, stac_io=io)
+            if "@" in urlsplit(self.address).netloc:
+                raise IntegrityError("the address of a STAC catalogue must not hold a user name or password")
+            self._local.client = Client.open(
+                self.address, stac_io=_Io(self.attempts, self.timeout_seconds, self._limit)
+            )
         client: Client = self._local.client
         return client
+
+    @cached_property
+    def _limit(self) -> RateLimit:
+        return RateLimit(self.requests_per_second)
 
     def _in_file(self, wanted: Callable[[Item], bool]) -> list[Item]:
         path = Path(self.address)
@@ -123,10 +142,21 @@ class SceneStac(_StacCatalogue):
         default="https://cmr.earthdata.nasa.gov/stac/LPCLOUD",
         description="Address of a STAC API, or path of an ItemCollection file.",
     )
+    granule_search: str = Field(
+        default="",
+        description="Address of a granule search like CMR's, which tells the metadata of all granules of a tile at once. "
+        "Empty for CMR's own where the catalogue is CMR-STAC; elsewhere each granule's document is read.",
+    )
     metadata_hosts: list[str] = Field(
         default=["cmr.earthdata.nasa.gov"],
         description="Hosts besides the catalogue's own whose metadata documents may be read.",
     )
+
+    @property
+    def search_address(self) -> str:
+        """The granule search that is asked, or "" for none."""
+        is_cmr = urlsplit(self.address).hostname == urlsplit(_CMR_SEARCH).hostname
+        return self.granule_search or (_CMR_SEARCH if is_cmr else "")
 
     def document(self, url: str) -> bytes:
         """A granule's metadata document, at most 4 MiB.
@@ -135,9 +165,95 @@ class SceneStac(_StacCatalogue):
         """
         own = urlsplit(self.address).hostname
         require_host(url, {*self.metadata_hosts, *([own] if own else [])})
+        self._limit.wait()
+        return get_bytes(self._session(), url, self.timeout_seconds, _MAX_DOCUMENT_BYTES)
+
+    def granules(
+        self, short_name: str, tile: str, start: dt.date, end: dt.date
+    ) -> list[dict[str, Any]] | None:
+        """The UMM-JSON records of all granules of a tile from `start` to `end`, by one request for up to 2,000.
+
+        `short_name` is the collection's, such as HLSS30. None where there is no granule search, which is so for a
+        catalogue in a file. Raises UnavailableError, and IntegrityError where the answer is none: a partial
+        answer is never returned.
+        """
+        address = self.search_address
+        if self.is_file or not address:
+            return None
+        query = {
+            "short_name": short_name,
+            "version": "2.0",
+            "temporal": ",".join(_moments(start, end)),
+            "attribute[]": f"string,MGRS_TILE_ID,{tile}",
+            "page_size": _GRANULES,
+        }
+        found: dict[str, dict[str, Any]] = {}
+        after: dict[str, str] = {}
+        while True:
+            self._limit.wait()
+            data, headers = ask(
+                self._session(),
+                "GET",
+                address,
+                self.timeout_seconds,
+                _MAX_PAGE_BYTES,
+                {"Accept": "application/vnd.nasa.cmr.umm_results+json", **after},
+                query,
+            )
+            try:
+                answer = json.loads(data)
+                records = {str(record["umm"]["GranuleUR"]): record for record in answer["items"]}
+                total = int(answer["hits"])
+            except _MALFORMED as error:
+                raise IntegrityError(
+                    f"{address} did not answer as a granule search does: {error!r}; check the address"
+                ) from error
+            known = len(found)
+            found |= records
+            token = headers.get(_SEARCH_AFTER, "")
+            if len(found) >= total or not token or len(found) == known:
+                break
+            after = {_SEARCH_AFTER: token}
+        if len(found) < total:
+            raise UnavailableError(
+                f"{address} told of {total} granules and gave {len(found)}; try again later"
+            )
+        return [found[name] for name in sorted(found)]
+
+    def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
             self._local.session = new_session(self.attempts)
-        return get_bytes(self._local.session, url, self.timeout_seconds, _MAX_DOCUMENT_BYTES)
+        session: requests.Session = self._local.session
+        return session
+
+
+class _Io(StacApiIO):
+    """What pystac-client asks by: only the catalogue's own site, at a bounded rate, bounded answers."""
+
+    def __init__(self, attempts: int, timeout: float, limit: RateLimit) -> None:
+        super().__init__(timeout=timeout)
+        self.session = new_session(attempts)
+        self._seconds = timeout
+        self._limit = limit
+        self._site = ""
+
+    def request(
+        self,
+        href: str,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> str:
+        self._site = self._site or href
+        if not same_site(self._site, href):
+            raise IntegrityError(
+                f"the catalogue leads to {urlsplit(href).hostname}, which is not its own site"
+            )
+        self._limit.wait()
+        method = (method or "GET").upper()
+        in_body = {"json": parameters} if method == "POST" else {"parameters": parameters}
+        data, _ = ask(self.session, method, href, self._seconds, _MAX_PAGE_BYTES, headers, **in_body)
+        return data.decode()
 
 
 class IpfsStac(_StacCatalogue):
@@ -158,6 +274,19 @@ def _once(items: Iterable[Item]) -> list[Item]:
             raise UnavailableError("the STAC catalogue repeats its pages without end; try again later")
         found.setdefault(item["id"], item)
     return [found[key] for key in sorted(found)]
+
+
+def _moments(start: dt.date, end: dt.date) -> tuple[str, str]:
+    """Both days whole: the last second of a day has fractions. What was taken at the very end is sorted out later."""
+    return f"{start}T00:00:00Z", f"{end + dt.timedelta(days=1)}T00:00:00Z"
+
+
+def _may_lie_in(item: Item, start: dt.date, end: dt.date) -> bool:
+    """Whether a server's item is of these days, or of none that can be read."""
+    try:
+        return start <= _day(item) <= end
+    except _MALFORMED:
+        return True
 
 
 def _day(item: Item) -> dt.date:

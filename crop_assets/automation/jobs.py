@@ -51,5 +51,10 @@ publish_job = dg.define_asset_job(
     dg.AssetSelection.assets("published_dataset"),
     description="The finished dataset of a year to IPFS: into a Kubo node, or into a CAR file.",
 )
+plan_job = dg.define_asset_job(
+    "plan_job",
+    dg.AssetSelection.assets("scene_metadata", "selected_scenes", "band_cids"),
+    description="What the catalogues know of tiles, without downloading anything; then run: crop-assets plan.",
+)
 MAIN_JOBS = (labels_job, tiles_job, dataset_job)
-JOBS = (*MAIN_JOBS, retrievability_job, missing_cids_job, publish_job)
+JOBS = (*MAIN_JOBS, plan_job, retrievability_job, missing_cids_job, publish_job)

@@ -19,7 +19,7 @@ from crop_assets.bands.download import BandFile, ObtainedBand, obtain_band
 from crop_assets.bands.retrievability import ask_cids
 from crop_assets.bands.transfer import Transfer, expected_bytes
 from crop_assets.recipe import QA_BAND, DatasetRecipe
-from crop_assets.scenes.granules import FILES
+from crop_assets.scenes.granules import FILES, collection_of
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.tile_assets import TileRun, TileTable, read_tiles, tile_stage
 from crop_assets.year_assets import YearRun, markdown, year_asset
@@ -28,7 +28,7 @@ from resources.store import DatasetStore
 from resources.tables import Column, TableSchema
 
 FILES_AT_ONCE = 6
-CIDS_AT_ONCE = 16
+CIDS_AT_ONCE = 8
 
 _FILE = (
     Column("scene_id", pa.string(), "HLS scene id"),
@@ -95,7 +95,9 @@ def band_cids(run: TileRun, selected_scenes: pd.DataFrame, scene_metadata: pd.Da
     if scenes.empty:
         return TileTable(BAND_CIDS.empty(), {"outcome": "no scene is selected"})
     catalogue, ipfs = run.services.ipfs_stac, run.services.ipfs
-    items = catalogue.items(list(scenes["scene_id"])) if catalogue.url else []
+    ids = list(scenes["scene_id"])
+    collections = sorted({collection_of(scene_id) for scene_id in ids})
+    items = catalogue.items(ids, collections) if catalogue.url else []
     facts = scene_metadata[["scene_id", "granule_bytes", *(f"{band}_http" for band in FILES)]]
     nodes = ipfs.probes(run.recipe.sources)
     rows = cid_rows(

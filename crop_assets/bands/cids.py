@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from crop_assets.layout import file_band
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
 from resources.ipfs.cid import Cid, cid_from_href
@@ -32,15 +33,16 @@ def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: 
     for scene in scenes.to_dict("records"):
         for band in (*REFLECTANCE_BANDS, QA_BAND):
             item = by_id.get(scene["scene_id"])
-            cid, problem = _band_cid(item, band, resolve)
-            size = _file_size(item, band)
+            named = file_band(scene["scene_id"], band)
+            cid, problem = _band_cid(item, named, resolve)
+            size = _file_size(item, named)
             rows.append(
                 {
                     "scene_id": scene["scene_id"],
                     "position": scene["position"],
                     "date": scene["date"],
                     "band": band,
-                    "file": f"{scene['scene_id']}.{band}.tif",
+                    "file": f"{scene['scene_id']}.{named}.tif",
                     "cid": cid,
                     "problem": problem,
                     "http": scene[f"{band}_http"],

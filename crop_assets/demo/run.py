@@ -121,6 +121,7 @@ def server_environment(server: WorldServer) -> dict[str, str]:
         "CROP_ASSETS_TILE_GRID": "",
         "CROP_ASSETS_BANDS": "",
         "CROP_ASSETS_STAC_URL": server.stac_url,
+        "CROP_ASSETS_GRANULE_SEARCH": server.granule_search_url,
         "CROP_ASSETS_IPFS_STAC_URL": server.ipfs_stac_url,
         "CROP_ASSETS_KUBO_API": "",
         "CROP_ASSETS_IPFS_GATEWAYS": server.gateway_url,

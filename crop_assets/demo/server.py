@@ -46,6 +46,7 @@ _CONFORMS_TO = [
     "http://www.opengis.net/spec/ogcapi-features-1/1.0/conf/geojson",
 ]
 _EO = "https://stac-extensions.github.io/eo/v1.0.0/schema.json"
+_SEARCH_AFTER = "CMR-Search-After"
 _FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 _ALTERNATE = "https://stac-extensions.github.io/alternate-assets/v1.1.0/schema.json"
 _START_SECONDS = 20
@@ -62,6 +63,10 @@ class WorldServer:
     @property
     def stac_url(self) -> str:
         return f"{self.base_url}/cmr/stac"
+
+    @property
+    def granule_search_url(self) -> str:
+        return f"{self.base_url}/cmr/search/granules.umm_json"
 
     @property
     def ipfs_stac_url(self) -> str:
@@ -81,6 +86,7 @@ def create_app(world: World) -> Starlette:
             Mount("/cmr/stac", routes=_Catalogue(world, "cmr").routes()),
             Mount("/ipfs-stac", routes=_Catalogue(world, "ipfs").routes()),
             Route("/cmr/search/concepts/{name}", _concept_route(world)),
+            Route("/cmr/search/granules.umm_json", _granules_route(world)),
             Route("/lpdaac/{scene}/{file}", _download_route(world)),
             *gateway_routes(world.files),
         ]
@@ -430,6 +436,29 @@ def _concept_route(world: World) -> Callable[[Request], Response]:
     return concept
 
 
+def _granules_route(world: World) -> Callable[[Request], Response]:
+    """CMR's granule search by collection, tile and time, as far as datasets ask it; a page has `page_size` records."""
+
+    def search(request: Request) -> Response:
+        query = request.query_params
+        first, last = (dt.datetime.fromisoformat(day) for day in query["temporal"].split(","))
+        tile = query["attribute[]"].removeprefix("string,MGRS_TILE_ID,")
+        found = [
+            scene
+            for scene in world.scenes
+            if query["short_name"] == COLLECTION.partition("_")[0]
+            and scene.tile == tile
+            and first <= scene.sensed <= last
+        ]
+        start = int(request.headers.get(_SEARCH_AFTER, 0))
+        page = found[start : start + int(query["page_size"])]
+        more = {_SEARCH_AFTER: str(start + len(page))} if page else {}
+        records = [_umm(_base(request), scene) for scene in page]
+        return JSONResponse({"hits": len(found), "took": 1, "items": records}, headers=more)
+
+    return search
+
+
 def _umm(base: str, scene: Scene) -> Json:
     corners = [{"Longitude": lon, "Latitude": lat} for lon, lat in scene.footprint]
     related = []
@@ -465,6 +494,11 @@ def _umm(base: str, scene: Scene) -> Json:
                 "HorizontalSpatialDomain": {"Geometry": {"GPolygons": [{"Boundary": {"Points": corners}}]}}
             },
             "CollectionReference": {"EntryTitle": _TITLE},
+            "DataGranule": {
+                "ArchiveAndDistributionInformation": [
+                    {"Name": "Not provided", "SizeInBytes": sum(file.size for file in scene.files.values())}
+                ]
+            },
             "RelatedUrls": related,
             "MetadataSpecification": {
                 "URL": "https://cdn.earthdata.nasa.gov/umm/granule/v1.6.6",

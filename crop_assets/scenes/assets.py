@@ -1,15 +1,19 @@
 """A tile -> three scenes: `scene_metadata` and `selected_scenes`.
 
-Belongs here: the glue between the graph and the scene logic. Does not: the logic (`granules`, `selection`).
+Belongs here: the glue between the graph and the scene logic. Does not: the logic (`archive`, `granules`,
+`selection`, `plots`).
 """
 
 import pandas as pd
 import pyarrow as pa
 
+from crop_assets.grid import chip_outline
+from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import FILES, scene_rows
-from crop_assets.scenes.selection import POSITIONS, select_scenes
+from crop_assets.scenes.plots import season_picture
+from crop_assets.scenes.selection import POSITIONS, select_scenes, spread_scenes
 from crop_assets.tile_assets import TileRun, TileTable, tile_stage
-from crop_assets.year_assets import markdown
+from crop_assets.year_assets import markdown, picture
 from resources.tables import Column, TableSchema
 
 _SCENE = (
@@ -18,6 +22,11 @@ _SCENE = (
     Column("date", pa.date32(), "day of sensing (UTC)"),
     Column("cloud_cover", pa.float64(), "cloud cover of the whole scene, percent"),
     Column("spatial_coverage", pa.float64(), "share of the tile that the scene covers, percent"),
+    Column(
+        "chip_coverage",
+        pa.float64(),
+        "share of the area of the tile's chips in the scene's footprint, percent",
+    ),
     Column("missing_bands", pa.string(), "needed bands that the catalogue does not list, space-separated"),
 )
 SCENE_METADATA = TableSchema(
@@ -37,43 +46,79 @@ SELECTED_SCENES = TableSchema(
         Column("position", pa.string(), "first, middle or last; empty where not selected"),
         Column("reason", pa.string(), "why the scene is not selected; empty where it is"),
         Column("coverage_step", pa.float64(), "rung of the coverage ladder taken, percent"),
+        Column(
+            "clear_percent", pa.float64(), "estimate of the chips' pixels that are seen and clear, percent"
+        ),
+        Column("note", pa.string(), "why the scene was chosen, and what was the runner-up"),
     )
 )
 
 
 @tile_stage(
-    "scenes", SCENE_METADATA, {"stac"}, ["season_start", "season_end"], code_version="2", refresh="stac"
+    "scenes",
+    SCENE_METADATA,
+    {"stac"},
+    ["season_start", "season_end", "sensors"],
+    code_version="3",
+    refresh="stac",
 )
 def scene_metadata(run: TileRun, tile_map: pd.DataFrame) -> TileTable:
     """All HLS scenes of the tile in the season, with cloud cover, spatial coverage, date, and the HTTPS
-    and S3 links of the bands, from the STAC catalogue and the granules' own metadata documents.
+    and S3 links of the bands, from the STAC catalogue and CMR's granule search or the granules' own documents.
+    Answers are kept in the store and not asked for again.
     """
     first = tile_map.iloc[0]
     bbox = (first["tile_west"], first["tile_south"], first["tile_east"], first["tile_north"])
-    items = run.services.stac.search(bbox, *run.recipe.season(run.year))
-    rows, aside = scene_rows(items, run.tile, run.services.stac.document)
+    question = TileQuestion(run.tile, bbox, *run.recipe.season(run.year), run.recipe.sensors)
+    stac = run.services.stac
+    answer = tile_answer(question, stac, run.store, run.log)
+    chips = [chip_outline(chip_id) for chip_id in tile_map["chip_id"]]
+    rows, aside = scene_rows(answer.items, answer.records, run.tile, run.recipe.sensors, chips, stac.document)
     for line in aside:
         run.log(line)
     if rows.empty:
         return TileTable(
             SCENE_METADATA.empty(), {"outcome": "the catalogue has no scene of this tile in season"}
         )
-    return TileTable(rows, {"clear_scenes": int((rows["cloud_cover"] <= run.recipe.max_cloud_cover).sum())})
+    clear = int((rows["cloud_cover"] <= run.recipe.max_cloud_cover).sum())
+    return TileTable(rows, {"clear_scenes": clear, "asked_the_catalogue": answer.asked})
 
 
-@tile_stage("scenes", SELECTED_SCENES, (), ["max_cloud_cover", "coverage_ladder", "middle_scene"])
+@tile_stage(
+    "scenes",
+    SELECTED_SCENES,
+    (),
+    [
+        "max_cloud_cover",
+        "coverage_ladder",
+        "middle_scene",
+        "scene_rule",
+        "min_gap_days",
+        "season_start",
+        "season_end",
+    ],
+    code_version="2",
+)
 def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> TileTable:
     """First, middle and last scene of the season among those with little cloud, on the highest rung of
-    the coverage ladder that holds three; every other scene with the reason against it.
+    the coverage ladder that holds three, or by `season_spread` the three that are jointly best for the tile's chips;
+    every other scene with the reason against it.
     """
     scenes = scene_metadata[[column.name for column in _SCENE]]
-    recipe = run.recipe
-    table = select_scenes(scenes, recipe.max_cloud_cover, recipe.coverage_ladder, recipe.middle_scene)
-    chosen = table[table["position"] != ""]
+    recipe, season = run.recipe, run.recipe.season(run.year)
+    if recipe.scene_rule == "season_spread":
+        table = spread_scenes(scenes, recipe.max_cloud_cover, recipe.min_gap_days, season)
+    else:
+        table = select_scenes(scenes, recipe.max_cloud_cover, recipe.coverage_ladder, recipe.middle_scene)
     outcome = "three scenes selected"
-    if len(chosen) < len(POSITIONS):
-        fit = f"{int(table['fit'].sum())} of {len(table)}"
-        outcome = f"fewer than three scenes are fit ({fit}): no chip of this tile can be made"
+    if (table["position"] != "").sum() < len(POSITIONS):
+        fit = int(table["fit"].sum())
+        outcome = f"fewer than three scenes are fit ({fit} of {len(table)}): no chip of this tile can be made"
+        if fit >= len(POSITIONS):
+            outcome = (
+                f"no three of {fit} fit scenes lie {recipe.min_gap_days} days apart: no chip can be made"
+            )
         run.log(outcome)
-    shown = table[["date", "cloud_cover", "spatial_coverage", "position", "reason", "scene_id"]]
-    return TileTable(table, {"outcome": outcome, "scenes": markdown(shown)})
+    shown = table[["date", "cloud_cover", "spatial_coverage", "position", "reason", "note", "scene_id"]]
+    chart = picture(season_picture(table, season, run.tile, recipe.max_cloud_cover), f"season of {run.tile}")
+    return TileTable(table, {"outcome": outcome, "season": chart, "scenes": markdown(shown)})

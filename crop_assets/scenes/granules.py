@@ -14,8 +14,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import defusedxml.ElementTree
+import numpy as np
 import pandas as pd
+import shapely
+import shapely.geometry
+from numpy.typing import NDArray
+from shapely.errors import ShapelyError
 
+from crop_assets.layout import file_band
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from resources.errors import IntegrityError, NotFoundError
 
@@ -49,6 +55,12 @@ def parse_scene_id(scene_id: str) -> SceneName:
         tzinfo=dt.UTC
     )
     return SceneName(match["sensor"], match["tile"], sensed, match["version"])
+
+
+def collection_of(scene_id: str) -> str:
+    """The STAC collection of a scene, as CMR-STAC and the EASIER STAC name it, such as HLSS30_2.0."""
+    name = parse_scene_id(scene_id)
+    return f"HLS{name.sensor}_{name.version}"
 
 
 @dataclass(frozen=True)
@@ -100,20 +112,30 @@ def _percent(attributes: dict[str, str], name: str) -> float | None:
 
 
 def scene_rows(
-    items: Sequence[dict[str, Any]], tile: str, fetch: Callable[[str], bytes]
+    items: Sequence[dict[str, Any]],
+    records: Sequence[dict[str, Any]],
+    tile: str,
+    sensors: Sequence[str],
+    chips: Sequence[shapely.Geometry],
+    fetch: Callable[[str], bytes],
 ) -> tuple[pd.DataFrame, list[str]]:
-    """One row per scene of `tile`, sorted by id, and a line for each item that was set aside.
+    """One row per scene of `tile` by one of `sensors`, sorted by id, and a line for each item that was set aside.
 
-    Items of neighbouring tiles, which a search by bounding box brings along, are set aside. Spatial
-    coverage is read from the item where it has it, else from the document that the item links to,
-    through `fetch` (URL -> bytes), several at once. A scene without a document keeps an empty
-    coverage and is not fit to be selected. Columns: `crop_assets.scenes.assets.SCENE_METADATA`.
+    Items of neighbouring tiles, which a search by bounding box brings along, are left out. Spatial coverage
+    is read from the item where it has it, else from its UMM-JSON record among `records`, else from the document that
+    the item links to, through `fetch` (URL -> bytes), several at once. A scene without a document keeps an empty
+    coverage and is not fit to be selected. `chips` are the outlines of the tile's chips in degrees. Columns:
+    `crop_assets.scenes.assets.SCENE_METADATA`.
     """
+    known = {str(record["umm"]["GranuleUR"]): record for record in records}
+    outlines = np.array(chips, dtype=object)
 
     def read(item: dict[str, Any]) -> dict[str, Any] | str | None:
         try:
             name = parse_scene_id(item["id"])
-            return _scene_row(item, name, fetch) if name.tile == tile else None
+            if name.tile != tile or name.sensor not in sensors:
+                return None
+            return _scene_row(item, known.get(item["id"]), name, outlines, fetch)
         except (IntegrityError, ValueError, TypeError, KeyError, AttributeError) as error:
             return f"{item.get('id')!r} is left out: {error}"
 
@@ -125,19 +147,21 @@ def scene_rows(
     return frame, aside
 
 
-def _scene_row(item: dict[str, Any], name: SceneName, fetch: Callable[[str], bytes]) -> dict[str, Any]:
+def _scene_row(
+    item: dict[str, Any],
+    record: dict[str, Any] | None,
+    name: SceneName,
+    chips: NDArray[np.object_],
+    fetch: Callable[[str], bytes],
+) -> dict[str, Any]:
     properties = item["properties"]
     coverage = properties.get("spatial_coverage", properties.get("SPATIAL_COVERAGE"))
     cloud = properties.get("eo:cloud_cover")
     links: tuple[str, ...] = ()
     size = 0
-    if coverage is None and (url := _document_url(item)):
-        try:
-            document = parse_document(fetch(url))
-            coverage, links, size = document.spatial_coverage, document.links, document.size
-            cloud = document.cloud_cover if cloud is None else cloud
-        except NotFoundError:
-            coverage = None
+    if coverage is None and (document := _document(item, record, fetch)):
+        coverage, links, size = document.spatial_coverage, document.links, document.size
+        cloud = document.cloud_cover if cloud is None else cloud
     s3_links = {link.rsplit("/", 1)[-1]: link for link in links if link.startswith("s3://")}
     row: dict[str, Any] = {
         "scene_id": item["id"],
@@ -145,14 +169,42 @@ def _scene_row(item: dict[str, Any], name: SceneName, fetch: Callable[[str], byt
         "date": name.sensed.date(),
         "cloud_cover": None if cloud is None else float(cloud),
         "spatial_coverage": None if coverage is None else float(coverage),
+        "chip_coverage": _chip_coverage(item, chips),
         "granule_bytes": size,
-        "missing_bands": " ".join(band for band in FILES if band not in item["assets"]),
+        "missing_bands": " ".join(
+            band for band in FILES if file_band(item["id"], band) not in item["assets"]
+        ),
     }
     for band in FILES:
-        href = str(item["assets"].get(band, {}).get("href", ""))
+        named = file_band(item["id"], band)
+        href = str(item["assets"].get(named, {}).get("href", ""))
         row[f"{band}_http"] = href if href.startswith(("http://", "https://")) else ""
-        row[f"{band}_s3"] = s3_links.get(f"{item['id']}.{band}.tif", _s3_link(href))
+        row[f"{band}_s3"] = s3_links.get(f"{item['id']}.{named}.tif", _s3_link(href))
     return row
+
+
+def _document(
+    item: dict[str, Any], record: dict[str, Any] | None, fetch: Callable[[str], bytes]
+) -> GranuleDocument | None:
+    if record is not None:
+        return parse_document(json.dumps(record).encode())
+    url = _document_url(item)
+    try:
+        return parse_document(fetch(url)) if url else None
+    except NotFoundError:
+        return None
+
+
+def _chip_coverage(item: dict[str, Any], chips: NDArray[np.object_]) -> float | None:
+    """Share of the chips' area in percent that lies in the scene's footprint; None where that is no shape."""
+    if not len(chips):
+        return None
+    try:
+        footprint = shapely.make_valid(shapely.geometry.shape(item["geometry"]))
+        shared = shapely.area(shapely.intersection(chips, footprint)).sum()
+        return float(100 * shared / shapely.area(chips).sum())
+    except (ShapelyError, KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _document_url(item: dict[str, Any]) -> str:

@@ -107,7 +107,7 @@ def tile_map(
     """The chip payload (chip id, centroid) with the nearest HLS tile, which becomes a tile partition."""
     run = YearRun.of(context, recipe, store, TILE_MAP)
     boxes, grid = run.read("chip_bboxes"), read_table(store, tile_grid_table())
-    table = map_chips(boxes, grid, recipe.tile_rule)
+    table = map_chips(boxes, grid, recipe.tile_rule, recipe.outside_chips)
     edges = grid[["tile", "minx", "miny", "maxx", "maxy"]]
     edges.columns = pd.Index(["tile", "tile_west", "tile_south", "tile_east", "tile_north"])
     table = table.merge(edges, on="tile", how="left").fillna({"tile": ""})
@@ -123,7 +123,7 @@ def tile_map(
         metadata={"findings": markdown(findings[["chip_id", "tile", "finding"]])},
     )
     upstream = ["chip_bboxes", "tile_grid"]
-    if done := run.unchanged(upstream=upstream, fields=["tile_rule"], check_results=[check]):
+    if done := run.unchanged(upstream=upstream, fields=["tile_rule", "outside_chips"], check_results=[check]):
         return done
     chips = table.groupby("tile", as_index=False).agg(
         chips=("chip_id", "size"), contained=("contained", "sum")

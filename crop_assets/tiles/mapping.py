@@ -13,6 +13,7 @@ import pandas as pd
 import pyproj
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from shapely import Point
 
 from crop_assets.errors import InputError
 from crop_assets.grid import CHIP_SIZE, RESOLUTION
@@ -20,13 +21,17 @@ from crop_assets.tiles.grid import hls_tile_bounds
 
 
 def map_chips(
-    boxes: gpd.GeoDataFrame, grid: gpd.GeoDataFrame, rule: Literal["projected", "degrees"]
+    boxes: gpd.GeoDataFrame,
+    grid: gpd.GeoDataFrame,
+    rule: Literal["projected", "degrees"],
+    outside: Literal["drop", "reassign"] = "drop",
 ) -> pd.DataFrame:
     """The tile whose centroid is nearest to each box's centre, one row a box in the boxes' order.
 
     `rule` measures in EPSG:5070 ('projected', the specification) or in degrees of longitude and
     latitude taken as plane coordinates ('degrees', the published dataset). Tiles that are equally
-    near go by name.
+    near go by name. A box that lies in no way inside the nearest tile has none ('drop'), or by 'reassign' the one
+    that it lies deepest in of those that hold its centre.
 
     Columns: chip_id (str); chip_x and chip_y (float64, longitude and latitude of the centre);
     tile (str, missing where the box lies in no way inside the nearest tile, so that no chip is made
@@ -46,9 +51,16 @@ def map_chips(
     nearest = usable[_nearest(boxes[keys].to_numpy(), grid[keys].to_numpy()[usable])]
 
     centres = boxes[["x", "y"]].to_numpy()
+    margin, overlaps = _margins(centres, grid, nearest)
+    if outside == "reassign":
+        for i in np.flatnonzero(~overlaps):
+            holding = np.flatnonzero(grid.contains(Point(boxes["lon"].iloc[i], boxes["lat"].iloc[i])))
+            if len(holding):
+                depths, _ = _margins(np.repeat(centres[[i]], len(holding), axis=0), grid, holding)
+                nearest[i] = holding[depths.argmax()]
+        margin, overlaps = _margins(centres, grid, nearest)
     with np.errstate(invalid="ignore"):
         distance = np.hypot(*(centres - grid[["x", "y"]].to_numpy()[nearest]).T)
-    margin, overlaps = _margins(centres, grid, nearest)
     names = grid["tile"].to_numpy(dtype=object)[nearest]
     contained = margin >= 0
     return pd.DataFrame(

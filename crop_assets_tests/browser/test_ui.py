@@ -123,6 +123,8 @@ def launch_tiles(page: Any, every: bool) -> None:
     page.get_by_role("button", name="Materialize all").first.click()
     dialog = page.get_by_role("dialog")
     whole = dialog.get_by_role("button", name="All", exact=True)
+    # one for the years and one for the tiles; before both are there, the last is the first
+    wait_for(lambda: whole.count() == 2, 60)
     whole.first.click()
     if every:
         whole.last.click()

@@ -251,8 +251,13 @@ def resources(root: Path, setting: Setting, server: WorldServer) -> dict[str, An
         "store": DatasetStore(root=str(root)),
         "cdl_releases": CdlReleases(source=str(setting.world.cdl)),
         "tile_grid_source": TileGridSource(path=str(setting.grid)),
-        "stac": SceneStac(url=server.stac_url, attempts=2),
-        "ipfs_stac": IpfsStac(url=server.ipfs_stac_url, attempts=2),
+        "stac": SceneStac(
+            url=server.stac_url,
+            granule_search=server.granule_search_url,
+            attempts=2,
+            requests_per_second=1000,
+        ),
+        "ipfs_stac": IpfsStac(url=server.ipfs_stac_url, attempts=2, requests_per_second=1000),
         "ipfs": IpfsContent(kubo_api="", gateways=[server.gateway_url]),
         "lp_daac": LpDaac(hosts=["127.0.0.1"]),
         "mirror": BandMirror(),
@@ -294,7 +299,7 @@ class Graph:
         `changes` are resources in place of the usual ones.
         """
         where: dict[str, Any] = {"partition_key": str(year)}
-        if job in ("tiles_job", "retrievability_job"):
+        if job in ("tiles_job", "plan_job", "retrievability_job"):
             self.instance.add_dynamic_partitions(TILE, list(tiles))
             keys = self.instance.get_dynamic_partitions(TILE)
             assert [key for key in keys if key in tiles] == list(tiles), "a range runs in the order of keys"

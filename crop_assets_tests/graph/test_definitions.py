@@ -247,6 +247,7 @@ def test_the_jobs_hold_every_asset_once(location: dg.Definitions) -> None:
         "labels_job": set(LABELS),
         "tiles_job": set(TILE_STAGES),
         "dataset_job": set(DATASET),
+        "plan_job": {"scene_metadata", "selected_scenes", "band_cids"},
         "retrievability_job": {"cid_retrievability"},
         "missing_cids_job": {"missing_cids"},
         "publish_job": {"published_dataset"},

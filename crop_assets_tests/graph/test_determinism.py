@@ -46,7 +46,11 @@ def test_only_addresses_tell_two_stores_apart(setting: Setting, finished: Finish
         runs += [graph.run("tiles_job", tiles=[tile], cdl_releases=moved) for tile in (EAST, WEST)]
         runs.append(graph.run("dataset_job"))
         assert all(run.success for run in runs), [run.failure for run in runs]
-        ours, theirs = digests(graph.root), digests(finished.graph.root)
+        # the catalogue's answers are kept by its address
+        ours, theirs = (
+            {name: digest for name, digest in digests(root).items() if not name.startswith("answers/")}
+            for root in (graph.root, finished.graph.root)
+        )
         assert set(ours) == set(theirs)
         differing = {name for name in ours if ours[name] != theirs[name]}
         tables = TELL_ADDRESSES | MADE_FROM_THESE

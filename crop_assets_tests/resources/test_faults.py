@@ -102,6 +102,11 @@ def second(archive: Archive) -> Iterator[FaultProxy]:
         yield running
 
 
+def patience(proxy: FaultProxy) -> float:
+    """Seconds to wait for an answer: few where it is known that none will come."""
+    return 1.0 if any(fault.kind == "stall" for fault in proxy.faults) else 20.0
+
+
 class Getting:
     """Downloads the file into a folder, as one process after another would."""
 
@@ -112,11 +117,11 @@ class Getting:
         self.said: list[str] = []
         self.progress: list[int] = []
 
-    def gateway(self, proxy: FaultProxy, timeout_seconds: float = 0.5) -> IpfsSource:
-        return IpfsSource(Gateway(proxy.address, timeout_seconds))
+    def gateway(self, proxy: FaultProxy) -> IpfsSource:
+        return IpfsSource(Gateway(proxy.address, patience(proxy)))
 
-    def lp_daac(self) -> LpDaac:
-        return LpDaac(token=TOKEN, hosts=["127.0.0.1"], timeout_seconds=0.5)
+    def lp_daac(self, proxy: FaultProxy) -> LpDaac:
+        return LpDaac(token=TOKEN, hosts=["127.0.0.1"], timeout_seconds=patience(proxy))
 
     def wanted(self) -> Wanted:
         return Wanted("scene/B02.tif", self.archive.cid, "", LIMIT)
@@ -128,7 +133,7 @@ class Getting:
         return self._obtain(self.wanted(), sources, attempts)
 
     def by_link(self, proxy: FaultProxy, attempts: int = 1, cid: str = "") -> Obtained:
-        return self._obtain(self.wanted_of(proxy, cid), [self.lp_daac()], attempts)
+        return self._obtain(self.wanted_of(proxy, cid), [self.lp_daac(proxy)], attempts)
 
     def nothing_wrong(self) -> bool:
         """Whether nothing is at the destination."""
@@ -313,7 +318,7 @@ def test_progress_tells_of_the_bytes_that_arrive_alone(get: Getting, proxy: Faul
 
 def _fetch_for_ever(get: Getting, proxy: FaultProxy) -> None:
     with contextlib.suppress(BaseException):
-        get.by_cid(get.gateway(proxy, timeout_seconds=60))
+        get.by_cid(IpfsSource(Gateway(proxy.address, 60)))
     os._exit(1)
 
 
@@ -395,7 +400,7 @@ def test_another_files_partial_is_not_taken_for_this_one(
 def test_a_kubo_node_that_breaks_off_sends_all_of_it_again(get: Getting, world: World, fault: Fault) -> None:
     with fault_proxy(world.gateway("kubo")) as proxy:
         proxy.faults = [fault]
-        source = IpfsSource(KuboNode(proxy.address, 0.5))
+        source = IpfsSource(KuboNode(proxy.address, patience(proxy)))
         wanted = Wanted("scene/B02.tif", world.cid, "", LIMIT)
         Sources([source], 2, 4).obtain(wanted, get.out, Partials(get.folder), _check, get.said.append)
         assert proxy.sent > 400_000 + len(world.data)
@@ -413,7 +418,7 @@ def test_each_fault_of_lp_daac_has_its_error_and_leaves_nothing_wrong(
     proxy.faults = [FAULTS[name]]
     elsewhere = Partials(get.folder.with_name("elsewhere"))
     with pytest.raises(ResourceError) as error:
-        get.lp_daac().fetch(get.wanted_of(proxy), get.out, elsewhere, get.progress.append)
+        get.lp_daac(proxy).fetch(get.wanted_of(proxy), get.out, elsewhere, get.progress.append)
     assert type(error.value) is expected
     assert get.nothing_wrong()
 

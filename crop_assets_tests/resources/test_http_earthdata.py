@@ -26,6 +26,7 @@ from resources.errors import (
     CutShortError,
     ForbiddenError,
     IntegrityError,
+    LoginError,
     NotFoundError,
     ResourceError,
     SlowError,
@@ -288,7 +289,7 @@ def test_a_refusal_says_how_to_log_in(archive: Server, fetch: Fetching, status: 
         fetch(lp_daac(token), url)
     assert "set EARTHDATA_TOKEN to a token from urs.earthdata.nasa.gov" in str(error.value)
     assert "put that host's login into ~/.netrc" in str(error.value)
-    assert type(error.value) is ForbiddenError
+    assert type(error.value) is (LoginError if status == 401 else ForbiddenError)
     assert len(archive.asked) == 1
 
 
@@ -344,7 +345,7 @@ def test_redirects_lead_to_lp_daac_and_its_storage_alone(target: str, may: bool)
 
 
 FAULTS: dict[str, tuple[list[Answer], type[ResourceError]]] = {
-    "401": ([Answer(401)], ForbiddenError),
+    "401": ([Answer(401)], LoginError),
     "403": ([Answer(403)], ForbiddenError),
     "404": ([Answer(404)], NotFoundError),
     "410": ([Answer(410)], NotFoundError),
@@ -778,6 +779,19 @@ def test_threads_whose_token_has_run_out_share_one_new_login(
 
 
 @pytest.mark.usefixtures("login")
+def test_files_that_one_may_not_have_do_not_each_cost_a_login(nasa: Server, fetch: Fetching) -> None:
+    nasa.says(GIVES_A_TOKEN, path=TOKEN_PATH)
+    nasa.says(Answer(403), path=f"{ARCHIVE}{PATH}")
+    source = LpDaac()
+    logins = []
+    for _ in range(3):
+        with pytest.raises(ForbiddenError):
+            fetch(source, URL)
+        logins.append([name for name, _ in nasa.asked].count(TOKEN_PATH))
+    assert logins[1] == logins[2]
+
+
+@pytest.mark.usefixtures("login")
 def test_a_new_token_that_is_not_taken_either_ends_it(nasa: Server, fetch: Fetching) -> None:
     nasa.says(GIVES_A_TOKEN, path=TOKEN_PATH)
     nasa.says(Answer(401), path=f"{ARCHIVE}{PATH}")
@@ -840,7 +854,7 @@ def test_the_pause_that_a_server_asks_for(text: str, seconds: float) -> None:
     [
         (404, NotFoundError),
         (410, NotFoundError),
-        (401, ForbiddenError),
+        (401, LoginError),
         (403, ForbiddenError),
         (408, TryAgainError),
         (425, TryAgainError),

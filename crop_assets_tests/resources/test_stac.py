@@ -83,8 +83,7 @@ def test_more_ids_than_fit_into_a_search_come_all_the_same(catalogues: WorldServ
 
 
 def test_a_collection_that_is_not_there_has_no_items(catalogues: WorldServer) -> None:
-    stac = SceneStac(url=catalogues.stac_url, collection="HLSL30_2.0")
-    assert stac.search(KANSAS, *SEASON) == []
+    assert SceneStac(url=catalogues.stac_url).search(KANSAS, *SEASON, ["HLSL30_2.0"]) == []
 
 
 def test_the_document_of_an_item_is_read_from_the_catalogues_own_host(catalogues: WorldServer) -> None:
@@ -197,11 +196,11 @@ def test_the_server_decides_when_it_is_asked_again(faulty: Faulty) -> None:
 
 
 def test_a_lasting_failure_names_the_address_and_gives_no_partial_answer(faulty: Faulty) -> None:
-    stac = faulty.says(faulty.page("a", next_page=True), (500, {}, {"description": "Oops!"}))
+    stac = faulty.says(faulty.page("a", next_page=True), (500, {}, {}))
     with pytest.raises(UnavailableError) as error:
         stac.search(ANYWHERE, *SEASON)
     assert f"the STAC catalogue {faulty.address}/stac did not answer after 2 tries" in str(error.value)
-    assert "Oops!" in str(error.value)
+    assert "answered 500" in str(error.value)
     assert len(faulty.asked) == 3
 
 

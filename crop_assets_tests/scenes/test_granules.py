@@ -1,10 +1,15 @@
 import datetime as dt
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import shapely
 
-from crop_assets.scenes.granules import parse_document, parse_scene_id, scene_rows
+from crop_assets.grid import chip_outline
+from crop_assets.scenes import granules
+from crop_assets.scenes.granules import collection_of, parse_document, parse_scene_id
 from resources.errors import IntegrityError, NotFoundError
 
 
@@ -17,6 +22,24 @@ def item(scene_id: str, **properties: object) -> dict:
         "assets": {band: {"href": f"{base}/{scene_id}/{scene_id}.{band}.tif"} for band in bands},
         "links": [{"rel": "via", "href": f"https://cmr.test/{scene_id}.umm_json"}],
     }
+
+
+CHIPS = [chip_outline(f"chip_232_{col}") for col in (310, 311)]
+Rows = tuple[pd.DataFrame, list[str]]
+
+
+def scene_rows(
+    items: Sequence[dict],
+    tile: str,
+    fetch: Callable[[str], bytes],
+    records: Sequence[dict] = (),
+    sensors: Sequence[str] = ("S30",),
+) -> Rows:
+    return granules.scene_rows(items, records, tile, sensors, CHIPS, fetch)
+
+
+def no_document(url: str) -> bytes:
+    pytest.fail("no document is needed")
 
 
 def test_a_scene_id_is_read_and_anything_else_refused() -> None:
@@ -84,3 +107,62 @@ def test_xml_that_would_expand_without_end_is_refused() -> None:
         parse_document(bomb)
     with pytest.raises(IntegrityError):
         parse_document(b"<html>Oops!")
+
+
+def record(scene_id: str, coverage: str, size: int = 0) -> dict:
+    attributes = {"CLOUD_COVERAGE": "7", "SPATIAL_COVERAGE": coverage}
+    return {
+        "umm": {
+            "GranuleUR": scene_id,
+            "AdditionalAttributes": [{"Name": name, "Values": [value]} for name, value in attributes.items()],
+            "DataGranule": {"ArchiveAndDistributionInformation": [{"SizeInBytes": size}]},
+            "RelatedUrls": [{"URL": f"s3://lp/{scene_id}/{scene_id}.B02.tif"}],
+        }
+    }
+
+
+def test_what_the_granule_search_told_needs_no_document() -> None:
+    scene_id = "HLS.S30.T13TDE.2022111T174859.v2.0"
+    rows, _ = scene_rows([item(scene_id)], "13TDE", no_document, [record(scene_id, "88", 224_507_670)])
+    row = rows.iloc[0]
+    assert (row["spatial_coverage"], row["cloud_cover"], row["granule_bytes"]) == (88, 3, 224_507_670)
+    assert row["B02_s3"] == f"s3://lp/{scene_id}/{scene_id}.B02.tif"
+
+
+def test_a_scene_that_the_granule_search_does_not_know_has_its_own_document_read() -> None:
+    scene_id = "HLS.S30.T13TDE.2022111T174859.v2.0"
+    other = record("HLS.S30.T13TDE.2022121T174859.v2.0", "88")
+    document = json.dumps(record(scene_id, "77")["umm"]).encode()
+    rows, _ = scene_rows([item(scene_id)], "13TDE", lambda url: document, [other])
+    assert list(rows["spatial_coverage"]) == [77]
+
+
+def test_a_landsat_scene_is_one_of_the_recipe_alone_and_has_names_of_its_own() -> None:
+    scene = item("HLS.L30.T13TDE.2022112T174002.v2.0", spatial_coverage=100)
+    for ours, theirs in (("B8A", "B05"), ("B11", "B06"), ("B12", "B07")):
+        scene["assets"][theirs] = {"href": scene["assets"].pop(ours)["href"].replace(ours, theirs)}
+    rows, aside = scene_rows([scene], "13TDE", no_document)
+    assert rows.empty
+    assert aside == []
+    rows, _ = scene_rows([scene], "13TDE", no_document, sensors=["S30", "L30"])
+    assert rows["missing_bands"][0] == ""
+    assert rows["B8A_http"][0].endswith("HLS.L30.T13TDE.2022112T174002.v2.0.B05.tif")
+    assert collection_of(scene["id"]) == "HLSL30_2.0"
+
+
+def test_the_share_of_the_chips_that_a_footprint_covers() -> None:
+    west, south, east, north = shapely.MultiPolygon(CHIPS).bounds
+    shapes = {
+        100.0: shapely.box(west - 1, south - 1, east + 1, north + 1),
+        0.0: shapely.box(west - 3, south, west - 2, north),
+        50.0: CHIPS[0],
+    }
+    for expected, footprint in shapes.items():
+        scene = item("HLS.S30.T13TDE.2022111T174859.v2.0", spatial_coverage=100)
+        scene["geometry"] = shapely.geometry.mapping(footprint)
+        rows, _ = scene_rows([scene], "13TDE", no_document)
+        assert rows["chip_coverage"][0] == pytest.approx(expected, abs=0.01)
+    for nonsense in (None, {}, {"type": "Polygon", "coordinates": []}, {"type": "Nothing"}):
+        scene["geometry"] = nonsense
+        rows, _ = scene_rows([scene], "13TDE", no_document)
+        assert not rows["chip_coverage"].fillna(0).any()

@@ -106,15 +106,57 @@ def test_selection_depends_neither_on_order_nor_on_duplicates(rows, random, midd
     order = list(range(len(shuffled)))
     random.shuffle(order)
     ours = select_scenes(shuffled.iloc[order], 5, LADDER, middle)
-    assert chosen(ours) == chosen(select_scenes(frame, 5, LADDER, middle))
+    pd.testing.assert_frame_equal(ours, select_scenes(frame, 5, LADDER, middle))
 
 
-@given(many_scenes)
-def test_a_cloudier_scene_never_changes_the_rung(rows) -> None:
+def test_of_two_rows_of_one_scene_that_differ_the_same_counts_in_any_order() -> None:
+    rows = scenes(
+        ("2022-04-01", 9, 100), ("2022-04-01", 1, 100), ("2022-05-01", 0, 100), ("2022-06-01", 0, 100)
+    )
+    rows["scene_id"] = ["a", "a", "b", "c"]
+    table = select_scenes(rows, 5, LADDER, "lower")
+    assert chosen(table) == ["a", "b", "c"]
+    pd.testing.assert_frame_equal(table, select_scenes(rows.iloc[::-1], 5, LADDER, "lower"))
+
+
+@given(many_scenes, days, st.integers(0, 100), st.booleans(), st.data())
+def test_a_worse_scene_changes_neither_the_rung_nor_the_chosen(rows, day, percent, cloudy, data) -> None:
     frame = scenes(*rows)
-    worse = pd.concat([frame, scenes(("2022-06-15", 60, 100)).assign(scene_id="worse")])
-    before, after = (select_scenes(f, 5, LADDER, "lower")["coverage_step"].dropna() for f in (frame, worse))
-    assert set(before) == set(after)
+    before = select_scenes(frame, 5, LADDER, "lower")
+    steps = set(before["coverage_step"].dropna())
+    rung = int(steps.pop()) if steps else LADDER[-1]
+    scene = (
+        (day, data.draw(st.integers(6, 100)), percent)
+        if cloudy
+        else (day, percent, data.draw(st.integers(0, rung - 1)))
+    )
+    after = select_scenes(
+        pd.concat([frame, scenes(scene).assign(scene_id="worse")]), 5, LADDER, "lower"
+    ).set_index("scene_id")
+    assert after["position"]["worse"] == "" != after["reason"]["worse"]
+    # the new table has the old rows, as they were
+    rest = after.drop("worse").reset_index()[before.columns]
+    pd.testing.assert_frame_equal(rest, before, check_dtype=False)
+
+
+def test_a_chosen_scene_is_noted_with_its_place_and_rung() -> None:
+    rows = scenes(*((f"2022-0{month}-01", 0.0, 95.0) for month in (4, 5, 6, 7)), ("2022-08-01", 50, 95))
+    table = select_scenes(rows, 5, LADDER, "upper")
+    assert list(table["note"]) == [
+        "number 1 of 4 fit scenes by date, at coverage 90",
+        "",
+        "number 3 of 4 fit scenes by date, at coverage 90",
+        "number 4 of 4 fit scenes by date, at coverage 90",
+        "",
+    ]
+
+
+def test_clear_pixels_over_the_chips_are_estimated_where_their_coverage_is_known() -> None:
+    rows = scenes(("2022-04-01", 4, 100), ("2022-05-01", None, 100), ("2022-06-01", 4, 100))
+    assert select_scenes(rows, 5, LADDER, "lower")["clear_percent"].isna().all()
+    table = select_scenes(rows.assign(chip_coverage=[50, 50, None]), 5, LADDER, "lower")
+    assert table["clear_percent"].isna().tolist() == [False, True, True]
+    assert table["clear_percent"][0] == 48.0
 
 
 @pytest.mark.parametrize("cloud", [5.0, 4.9])

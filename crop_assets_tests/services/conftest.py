@@ -1,26 +1,35 @@
-"""Real IPFS nodes as fixtures: each a process of its own on loopback, with no way to the public network.
+"""Real IPFS nodes and a STAC API as fixtures: processes of their own on loopback, with no way to the public network.
 
-Belongs here: starting, asking and killing the nodes that `make services` installs. Does not: nodes that
+Belongs here: starting, asking and killing the services that `make services` installs. Does not: services that
 misbehave on purpose, which tests make themselves.
 """
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import pytest
 import requests
 
 PATIENCE = 60
 """Seconds for a node to start or to answer, many times what it takes."""
+_DATABASE = "postgres"
+"""The database, and its user, that a new cluster has."""
+_PORT = "5432"
+"""Part of the name of the cluster's socket only."""
 _HERE = Path(__file__).parent
 _INSTALLED = _HERE.parents[1] / ".services"
 
@@ -61,13 +70,16 @@ class Node:
 
 
 @contextmanager
-def _running(errors: Path, *command: str | Path) -> Iterator[Node]:
+def _running(
+    errors: Path, *command: str | Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Node]:
     with (
         errors.open("w") as stderr,
         subprocess.Popen(
             command,
             # Kubo's library writes its log to wherever it runs
             cwd=errors.parent,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -99,7 +111,7 @@ def _script(name: str) -> tuple[str | Path, ...]:
 
 
 def _not_installed(what: str) -> NoReturn:
-    reason = f"the real IPFS nodes are not installed, run make services: {what}"
+    reason = f"a real service is not installed, run make services: {what}"
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -184,3 +196,136 @@ def kubo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubo]:
     folder = tmp_path_factory.mktemp("kubo")
     with _running(folder / "stderr", sys.executable, _HERE / "kubo_core.py", folder / "repo") as node:
         yield Kubo(node.read()["address"], node)
+
+
+@dataclass(frozen=True)
+class StacApi:
+    """stac-fastapi over pgstac, with the collections that tests load."""
+
+    url: str
+    cluster: Path
+    folder: Path
+
+    def load(self, collection_id: str, items: Sequence[dict[str, Any]]) -> None:
+        """Put items into a collection, which is made where there is none; those of the same id are replaced.
+
+        Their times must be written alike: pypgstac compares them as text, and else tries again for minutes.
+        """
+        everything = {"spatial": {"bbox": [[-180, -90, 180, 90]]}, "temporal": {"interval": [[None, None]]}}
+        collection = {
+            "type": "Collection",
+            "stac_version": "1.0.0",
+            "id": collection_id,
+            "description": f"What the tests load as {collection_id}.",
+            "license": "other",
+            "extent": everything,
+            "links": [],
+        }
+        records = {"collections": [collection], "items": [{**i, "collection": collection_id} for i in items]}
+        for table, rows in records.items():
+            path = self.folder / f"{table}.ndjson"
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            _pypgstac(self.cluster, "load", table, path, "--method=upsert")
+
+
+@pytest.fixture(scope="session")
+def stac_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StacApi]:
+    folder = tmp_path_factory.mktemp("stac_api")
+    python, script = _stac_program("python"), _HERE / "stac" / "api.py"
+    with _postgres(folder / "postgres") as cluster:
+        _pypgstac(cluster, "migrate")
+        environment = {
+            "PGHOST": _host(cluster),
+            "PGPORT": _PORT,
+            "PGUSER": _DATABASE,
+            "PGPASSWORD": "none",
+            "PGDATABASE": _DATABASE,
+        }
+        with _running(folder / "stderr", python, script, environment=environment) as node:
+            yield StacApi(node.read()["url"], cluster, folder)
+
+
+def _stac_program(name: str) -> Path:
+    """A program of the STAC API's own environment, or a skipped test."""
+    folder = _INSTALLED / "stac"
+    if not (folder / ".installed").exists():
+        _not_installed(f"there is no {folder}")
+    return folder / "venv" / "bin" / name
+
+
+def _postgis() -> Path:
+    """The folder of the programs of a PostgreSQL that has PostGIS, or a skipped test."""
+    for control in Path("/usr/share/postgresql").glob("*/extension/postgis.control"):
+        programs = Path("/usr/lib/postgresql", control.parts[-3], "bin")
+        if (programs / "postgres").exists():
+            return programs
+    _not_installed("there is no PostgreSQL with PostGIS, which is Debian's package postgresql-15-postgis-3")
+
+
+@contextmanager
+def _postgres(errors: Path) -> Iterator[Path]:
+    """A new database cluster, by the folder of its socket: it has no port, and only its user can enter the folder."""
+    programs = _postgis()
+    # PostgreSQL does not run as root; whatever becomes of this process, it ends with it
+    unprivileged: list[str | Path] = ["setpriv", "--pdeathsig=KILL"]
+    # pytest's own folders are root's alone, and their paths too long for a socket
+    with tempfile.TemporaryDirectory(prefix="stac-api-") as temporary, errors.open("w") as stderr:
+        cluster = Path(temporary)
+        if os.geteuid() == 0:
+            shutil.chown(cluster, "postgres", "postgres")
+            unprivileged += ["--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        data = cluster / "data"
+        options = ("--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
+        _run(*unprivileged, programs / "initdb", data, f"--username={_DATABASE}", *options, cwd=cluster)
+        settings = {"unix_socket_directories": cluster, "listen_addresses": "", "port": _PORT}
+        # nothing of it is kept
+        settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        command = [*unprivileged, programs / "postgres", "-D", data]
+        command += [f"--{name}={value}" for name, value in settings.items()]
+        with subprocess.Popen(command, stdout=stderr, stderr=stderr, cwd=cluster) as process:
+            try:
+                _await_ready(process, [programs / "pg_isready", "-q", "-h", cluster, "-p", _PORT], errors)
+                yield cluster
+            finally:
+                # at once, but with its processes and its shared memory
+                process.send_signal(signal.SIGQUIT)
+                try:
+                    process.wait(PATIENCE)
+                finally:
+                    process.kill()
+
+
+def _await_ready(process: subprocess.Popen[bytes], ready: Sequence[str | Path], errors: Path) -> None:
+    """Return when the command `ready` succeeds; raises RuntimeError with what the process wrote to stderr."""
+    deadline = time.monotonic() + PATIENCE
+    while subprocess.run(ready, check=False).returncode:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(
+                f"{process.args} ended, or was not ready in {PATIENCE} s:\n{errors.read_text()}"
+            )
+        time.sleep(0.05)
+
+
+def _pypgstac(cluster: Path, *arguments: str | Path) -> None:
+    dsn = f"postgresql://{_DATABASE}@{_host(cluster)}:{_PORT}/{_DATABASE}"
+    _run(_stac_program("pypgstac"), *arguments, f"--dsn={dsn}", cwd=cluster)
+
+
+def _host(cluster: Path) -> str:
+    """The socket's folder as the host of an URL."""
+    return quote(str(cluster), safe="")
+
+
+def _run(*command: str | Path, cwd: Path) -> None:
+    """Run to the end; raises RuntimeError with what the command wrote."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command} failed:\n{done.stdout}{done.stderr}")

@@ -40,6 +40,7 @@ from resources.sources import Wanted
 
 _RAW = "application/vnd.ipld.raw"
 _PIECE = 1 << 18
+_LINGER_SECONDS = 1.0
 _NOT_FOUND = ("not found", "could not find")
 
 
@@ -133,8 +134,9 @@ class _Web:
                 raise IntegrityError(f"answered with {told[:80]!r} instead of {accept.split(';')[0]}")
             pieces = body(answer, self._timeout_seconds)
             yield pieces
-            # the connection can be used again once the end of the answer is read
+            # the connection can be used again once the end of the answer is read, which is there or is not
             with contextlib.suppress(Exception):
+                answer.raw.connection.sock.settimeout(_LINGER_SECONDS)  # type: ignore[union-attr]
                 next(pieces, None)
 
     def _session(self) -> requests.Session:
@@ -241,6 +243,7 @@ class IpfsCommand:
                     stdout=subprocess.PIPE,
                     stderr=words,
                     start_new_session=True,
+                    env={name: value for name, value in os.environ.items() if name != "EARTHDATA_TOKEN"},
                 )
             except OSError as error:
                 raise UnreachableError(f"{command} cannot be run ({error.strerror})") from None

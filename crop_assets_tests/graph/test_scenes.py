@@ -1,0 +1,105 @@
+"""Scenes in the whole graph: strategies, kept answers, the plan."""
+
+import datetime as dt
+
+import pytest
+from typer.testing import CliRunner
+
+from crop_assets.cli import app
+from crop_assets_tests.graph.conftest import CHIPS, EAST, TILES, WEST, YEAR, Graph, Traffic, recipe
+from resources.stac import IpfsStac, SceneStac
+
+
+def catalogue_requests(traffic: Traffic) -> list[str]:
+    return [asked.path for asked in traffic.asked if asked.path.startswith("/cmr/")]
+
+
+def test_another_strategy_asks_the_catalogue_nothing_again(finished_graph: Graph, traffic: Traffic) -> None:
+    spread = recipe(scene_rule="season_spread", min_gap_days=40)
+    run = finished_graph.run("tiles_job", recipe=spread)
+    assert run.success, run.failure
+    assert catalogue_requests(traffic) == []
+    for tile in TILES:
+        table = finished_graph.table("selected_scenes", tile)
+        chosen = table[table["position"] != ""]
+        assert len(chosen) == 3
+        assert chosen["note"].str.len().min() > 20
+        assert (chosen["clear_percent"] > 50).all()
+        days = list(chosen["date"])
+        assert min(later - earlier for earlier, later in zip(days, days[1:], strict=False)) >= dt.timedelta(
+            40
+        )
+        metadata = run.made["selected_scenes", f"{YEAR}|{tile}"].metadata
+        assert "data:image/png;base64," in str(metadata["season"].value)
+    assert finished_graph.run("dataset_job", recipe=spread).success
+
+
+def test_a_gap_that_no_three_scenes_keep_is_told(finished_graph: Graph) -> None:
+    run = finished_graph.run("tiles_job", recipe=recipe(scene_rule="season_spread", min_gap_days=150))
+    assert run.success, run.failure
+    outcome = run.made["selected_scenes", f"{YEAR}|{WEST}"].metadata["outcome"].value
+    assert "lie 150 days apart: no chip can be made" in str(outcome)
+
+
+def test_a_tile_that_is_made_again_asks_only_when_it_is_told_to(
+    finished_graph: Graph, traffic: Traffic
+) -> None:
+    """A table that was lost is made of the answer that is kept."""
+    (finished_graph.dataset / "tables" / "scene_metadata" / f"{WEST}.parquet").unlink()
+    run = finished_graph.run("tiles_job")
+    assert run.success, run.failure
+    assert ("scene_metadata", f"{YEAR}|{WEST}") in run.redone
+    assert catalogue_requests(traffic) == []
+    config = {"resources": {"stac": {"config": {"refresh": True}}}}
+    assert finished_graph.run("tiles_job", run_config=config).success
+    assert len(catalogue_requests(traffic)) <= 3 * len(TILES)
+    assert catalogue_requests(traffic)
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, labelled_graph: Graph) -> CliRunner:
+    path = labelled_graph.root / "recipe.yaml"
+    path.write_text("dataset: small\nmin_classes: 1\n")
+    monkeypatch.setenv("CROP_ASSETS_RECIPE", str(path))
+    monkeypatch.setenv("CROP_ASSETS_DATA", str(labelled_graph.root))
+    return CliRunner()
+
+
+def test_the_plan_is_told_before_anything_is_downloaded(
+    command_line: CliRunner, labelled_graph: Graph, traffic: Traffic
+) -> None:
+    early = command_line.invoke(app, ["plan", "--year", str(YEAR)])
+    assert early.exit_code == 1
+    assert f"{WEST}: {len(CHIPS[WEST])} chips, 0 fit scenes" in early.output
+    assert "selected_scenes has not been materialized" in early.output
+    assert "0 of 2 tiles can be made: 0 of 12 chips" in early.output
+
+    assert labelled_graph.run("plan_job").success
+    assert not [asked for asked in traffic.asked if asked.path.startswith(("/ipfs/", "/lpdaac/"))]
+    told = command_line.invoke(app, ["plan", "--year", str(YEAR), "--every"])
+    assert told.exit_code == 0, told.output
+    assert f"{EAST}: 6 chips, " in told.output
+    assert "21 files" in told.output
+    assert "2 of 2 tiles can be made: 12 of 12 chips, 42 files to fetch" in told.output
+
+    assert labelled_graph.run("tiles_job").success
+    done = command_line.invoke(app, ["plan", "--year", str(YEAR)])
+    assert "12 of 12 chips, 0 files to fetch, 0.0 GB" in done.output
+    assert command_line.invoke(app, ["plan", "--year", "1999"]).exit_code == 2
+
+
+def test_the_plan_names_tiles_that_would_fail(command_line: CliRunner, labelled_graph: Graph) -> None:
+    strict = recipe(max_cloud_cover=0)
+    path = labelled_graph.root / "recipe.yaml"
+    path.write_text("dataset: small\nmin_classes: 1\nmax_cloud_cover: 0\n")
+    assert labelled_graph.run("plan_job", recipe=strict, ipfs_stac=IpfsStac(url="")).success
+    told = command_line.invoke(app, ["plan", "--year", str(YEAR)])
+    assert told.exit_code == 1
+    assert "fewer than three scenes are fit" in told.output
+
+
+def test_a_catalogue_of_ones_own_has_no_granule_search_but_its_own() -> None:
+    assert SceneStac().search_address == "https://cmr.earthdata.nasa.gov/search/granules.umm_json"
+    assert SceneStac(url="https://stac.example.org").search_address == ""
+    own = SceneStac(url="https://stac.example.org", granule_search="https://search.example.org")
+    assert own.search_address == "https://search.example.org"

@@ -1,0 +1,177 @@
+"""The metadata of whole tiles, from an archive with CMR's habits."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crop_assets.scenes.archive import TileAnswer, TileQuestion, tile_answer
+from crop_assets.scenes.granules import scene_rows
+from crop_assets_tests.scenes.cmr import SEARCH, SEASON, Cmr, serving
+from resources.errors import UnavailableError
+from resources.stac import SceneStac
+from resources.store import DatasetStore
+
+HOME = "14SMG"
+# a tile with neighbours on all sides, so that a search by its bounding box brings theirs along
+NINE = {f"1{row}S{column}G": (-100.0 + at, 37.0 + row) for row in range(3) for at, column in enumerate("LMN")}
+TILES = {HOME: (-99.0, 38.0)} | {name: place for name, place in NINE.items() if place != (-99.0, 38.0)}
+
+
+@pytest.fixture
+def cmr() -> Iterator[Cmr]:
+    with serving(Cmr(TILES, 120)) as served:
+        yield served
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DatasetStore:
+    return DatasetStore(root=str(tmp_path / "store"))
+
+
+def catalogue(cmr: Cmr, **changes: Any) -> SceneStac:
+    fields = {
+        "url": cmr.stac,
+        "granule_search": cmr.search,
+        "metadata_hosts": ["127.0.0.1"],
+        "attempts": 6,
+        "requests_per_second": 100_000,
+    }
+    return SceneStac(**(fields | changes))
+
+
+def ask(
+    cmr: Cmr, store: DatasetStore, stac: SceneStac, tile: str = HOME, said: list[str] | None = None
+) -> TileAnswer:
+    question = TileQuestion(tile, cmr.bbox(tile), *SEASON, ["S30"])
+    return tile_answer(question, stac, store, (said if said is not None else []).append)
+
+
+def ids_of(answer: TileAnswer, tile: str = HOME, stac: SceneStac | None = None) -> list[str]:
+    """The scenes of the tile, each with its coverage."""
+
+    def fetch(url: str) -> bytes:
+        assert stac is not None, "no document is needed"
+        return stac.document(url)
+
+    rows, aside = scene_rows(answer.items, answer.records, tile, ["S30"], [], fetch)
+    assert aside == []
+    assert (rows["spatial_coverage"] == 95).all()
+    return list(rows["scene_id"])
+
+
+def test_a_tile_takes_one_request_and_one_for_each_hundred_scenes(cmr: Cmr, store: DatasetStore) -> None:
+    stac = catalogue(cmr)
+    answer = ask(cmr, store, stac)
+    assert ids_of(answer) == cmr.in_season(HOME)
+    assert len(cmr.in_season(HOME)) > 100
+    assert cmr.asked == {SEARCH: 1, "/stac/LPCLOUD": 1, "/stac/LPCLOUD/search": 2}
+
+
+@pytest.mark.parametrize(
+    "habits",
+    [
+        {},
+        {"failing": 0.05},
+        {"failing": 0.4},
+        {"busy": 3},
+        {"repeats": True},
+        {"page": 7},
+        {"without_search": True},
+        {"without_search": True, "repeats": True, "failing": 0.1},
+    ],
+    ids=str,
+)
+def test_the_whole_set_comes_out_of_each_of_its_habits(
+    cmr: Cmr, store: DatasetStore, habits: dict[str, Any]
+) -> None:
+    for name, value in habits.items():
+        setattr(cmr, name, value)
+    search = "" if cmr.without_search else cmr.search
+    stac = catalogue(cmr, granule_search=search, attempts=12)
+    assert ids_of(ask(cmr, store, stac), stac=stac) == cmr.in_season(HOME)
+
+
+def test_granules_that_the_catalogue_lacks_are_told(cmr: Cmr, store: DatasetStore) -> None:
+    first, *others = cmr.in_season(HOME)
+    cmr.forgets = {first}
+    said: list[str] = []
+    assert ids_of(ask(cmr, store, catalogue(cmr), said=said)) == others
+    assert said == [f"the STAC catalogue lacks 1 of {len(others) + 1} granules, such as {first}"]
+
+
+def test_an_answer_is_not_asked_for_twice_unless_it_is_told_to(cmr: Cmr, store: DatasetStore) -> None:
+    first = ask(cmr, store, catalogue(cmr))
+    cmr.asked.clear()
+    again = ask(cmr, store, catalogue(cmr))
+    assert (again.items, again.records) == (first.items, first.records)
+    assert (first.asked, again.asked) == (True, False)
+    assert not cmr.asked
+    assert ask(cmr, store, catalogue(cmr, refresh=True)).asked
+    assert cmr.asked
+
+
+def test_another_question_is_asked(cmr: Cmr, store: DatasetStore) -> None:
+    ask(cmr, store, catalogue(cmr))
+    other = TileQuestion(HOME, cmr.bbox(HOME), SEASON[0], SEASON[0], ["S30"])
+    assert tile_answer(other, catalogue(cmr), store, print).asked
+    assert ask(cmr, store, catalogue(cmr), "10SLG").asked
+
+
+@pytest.mark.parametrize("damage", [b"", b"no gzip", None])
+def test_a_damaged_answer_is_asked_for_again(cmr: Cmr, store: DatasetStore, damage: bytes | None) -> None:
+    ask(cmr, store, catalogue(cmr))
+    (path,) = (Path(store.root) / "answers").iterdir()
+    path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
+    said: list[str] = []
+    assert ids_of(ask(cmr, store, catalogue(cmr), said=said)) == cmr.in_season(HOME)
+    assert "is damaged" in said[0]
+    assert not ask(cmr, store, catalogue(cmr)).asked
+
+
+def test_a_tile_that_cannot_be_had_fails_alone_and_a_rerun_asks_only_for_it(
+    cmr: Cmr, store: DatasetStore
+) -> None:
+    for tile in list(TILES)[1:]:
+        ask(cmr, store, catalogue(cmr), tile)
+    cmr.failing = 1.0
+    with pytest.raises(UnavailableError, match="answered 503"):
+        ask(cmr, store, catalogue(cmr, attempts=2))
+    assert len(list((Path(store.root) / "answers").iterdir())) == len(TILES) - 1, "nothing partial is kept"
+    cmr.failing = 0.0
+    cmr.asked.clear()
+    stac = catalogue(cmr)
+    for tile in TILES:
+        assert ids_of(ask(cmr, store, stac, tile), tile) == cmr.in_season(tile)
+    assert cmr.asked == {SEARCH: 1, "/stac/LPCLOUD": 1, "/stac/LPCLOUD/search": 2}
+
+
+def test_what_a_granule_search_promises_and_does_not_give_is_no_answer(
+    cmr: Cmr, store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Cmr.record
+    monkeypatch.setattr(Cmr, "record", lambda self, name: record(self, cmr.in_season(HOME)[0]))
+    with pytest.raises(UnavailableError, match=r"told of \d+ granules and gave 1;"):
+        ask(cmr, store, catalogue(cmr))
+
+
+def test_a_granule_search_that_is_none_is_done_without(cmr: Cmr, store: DatasetStore) -> None:
+    said: list[str] = []
+    stac = catalogue(cmr, granule_search=cmr.stac)
+    assert ids_of(ask(cmr, store, stac, said=said), stac=stac) == cmr.in_season(HOME)
+    assert "did not answer as a granule search does" in said[0]
+
+
+def test_all_tiles_of_the_country_under_five_percent_of_failures(store: DatasetStore) -> None:
+    """490 tiles of 100 scenes: at most three requests a tile but for what failed, and nothing is missing."""
+    names = [f"{zone}S{a}{b}" for zone in range(10, 20) for a in "KLMNPQR" for b in "ABCDEFG"][:490]
+    tiles = {name: (-120.0 + at % 50, 25.0 + at // 50) for at, name in enumerate(names)}
+    with serving(Cmr(tiles, 100, failing=0.05)) as cmr:
+        stac = catalogue(cmr)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda tile: ids_of(ask(cmr, store, stac, tile), tile), names))
+        assert found == [cmr.in_season(tile) for tile in names]
+        sent = sum(cmr.asked.values())
+        assert sent * 0.9 <= 3 * len(names)
