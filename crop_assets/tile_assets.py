@@ -173,6 +173,8 @@ def tile_assets(stages: Sequence[TileStage], tiles_per_run: int = TILES_PER_RUN)
         partitions_def=year_tile_partitions,
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=tiles_per_run),
         can_subset=True,
+        # so that runs at once share what a catalogue bears: dagster.yaml says how many
+        pool="tiles",
     )
     def tile_stages(
         context: dg.AssetExecutionContext,

@@ -144,7 +144,7 @@ class SceneStac(_StacCatalogue):
     )
     granule_search: str = Field(
         default="",
-        description="Address of a granule search like CMR's, which tells the metadata of all granules of a tile at once. "
+        description="Address of a granule search like CMR's, which tells the metadata of a tile's granules at once. "
         "Empty for CMR's own where the catalogue is CMR-STAC; elsewhere each granule's document is read.",
     )
     metadata_hosts: list[str] = Field(

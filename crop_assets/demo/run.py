@@ -44,6 +44,9 @@ nux:
 concurrency:
   runs:
     max_concurrent_runs: 2
+  # Runs of tiles that ask catalogues and archives at the same time.
+  pools:
+    default_limit: 2
 # Dagster's own five seconds are half of what a short run waits for.
 run_queue:
   dequeue_interval_seconds: 1

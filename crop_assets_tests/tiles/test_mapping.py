@@ -154,3 +154,20 @@ def test_whole_country_is_mapped_in_seconds(official_grid: gpd.GeoDataFrame) -> 
     assert time.perf_counter() - started < 10
     assert mapped["tile"].notna().all()
     assert mapped["contained"].mean() > 0.999
+
+
+def test_a_box_outside_its_nearest_tile_goes_to_the_one_that_holds_it_if_that_is_wanted(
+    official_grid: gpd.GeoDataFrame,
+) -> None:
+    box = boxes_of([(284, 79)])
+    grid = official_grid[official_grid["tile"].isin([FALSE_TILE, TRUE_TILE])].copy()
+    grid.loc[grid["tile"] == FALSE_TILE, ["lon", "lat"]] = box[["lon", "lat"]].to_numpy()
+    assert map_chips(box, grid, "degrees", "drop")["tile"].isna().all()
+    mapped = map_chips(box, grid, "degrees", "reassign")
+    assert list(mapped["tile"]) == [TRUE_TILE]
+    assert mapped["contained"].all()
+    assert mapped["margin_m"][0] > 0
+    alone = grid[grid["tile"] == FALSE_TILE]
+    assert map_chips(box, alone, "degrees", "reassign")["tile"].isna().all()
+    inside = map_chips(box, official_grid, "projected", "reassign")
+    assert inside.equals(map_chips(box, official_grid, "projected", "drop"))
