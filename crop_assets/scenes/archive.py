@@ -9,14 +9,16 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from crop_assets.scenes.granules import parse_scene_id
-from resources.errors import IntegrityError
+from crop_assets.scenes.granules import document_url, parse_scene_id
+from resources.errors import IntegrityError, NotFoundError
 from resources.stac import SceneStac
 from resources.store import DatasetStore
 
+_DOCUMENTS_AT_ONCE = 8
 _VERSION = 1
 """Part of an answer's name: raise it with any change of what is asked or kept."""
 
@@ -34,10 +36,10 @@ class TileQuestion:
 
 @dataclass(frozen=True)
 class TileAnswer:
-    """STAC items by the catalogue, and UMM-JSON records by CMR's granule search, if there is one."""
+    """The STAC items of the tile, and their metadata documents (UMM-JSON or XML) by scene id, where they have one."""
 
     items: list[dict[str, Any]]
-    records: list[dict[str, Any]]
+    documents: dict[str, str]
     asked: bool
 
 
@@ -47,42 +49,72 @@ def tile_answer(
     """The answer to a question, from the store where the same catalogue has given it before, unless it is to be asked
     anew (`refresh`). Kept only when it is whole.
 
-    With a granule search it takes one request for it, and one for each hundred scenes. Raises UnavailableError,
+    With a granule search it takes one request for it, and one for each hundred scenes; without one, a search by the
+    bounding box and a document for each scene that does not tell its coverage. Raises UnavailableError,
     IntegrityError.
     """
     name = _name(question, stac)
     if not stac.refresh and not stac.is_file and store.exists(name):
         try:
             kept = json.loads(gzip.decompress(store.read_bytes(name)))
-            return TileAnswer(kept["items"], kept["records"], asked=False)
+            return TileAnswer(kept["items"], kept["documents"], asked=False)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             log(f"the stored answer {name} is damaged ({type(error).__name__}); asking again")
-    answer = _ask(question, stac, log)
+    collections = [f"HLS{sensor}_2.0" for sensor in question.sensors]
+    answer = _by_granules(question, stac, collections, log) or _by_place(question, stac, collections, log)
     if not stac.is_file:
-        data = json.dumps({"items": answer.items, "records": answer.records}, sort_keys=True).encode()
+        data = json.dumps({"items": answer.items, "documents": answer.documents}, sort_keys=True).encode()
         store.write_bytes(name, gzip.compress(data, 6, mtime=0))
     return answer
 
 
-def _ask(question: TileQuestion, stac: SceneStac, log: Callable[[str], None]) -> TileAnswer:
-    collections = [f"HLS{sensor}_2.0" for sensor in question.sensors]
-    records: list[dict[str, Any]] = []
+def _by_granules(
+    question: TileQuestion, stac: SceneStac, collections: Sequence[str], log: Callable[[str], None]
+) -> TileAnswer | None:
+    """What the granule search tells of the tile, and the items of these granules; None where there is no search."""
+    documents: dict[str, str] = {}
     try:
         for sensor in question.sensors:
             found = stac.granules(f"HLS{sensor}", question.tile, question.start, question.end)
             if found is None:
-                return TileAnswer(
-                    stac.search(question.bbox, question.start, question.end, collections), [], True
-                )
-            records += [record for record in found if _in_season(record, question)]
+                return None
+            records = [record for record in found if _in_season(record, question)]
+            documents |= {str(record["umm"]["GranuleUR"]): json.dumps(record) for record in records}
     except IntegrityError as error:
         log(f"{error}; reading each granule's own document instead")
-        return TileAnswer(stac.search(question.bbox, question.start, question.end, collections), [], True)
-    ids = [str(record["umm"]["GranuleUR"]) for record in records]
-    items = stac.items(ids, collections)
-    if missing := sorted(set(ids) - {item["id"] for item in items}):
-        log(f"the STAC catalogue lacks {len(missing)} of {len(ids)} granules, such as {missing[0]}")
-    return TileAnswer(items, records, True)
+        return None
+    items = stac.items(list(documents), collections)
+    if missing := sorted(set(documents) - {item["id"] for item in items}):
+        log(f"the STAC catalogue lacks {len(missing)} of {len(documents)} granules, such as {missing[0]}")
+    return TileAnswer(items, documents, True)
+
+
+def _by_place(
+    question: TileQuestion, stac: SceneStac, collections: Sequence[str], log: Callable[[str], None]
+) -> TileAnswer:
+    """The items around the tile, whose neighbours' are left out, and the document of each that needs one."""
+
+    def read(url: str) -> str:
+        try:
+            return stac.document(url).decode(errors="replace")
+        except (NotFoundError, IntegrityError) as error:
+            log(f"{error}; the scene's coverage stays unknown")
+            return ""
+
+    found = stac.search(question.bbox, question.start, question.end, collections)
+    # what has no proper id is told of later
+    items = [item for item in found if _may_be_of(item, question.tile)]
+    urls = {str(item["id"]): url for item in items if (url := document_url(item))}
+    with ThreadPoolExecutor(_DOCUMENTS_AT_ONCE) as pool:
+        texts = dict(zip(urls, pool.map(read, urls.values()), strict=True))
+    return TileAnswer(items, {name: text for name, text in texts.items() if text}, True)
+
+
+def _may_be_of(item: dict[str, Any], tile: str) -> bool:
+    try:
+        return parse_scene_id(item["id"]).tile == tile
+    except (IntegrityError, ValueError, KeyError):
+        return True
 
 
 def _in_season(record: dict[str, Any], question: TileQuestion) -> bool:

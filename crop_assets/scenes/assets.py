@@ -73,7 +73,7 @@ def scene_metadata(run: TileRun, tile_map: pd.DataFrame) -> TileTable:
     stac = run.services.stac
     answer = tile_answer(question, stac, run.store, run.log)
     chips = [chip_outline(chip_id) for chip_id in tile_map["chip_id"]]
-    rows, aside = scene_rows(answer.items, answer.records, run.tile, run.recipe.sensors, chips, stac.document)
+    rows, aside = scene_rows(answer.items, answer.documents, run.tile, run.recipe.sensors, chips)
     for line in aside:
         run.log(line)
     if rows.empty:

@@ -7,8 +7,7 @@ Belongs here: reading names, items and documents into rows. Does not: asking ser
 import datetime as dt
 import json
 import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +22,7 @@ from shapely.errors import ShapelyError
 
 from crop_assets.layout import file_band
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
-from resources.errors import IntegrityError, NotFoundError
+from resources.errors import IntegrityError
 
 FILES = (*REFLECTANCE_BANDS, QA_BAND)
 
@@ -31,7 +30,6 @@ _SCENE = re.compile(
     r"HLS\.(?P<sensor>[SL]30)\.T(?P<tile>\d{2}[C-X][A-Z]{2})\.(?P<day>\d{7})(T(?P<time>\d{6}))?\.v(?P<version>\d\.\d)"
 )
 _LP_DAAC = "data.lpdaac.earthdatacloud.nasa.gov"
-_DOCUMENTS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -113,53 +111,41 @@ def _percent(attributes: dict[str, str], name: str) -> float | None:
 
 def scene_rows(
     items: Sequence[dict[str, Any]],
-    records: Sequence[dict[str, Any]],
+    documents: Mapping[str, str],
     tile: str,
     sensors: Sequence[str],
     chips: Sequence[shapely.Geometry],
-    fetch: Callable[[str], bytes],
 ) -> tuple[pd.DataFrame, list[str]]:
     """One row per scene of `tile` by one of `sensors`, sorted by id, and a line for each item that was set aside.
 
-    Items of neighbouring tiles, which a search by bounding box brings along, are left out. Spatial coverage
-    is read from the item where it has it, else from its UMM-JSON record among `records`, else from the document that
-    the item links to, through `fetch` (URL -> bytes), several at once. A scene without a document keeps an empty
-    coverage and is not fit to be selected. `chips` are the outlines of the tile's chips in degrees. Columns:
+    Items of other tiles are left out. Spatial coverage is read from the item where it has it, else from its metadata
+    document among `documents`, by scene id. A scene without either keeps an empty coverage and is not fit to be
+    selected. `chips` are the outlines of the tile's chips in degrees. Columns:
     `crop_assets.scenes.assets.SCENE_METADATA`.
     """
-    known = {str(record["umm"]["GranuleUR"]): record for record in records}
     outlines = np.array(chips, dtype=object)
-
-    def read(item: dict[str, Any]) -> dict[str, Any] | str | None:
+    rows, aside = [], []
+    for item in items:
         try:
             name = parse_scene_id(item["id"])
-            if name.tile != tile or name.sensor not in sensors:
-                return None
-            return _scene_row(item, known.get(item["id"]), name, outlines, fetch)
+            if name.tile == tile and name.sensor in sensors:
+                rows.append(_scene_row(item, documents.get(item["id"]), name, outlines))
         except (IntegrityError, ValueError, TypeError, KeyError, AttributeError) as error:
-            return f"{item.get('id')!r} is left out: {error}"
-
-    with ThreadPoolExecutor(_DOCUMENTS_AT_ONCE) as pool:
-        found = list(pool.map(read, items))
-    rows = [row for row in found if isinstance(row, dict)]
-    aside = [line for line in found if isinstance(line, str)]
+            aside.append(f"{item.get('id')!r} is left out: {error}")
     frame = pd.DataFrame(rows).sort_values("scene_id", ignore_index=True) if rows else pd.DataFrame()
     return frame, aside
 
 
 def _scene_row(
-    item: dict[str, Any],
-    record: dict[str, Any] | None,
-    name: SceneName,
-    chips: NDArray[np.object_],
-    fetch: Callable[[str], bytes],
+    item: dict[str, Any], text: str | None, name: SceneName, chips: NDArray[np.object_]
 ) -> dict[str, Any]:
     properties = item["properties"]
-    coverage = properties.get("spatial_coverage", properties.get("SPATIAL_COVERAGE"))
+    coverage = _own_coverage(properties)
     cloud = properties.get("eo:cloud_cover")
     links: tuple[str, ...] = ()
     size = 0
-    if coverage is None and (document := _document(item, record, fetch)):
+    if coverage is None and text:
+        document = parse_document(text.encode())
         coverage, links, size = document.spatial_coverage, document.links, document.size
         cloud = document.cloud_cover if cloud is None else cloud
     s3_links = {link.rsplit("/", 1)[-1]: link for link in links if link.startswith("s3://")}
@@ -183,18 +169,6 @@ def _scene_row(
     return row
 
 
-def _document(
-    item: dict[str, Any], record: dict[str, Any] | None, fetch: Callable[[str], bytes]
-) -> GranuleDocument | None:
-    if record is not None:
-        return parse_document(json.dumps(record).encode())
-    url = _document_url(item)
-    try:
-        return parse_document(fetch(url)) if url else None
-    except NotFoundError:
-        return None
-
-
 def _chip_coverage(item: dict[str, Any], chips: NDArray[np.object_]) -> float | None:
     """Share of the chips' area in percent that lies in the scene's footprint; None where that is no shape."""
     if not len(chips):
@@ -207,10 +181,19 @@ def _chip_coverage(item: dict[str, Any], chips: NDArray[np.object_]) -> float | 
         return None
 
 
-def _document_url(item: dict[str, Any]) -> str:
-    """The item's metadata document: UMM-JSON where it links to one, else XML, else ""."""
+def _own_coverage(properties: Mapping[str, Any]) -> Any:
+    return properties.get("spatial_coverage", properties.get("SPATIAL_COVERAGE"))
+
+
+def document_url(item: dict[str, Any]) -> str:
+    """The metadata document that is needed to know the item's coverage: UMM-JSON where it links to one, else XML.
+
+    "" where the item tells its coverage itself, or links to neither.
+    """
+    if _own_coverage(item.get("properties") or {}) is not None:
+        return ""
     links = [link["href"] for link in item.get("links", []) if link.get("rel") == "via"]
-    links += [asset["href"] for key, asset in item["assets"].items() if key == "metadata"]
+    links += [asset["href"] for key, asset in item.get("assets", {}).items() if key == "metadata"]
     for ending in (".umm_json", ".xml"):
         for href in links:
             if str(href).endswith(ending):

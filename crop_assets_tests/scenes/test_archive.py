@@ -49,14 +49,9 @@ def ask(
     return tile_answer(question, stac, store, (said if said is not None else []).append)
 
 
-def ids_of(answer: TileAnswer, tile: str = HOME, stac: SceneStac | None = None) -> list[str]:
+def ids_of(answer: TileAnswer, tile: str = HOME) -> list[str]:
     """The scenes of the tile, each with its coverage."""
-
-    def fetch(url: str) -> bytes:
-        assert stac is not None, "no document is needed"
-        return stac.document(url)
-
-    rows, aside = scene_rows(answer.items, answer.records, tile, ["S30"], [], fetch)
+    rows, aside = scene_rows(answer.items, answer.documents, tile, ["S30"], [])
     assert aside == []
     assert (rows["spatial_coverage"] == 95).all()
     return list(rows["scene_id"])
@@ -91,7 +86,7 @@ def test_the_whole_set_comes_out_of_each_of_its_habits(
         setattr(cmr, name, value)
     search = "" if cmr.without_search else cmr.search
     stac = catalogue(cmr, granule_search=search, attempts=12)
-    assert ids_of(ask(cmr, store, stac), stac=stac) == cmr.in_season(HOME)
+    assert ids_of(ask(cmr, store, stac)) == cmr.in_season(HOME)
 
 
 def test_granules_that_the_catalogue_lacks_are_told(cmr: Cmr, store: DatasetStore) -> None:
@@ -106,11 +101,21 @@ def test_an_answer_is_not_asked_for_twice_unless_it_is_told_to(cmr: Cmr, store: 
     first = ask(cmr, store, catalogue(cmr))
     cmr.asked.clear()
     again = ask(cmr, store, catalogue(cmr))
-    assert (again.items, again.records) == (first.items, first.records)
+    assert (again.items, again.documents) == (first.items, first.documents)
     assert (first.asked, again.asked) == (True, False)
     assert not cmr.asked
     assert ask(cmr, store, catalogue(cmr, refresh=True)).asked
     assert cmr.asked
+
+
+def test_without_a_granule_search_nothing_is_asked_for_twice_either(cmr: Cmr, store: DatasetStore) -> None:
+    stac = catalogue(cmr, granule_search="")
+    first = ask(cmr, store, stac)
+    assert ids_of(first) == cmr.in_season(HOME)
+    assert {item["id"] for item in first.items} == set(first.documents), "the neighbours' are not read"
+    cmr.asked.clear()
+    assert ids_of(ask(cmr, store, catalogue(cmr, granule_search=""))) == cmr.in_season(HOME)
+    assert not cmr.asked
 
 
 def test_another_question_is_asked(cmr: Cmr, store: DatasetStore) -> None:
@@ -160,7 +165,7 @@ def test_what_a_granule_search_promises_and_does_not_give_is_no_answer(
 def test_a_granule_search_that_is_none_is_done_without(cmr: Cmr, store: DatasetStore) -> None:
     said: list[str] = []
     stac = catalogue(cmr, granule_search=cmr.stac)
-    assert ids_of(ask(cmr, store, stac, said=said), stac=stac) == cmr.in_season(HOME)
+    assert ids_of(ask(cmr, store, stac, said=said)) == cmr.in_season(HOME)
     assert "did not answer as a granule search does" in said[0]
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import datetime as dt
 import json
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ import shapely
 
 from crop_assets.grid import chip_outline
 from crop_assets.scenes import granules
-from crop_assets.scenes.granules import collection_of, parse_document, parse_scene_id
+from crop_assets.scenes.granules import collection_of, document_url, parse_document, parse_scene_id
 from resources.errors import IntegrityError, NotFoundError
 
 
@@ -35,7 +36,14 @@ def scene_rows(
     records: Sequence[dict] = (),
     sensors: Sequence[str] = ("S30",),
 ) -> Rows:
-    return granules.scene_rows(items, records, tile, sensors, CHIPS, fetch)
+    """With the documents that the items need, which `fetch` gives but for those among `records`."""
+    documents = {record["umm"]["GranuleUR"]: json.dumps(record) for record in records}
+    for one in items:
+        url = document_url(one)
+        if url and one["id"] not in documents:
+            with contextlib.suppress(NotFoundError):
+                documents[one["id"]] = fetch(url).decode()
+    return granules.scene_rows(items, documents, tile, sensors, CHIPS)
 
 
 def no_document(url: str) -> bytes:
@@ -82,7 +90,10 @@ def test_a_real_cmr_item_becomes_a_row_with_both_kinds_of_links(real: Path) -> N
 
 def test_neighbours_are_left_out_and_strange_ids_named() -> None:
     items = [item("HLS.S30.T13TDE.2022111T174859.v2.0", spatial_coverage=100)]
-    items += [item("HLS.S30.T13TEE.2022111T174859.v2.0", spatial_coverage=100), item("../evil")]
+    items += [
+        item("HLS.S30.T13TEE.2022111T174859.v2.0", spatial_coverage=100),
+        item("../evil", spatial_coverage=100),
+    ]
     rows, aside = scene_rows(items, "13TDE", lambda url: pytest.fail("no document is needed"))
     assert list(rows["tile"]) == ["13TDE"]
     assert len(aside) == 1
