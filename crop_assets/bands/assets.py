@@ -1,8 +1,8 @@
 """A scene -> verified files: `band_cids`, `downloaded_fmasks`, `downloaded_bands`, `tile_payloads`,
 `cid_retrievability`, `missing_cids`.
 
-Belongs here: the glue between the graph and the band logic. Does not: the logic (`cids`, `download`, `files`,
-`transfer`).
+Belongs here: the glue between the graph and the band logic. Does not: the logic (`catalogue`, `cids`,
+`download`, `files`, `retrievability`, `transfer`).
 """
 
 import json
@@ -13,13 +13,14 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
+from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.cids import tile_payloads as payloads_of
 from crop_assets.bands.download import BandFile, ObtainedBand, obtain_band
 from crop_assets.bands.retrievability import ask_cids
 from crop_assets.bands.transfer import Transfer, expected_bytes
 from crop_assets.recipe import QA_BAND, DatasetRecipe
-from crop_assets.scenes.granules import FILES, collection_of
+from crop_assets.scenes.granules import FILES
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.tile_assets import TileRun, TileTable, read_tiles, tile_stage
 from crop_assets.year_assets import YearRun, markdown, year_asset
@@ -94,10 +95,8 @@ def band_cids(run: TileRun, selected_scenes: pd.DataFrame, scene_metadata: pd.Da
     scenes = chosen_scenes(selected_scenes)[["position", "scene_id", "date"]]
     if scenes.empty:
         return TileTable(BAND_CIDS.empty(), {"outcome": "no scene is selected"})
-    catalogue, ipfs = run.services.ipfs_stac, run.services.ipfs
-    ids = list(scenes["scene_id"])
-    collections = sorted({collection_of(scene_id) for scene_id in ids})
-    items = catalogue.items(ids, collections) if catalogue.url else []
+    ipfs = run.services.ipfs
+    items = catalogue_items(list(scenes["scene_id"]), run.tile, run.services.ipfs_stac, run.store, run.log)
     facts = scene_metadata[["scene_id", "granule_bytes", *(f"{band}_http" for band in FILES)]]
     nodes = ipfs.probes(run.recipe.sources)
     rows = cid_rows(

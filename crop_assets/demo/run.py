@@ -299,6 +299,9 @@ def run_ui(
             instance.add_dynamic_partitions(CDL_YEAR, [str(world.year)])
         say(f"Dagster UI: http://127.0.0.1:{ui_port}   (Ctrl-C ends it)")
         command = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions"]
+        # a shell's background jobs ignore interrupts, and Dagster would then ignore being ended as well
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # `dg dev`, which Dagster would rather have, wants a project folder; an installation has none
         quiet = {**os.environ, "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded"}
         child = subprocess.Popen([*command, "-h", "127.0.0.1", "-p", str(ui_port)], env=quiet)

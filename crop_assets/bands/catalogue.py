@@ -1,0 +1,41 @@
+"""The items of the catalogue that tells CIDs: asked for once, and kept in the store.
+
+Belongs here: which items are known already. Does not: how a catalogue is asked (`resources.stac`), nor what its items
+say (`cids`).
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from crop_assets.scenes.granules import collection_of
+from resources.stac import IpfsStac
+from resources.store import DatasetStore
+
+
+def catalogue_items(
+    scene_ids: Sequence[str], tile: str, catalogue: IpfsStac, store: DatasetStore, log: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The items of these scenes of a tile that the catalogue has; none where there is no catalogue.
+
+    Items that it gave before come from the store, unless they are to be asked for anew (`refresh`). What it did not
+    have is asked for each time, for it may have been published since. Raises UnavailableError, IntegrityError.
+    """
+    if not catalogue.url:
+        return []
+    name = f"answers/{tile}-cids-{hashlib.sha256(catalogue.url.encode()).hexdigest()[:16]}.json.gz"
+    known: dict[str, dict[str, Any]] = {}
+    if not catalogue.is_file and store.exists(name):
+        try:
+            known = dict(json.loads(gzip.decompress(store.read_bytes(name))))
+        except (OSError, EOFError, ValueError, TypeError) as error:
+            log(f"the stored answer {name} is damaged ({type(error).__name__}); asking again")
+    wanted = sorted(set(scene_ids) - (set() if catalogue.refresh else set(known)))
+    if wanted:
+        found = catalogue.items(wanted, sorted(set(map(collection_of, wanted))))
+        known |= {str(item["id"]): item for item in found}
+        if found and not catalogue.is_file:
+            store.write_bytes(name, gzip.compress(json.dumps(known, sort_keys=True).encode(), 6, mtime=0))
+    return [known[scene_id] for scene_id in sorted(set(scene_ids)) if scene_id in known]

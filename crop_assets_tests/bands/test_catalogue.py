@@ -1,0 +1,85 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crop_assets.bands.catalogue import catalogue_items
+from crop_assets_tests.scenes.cmr import Cmr, scene_ids, serving
+from resources.errors import UnavailableError
+from resources.stac import IpfsStac
+from resources.store import DatasetStore
+
+TILE = "14SMG"
+FIRST, SECOND, THIRD, *_ = SCENES = scene_ids(TILE, 10)
+
+
+@pytest.fixture
+def archive() -> Iterator[Cmr]:
+    with serving(Cmr({TILE: (-99.0, 38.0)}, len(SCENES))) as served:
+        yield served
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DatasetStore:
+    return DatasetStore(root=str(tmp_path))
+
+
+def ask(
+    archive: Cmr, store: DatasetStore, *scenes: str, said: list[str] | None = None, **changes: Any
+) -> list[str]:
+    """Ids of the items that come, and how often the catalogue was searched for them."""
+    archive.asked.clear()
+    catalogue = IpfsStac(**({"url": archive.stac, "attempts": 2, "requests_per_second": 1000} | changes))
+    items = catalogue_items(scenes, TILE, catalogue, store, (said if said is not None else []).append)
+    assert all(item == archive.item(item["id"]) for item in items)
+    return [item["id"] for item in items]
+
+
+def searches(archive: Cmr) -> int:
+    return archive.asked["/stac/LPCLOUD/search"]
+
+
+def test_only_scenes_that_are_not_known_are_asked_for(archive: Cmr, store: DatasetStore) -> None:
+    assert ask(archive, store, FIRST, SECOND) == [FIRST, SECOND]
+    assert searches(archive) == 1
+    assert ask(archive, store, SECOND, FIRST) == [FIRST, SECOND]
+    assert not archive.asked
+    assert ask(archive, store, SECOND, THIRD) == [SECOND, THIRD]
+    assert searches(archive) == 1
+    assert ask(archive, store, FIRST, refresh=True) == [FIRST]
+    assert searches(archive) == 1
+    assert ask(archive, store, FIRST, SECOND, THIRD) == [FIRST, SECOND, THIRD]
+    assert not archive.asked
+
+
+def test_a_scene_that_the_catalogue_lacks_is_asked_for_again(archive: Cmr, store: DatasetStore) -> None:
+    archive.forgets = {SECOND}
+    assert ask(archive, store, FIRST, SECOND) == [FIRST]
+    archive.forgets = set()
+    assert ask(archive, store, FIRST, SECOND) == [FIRST, SECOND]
+
+
+def test_another_catalogue_has_answers_of_its_own(archive: Cmr, store: DatasetStore) -> None:
+    ask(archive, store, FIRST)
+    with serving(Cmr(archive.tiles, archive.scenes)) as other:
+        assert ask(other, store, FIRST) == [FIRST]
+        assert searches(other) == 1
+    assert ask(archive, store, FIRST, url="") == []
+
+
+def test_a_damaged_answer_is_told_and_asked_for_again(archive: Cmr, store: DatasetStore) -> None:
+    ask(archive, store, FIRST)
+    (path,) = (Path(store.root) / "answers").iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    said: list[str] = []
+    assert ask(archive, store, FIRST, said=said) == [FIRST]
+    assert "is damaged" in said[0]
+
+
+def test_a_catalogue_that_fails_leaves_what_is_known(archive: Cmr, store: DatasetStore) -> None:
+    ask(archive, store, FIRST)
+    archive.failing = 1.0
+    with pytest.raises(UnavailableError):
+        ask(archive, store, FIRST, SECOND)
+    assert ask(archive, store, FIRST) == [FIRST]
