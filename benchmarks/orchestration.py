@@ -159,7 +159,11 @@ def bare(root: Path) -> Work:
     """The stages alone, as many tiles at once as a run has."""
     with _served(root):
         resources = environment_resources()
-        services = Services(**{field.name: resources[field.name] for field in dataclasses.fields(Services)})
+        order = resources["recipe"].sources
+        places = (resources[name] for name in ("ipfs", "lp_daac", "mirror"))
+        named = {"sources": resources["downloads"].of(order, *places)}
+        named |= {f.name: resources[f.name] for f in dataclasses.fields(Services) if f.name in resources}
+        services = Services(**named)
         names = frozenset(stage.name for stage in TILE_STAGES)
         keys = [dg.MultiPartitionKey({CDL_YEAR: str(YEAR), TILE: tile}) for tile in TILES]
 

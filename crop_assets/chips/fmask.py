@@ -5,7 +5,8 @@ the rasters that chips are cut from (`reproject`).
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -17,10 +18,13 @@ from rasterio.errors import RasterioError
 
 from crop_assets.chips.quality import quality_counts
 from crop_assets.chips.reproject import raster_geobox
-from crop_assets.chips.warp import QA_NODATA, nearest, source_pixels
+from crop_assets.chips.warp import QA_NODATA, SourcePixels, nearest, source_pixels
 from crop_assets.errors import InputError
 from crop_assets.grid import CHIP_SIZE, chip_geobox
 from crop_assets.parallel import in_parallel
+
+_CHIPS_AT_ONCE = 16
+"""Chips whose places in the files are held at once, at 3 MB each."""
 
 
 def fmask_facts(fmasks: Mapping[str, Path], chips: Sequence[str], pool: Executor) -> pd.DataFrame:
@@ -30,11 +34,20 @@ def fmask_facts(fmasks: Mapping[str, Path], chips: Sequence[str], pool: Executor
     date. The pixels are those of the chips' own Fmask bands: nearest on the CDL grid. Raises InputError where a file
     cannot be read.
     """
-
-    def read(item: tuple[str, Path]) -> list[NDArray[np.uint8]]:
-        return _read_chips(item[1], chips)
-
-    by_position = dict(zip(fmasks, in_parallel(pool, read, fmasks.items()), strict=True))
+    with contextlib.ExitStack() as stack:
+        rasters = [_Fmask(stack, path) for path in fmasks.values()]
+        blocks: list[list[NDArray[np.uint8]]] = [[] for _ in rasters]
+        for start in range(0, len(chips), _CHIPS_AT_ONCE):
+            some = [chip_geobox(chip_id) for chip_id in chips[start : start + _CHIPS_AT_ONCE]]
+            # scenes of a tile nearly always share one grid
+            places = {
+                source: in_parallel(pool, functools.partial(source_pixels, source=source), some)
+                for source in dict.fromkeys(raster.grid for raster in rasters)
+            }
+            read = in_parallel(pool, lambda raster: raster.read(places[raster.grid]), rasters)  # noqa: B023
+            for found, more in zip(blocks, read, strict=True):
+                found += more
+    by_position = dict(zip(fmasks, blocks, strict=True))
     rows = []
     for at, chip_id in enumerate(chips):
         pixels = {position: blocks[at] for position, blocks in by_position.items()}
@@ -48,21 +61,34 @@ def fmask_facts(fmasks: Mapping[str, Path], chips: Sequence[str], pool: Executor
     return pd.DataFrame(rows)
 
 
-def _read_chips(path: Path, chips: Sequence[str]) -> list[NDArray[np.uint8]]:
+class _Fmask:
+    """An open Fmask file, and its grid."""
+
+    def __init__(self, stack: contextlib.ExitStack, path: Path) -> None:
+        self._name = path.name
+        with _telling(path.name):
+            # not `with`, which ties a raster to the thread that opened it
+            self._raster = stack.enter_context(contextlib.closing(rasterio.open(path)))
+        if self._raster.crs is None:
+            raise InputError(f"{path.name} has no coordinate reference system")
+        self.grid = raster_geobox(self._raster)
+
+    def read(self, places: Sequence[SourcePixels | None]) -> list[NDArray[np.uint8]]:
+        """The pixels of chips that lie at these places of the file, 224 x 224; fill where they do not."""
+        with _telling(self._name):
+            return [
+                np.full((CHIP_SIZE, CHIP_SIZE), QA_NODATA, np.uint8)
+                if at is None
+                else nearest(self._raster.read(1, window=at.window), at)
+                for at in places
+            ]
+
+
+@contextlib.contextmanager
+def _telling(name: str) -> Iterator[None]:
     try:
-        with contextlib.closing(rasterio.open(path)) as raster:
-            if raster.crs is None:
-                raise InputError(f"{path.name} has no coordinate reference system")
-            source = raster_geobox(raster)
-            blocks = []
-            for chip_id in chips:
-                at = source_pixels(chip_geobox(chip_id), source)
-                block = np.full((CHIP_SIZE, CHIP_SIZE), QA_NODATA, np.uint8)
-                if at is not None:
-                    block = nearest(raster.read(1, window=at.window), at)
-                blocks.append(block)
-            return blocks
+        yield
     except RasterioError as error:
         raise InputError(
-            f"{path.name} cannot be read ({error}); delete it and materialize downloaded_fmasks again"
+            f"{name} cannot be read ({error}); delete it and materialize downloaded_fmasks again"
         ) from error
