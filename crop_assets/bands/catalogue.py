@@ -4,13 +4,12 @@ Belongs here: which items are known already. Does not: how a catalogue is asked 
 say (`cids`).
 """
 
-import gzip
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from crop_assets.scenes.granules import collection_of
+from resources.answers import read_answer, write_answer
 from resources.stac import IpfsStac
 from resources.store import DatasetStore
 
@@ -27,15 +26,12 @@ def catalogue_items(
         return []
     name = f"answers/{tile}-cids-{hashlib.sha256(catalogue.url.encode()).hexdigest()[:16]}.json.gz"
     known: dict[str, dict[str, Any]] = {}
-    if not catalogue.is_file and store.exists(name):
-        try:
-            known = dict(json.loads(gzip.decompress(store.read_bytes(name))))
-        except (OSError, EOFError, ValueError, TypeError) as error:
-            log(f"the stored answer {name} is damaged ({type(error).__name__}); asking again")
+    if not catalogue.is_file:
+        known = read_answer(store, name, log) or {}
     wanted = sorted(set(scene_ids) - (set() if catalogue.refresh else set(known)))
     if wanted:
         found = catalogue.items(wanted, sorted(set(map(collection_of, wanted))))
         known |= {str(item["id"]): item for item in found}
         if found and not catalogue.is_file:
-            store.write_bytes(name, gzip.compress(json.dumps(known, sort_keys=True).encode(), 6, mtime=0))
+            write_answer(store, name, known)
     return [known[scene_id] for scene_id in sorted(set(scene_ids)) if scene_id in known]

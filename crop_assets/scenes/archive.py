@@ -5,7 +5,6 @@ Belongs here: which questions are asked, and keeping the whole answer. Does not:
 """
 
 import datetime as dt
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crop_assets.scenes.granules import document_url, parse_scene_id
+from resources.answers import read_answer, write_answer
 from resources.errors import IntegrityError, NotFoundError
 from resources.stac import SceneStac
 from resources.store import DatasetStore
@@ -54,17 +54,16 @@ def tile_answer(
     IntegrityError.
     """
     name = _name(question, stac)
-    if not stac.refresh and not stac.is_file and store.exists(name):
-        try:
-            kept = json.loads(gzip.decompress(store.read_bytes(name)))
-            return TileAnswer(kept["items"], kept["documents"], asked=False)
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            log(f"the stored answer {name} is damaged ({type(error).__name__}); asking again")
+    if (
+        not stac.refresh
+        and not stac.is_file
+        and (kept := read_answer(store, name, log, ["items", "documents"]))
+    ):
+        return TileAnswer(kept["items"], kept["documents"], asked=False)
     collections = [f"HLS{sensor}_2.0" for sensor in question.sensors]
     answer = _by_granules(question, stac, collections, log) or _by_place(question, stac, collections, log)
     if not stac.is_file:
-        data = json.dumps({"items": answer.items, "documents": answer.documents}, sort_keys=True).encode()
-        store.write_bytes(name, gzip.compress(data, 6, mtime=0))
+        write_answer(store, name, {"items": answer.items, "documents": answer.documents})
     return answer
 
 

@@ -20,7 +20,7 @@ import mmh3
 
 from resources.errors import IntegrityError, NotFoundError
 from resources.ipfs.cid import Cid
-from resources.ipfs.unixfs import FileDag, field, fields
+from resources.ipfs.unixfs import FileDag, decode_node, field, fields
 
 KUBO_SHARDING = 262144
 """A directory is sharded where its links have more bytes than this in names and CIDs. The default of
@@ -53,7 +53,7 @@ def find(block: bytes, name: str, taken: int = 0) -> Cid | SubShard | None:
     malformed, is no part of a directory, or has more than one entry of that name; links to other names
     may be anything.
     """
-    links, unixfs = _decode_node(block)
+    links, unixfs = decode_node(block, _decode_link)
     kind = hash_type = fanout = 0
     slots = b""
     for number, _, value in fields(unixfs, "UnixFS data"):
@@ -84,23 +84,6 @@ def find(block: bytes, name: str, taken: int = 0) -> Cid | SubShard | None:
     if len(found) > 1:
         raise IntegrityError(f"{len(found)} entries have the name {name!r}")
     return Cid.from_bytes(found[0]) if found else None
-
-
-def _decode_node(block: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Name and CID of each link, and the UnixFS data."""
-    links: list[tuple[bytes, bytes]] = []
-    unixfs: bytes | None = None
-    for number, _, value in fields(block, "dag-pb node"):
-        match number, value:
-            case 1, bytes() if unixfs is None:
-                unixfs = value
-            case 2, bytes():
-                links.append(_decode_link(value))
-            case _:
-                raise IntegrityError(f"dag-pb node: field {number} is unknown or repeated")
-    if unixfs is None:
-        raise IntegrityError("dag-pb node: no UnixFS data")
-    return links, unixfs
 
 
 def _decode_link(message: bytes) -> tuple[bytes, bytes]:

@@ -5,14 +5,16 @@ directories (`resources.ipfs.directory`), and how blocks travel (`resources.ipfs
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from resources.errors import IntegrityError
 from resources.ipfs import varint
 from resources.ipfs.cid import Cid
+
+_Link = TypeVar("_Link")
 
 KUBO_CHUNK = 262144
 """Bytes of file in a leaf, by Kubo's default chunker size-262144."""
@@ -85,24 +87,30 @@ def _decode_link(message: bytes) -> tuple[Cid, int]:
     return cid, total
 
 
-def decode_file_node(block: bytes) -> FileNode:
-    """The node of a file's tree in a dag-pb block.
-
-    Raises IntegrityError where the block is malformed, is no part of a file, or where its sizes do not
-    add up: one block size per link, and own bytes plus block sizes equal to the file size.
-    """
-    links: list[tuple[Cid, int]] = []
+def decode_node(block: bytes, decode_link: Callable[[bytes], _Link]) -> tuple[list[_Link], bytes]:
+    """The links of a dag-pb node, each as `decode_link` reads it, and its UnixFS data. Raises IntegrityError."""
+    links: list[_Link] = []
     unixfs: bytes | None = None
     for number, _, value in fields(block, "dag-pb node"):
         match number, value:
             case 1, bytes() if unixfs is None:
                 unixfs = value
             case 2, bytes():
-                links.append(_decode_link(value))
+                links.append(decode_link(value))
             case _:
                 raise IntegrityError(f"dag-pb node: field {number} is unknown or repeated")
     if unixfs is None:
         raise IntegrityError("dag-pb node: no UnixFS data")
+    return links, unixfs
+
+
+def decode_file_node(block: bytes) -> FileNode:
+    """The node of a file's tree in a dag-pb block.
+
+    Raises IntegrityError where the block is malformed, is no part of a file, or where its sizes do not
+    add up: one block size per link, and own bytes plus block sizes equal to the file size.
+    """
+    links, unixfs = decode_node(block, _decode_link)
 
     kind: int | None = None
     data = b""
