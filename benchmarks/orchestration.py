@@ -39,7 +39,7 @@ from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World
 from crop_assets.grid import ORIGIN_X, ORIGIN_Y, chip_id
 from crop_assets.labels.cdl import CHIP_METRES, check_cdl, chip_histograms
-from crop_assets.labels.sampling import chip_boxes, write_chip_geojson
+from crop_assets.labels.sampling import candidate_boxes, weighed_boxes, write_chip_geojson
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.tile_assets import Services, run_stages
@@ -81,7 +81,7 @@ def make_world(root: Path) -> None:
     ]
     (root / "scenes.json").write_bytes(TypeAdapter(list[Scene]).dump_json(scenes))
     with Machine().pool() as pool:
-        boxes = chip_boxes(chip_histograms(check_cdl(_cdl(root)), pool), 1)
+        boxes = weighed_boxes(candidate_boxes(chip_histograms(check_cdl(_cdl(root)), pool)), 1)
     chosen = [chip_id(*cell) for cell in cells.values()]
     write_chip_geojson(boxes[boxes["chip_id"].isin(chosen)], root / "chips.geojson", "EPSG:4326")
     (root / "recipe.yaml").write_text(f"dataset: benchmark\nchip_boxes: {root / 'chips.geojson'}\n")

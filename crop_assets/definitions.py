@@ -29,7 +29,7 @@ from crop_assets.dataset.assets import (
     splits,
 )
 from crop_assets.errors import InputError
-from crop_assets.labels.assets import cdl, chip_bboxes
+from crop_assets.labels.assets import candidate_chips, cdl, chip_bboxes
 from crop_assets.recipe import load_recipe
 from crop_assets.scenes.assets import scene_metadata, selected_scenes
 from crop_assets.tile_assets import tile_assets
@@ -58,6 +58,7 @@ TILE_STAGES = (
 )
 YEAR_ASSETS = (
     cdl,
+    candidate_chips,
     tile_grid,
     chip_bboxes,
     tile_map,

@@ -7,6 +7,7 @@ servers are asked (`resources/`), nor how fast the work is done.
 import datetime as dt
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from crop_assets.errors import InputError
+from crop_assets.labels.classes import CLASSES
 
 REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 QA_BAND = "Fmask"
@@ -38,13 +40,29 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         description="Name of the dataset: the folder under training_datasets/.",
     )
     chips: int = Field(default=5000, description="How many chip boxes to choose from the CDL release.")
-    sampling: Literal["evenness", "all"] = Field(
+    sampling: Literal["evenness", "balanced", "all"] = Field(
         default="evenness",
-        description="How chip boxes are chosen: 'evenness' ranks them by class evenness and takes the "
-        "best `chips`; 'all' takes every box without no-data, in grid order, up to `chips`.",
+        description="How chip boxes are chosen: 'evenness' ranks them by class evenness and takes the best `chips` "
+        "(specification); 'balanced' takes those that together come nearest to `class_target`, spread over the "
+        "country; 'all' takes every box without no-data, in grid order, up to `chips`.",
     )
     min_classes: int = Field(
         default=8, description="Fewest of the 13 classes that a chip box must hold under 'evenness'."
+    )
+    class_target: dict[str, float] = Field(
+        default={},
+        description="What 'balanced' aims at: the weight of a class by its name, 1 for each that is not named; by "
+        "default every class has the same share of the pixels.",
+    )
+    max_per_block: int = Field(
+        default=8,
+        description="Most chips that 'balanced' takes from one block, unless that leaves too few.",
+    )
+    sampling_seed: int = Field(default=42, description="Decides between equally good chips under 'balanced'.")
+    block_chips: int = Field(
+        default=8,
+        description="Side of the blocks of chips over which 'balanced' spreads, and which spatial splits keep "
+        "together; a chip is 6.72 km wide.",
     )
     chip_boxes: str = Field(
         default="", description="Path of an existing chip GeoJSON to use instead of choosing boxes."
@@ -156,6 +174,20 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise ValueError(f"sensors {value} must be some of {', '.join(SENSORS)}, each once")
         return value
 
+    @field_validator("class_target")
+    @classmethod
+    def _weighs_classes(cls, value: dict[str, float]) -> dict[str, float]:
+        if unknown := set(value) - set(CLASSES[1:]):
+            raise ValueError(
+                f"class_target: no class is called {', '.join(sorted(unknown))}; "
+                f"the classes are {', '.join(CLASSES[1:])}"
+            )
+        if any(not 0 <= weight < math.inf for weight in value.values()):
+            raise ValueError(f"class_target {value} must weigh each class by 0 or more")
+        if len(value) == len(CLASSES) - 1 and not any(value.values()):
+            raise ValueError("class_target weighs every class by 0; at least one must count")
+        return value
+
     @field_validator("sources")
     @classmethod
     def _names_each_source_once(cls, value: list[str]) -> list[str]:
@@ -168,6 +200,9 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         limits: list[tuple[str, float, float, float]] = [
             ("chips", self.chips, 1, 10_000_000),
             ("min_classes", self.min_classes, 1, 13),
+            ("max_per_block", self.max_per_block, 1, 1_000_000),
+            ("block_chips", self.block_chips, 1, 1000),
+            ("sampling_seed", self.sampling_seed, 0, 2**31 - 1),
             ("min_gap_days", self.min_gap_days, 0, 150),
             ("max_cloud_cover", self.max_cloud_cover, 0, 100),
             ("max_bad_percent", self.max_bad_percent, 0, 100),

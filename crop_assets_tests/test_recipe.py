@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from crop_assets.errors import InputError
+from crop_assets.labels.classes import CLASSES
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS, DatasetRecipe, load_recipe
 
 Load = Callable[[str | bytes], DatasetRecipe]
@@ -18,6 +19,10 @@ ANOTHER: dict[str, Any] = {
     "chips": 200,
     "sampling": "all",
     "min_classes": 3,
+    "class_target": {"Corn": 2.0, "Open Water": 0.0},
+    "max_per_block": 16,
+    "sampling_seed": 7,
+    "block_chips": 10,
     "chip_boxes": "chip_bbox.geojson",
     "aoi": "kansas.geojson",
     "tile_rule": "degrees",
@@ -92,6 +97,20 @@ def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
         ("chips: 0", "chips is 0, and must lie from 1 to"),
         ("sensors: []", r"sensors \[\] must be some of S30, L30, each once"),
         ("sensors: [S10]", "must be some of S30, L30"),
+        (
+            "class_target: {Maize: 2}",
+            "class_target: no class is called Maize; the classes are Natural Vegetation",
+        ),
+        ("class_target: {Corn: -1}", "must weigh each class by 0 or more"),
+        ("class_target: {Corn: .inf}", "must weigh each class by 0 or more"),
+        ("class_target: {Corn: much}", "class_target.Corn: Input should be a valid number"),
+        (
+            f"class_target: {dict.fromkeys(CLASSES[1:], 0)}",
+            "weighs every class by 0; at least one must count",
+        ),
+        ("max_per_block: 0", "max_per_block is 0, and must lie from 1 to"),
+        ("block_chips: 0", "block_chips is 0, and must lie from 1 to 1,000"),
+        ("sampling_seed: -1", "sampling_seed is -1, and must lie from 0 to"),
         ("min_gap_days: -1", "min_gap_days is -1, and must lie from 0 to 150"),
         ("sources: []", r"sources \[\] must be some of mirror, kubo, gateways, ipfs_cli, lp_daac, each once"),
         ("sources: [kubo, kubo]", "must be some of"),
@@ -126,7 +145,7 @@ def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
         ("coverage_ladder: [50, -1]", r"coverage_ladder \[50, -1\]"),
         ("coverage_ladder: 50", "coverage_ladder: Input should be a valid list"),
         ("coverage_ladder: [most]", "coverage_ladder.0: Input should be a valid integer"),
-        ("sampling: random", "sampling: Input should be 'evenness' or 'all'"),
+        ("sampling: random", "sampling: Input should be 'evenness', 'balanced' or 'all'"),
         ("tile_rule: nearest", "tile_rule: Input should be 'projected' or 'degrees'"),
         ("middle_scene: middle", "middle_scene: Input should be 'lower' or 'upper'"),
         ("qa_rule: worst", "qa_rule: Input should be 'class', 'value' or 'total'"),

@@ -7,7 +7,7 @@ others.
 
 import dagster as dg
 
-LABELS = dg.AssetSelection.assets("cdl", "tile_grid", "chip_bboxes", "tile_map")
+LABELS = dg.AssetSelection.assets("cdl", "candidate_chips", "tile_grid", "chip_bboxes", "tile_map")
 TILES = dg.AssetSelection.assets(
     "scene_metadata",
     "selected_scenes",

@@ -25,7 +25,7 @@ from crop_assets.demo.landscape import draw_landscape, write_landscape
 from crop_assets.demo.scenes import Event, Scene, ScenePlan, TileFrame, render_scene
 from crop_assets.errors import InputError
 from crop_assets.labels.cdl import check_cdl, chip_histograms
-from crop_assets.labels.sampling import chip_boxes, choose_boxes
+from crop_assets.labels.sampling import candidate_boxes, choose_boxes, weighed_boxes
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
 from resources.machine import Machine
@@ -262,7 +262,7 @@ def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
             f"{cdl} holds {count} chips, more than {MOST_TILES} tiles can hold; use a smaller clip"
         )
     with Machine().pool() as pool:
-        boxes = chip_boxes(chip_histograms(raster, pool), 1)
+        boxes = weighed_boxes(candidate_boxes(chip_histograms(raster, pool)), 1)
     grid = read_tile_grid(official_grid_path())
     nearest = map_chips(boxes, grid, "projected")["tile"]
     by_degrees = map_chips(boxes, grid, "degrees")["tile"]

@@ -1,28 +1,32 @@
-"""A CDL release -> chip boxes: `cdl`, `chip_bboxes`.
+"""A CDL release -> chip boxes: `cdl`, `candidate_chips`, `chip_bboxes`.
 
-Belongs here: the glue between the graph and the label logic. Does not: the logic (`cdl`, `classes`, `sampling`).
+Belongs here: the glue between the graph and the label logic. Does not: the logic (the modules beside this one).
 """
 
 import hashlib
-from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import geopandas as gpd
 import pandas as pd
 import pyarrow as pa
+from upath import UPath
 
 from crop_assets.errors import InputError
 from crop_assets.grid import CRS
+from crop_assets.labels.aoi import filter_aoi, read_aoi
+from crop_assets.labels.balance import Balance, target_shares
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.classes import CLASSES
-from crop_assets.labels.plots import class_histogram_png
+from crop_assets.labels.plots import choice_maps_png, choices_png, class_histogram_png
 from crop_assets.labels.sampling import (
     CLASS_COLUMNS,
-    chip_boxes,
+    Strategy,
+    candidate_boxes,
     choose_boxes,
-    filter_aoi,
-    read_aoi,
+    compare_choices,
     read_chip_geojson,
+    weighed_boxes,
     write_chip_geojson,
 )
 from crop_assets.progress import Progress
@@ -44,19 +48,20 @@ CDL = TableSchema(
         Column("top", pa.float64(), "upper edge in EPSG:5070, metres"),
     )
 )
+_PLACE_AND_CLASSES = (
+    Column("chip_id", pa.string(), "chip_RRR_CCC on the national chip grid"),
+    Column("row", pa.int32(), "row of the national chip grid"),
+    Column("col", pa.int32(), "column of the national chip grid"),
+    Column("x", pa.float64(), "centre in EPSG:5070, metres"),
+    Column("y", pa.float64(), "centre in EPSG:5070, metres"),
+    Column("lon", pa.float64(), "centre, degrees east"),
+    Column("lat", pa.float64(), "centre, degrees north"),
+    *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
+    Column("classes", pa.int32(), "how many of the 13 classes the box holds"),
+)
+CANDIDATE_CHIPS = TableSchema(_PLACE_AND_CLASSES)
 CHIP_BBOXES = TableSchema(
-    (
-        Column("chip_id", pa.string(), "chip_RRR_CCC on the national chip grid"),
-        Column("row", pa.int32(), "row of the national chip grid"),
-        Column("col", pa.int32(), "column of the national chip grid"),
-        Column("x", pa.float64(), "centre in EPSG:5070, metres"),
-        Column("y", pa.float64(), "centre in EPSG:5070, metres"),
-        Column("lon", pa.float64(), "centre, degrees east"),
-        Column("lat", pa.float64(), "centre, degrees north"),
-        *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
-        Column("classes", pa.int32(), "how many of the 13 classes the box holds"),
-        Column("weight", pa.float64(), "evenness of the classes, 0 to 1"),
-    ),
+    (*_PLACE_AND_CLASSES, Column("weight", pa.float64(), "evenness of the classes, 0 to 1")),
     geometry_crs=CRS,
 )
 
@@ -83,56 +88,102 @@ def cdl(
     return run.finish(table, {**metadata, "release": markdown(table.T.reset_index())})
 
 
-@dg.asset(**year_asset("labels", CHIP_BBOXES, {"geoparquet", "geojson"}, deps=["cdl"]))
-def chip_bboxes(
+@dg.asset(**year_asset("labels", CANDIDATE_CHIPS, {"parquet"}, deps=["cdl"]))
+def candidate_chips(
     context: dg.AssetExecutionContext,
     recipe: DatasetRecipe,
     store: DatasetStore,
     cdl_releases: CdlReleases,
     machine: Machine,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """The chosen 224 x 224 chip boxes on the national chip grid, with the pixels of each class; also as
-    `chip_bbox.geojson` (EPSG:4326) and `chip_bbox_5070.geojson`.
+    """Every 224 x 224 box of the national chip grid that the raster holds, with the pixels of each class. The raster is
+    read once for it, whatever is chosen from it and however often.
     """
-    run = YearRun.of(context, recipe, store, CHIP_BBOXES)
+    run = YearRun.of(context, recipe, store, CANDIDATE_CHIPS)
     release = run.read("cdl").iloc[0]
-    fields = ["chips", "sampling", "min_classes", "chip_boxes", "aoi"]
-    inputs = [release["sha256"], _checksum(recipe.chip_boxes), _checksum(recipe.aoi)]
-    if done := run.unchanged(inputs, upstream=["cdl"], fields=fields):
+    if done := run.unchanged(upstream=["cdl"]):
         return done
     raster = check_cdl(cdl_releases.find_same(run.year, release["bytes"]))
     report = Progress(context.log.info, len(raster.chip_rows), "chip rows scanned")
     with machine.pool() as pool:
-        landscape = chip_boxes(chip_histograms(raster, pool, report), recipe.min_classes)
-    chosen = _choose(recipe, landscape)
+        table = candidate_boxes(chip_histograms(raster, pool, report))
+    histogram = picture(class_histogram_png(table[CLASS_COLUMNS].sum().to_numpy()), "classes")
+    no_data = int((table["class_0"] > 0).sum())
+    return run.finish(table, {"with_no_data": no_data, "class_histogram": histogram})
+
+
+@dg.asset(
+    **year_asset("labels", CHIP_BBOXES, {"geoparquet", "geojson"}, deps=["candidate_chips"], code_version="2")
+)
+def chip_bboxes(
+    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The chosen 224 x 224 chip boxes on the national chip grid, with the pixels of each class; also as
+    `chip_bbox.geojson` (EPSG:4326) and `chip_bbox_5070.geojson`.
+    """
+    run = YearRun.of(context, recipe, store, CHIP_BBOXES)
+    fields = ["chips", "sampling", "min_classes", "chip_boxes", "aoi"]
+    if recipe.sampling == "balanced":
+        fields += ["class_target", "block_chips", "max_per_block", "sampling_seed"]
+    inputs = [_checksum(recipe.chip_boxes), _checksum(recipe.aoi)]
+    if done := run.unchanged(inputs, upstream=["candidate_chips"], fields=fields):
+        return done
+    landscape = weighed_boxes(run.read("candidate_chips"), recipe.min_classes)
+    context.log.info(f"choosing among {len(landscape)} boxes")
+    balance = _balance(recipe)
+    choices = _choose(recipe, landscape, balance)
+    chosen = next(iter(choices.values()))
     files = []
     for name, crs in (("chip_bbox.geojson", "EPSG:4326"), ("chip_bbox_5070.geojson", "EPSG:5070")):
         files.append(run.layout.file(name))
         with store.writing(files[-1]) as path:
             write_chip_geojson(chosen, path, crs)  # type: ignore[arg-type]
-    histogram = picture(class_histogram_png(chosen[CLASS_COLUMNS].sum().to_numpy()), "classes")
-    metadata = {
-        "boxes_on_the_raster": len(landscape),
-        "with_no_data": int((landscape["class_0"] > 0).sum()),
-        "class_histogram": histogram,
-        "richest": markdown(chosen[["chip_id", "lon", "lat", "classes", "weight"]].round(4), rows=10),
-    }
-    return run.finish(chosen, metadata, files)
+    return run.finish(chosen, _pictures(landscape, choices, balance), files)
 
 
-def _choose(recipe: DatasetRecipe, landscape: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """The boxes of the recipe. Raises InputError where there are none."""
+def _balance(recipe: DatasetRecipe) -> Balance:
+    target = target_shares(recipe.class_target, CLASSES[1:])
+    return Balance(target, recipe.block_chips, recipe.max_per_block, recipe.sampling_seed)
+
+
+def _choose(
+    recipe: DatasetRecipe, landscape: gpd.GeoDataFrame, balance: Balance
+) -> dict[str, gpd.GeoDataFrame]:
+    """The boxes of the recipe, and beside them those that 'evenness' and 'balanced' choose, by how they are chosen.
+
+    Raises InputError where the recipe chooses none.
+    """
     boxes = read_chip_geojson(recipe.chip_boxes, landscape) if recipe.chip_boxes else landscape
     if recipe.aoi:
         boxes = filter_aoi(boxes, read_aoi(recipe.aoi))
-    if not recipe.chip_boxes:
-        boxes = choose_boxes(boxes, recipe.sampling, recipe.chips)
-    if boxes.empty:
+    if recipe.chip_boxes:
+        return {"chip_boxes": boxes}
+    strategies: dict[Strategy, None] = dict.fromkeys((recipe.sampling, "evenness", "balanced"))
+    choices = {str(name): choose_boxes(boxes, name, recipe.chips, balance) for name in strategies}
+    if choices[recipe.sampling].empty:
+        least = f" and at least {recipe.min_classes} classes" if recipe.sampling == "evenness" else ""
         raise InputError(
-            f"no chip box can be chosen from {len(landscape)}: under sampling 'evenness' a box needs at least "
-            f"{recipe.min_classes} classes and no no-data; lower min_classes or use sampling 'all'"
+            f"no chip box can be chosen from {len(boxes)}: under sampling '{recipe.sampling}' a box must be free of "
+            f"no-data{least}; lower min_classes, use sampling 'balanced' or 'all', or widen the aoi"
         )
-    return boxes
+    return choices
+
+
+def _pictures(
+    landscape: gpd.GeoDataFrame, choices: dict[str, gpd.GeoDataFrame], balance: Balance
+) -> dict[str, Any]:
+    """What the operator sees of the choice: how good a dataset it makes, beside the other strategies."""
+    chosen = next(iter(choices.values()))
+    pixels = {name: boxes[CLASS_COLUMNS].sum().to_numpy() for name, boxes in choices.items()}
+    everything = {"all boxes": landscape[CLASS_COLUMNS].sum().to_numpy()}
+    return {
+        "boxes_on_the_raster": len(landscape),
+        "with_no_data": int((landscape["class_0"] > 0).sum()),
+        "choices": markdown(compare_choices({**choices, "all boxes": landscape}, balance)),
+        "classes": picture(choices_png(everything | pixels, balance.target), "classes"),
+        "map": picture(choice_maps_png(choices, landscape), "map of the chosen chips"),
+        "richest": markdown(chosen[["chip_id", "lon", "lat", "classes", "weight"]].round(4), rows=10),
+    }
 
 
 def _checksum(path: str) -> str:
@@ -140,6 +191,8 @@ def _checksum(path: str) -> str:
     if not path:
         return ""
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return hashlib.sha256(UPath(path).read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(f"{path}, which the recipe names, cannot be read: {error.strerror}") from None
+        raise InputError(
+            f"{path}, which the recipe names, cannot be read: {error.strerror or error}"
+        ) from None

@@ -4,10 +4,12 @@ Belongs here: drawing to PNG bytes. Does not: counting or choosing what is drawn
 of imagery (`chips.plots`).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
@@ -15,7 +17,10 @@ from crop_assets.drawing import png
 from crop_assets.labels.classes import CLASS_COLOURS, CLASSES
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_CHOICE_COLOURS = ("#b8bec6", "#4c78a8", "#f2a541")
 
 
 @png
@@ -40,13 +45,59 @@ def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> "Figure":
 
 
 @png
+def choices_png(choices: Mapping[str, NDArray[np.int64]], target: Sequence[float]) -> "Figure":
+    """Bars of the share of each class side by side for several choices of chips, and a mark where the target is.
+
+    `choices` holds the pixels by class value, [14], of each choice by its name; class 0 is left out.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(CLASSES) - 1)
+    width = 0.8 / len(choices)
+    for number, (name, counts) in enumerate(choices.items()):
+        shares = 100 * counts[1:] / max(int(counts[1:].sum()), 1)
+        bars = axes.bar(
+            places + (number + 0.5) * width - 0.4, shares, width, color=_CHOICE_COLOURS[number], label=name
+        )
+        axes.bar_label(bars, fmt="%.0f", fontsize=6)
+    wanted = [100 * share for share in target]
+    axes.hlines(wanted, places - 0.45, places + 0.45, colors="#d62728", linewidths=1.5, label="target")
+    axes.set_xticks(places, CLASSES[1:], rotation=40, fontsize=8, ha="right")
+    axes.set_ylabel("share of pixels, %")
+    axes.legend(fontsize=8)
+    return figure
+
+
+@png
+def choice_maps_png(choices: Mapping[str, gpd.GeoDataFrame], landscape: pd.DataFrame) -> "Figure":
+    """Maps in EPSG:5070, side by side, of the chips of several choices on all boxes there are.
+
+    A chip has the colour of its largest class. `choices` are frames of chip boxes by name, and `landscape` holds the
+    centres `x` and `y` of all boxes.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6 * len(choices), 4.4), layout="constrained")
+    for axes, (name, boxes) in zip(
+        figure.subplots(1, len(choices), squeeze=False)[0], choices.items(), strict=True
+    ):
+        axes.scatter(landscape["x"], landscape["y"], s=0.3, c="#e4e7eb", marker="s", linewidths=0)
+        _draw_chips(axes, boxes, 1.2)
+        _kilometres(axes)
+        axes.set_title(f"{name}: {len(boxes)} chips", fontsize=10)
+    return figure
+
+
+@png
 def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
     """A map in EPSG:5070 of chip boxes, coloured by their largest class, on tile outlines, as PNG.
 
     `boxes` is a frame of chip boxes; `tiles` is any frame of polygons with a CRS, such as the rows
     of the tile grid that the boxes are mapped to.
     """
-    from matplotlib.collections import LineCollection, PolyCollection
+    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -54,21 +105,33 @@ def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
     axes = figure.add_subplot()
     outlines = [shapely.get_coordinates(shape) for shape in tiles.geometry.to_crs(5070)]
     axes.add_collection(LineCollection(outlines, colors="#9aa5b1", linewidths=0.4))
-    counts = boxes[[f"class_{value}" for value in range(1, len(CLASSES))]].to_numpy()
-    largest = counts.argmax(axis=1) + 1 if len(counts) else np.empty(0, np.intp)
-    colours = [CLASS_COLOURS[value] for value in largest]
-    squares = [shapely.get_coordinates(shape) for shape in boxes.geometry]
-    # an edge of its own colour keeps a chip visible where it is smaller than a picture's pixel
-    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors=colours, linewidths=0.8))
+    largest = _draw_chips(axes, boxes, 0.8)
     axes.autoscale_view()
-    axes.set_aspect("equal")
+    _kilometres(axes)
     axes.set_title(f"{len(boxes)} chips, {len(tiles)} tiles (EPSG:5070, km)", fontsize=10)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
-    axes.tick_params(labelsize=8)
     handles = [
         Patch(color=CLASS_COLOURS[value], label=CLASSES[value]) for value in sorted(set(largest.tolist()))
     ]
     if handles:
         axes.legend(handles=handles, fontsize=7, loc="lower left", title="largest class", title_fontsize=7)
     return figure
+
+
+def _draw_chips(axes: "Axes", boxes: gpd.GeoDataFrame, edge: float) -> NDArray[np.intp]:
+    """Draw the squares in the colour of their largest class, which is returned: [n], 1 to 13."""
+    from matplotlib.collections import PolyCollection
+
+    counts = boxes[[f"class_{value}" for value in range(1, len(CLASSES))]].to_numpy()
+    largest = counts.argmax(axis=1) + 1 if len(counts) else np.empty(0, np.intp)
+    colours = [CLASS_COLOURS[value] for value in largest]
+    squares = [shapely.get_coordinates(shape) for shape in boxes.geometry]
+    # an edge of its own colour keeps a chip visible where it is smaller than a picture's pixel
+    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors=colours, linewidths=edge))
+    return largest
+
+
+def _kilometres(axes: "Axes") -> None:
+    axes.set_aspect("equal")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
+    axes.tick_params(labelsize=8)

@@ -1,16 +1,18 @@
 """Chip boxes: which squares of the national chip grid become chips, and their GeoJSON form.
 
-Belongs here: weighing, choosing, filtering, reading and writing boxes. Does not: counting pixels
-(`cdl`), or finding a box's tile (`tiles.mapping`).
+Belongs here: weighing, choosing, reading and writing boxes. Does not: counting pixels (`cdl`), how a balanced choice
+is found (`balance`), areas of interest (`aoi`), or finding a box's tile (`tiles.mapping`).
 
 A frame of chip boxes is a GeoDataFrame in EPSG:5070 whose geometry is the exact square, with the
 columns chip_id (str), row and col (int32), x and y (float64, centre in EPSG:5070), lon and lat
 (float64, the same point in EPSG:4326), class_0 to class_13 (int32, pixels per class), classes
-(int32, how many of the 13 occur) and weight (float64, see `evenness`).
+(int32, how many of the 13 occur) and weight (float64, see `evenness`). Candidates, among which boxes are
+chosen, are the same without weight and geometry.
 """
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,6 @@ from typing import Any, Literal
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyogrio
 import pyproj
 import shapely
 from numpy.typing import NDArray
@@ -26,9 +27,11 @@ from shapely.errors import ShapelyError
 
 from crop_assets.errors import InputError
 from crop_assets.grid import ORIGIN_X, ORIGIN_Y, chip_id, chip_position
+from crop_assets.labels.balance import Balance, choose_balanced, distance
 from crop_assets.labels.cdl import CHIP_METRES, GRID_COLS, GRID_ROWS, ChipHistograms
 from crop_assets.labels.classes import CLASSES
 
+Strategy = Literal["evenness", "balanced", "all"]
 CLASS_COLUMNS = [f"class_{value}" for value in range(len(CLASSES))]
 
 _LONLAT_CRS = {"EPSG:4326", "urn:ogc:def:crs:EPSG::4326", "urn:ogc:def:crs:OGC:1.3:CRS84"}
@@ -50,90 +53,86 @@ def evenness(counts: NDArray[np.int32], min_classes: int) -> NDArray[np.float64]
     return weight
 
 
-def chip_boxes(histograms: ChipHistograms, min_classes: int) -> gpd.GeoDataFrame:
-    """Every box of the histograms as a frame of chip boxes, in their order."""
+def candidate_boxes(histograms: ChipHistograms) -> pd.DataFrame:
+    """Every box of the histograms, in their order, by its place and classes alone: what `weighed_boxes` takes."""
     rows, cols, counts = histograms.rows, histograms.cols, histograms.counts
-    left = ORIGIN_X + CHIP_METRES * cols.astype(np.float64)
-    top = ORIGIN_Y - CHIP_METRES * rows.astype(np.float64)
-    x, y = left + CHIP_METRES / 2, top - CHIP_METRES / 2
+    x = ORIGIN_X + CHIP_METRES * (cols + 0.5)
+    y = ORIGIN_Y - CHIP_METRES * (rows + 0.5)
     lon, lat = _to_lonlat().transform(x, y)
-    columns: dict[str, Any] = {
-        "chip_id": pd.Series([chip_id(row, col) for row, col in zip(rows, cols, strict=True)], dtype="str"),
-        "row": rows,
-        "col": cols,
-        "x": x,
-        "y": y,
-        "lon": lon,
-        "lat": lat,
-        **{name: counts[:, value] for value, name in enumerate(CLASS_COLUMNS)},
-        "classes": (counts[:, 1:] > 0).sum(axis=1).astype(np.int32),
-        "weight": evenness(counts[:, 1:], min_classes),
-    }
-    return gpd.GeoDataFrame(
-        columns, geometry=shapely.box(left, top - CHIP_METRES, left + CHIP_METRES, top), crs=5070
+    return pd.DataFrame(
+        {
+            "chip_id": pd.Series(
+                [chip_id(row, col) for row, col in zip(rows, cols, strict=True)], dtype="str"
+            ),
+            "row": rows,
+            "col": cols,
+            "x": x,
+            "y": y,
+            "lon": lon,
+            "lat": lat,
+            **{name: counts[:, value] for value, name in enumerate(CLASS_COLUMNS)},
+            "classes": (counts[:, 1:] > 0).sum(axis=1).astype(np.int32),
+        }
     )
 
 
+def weighed_boxes(candidates: pd.DataFrame, min_classes: int) -> gpd.GeoDataFrame:
+    """Candidates as a frame of chip boxes: with their weight and their square."""
+    x, y = candidates["x"].to_numpy(), candidates["y"].to_numpy()
+    half = CHIP_METRES / 2
+    weight = evenness(candidates[CLASS_COLUMNS[1:]].to_numpy(), min_classes)
+    squares = shapely.box(x - half, y - half, x + half, y + half)
+    return gpd.GeoDataFrame(candidates.assign(weight=weight), geometry=squares, crs=5070)
+
+
 def choose_boxes(
-    boxes: gpd.GeoDataFrame, strategy: Literal["evenness", "all"], chips: int
+    boxes: gpd.GeoDataFrame,
+    strategy: Strategy,
+    chips: int,
+    balance: Balance = Balance(),  # noqa: B008 - it is frozen
 ) -> gpd.GeoDataFrame:
     """At most `chips` boxes, none of which holds a pixel of class 0.
 
-    'evenness' takes those of the greatest weight, equal ones in the order of their ids, and none of
-    weight 0; 'all' takes the first in grid order. The same boxes give the same choice.
+    'evenness' takes those of the greatest weight, equal ones in the order of their ids, and none of weight 0;
+    'balanced' those that together come nearest to the shares of `balance`, in grid order; 'all' the first in grid
+    order. The same boxes give the same choice.
     """
     whole = boxes[boxes["class_0"] == 0]
     if strategy == "evenness":
         ranked = whole[whole["weight"] > 0].sort_values(["weight", "chip_id"], ascending=[False, True])
     else:
         ranked = whole.sort_values(["row", "col"])
+    if strategy == "balanced":
+        rows, cols = (ranked[name].to_numpy(np.int64) for name in ("row", "col"))
+        counts = ranked[CLASS_COLUMNS[1:]].to_numpy()
+        ranked = ranked.iloc[choose_balanced(counts, rows, cols, chips, balance)]
     return ranked.head(chips).reset_index(drop=True)
 
 
-def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
-    """An area of interest from any vector file that GDAL reads.
+def compare_choices(choices: Mapping[str, pd.DataFrame], balance: Balance) -> pd.DataFrame:
+    """How good a dataset each of the named frames of chip boxes would be, one row a frame.
 
-    GeoJSON is in EPSG:4326 unless it says otherwise.
-    Raises InputError for a file that is not there, is not a vector file, or has no CRS.
+    Columns: choice, chips, distance_from_target (0 to 1, see `balance.distance`), scarcest_class, its share in
+    percent, classes_a_chip (mean), and blocks (how many hold a chip).
     """
-    try:
-        aoi = pyogrio.read_dataframe(path, columns=[])
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ShapelyError) as error:
-        raise InputError(f"AOI {path} cannot be read: {error}") from None
-    if not isinstance(aoi, gpd.GeoDataFrame):
-        raise InputError(f"AOI {path} has no geometry; give a file of polygons")
-    if aoi.crs is None:
-        raise InputError(
-            f"AOI {path} has no CRS; save it as GeoJSON in EPSG:4326, or with its CRS as GeoPackage"
+    rows = []
+    for name, boxes in choices.items():
+        pixels = boxes[CLASS_COLUMNS[1:]].sum().to_numpy(np.int64)
+        wanted = np.flatnonzero(np.asarray(balance.target))
+        scarcest = int(wanted[pixels[wanted].argmin()])
+        blocks = boxes[["row", "col"]] // balance.block_chips
+        rows.append(
+            {
+                "choice": name,
+                "chips": len(boxes),
+                "distance_from_target": round(distance(pixels, balance.target), 4),
+                "scarcest_class": CLASSES[scarcest + 1],
+                "its_percent": round(100 * pixels[scarcest] / max(pixels.sum(), 1), 2),
+                "classes_a_chip": round(boxes["classes"].mean(), 1),
+                "blocks": len(blocks.drop_duplicates()),
+            }
         )
-    return aoi
-
-
-def filter_aoi(boxes: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """The boxes that share at least a point with an area of interest, in their order.
-
-    `aoi` may be in any CRS; invalid polygons are repaired. Raises InputError for an AOI without CRS
-    or geometry, and for one that touches no box, with the bounds of both.
-    """
-    if aoi.crs is None:
-        raise InputError("the AOI has no CRS; set the one that its coordinates are in")
-    shapes = aoi.geometry[~(aoi.geometry.isna() | aoi.geometry.is_empty)].make_valid()
-    if shapes.empty:
-        raise InputError("the AOI has no geometry; give at least one polygon")
-    if shapes.crs.is_geographic:
-        # a straight edge in degrees is a curve in EPSG:5070: 0.1 degree keeps it within 2 m
-        shapes = shapes.segmentize(0.1)
-    shapes = shapes.to_crs(5070)
-    bounds = shapes.total_bounds
-    hits = np.array([], dtype=np.intp)
-    if np.isfinite(bounds).all():
-        hits = shapely.STRtree(boxes.geometry.to_numpy()).query(shapes.to_numpy(), predicate="intersects")[1]
-    if hits.size == 0:
-        raise InputError(
-            f"the AOI touches no chip box: in EPSG:5070 the AOI lies within {_rounded(bounds)}, "
-            f"the {len(boxes)} boxes within {_rounded(boxes.total_bounds)} (left, bottom, right, top)"
-        )
-    return boxes.iloc[np.unique(hits)].reset_index(drop=True)
+    return pd.DataFrame(rows)
 
 
 def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
@@ -266,7 +265,3 @@ def _refuse(path: str | Path, problem: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise InputError(f"chip GeoJSON {path}: {problem}: {', '.join(names[:5])}{more}")
-
-
-def _rounded(bounds: NDArray[np.float64]) -> str:
-    return f"({', '.join(f'{value:.0f}' for value in bounds)})"

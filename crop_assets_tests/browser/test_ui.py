@@ -15,6 +15,7 @@ import requests
 ROOT = Path(__file__).resolve().parents[2] / ".demo"
 ASSETS = [
     "cdl",
+    "candidate_chips",
     "tile_grid",
     "chip_bboxes",
     "tile_map",

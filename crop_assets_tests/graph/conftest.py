@@ -74,7 +74,7 @@ TILE_STAGES = (
 )
 THROUGH_DOWNLOAD = TILE_STAGES[: TILE_STAGES.index("downloaded_bands") + 1]
 ON_DEMAND = ("cid_retrievability", "missing_cids", "published_dataset")
-LABELS = ("cdl", "tile_grid", "chip_bboxes", "tile_map")
+LABELS = ("cdl", "candidate_chips", "tile_grid", "chip_bboxes", "tile_map")
 DATASET = ("tile_payloads", "splits", "band_stats", "class_weights", "class_distribution")
 
 # Days of the year of each tile's scenes: three, and four of which the third is passed over.

@@ -131,7 +131,8 @@ class Expected:
 
 ASSETS = {
     "cdl": Expected("labels", {"geotiff"}, set()),
-    "chip_bboxes": Expected("labels", {"geoparquet", "geojson"}, {"cdl"}),
+    "candidate_chips": Expected("labels", {"parquet"}, {"cdl"}),
+    "chip_bboxes": Expected("labels", {"geoparquet", "geojson"}, {"candidate_chips"}),
     "tile_grid": Expected("tiles", {"geoparquet"}, set()),
     "tile_map": Expected("tiles", {"parquet"}, {"chip_bboxes", "tile_grid"}),
     "scene_metadata": Expected("scenes", {"stac"}, {"tile_map"}),

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
@@ -9,8 +10,27 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from crop_assets.grid import ORIGIN_X, ORIGIN_Y
+from crop_assets.labels.cdl import ChipHistograms
+from crop_assets.labels.sampling import candidate_boxes, weighed_boxes
 
 WriteCdl = Callable[..., Path]
+
+PIXELS = 224 * 224
+
+
+def boxes_of(cells: list[tuple[int, int]], counts: Any = None, min_classes: int = 1) -> gpd.GeoDataFrame:
+    rows, cols = np.array(cells, dtype=np.int32).reshape(-1, 2).T
+    if counts is None:
+        counts = np.zeros((len(cells), 14), np.int32)
+        counts[:, 3] = PIXELS
+    histograms = ChipHistograms(rows, cols, np.asarray(counts, np.int32), np.zeros(256, np.int64))
+    return weighed_boxes(candidate_boxes(histograms), min_classes)
+
+
+@pytest.fixture
+def block() -> gpd.GeoDataFrame:
+    """A block of 3 x 4 boxes in Kansas."""
+    return boxes_of([(row, col) for row in range(230, 233) for col in range(307, 311)])
 
 
 @pytest.fixture

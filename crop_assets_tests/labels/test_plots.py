@@ -7,7 +7,7 @@ import shapely
 
 from crop_assets.labels.cdl import ChipHistograms
 from crop_assets.labels.plots import chip_map_png, class_histogram_png
-from crop_assets.labels.sampling import chip_boxes
+from crop_assets.labels.sampling import candidate_boxes, weighed_boxes
 
 
 def _height_width(png: bytes) -> tuple[int, int]:
@@ -26,7 +26,7 @@ def test_chip_map_is_a_png_even_of_nothing() -> None:
     counts = np.zeros((3, 14), np.int32)
     counts[[0, 1, 2], [3, 4, 3]] = 224 * 224
     cells = np.array([230, 231, 232], np.int32)
-    boxes = chip_boxes(ChipHistograms(cells, cells, counts, np.zeros(256, np.int64)), 1)
+    boxes = weighed_boxes(candidate_boxes(ChipHistograms(cells, cells, counts, np.zeros(256, np.int64))), 1)
     tiles = gpd.GeoDataFrame(geometry=[shapely.box(-99, 38, -98, 39)], crs=4326)
     assert _height_width(chip_map_png(boxes, tiles)) == (650, 1000)
     assert _height_width(chip_map_png(boxes.iloc[:0], tiles.iloc[:0])) == (650, 1000)

@@ -13,35 +13,15 @@ from hypothesis.extra import numpy as nps
 
 from crop_assets.errors import InputError
 from crop_assets.grid import chip_position
-from crop_assets.labels.cdl import GRID_COLS, GRID_ROWS, ChipHistograms
+from crop_assets.labels.cdl import GRID_COLS, GRID_ROWS
 from crop_assets.labels.sampling import (
     CLASS_COLUMNS,
-    chip_boxes,
     choose_boxes,
     evenness,
-    filter_aoi,
-    read_aoi,
     read_chip_geojson,
     write_chip_geojson,
 )
-
-PIXELS = 224 * 224
-
-
-def boxes_of(cells: list[tuple[int, int]], counts: Any = None, min_classes: int = 1) -> gpd.GeoDataFrame:
-    rows, cols = np.array(cells, dtype=np.int32).reshape(-1, 2).T
-    if counts is None:
-        counts = np.zeros((len(cells), 14), np.int32)
-        counts[:, 3] = PIXELS
-    return chip_boxes(
-        ChipHistograms(rows, cols, np.asarray(counts, np.int32), np.zeros(256, np.int64)), min_classes
-    )
-
-
-@pytest.fixture
-def block() -> gpd.GeoDataFrame:
-    """A block of 3 x 4 boxes in Kansas."""
-    return boxes_of([(row, col) for row in range(230, 233) for col in range(307, 311)])
+from crop_assets_tests.labels.conftest import PIXELS, boxes_of
 
 
 def published_features(real: Path, name: str) -> list[dict[str, Any]]:
@@ -157,69 +137,6 @@ def test_no_boxes_at_all() -> None:
     assert none.empty
     assert none.crs.to_epsg() == 5070
     assert choose_boxes(none, "evenness", 5).empty
-
-
-def point_aoi(boxes: gpd.GeoDataFrame, row: int) -> gpd.GeoDataFrame:
-    return gpd.GeoDataFrame(geometry=[boxes.geometry[row].centroid.buffer(100)], crs=5070)
-
-
-@pytest.mark.parametrize("crs", [5070, 4326, 3857, 32614, 4269])
-def test_aoi_may_be_in_any_crs(block: gpd.GeoDataFrame, crs: int) -> None:
-    inside = filter_aoi(block, point_aoi(block, 6).to_crs(crs))
-    assert inside["chip_id"].tolist() == [block["chip_id"][6]]
-    assert list(inside.columns) == list(block.columns)
-
-
-def test_aoi_of_several_polygons_takes_each_box_once_in_order(block: gpd.GeoDataFrame) -> None:
-    aoi = pd.concat([point_aoi(block, 11), point_aoi(block, 2), point_aoi(block, 11)])
-    assert filter_aoi(block, aoi)["chip_id"].tolist() == block["chip_id"][[2, 11]].tolist()
-
-
-def test_self_intersecting_aoi_is_repaired(block: gpd.GeoDataFrame) -> None:
-    left, bottom, right, top = block.geometry[5].buffer(-100).bounds
-    bow_tie = shapely.Polygon([(left, bottom), (right, top), (right, bottom), (left, top)])
-    assert not bow_tie.is_valid
-    chosen = filter_aoi(block, gpd.GeoDataFrame(geometry=[bow_tie], crs=5070))
-    assert chosen["chip_id"].tolist() == [block["chip_id"][5]]
-
-
-def test_edge_of_an_aoi_in_degrees_is_straight_in_degrees(block: gpd.GeoDataFrame) -> None:
-    # at 38 N a parallel bows 25 km from the chord of its ends 20 degrees apart
-    south, north = block["lat"].min() - 0.01, block["lat"].max() + 0.01
-    aoi = gpd.GeoDataFrame(geometry=[shapely.box(-109, south, -89, north)], crs=4326)
-    assert len(filter_aoi(block, aoi)) == len(block)
-
-
-def test_aoi_elsewhere_is_refused_with_both_bounds(block: gpd.GeoDataFrame) -> None:
-    aoi = gpd.GeoDataFrame(geometry=[shapely.box(5, 45, 6, 46)], crs=4326)
-    with pytest.raises(
-        InputError, match=r"touches no chip box: in EPSG:5070 the AOI lies within \(.*the 12 boxes"
-    ):
-        filter_aoi(block, aoi)
-
-
-def test_aoi_without_crs_or_geometry_is_refused(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no CRS"):
-        filter_aoi(block, gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)]))
-    with pytest.raises(InputError, match="has no geometry"):
-        filter_aoi(block, gpd.GeoDataFrame(geometry=[shapely.Polygon(), None], crs=5070))
-
-
-def test_aoi_files(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
-    square = {"type": "Polygon", "coordinates": [[[-99, 38], [-98, 38], [-98, 39], [-99, 38]]]}
-    (tmp_path / "aoi.geojson").write_text(json.dumps(square))
-    assert read_aoi(tmp_path / "aoi.geojson").crs.to_epsg() == 4326
-    point_aoi(block, 3).to_file(tmp_path / "aoi.gpkg")
-    assert len(filter_aoi(block, read_aoi(tmp_path / "aoi.gpkg"))) == 1
-
-    with pytest.raises(InputError, match=r"nowhere\.geojson cannot be read"):
-        read_aoi(tmp_path / "nowhere.geojson")
-    (tmp_path / "broken.geojson").write_text('{"type": "Featu')
-    with pytest.raises(InputError, match=r"broken\.geojson cannot be read"):
-        read_aoi(tmp_path / "broken.geojson")
-    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="has no geometry"):
-        read_aoi(tmp_path / "table.csv")
 
 
 def document(boxes: gpd.GeoDataFrame, tmp_path: Path, crs: Any = "EPSG:5070") -> dict[str, Any]:

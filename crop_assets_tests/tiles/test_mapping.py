@@ -12,7 +12,7 @@ import shapely
 from crop_assets.errors import InputError
 from crop_assets.grid import chip_position
 from crop_assets.labels.cdl import GRID_COLS, GRID_ROWS, ChipHistograms
-from crop_assets.labels.sampling import chip_boxes
+from crop_assets.labels.sampling import candidate_boxes, weighed_boxes
 from crop_assets.tiles.grid import hls_tile_bounds
 from crop_assets.tiles.mapping import map_chips
 
@@ -22,7 +22,7 @@ FALSE_TILE, TRUE_TILE = "01SBS", "11SPS"
 def boxes_of(cells: Any) -> gpd.GeoDataFrame:
     rows, cols = np.array(cells, dtype=np.int32).reshape(-1, 2).T
     counts = np.zeros((len(rows), 14), np.int32)
-    return chip_boxes(ChipHistograms(rows, cols, counts, np.zeros(256, np.int64)), 1)
+    return weighed_boxes(candidate_boxes(ChipHistograms(rows, cols, counts, np.zeros(256, np.int64))), 1)
 
 
 @pytest.fixture(scope="module")
