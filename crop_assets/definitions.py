@@ -83,7 +83,9 @@ def environment_resources() -> dict[str, Any]:
     return {
         "recipe": load_recipe(os.environ.get("CROP_ASSETS_RECIPE", "")),
         "store": DatasetStore(root=data),
-        "cdl_releases": CdlReleases(source=os.environ.get("CROP_ASSETS_CDL", cdl)),
+        "cdl_releases": CdlReleases(
+            source=os.environ.get("CROP_ASSETS_CDL", cdl), **_set(index="CROP_ASSETS_CDL_INDEX")
+        ),
         "tile_grid_source": TileGridSource(path=os.environ.get("CROP_ASSETS_TILE_GRID", "")),
         "stac": SceneStac(
             **_set(url="CROP_ASSETS_STAC_URL", granule_search="CROP_ASSETS_GRANULE_SEARCH"),

@@ -17,11 +17,13 @@ class Progress:
         self._total = total
         self._what = what
         self._started = self._told = time.monotonic()
+        self._ended = False
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
-        if done < self._total and now - self._told < _SECONDS_BETWEEN_REPORTS:
+        if self._ended or (done < self._total and now - self._told < _SECONDS_BETWEEN_REPORTS):
             return
+        self._ended = done >= self._total
         self._told = now
         left = (now - self._started) / done * (self._total - done) if done else 0
         rest = f", some {left:.0f} s to go" if left >= 1 else ""

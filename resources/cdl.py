@@ -1,35 +1,94 @@
-"""Where the rasters of Cropland Data Layer releases are found.
+"""Releases of the Cropland Data Layer: those that the index of NASS lists, and rasters and archives of one's own.
 
-Belongs here: finding a year's file. Does not: what a CDL raster must be like (`crop_assets.labels.cdl`).
+Belongs here: the index, fetching an archive, and which files of a folder are one's own. Does not: what a CDL raster
+must be like (`crop_assets.labels.cdl`), making one of an archive (`crop_assets.labels.release`), or what follows from
+a new release (`crop_assets.automation`).
 """
 
+import contextlib
+import html.parser
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import dagster as dg
+import tenacity
 from pydantic import Field
 
-from resources.errors import NotFoundError
+from resources.errors import IntegrityError, NotFoundError, TryAgainError
+from resources.http import ask, get_bytes, get_file, new_session, same_site
+from resources.partials import Partials
+from resources.store import require_room
 
-RELEASES = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
+INDEX = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
+
+_ARCHIVE = re.compile(r"(\d{4})_30m_cdls\.zip", re.ASCII)
+_YEAR = re.compile(r"(?<!\d)((?:19|20)\d{2})(?!\d)", re.ASCII)
+_FILE_SUFFIXES = {".tif", ".tiff", ".img", ".vrt", ".zip"}
+_MOST_INDEX_BYTES = 4 << 20
+_MOST_ARCHIVE_BYTES = 20 << 30
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of a year. `version` tells it from a later one of the same year; `place` is a URL or a local path;
+    `size` is in bytes, 0 where that is not told.
+    """
+
+    year: int
+    version: str
+    place: str
+    size: int
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.place
 
 
 class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The CDL rasters of all years, as local files."""
+    """The CDL rasters of all years."""
 
     source: str = Field(
         default="data/cdl",
-        description="A folder of <year>_30m_cdls.tif files, one such file, or a path with {year} in it.",
+        description="A folder of <year>_30m_cdls.tif or .zip files, into which releases are fetched; or one such file, "
+        "or a path with {year} in it, and nothing is fetched.",
     )
+    index: str = Field(
+        default=INDEX,
+        description="Address of the page that lists the releases' archives; empty for no network.",
+    )
+    attempts: int = Field(default=4, ge=1, description="How often a request is tried before it is given up.")
+    timeout: float = Field(default=60, description="Seconds without an answer after which a request fails.")
+
+    @property
+    def fetches(self) -> bool:
+        """Whether releases come from the index where the folder has none."""
+        return bool(self.index) and self._is_folder
+
+    @property
+    def _is_folder(self) -> bool:
+        return Path(self.source).suffix.lower() not in _FILE_SUFFIXES and "{year}" not in self.source
+
+    def raster_path(self, year: int) -> Path:
+        """Where the raster of a year is, or will be."""
+        path = Path(self.source.replace("{year}", str(year)))
+        if self._is_folder:
+            return path / f"{year}_30m_cdls.tif"
+        return path.with_suffix(".tif") if path.suffix.lower() == ".zip" else path
+
+    def partials(self, year: int) -> Partials:
+        """Where what is not finished yet of a year's raster is kept."""
+        return Partials(self.raster_path(year).parent / ".partial")
 
     def find(self, year: int) -> Path:
         """The raster of a year. Raises NotFoundError that says where to get it and where to put it."""
-        path = Path(self.source.replace("{year}", str(year)))
-        if path.is_dir():
-            path = path / f"{year}_30m_cdls.tif"
+        path = self.raster_path(year)
         if not path.is_file():
             raise NotFoundError(
-                f"there is no CDL raster of {year} at {path}; download {year}_30m_cdls.zip from {RELEASES}, "
-                "unpack its GeoTIFF there, or set CROP_ASSETS_CDL to where it is"
+                f"there is no CDL raster of {year} at {path}; put {year}_30m_cdls.zip, or the GeoTIFF inside, there, "
+                f"from {INDEX}, or set CROP_ASSETS_CDL to where it is"
             )
         if path.suffix.lower() in (".tif", ".tiff") and str(year) not in path.name:
             raise NotFoundError(
@@ -47,3 +106,158 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         if path.stat().st_size != size:
             raise NotFoundError(f"{path} is not the file that cdl described any more; materialize cdl again")
         return path
+
+    def release(self, year: int) -> Release | None:
+        """The archive of a year: one's own, or else the one of the index; None where neither is to be had.
+
+        Raises NotFoundError where the index does not list the year, and otherwise as `releases`.
+        """
+        archive = self.raster_path(year).with_suffix(".zip")
+        if archive.is_file():
+            return _local(year, archive)
+        if not self.fetches:
+            return None
+        listed = self._listed()
+        if year not in listed:
+            raise NotFoundError(
+                f"{self.index} lists no release of {year}, but those of {', '.join(map(str, sorted(listed)))}"
+            )
+        return self._release(year, listed[year])
+
+    def releases(self) -> list[Release]:
+        """The latest release of each year: files of one's own, and of the other years what the index lists.
+
+        A listed file that is not there (404) is no release yet. Raises UnavailableError and the like where the index or
+        a file of it does not answer, and IntegrityError where the index lists nothing or a file tells no version.
+        """
+        found = {release.year: release for release in self._own()}
+        if self.fetches:
+            for year, url in self._listed().items():
+                if year not in found:
+                    with contextlib.suppress(NotFoundError):
+                        found[year] = self._release(year, url)
+        return [found[year] for year in sorted(found)]
+
+    @contextlib.contextmanager
+    def archive(self, release: Release, progress: Callable[[int], None]) -> Iterator[Path]:
+        """The archive of a release as a local file, whole, and gone at the end of the block if it was fetched.
+
+        A fetch goes on behind what an earlier one left. `progress` gets the bytes there are so far. Raises as
+        `get_file`. An IntegrityError of the block means that the archive is fetched anew next time.
+        """
+        if release.is_local:
+            yield Path(release.place)
+            return
+        key = f"{release.place} {release.version}"
+        with self.partials(release.year).holding(key) as path:
+            whole = path.with_name(f"{path.name}.whole")
+            if not whole.is_file():
+                require_room(whole.parent, release.size)
+                self._fetch(release.place, path, progress)
+                path.replace(whole)
+            try:
+                if release.size not in (0, size := whole.stat().st_size):
+                    raise IntegrityError(f"{release.place} gave {size:,} bytes, and told of {release.size:,}")
+                yield whole
+            except IntegrityError:
+                whole.unlink()
+                raise
+            whole.unlink()
+
+    def _fetch(self, url: str, path: Path, progress: Callable[[int], None]) -> None:
+        def told(_: int) -> None:
+            progress(path.stat().st_size)
+
+        backoff = tenacity.wait_random_exponential(multiplier=1, max=30)
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            return max(backoff(state), getattr(error, "retry_after", 0.0))
+
+        with new_session(1) as session:
+            tenacity.Retrying(
+                stop=tenacity.stop_after_attempt(self.attempts),
+                wait=pause,
+                retry=tenacity.retry_if_exception_type(TryAgainError),
+                reraise=True,
+            )(get_file, session, url, self.timeout, _MOST_ARCHIVE_BYTES, path, None, told)
+
+    def _own(self) -> list[Release]:
+        if self._is_folder:
+            files = Path(self.source).glob("????_30m_cdls.*")
+        else:
+            named = Path(self.source.replace("{year}", "????"))
+            files = named.parent.glob(named.name)
+        years = {int(match[1]) for file in files if (match := _YEAR.search(file.name))}
+        return [release for year in years if (release := self._own_of(year))]
+
+    def _own_of(self, year: int) -> Release | None:
+        raster = self.raster_path(year)
+        archive = raster.with_suffix(".zip")
+        made = record_path(raster).is_file()
+        if raster.is_file() and not made:
+            return _local(year, raster)
+        if archive.is_file():
+            return _local(year, archive)
+        return _local(year, raster) if raster.is_file() and not self.fetches else None
+
+    def _listed(self) -> dict[int, str]:
+        """The address of each year's archive on the index."""
+        with new_session(self.attempts) as session:
+            page = get_bytes(session, self.index, self.timeout, _MOST_INDEX_BYTES)
+        found = archive_links(page.decode(errors="replace"), self.index)
+        if not found:
+            raise IntegrityError(
+                f"{self.index} has no link to a <year>_30m_cdls.zip any more; its page may have changed. Put the files "
+                "into the folder of CROP_ASSETS_CDL yourself, or set CROP_ASSETS_CDL_INDEX to where they are listed"
+            )
+        return found
+
+    def _release(self, year: int, url: str) -> Release:
+        with new_session(self.attempts) as session:
+            _, headers = ask(session, "HEAD", url, self.timeout, 0, {"Accept-Encoding": "identity"})
+        stamps = [headers.get(name, "") for name in ("Last-Modified", "Content-Length")]
+        version = headers.get("ETag") or " ".join(filter(None, stamps))
+        if not version:
+            raise IntegrityError(
+                f"{url} tells no ETag, date or size, so that a new release of {year} could not be told"
+            )
+        length = headers.get("Content-Length", "")
+        return Release(year, version, url, int(length) if length.isdecimal() else 0)
+
+
+class _Links(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.found += [value for name, value in attrs if name == "href" and value]
+
+
+def archive_links(page: str, url: str) -> dict[int, str]:
+    """The address of each year's <year>_30m_cdls.zip that an HTML page at `url` links to, on its own site.
+
+    Of several links of a year the first counts.
+    """
+    links = _Links()
+    links.feed(page)
+    found: dict[int, str] = {}
+    for link in links.found:
+        with contextlib.suppress(ValueError):
+            address = urljoin(url, link.strip())
+            match = _ARCHIVE.fullmatch(urlsplit(address).path.rsplit("/", 1)[-1])
+            if match and same_site(url, address):
+                found.setdefault(int(match[1]), address)
+    return found
+
+
+def record_path(raster: Path) -> Path:
+    """Where it is noted which release a raster was made of. A raster without is one's own."""
+    return raster.with_suffix(".release.json")
+
+
+def _local(year: int, path: Path) -> Release:
+    status = path.stat()
+    return Release(year, f"{status.st_size}-{status.st_mtime_ns}", str(path), status.st_size)

@@ -169,15 +169,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def require_room(self, count: int) -> None:
         """Raise OSError where the disk of a local store, or of the temporary folder, has no room for `count` bytes."""
-        folder = Path(self._place.path) if self.is_local else Path(tempfile.gettempdir())
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
-        if free < count:
-            raise OSError(
-                errno.ENOSPC,
-                f"{count / 1e6:,.0f} MB are to be fetched, and {folder} has room for {free / 1e6:,.0f} MB; make room",
-            )
+        require_room(Path(self._place.path) if self.is_local else Path(tempfile.gettempdir()), count)
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
@@ -189,6 +181,18 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         if not path.exists():
             return []
         return sorted(f"{folder}/{p.name}" for p in path.iterdir() if not p.name.startswith(".writing-"))
+
+
+def require_room(folder: Path, count: int) -> None:
+    """Raise OSError where the disk of a folder, which need not be there yet, has no room for `count` bytes."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < count:
+        raise OSError(
+            errno.ENOSPC,
+            f"{count / 1e6:,.0f} MB are to be written, and {folder} has room for {free / 1e6:,.0f} MB; make room",
+        )
 
 
 @functools.cache

@@ -114,6 +114,7 @@ def environment(demo: Demo, world: World, server: WorldServer) -> dict[str, str]
         "CROP_ASSETS_DATA": str(demo.data),
         "CROP_ASSETS_RECIPE": str(demo.recipe),
         "CROP_ASSETS_CDL": str(world.cdl),
+        "CROP_ASSETS_CDL_INDEX": "",
         **server_environment(server),
     }
 

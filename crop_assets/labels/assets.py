@@ -19,6 +19,7 @@ from crop_assets.labels.balance import Balance, target_shares
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.classes import CLASSES
 from crop_assets.labels.plots import choice_maps_png, choices_png, class_histogram_png
+from crop_assets.labels.release import obtain_raster
 from crop_assets.labels.sampling import (
     CLASS_COLUMNS,
     Strategy,
@@ -40,6 +41,9 @@ from resources.tables import Column, TableSchema
 CDL = TableSchema(
     (
         Column("file", pa.string(), "name of the raster, EPSG:5070, 30 m, uint8 codes"),
+        Column(
+            "release", pa.string(), "archive that the raster was made of; empty for a raster of one's own"
+        ),
         Column("bytes", pa.int64(), "size of the file"),
         Column("sha256", pa.string(), "checksum of the file"),
         Column("width", pa.int64(), "columns"),
@@ -66,26 +70,31 @@ CHIP_BBOXES = TableSchema(
 )
 
 
-@dg.asset(**year_asset("labels", CDL, {"geotiff"}))
+@dg.asset(**year_asset("labels", CDL, {"geotiff"}, code_version="2"))
 def cdl(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore, cdl_releases: CdlReleases
+    context: dg.AssetExecutionContext,
+    recipe: DatasetRecipe,
+    store: DatasetStore,
+    cdl_releases: CdlReleases,
+    machine: Machine,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """The Cropland Data Layer raster of the year: found, checked (EPSG:5070, 30 m, national grid), and
-    described by its checksum.
+    """The Cropland Data Layer raster of the year: one's own, or the release that NASS lists, fetched and unpacked to a
+    tiled GeoTIFF with overviews; checked (EPSG:5070, 30 m, national grid), and described by its checksum.
     """
     run = YearRun.of(context, recipe, store, CDL)
-    path = cdl_releases.find(run.year).resolve()
-    raster = check_cdl(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if done := run.unchanged(path.name, digest):
-        return done
-    edges = {"left": raster.transform.c, "top": raster.transform.f}
-    row = {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
-    table = pd.DataFrame([{**row, "width": raster.width, "height": raster.height, **edges}])
+    with machine.pool() as pool:
+        made = obtain_raster(cdl_releases, run.year, pool, context.log.info, context.log.warning)
+    raster, origin = check_cdl(made.path.resolve()), made.origin
+    row = {"file": made.path.name, "release": origin.release if origin else "", "sha256": made.sha256}
     chips = len(raster.chip_rows) * len(raster.chip_cols)
-    metadata = {"path": dg.MetadataValue.path(str(path)), "chips_on_the_grid": chips}
-    return run.finish(table, {**metadata, "release": markdown(table.T.reset_index())})
+    metadata = {"path": dg.MetadataValue.path(raster.path), "chips_on_the_grid": chips}
+    if origin:
+        metadata |= {"release_version": origin.version, "release_sha256": origin.archive_sha256}
+    if done := run.unchanged(row, metadata=metadata):
+        return done
+    size = {"bytes": made.path.stat().st_size, "width": raster.width, "height": raster.height}
+    table = pd.DataFrame([{**row, **size, "left": raster.transform.c, "top": raster.transform.f}])
+    return run.finish(table, {**metadata, "raster": markdown(table.T.reset_index())})
 
 
 @dg.asset(**year_asset("labels", CANDIDATE_CHIPS, {"parquet"}, deps=["cdl"]))

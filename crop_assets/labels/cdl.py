@@ -142,6 +142,29 @@ def chip_histograms(
     )
 
 
+def check_codes(cdl: CdlRaster, pool: Executor, progress: Callable[[int], None] | None = None) -> None:
+    """Read all of a raster, and raise InputError for a code that the CDL does not define, or what cannot be read.
+
+    `progress` gets the share that is done in percent.
+    """
+    unknown = lookup_table() == UNKNOWN
+    starts = range(0, cdl.height, 2 * CHIP_SIZE)
+
+    def check(start: int) -> None:
+        window = Window(0, start, cdl.width, min(2 * CHIP_SIZE, cdl.height - start))
+        try:
+            with rasterio.open(cdl.path) as raster:
+                pixels = raster.read(1, window=window)
+        except RasterioError as error:
+            raise _unreadable(cdl.path, error) from None
+        if unknown[pixels].any():
+            reclassify(pixels, f"{cdl.path}, from row {start}")
+
+    for done, _ in enumerate(pool.map(check, starts), start=1):
+        if progress:
+            progress(100 * done // len(starts))
+
+
 def _scan(
     cdl: CdlRaster, raster: rasterio.DatasetReader, strips: range, cols: range
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -7,7 +7,6 @@ which chip goes to which tile (`mapping`).
 import importlib.util
 import math
 import re
-import zipfile
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -21,6 +20,8 @@ import shapely
 from numpy.typing import NDArray
 
 from crop_assets.errors import InputError
+from resources.archives import members
+from resources.errors import IntegrityError
 
 _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
 _TILE = re.compile(r"(0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]")
@@ -177,18 +178,10 @@ def _name_column(path: Path, columns: "NDArray[np.object_] | list[str]") -> str:
 def _archive_member(path: Path) -> str:
     """GDAL's path of the one vector file in a zip."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise InputError(f"tile grid {path} is not a zip archive: {error}") from None
-    for member in members:
-        name = PurePosixPath(member.filename)
-        if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
-            raise InputError(f"tile grid {path} holds a member with the unsafe name {member.filename!r}")
-    size = sum(member.file_size for member in members)
-    if size > _MOST_ARCHIVE_BYTES:
-        raise InputError(f"tile grid {path} unpacks to {size / 2**30:.1f} GiB; the most is 1 GiB")
-    vectors = [m.filename for m in members if PurePosixPath(m.filename).suffix.lower() in _VECTOR_SUFFIXES]
+        found = members(path, _MOST_ARCHIVE_BYTES)
+    except IntegrityError as error:
+        raise InputError(f"tile grid {error}") from None
+    vectors = [m.filename for m in found if PurePosixPath(m.filename).suffix.lower() in _VECTOR_SUFFIXES]
     if len(vectors) != 1:
         raise InputError(
             f"tile grid {path} must hold one vector file, found {len(vectors)}: "

@@ -249,7 +249,7 @@ def resources(root: Path, setting: Setting, server: WorldServer) -> dict[str, An
     return {
         "recipe": recipe(),
         "store": DatasetStore(root=str(root)),
-        "cdl_releases": CdlReleases(source=str(setting.world.cdl)),
+        "cdl_releases": CdlReleases(source=str(setting.world.cdl), index=""),
         "tile_grid_source": TileGridSource(path=str(setting.grid)),
         "stac": SceneStac(
             url=server.stac_url,

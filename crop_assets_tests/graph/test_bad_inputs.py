@@ -85,7 +85,7 @@ BAD_RASTERS: dict[str, tuple[Spoil, str]] = {
     "a truncated raster": (cut, r"{path} cannot be read: .*damaged or cut short: fetch it again"),
     "an archive": (
         lambda good, bad: shutil.copy(good, bad.with_suffix(".zip")) and None,
-        r"{path} is an archive; unpack it and give the GeoTIFF inside",
+        r"{path} is not a zip archive, or not all of one .*; fetch it again",
     ),
 }
 
@@ -109,8 +109,8 @@ def test_a_cdl_that_is_none_is_refused_and_nothing_is_lost(
 def test_a_cdl_that_is_not_there_or_of_another_year_says_where_it_belongs(
     finished_graph: Graph, setting: Setting, tmp_path: Path
 ) -> None:
-    run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(tmp_path)))
-    assert f"there is no CDL raster of {YEAR} at {tmp_path}/{YEAR}_30m_cdls.tif; download" in run.failure
+    run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(tmp_path), index=""))
+    assert f"there is no CDL raster of {YEAR} at {tmp_path}/{YEAR}_30m_cdls.tif; put {YEAR}_" in run.failure
     assert "www.nass.usda.gov" in run.failure
     other = tmp_path / "2021_30m_cdls.tif"
     shutil.copy(setting.world.cdl, other)

@@ -1,0 +1,69 @@
+"""Zip archives from outside: what may be taken out of one.
+
+Belongs here: names, sizes and checksums of members. Does not: what the members are.
+"""
+
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from resources.errors import IntegrityError
+
+_MOST_TIMES_SMALLER = 200
+"""Deflate's limit is 1,032; an uncompressed raster of few classes comes to some 50."""
+_UNHEEDED_BYTES = 1 << 20
+_PIECE = 1 << 20
+
+
+def members(path: Path, max_bytes: int) -> list[zipfile.ZipInfo]:
+    """The files of a zip, none of which leads out of a folder, and which together unpack to `max_bytes` at most.
+
+    Raises IntegrityError for what is no zip, is cut short, or is unsafe.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [member for member in archive.infolist() if not member.is_dir()]
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise IntegrityError(
+            f"{path} is not a zip archive, or not all of one ({error}); fetch it again"
+        ) from None
+    for member in found:
+        name = PurePosixPath(member.filename)
+        if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
+            raise IntegrityError(f"{path} holds a member with the unsafe name {member.filename!r}")
+        if member.file_size > _UNHEEDED_BYTES + _MOST_TIMES_SMALLER * member.compress_size:
+            raise IntegrityError(
+                f"{path}: {member.filename} would unpack {member.compress_size:,} bytes to {member.file_size:,}, "
+                f"more than {_MOST_TIMES_SMALLER} times as many, as archives do that are made to fill a disk"
+            )
+    size = sum(member.file_size for member in found)
+    if size > max_bytes:
+        raise IntegrityError(
+            f"{path} unpacks to {size / 2**30:.1f} GiB; the most is {max_bytes / 2**30:.1f} GiB"
+        )
+    return found
+
+
+def unpack(path: Path, member: zipfile.ZipInfo, target: Path, progress: Callable[[int], None]) -> None:
+    """Write one member to `target`; `progress` gets the bytes written so far.
+
+    Raises IntegrityError where its bytes are not those that the archive's checksum is of.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as source, target.open("wb") as file:
+            while piece := source.read(_PIECE):
+                file.write(piece)
+                progress(file.tell())
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise IntegrityError(
+            f"{path}: {member.filename} cannot be unpacked: {error}; fetch it again"
+        ) from None
