@@ -12,6 +12,7 @@ import dagster as dg
 from pydantic import create_model
 
 from crop_assets.automation.jobs import JOBS
+from crop_assets.automation.sensors import SENSORS
 from crop_assets.bands.assets import (
     band_cids,
     cid_retrievability,
@@ -126,6 +127,7 @@ def build_defs(resources: Mapping[str, dg.ConfigurableResource[Any]]) -> dg.Defi
     return dg.Definitions(
         assets=[*YEAR_ASSETS, tile_assets(TILE_STAGES)],
         jobs=JOBS,
+        sensors=SENSORS,
         resources={key: _with_own_defaults(resource) for key, resource in resources.items()},
         executor=dg.in_process_executor,
     )

@@ -8,7 +8,7 @@ others.
 import dagster as dg
 
 LABELS = dg.AssetSelection.assets("cdl", "candidate_chips", "tile_grid", "chip_bboxes", "tile_map")
-TILES = dg.AssetSelection.assets(
+TILE_STAGES = (
     "scene_metadata",
     "selected_scenes",
     "band_cids",
@@ -19,6 +19,7 @@ TILES = dg.AssetSelection.assets(
     "chips",
     "filtered_chips",
 )
+TILES = dg.AssetSelection.assets(*TILE_STAGES)
 DATASET = dg.AssetSelection.assets(
     "tile_payloads", "splits", "band_stats", "class_weights", "class_distribution"
 )

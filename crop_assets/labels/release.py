@@ -67,7 +67,7 @@ def obtain_raster(
 
     Where the index does not answer, the release that was fetched before serves. An archive with the same bytes as
     before leaves the raster as it is. Raises InputError for a release that is no CDL, IntegrityError for an archive
-    that is damaged or unsafe, NotFoundError where there is none and none can be had, and ResourceError for what breaks off.
+    that is damaged or unsafe, NotFoundError where there is no raster and none can be had.
     """
     raster = releases.raster_path(year)
     digest = _sha256(raster) if raster.is_file() else ""
@@ -100,10 +100,13 @@ def obtain_raster(
             return YearRaster(raster, digest, found)
         with releases.partials(year).holding(f"the raster of {raster}") as path:
             new = path.with_name(f"{path.name}.tif")
-            _make_raster(archive, release, new, pool, say)
-            found = replace(found, raster_sha256=_sha256(new))
-            _note(raster, found)
-            new.replace(raster)
+            try:
+                _make_raster(archive, release, new, pool, say)
+                found = replace(found, raster_sha256=_sha256(new))
+                _note(raster, found)
+                new.replace(raster)
+            finally:
+                new.unlink(missing_ok=True)
     return YearRaster(raster, found.raster_sha256, found)
 
 

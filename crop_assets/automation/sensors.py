@@ -1,0 +1,139 @@
+"""The sensors: what is launched without a person.
+
+Belongs here: reading a cursor, asking, and launching what was decided. Does not: the decisions (`releases`, `years`).
+"""
+
+import json
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
+
+from crop_assets.automation.jobs import TILE_STAGES, dataset_job, labels_job, tiles_job
+from crop_assets.automation.releases import release_changes
+from crop_assets.automation.years import next_step, year_state
+from crop_assets.layout import Layout
+from crop_assets.lineage import Lineage
+from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_tile_partitions
+from crop_assets.recipe import DatasetRecipe
+from resources.cdl import CdlReleases
+from resources.store import DatasetStore
+
+_RELEASE_SECONDS = 6 * 3600
+_YEAR_SECONDS = 60
+
+
+@dg.sensor(
+    job=labels_job,
+    minimum_interval_seconds=_RELEASE_SECONDS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Looks for CDL releases. The first look records what is there and launches nothing; a new year "
+    "becomes a partition, and labels_job is launched for it; so it is for a year that is released again. A look "
+    "that fails changes nothing.",
+)
+def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlReleases) -> dg.SensorResult:
+    known = _cursor(context)
+    years = {int(year): str(version) for year, version in known.items()} if context.cursor else None
+    changes = release_changes(years, cdl_releases.releases())
+    asked = [*changes.new, *changes.again]
+    for release in asked:
+        context.log.info(f"{release.year}: {release.place}, version {release.version}")
+    some = f"{min(changes.known)} to {max(changes.known)}" if changes.known else "none"
+    return dg.SensorResult(
+        run_requests=[
+            dg.RunRequest(
+                # a key is never launched twice, so it names the release and not the year alone
+                run_key=f"cdl-{release.year}-{release.version}",
+                partition_key=str(release.year),
+                tags={"cdl_release": _tag(release.place)},
+            )
+            for release in asked
+        ],
+        skip_reason=None if asked else f"{len(changes.known)} releases known ({some}), none of them new",
+        dynamic_partitions_requests=(
+            [cdl_year_partitions.build_add_request([str(release.year) for release in asked])] if asked else []
+        ),
+        cursor=json.dumps({str(year): version for year, version in sorted(changes.known.items())}),
+    )
+
+
+@dg.sensor(
+    jobs=[tiles_job, dataset_job],
+    minimum_interval_seconds=_YEAR_SECONDS,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Turn it on to have each year made to its end: once a year's tile_map is there, its tiles are "
+    "backfilled; once all tiles are done, dataset_job is launched. Each is asked for once; what failed waits for a "
+    "person, and is named here.",
+)
+def dataset_sensor(
+    context: dg.SensorEvaluationContext, recipe: DatasetRecipe, store: DatasetStore
+) -> dg.SensorResult:
+    cursor, latest = _cursor(context), _latest_events(context.instance, recipe)
+    if cursor.get("seen") == latest:
+        return dg.SensorResult(skip_reason=str(cursor.get("told", "")))
+    requests, told = [], []
+    asked: dict[str, dict[str, str]] = dict(cursor.get("asked", {}))
+    for year in context.instance.get_dynamic_partitions(CDL_YEAR):
+        state = (
+            year_state(Lineage(store, Layout(recipe.dataset, int(year)), recipe)) if year.isdigit() else None
+        )
+        if state is None:
+            continue
+        before = asked.setdefault(year, {"tiles": "", "dataset": ""})
+        step = next_step(state, before["tiles"], before["dataset"])
+        told.append(f"{year}: {step.why}")
+        if step.what == "tiles":
+            requests.append(_backfill(context, year, state.waiting))
+            asked[year] = before | {"tiles": state.tile_map}
+        elif step.what == "dataset":
+            key = f"dataset-{recipe.dataset}-{year}-{state.digest}"
+            requests.append(dg.RunRequest(run_key=key, job_name=dataset_job.name, partition_key=year))
+            asked[year] = before | {"dataset": state.digest}
+    said = "; ".join(told) or "no year has a tile map of this recipe yet"
+    context.log.info(said)
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else said,
+        cursor=json.dumps({"seen": latest, "told": said, "asked": asked}),
+    )
+
+
+def _backfill(context: dg.SensorEvaluationContext, year: str, tiles: tuple[str, ...]) -> dg.RunRequest:
+    """A backfill of tiles_job over tiles of a year, which the daemon launches as it does one from the UI."""
+    context.instance.add_dynamic_partitions(TILE, tiles)
+    keys = [dg.MultiPartitionKey({CDL_YEAR: year, TILE: tile}) for tile in tiles]
+    partitions = year_tile_partitions.subset_with_partition_keys(keys)
+    # as Dagster's own automation sensors launch backfills; there is no public way for a sensor
+    subset = AssetGraphSubset(  # type: ignore[call-arg]
+        partitions_subsets_by_asset_key={dg.AssetKey(stage): partitions for stage in TILE_STAGES},
+        non_partitioned_asset_keys=set(),
+    )
+    return dg.RunRequest.for_asset_graph_subset(subset, {CDL_YEAR: year})
+
+
+def _latest_events(instance: dg.DagsterInstance, recipe: DatasetRecipe) -> list[Any]:
+    """What changes whenever there may be something new to see: recipe, and the last events of the tables looked at."""
+    events: list[Any] = [recipe.fingerprint()]
+    for asset in ("tile_map", "filtered_chips"):
+        records = instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
+        events.append(records[0].storage_id if records else 0)
+    return events
+
+
+def _cursor(context: dg.SensorEvaluationContext) -> dict[str, Any]:
+    """What the last look left. Raises ValueError that says what to do where it cannot be read."""
+    try:
+        return dict(json.loads(context.cursor or "{}"))
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"the cursor of {context.sensor_name} is {context.cursor!r}, which is not one of its own; "
+            f"run: dagster sensor cursor {context.sensor_name} --delete"
+        ) from None
+
+
+def _tag(text: str) -> str:
+    """Text as a tag's value, which the UI shows in a line."""
+    return text if len(text) <= 100 else f"…{text[-99:]}"
+
+
+SENSORS = (cdl_release_sensor, dataset_sensor)

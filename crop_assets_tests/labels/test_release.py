@@ -1,0 +1,402 @@
+"""From the index to the raster: what is fetched, what is refused, and what is left as it was."""
+
+import io
+import json
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+
+from crop_assets.errors import InputError
+from crop_assets.labels import release as release_module
+from crop_assets.labels.release import YearRaster, obtain_raster
+from crop_assets_tests.labels.conftest import WriteCdl
+from crop_assets_tests.resources.nass import Nass, archive_of
+from crop_assets_tests.resources.nass import nass as nass
+from resources import cdl as cdl_module
+from resources import store as store_module
+from resources.errors import CutShortError, IntegrityError, NotFoundError
+
+NAME = "2022_30m_cdls.tif"
+ARCHIVE = "/Release/datasets/2022_30m_cdls.zip"
+
+
+def codes(seed: int = 0, size: int = 500) -> NDArray[np.uint8]:
+    """Fields of some crops, in patches of 20 x 20 pixels."""
+    patches = np.random.default_rng(seed).choice(
+        [1, 5, 24, 36, 61, 111, 121, 141, 176], (size // 20, size // 20)
+    )
+    return np.kron(patches, np.ones((20, 20))).astype(np.uint8)
+
+
+Pack = Callable[..., bytes]
+
+
+@pytest.fixture
+def pack(write_cdl: WriteCdl, tmp_path: Path) -> Pack:
+    """Packs codes as the archive of a release."""
+
+    def packed(pixels: NDArray[Any], name: str = NAME, **profile: Any) -> bytes:
+        raster = write_cdl(pixels, 67_100, 51_700, **profile)
+        with rasterio.open(raster, "r+") as writing:
+            if pixels.dtype == np.uint8:
+                writing.write_colormap(1, {1: (255, 211, 0, 255), 5: (38, 112, 0, 255)})
+        data = archive_of(tmp_path / "packed.zip", raster, name, **{"metadata.htm": "<html>"})
+        raster.unlink()
+        return data
+
+    return packed
+
+
+class Obtain:
+    """Asks for the raster of 2022, and keeps what was said."""
+
+    def __init__(self, nass: Nass, folder: Path, pool: ThreadPoolExecutor) -> None:
+        self.nass, self.folder, self._pool = nass, folder, pool
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    @property
+    def raster(self) -> Path:
+        return self.folder / NAME
+
+    def __call__(self, **settings: Any) -> YearRaster:
+        self.nass.asked.clear()
+        releases = self.nass.releases(self.folder, **settings)
+        return obtain_raster(releases, 2022, self._pool, self.said.append, self.warned.append)
+
+    def names(self) -> set[str]:
+        """What lies in the folder, locks of what is fetched aside."""
+        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def obtain(nass: Nass, tmp_path: Path, pool: ThreadPoolExecutor) -> Obtain:
+    return Obtain(nass, tmp_path / "cdl", pool)
+
+
+def test_a_release_becomes_a_tiled_raster_with_overviews(nass: Nass, obtain: Obtain, pack: Pack) -> None:
+    address = nass.put(2022, pack(codes()))
+    made = obtain()
+    assert made.path == obtain.raster
+    assert made.origin is not None
+    assert (made.origin.release, made.origin.raster_sha256) == (address, made.sha256)
+    assert obtain.names() == {NAME, "2022_30m_cdls.release.json"}
+    with rasterio.open(made.path) as raster:
+        np.testing.assert_array_equal(raster.read(1), codes())
+        assert raster.crs.to_epsg() == 5070
+        assert raster.nodata is None
+        assert raster.block_shapes == [(224, 224)]
+        assert raster.overviews(1) == [2, 4]
+        assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert raster.colormap(1)[5] == (38, 112, 0, 255)
+
+
+def test_the_same_release_gives_the_same_bytes(
+    nass: Nass, obtain: Obtain, pack: Pack, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    nass.put(2022, pack(codes()))
+    assert Obtain(nass, tmp_path / "elsewhere", pool)().sha256 == obtain().sha256
+
+
+def test_what_was_fetched_is_not_fetched_again(nass: Nass, obtain: Obtain, pack: Pack) -> None:
+    nass.put(2022, pack(codes()))
+    made = obtain()
+    before = obtain.raster.stat().st_mtime_ns
+    assert obtain() == made
+    assert nass.asked_for("GET") == ["/Release/index.php"]
+    assert nass.asked_for("HEAD") == [ARCHIVE]
+    assert obtain.raster.stat().st_mtime_ns == before
+
+
+def test_a_new_version_with_the_same_bytes_leaves_the_raster_as_it_is(
+    nass: Nass, obtain: Obtain, pack: Pack
+) -> None:
+    nass.put(2022, pack(codes()))
+    made = obtain()
+    before = obtain.raster.stat().st_mtime_ns
+    nass.etags[ARCHIVE] = '"touched"'
+    again = obtain()
+    assert again.sha256 == made.sha256
+    assert again.origin is not None
+    assert again.origin.version == '"touched"'
+    assert obtain.raster.stat().st_mtime_ns == before
+    obtain()
+    assert ARCHIVE not in nass.asked_for("GET")
+
+
+def test_a_release_with_other_pixels_takes_the_place_of_the_earlier_one(
+    nass: Nass, obtain: Obtain, pack: Pack
+) -> None:
+    nass.put(2022, pack(codes()))
+    first = obtain()
+    nass.put(2022, pack(codes(seed=1)))
+    second = obtain()
+    assert second.sha256 != first.sha256
+    with rasterio.open(obtain.raster) as raster:
+        np.testing.assert_array_equal(raster.read(1), codes(seed=1))
+    assert any("another release than before" in text for text in obtain.said)
+
+
+def test_a_raster_of_ones_own_is_never_touched(
+    nass: Nass, obtain: Obtain, pack: Pack, write_cdl: WriteCdl
+) -> None:
+    nass.put(2022, pack(codes()))
+    obtain.folder.mkdir()
+    shutil.move(write_cdl(codes(seed=2), 67_100, 51_700), obtain.raster)
+    before = obtain.raster.read_bytes()
+    assert obtain().origin is None
+    assert nass.asked == []
+    assert obtain.names() == {NAME}
+    assert obtain.raster.read_bytes() == before
+
+
+def test_a_raster_that_was_put_in_the_place_of_a_fetched_one_is_ones_own(
+    nass: Nass, obtain: Obtain, pack: Pack, write_cdl: WriteCdl
+) -> None:
+    nass.put(2022, pack(codes()))
+    obtain()
+    shutil.move(write_cdl(codes(seed=2), 67_100, 51_700), obtain.raster)
+    before = obtain.raster.read_bytes()
+    nass.put(2022, pack(codes(seed=1)))
+    assert obtain().origin is None
+    assert obtain.raster.read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", ["the raster", "the new raster's rename"])
+def test_a_run_that_was_killed_between_note_and_raster_goes_on(
+    nass: Nass, obtain: Obtain, pack: Pack, lost: str
+) -> None:
+    nass.put(2022, pack(codes()))
+    first = obtain()
+    before = obtain.raster.read_bytes()
+    if lost == "the raster":
+        obtain.raster.unlink()
+    else:
+        nass.put(2022, pack(codes(seed=1)))
+        obtain()
+        obtain.raster.write_bytes(before)
+    made = obtain()
+    assert made.origin is not None
+    assert (made.sha256 == first.sha256) == (lost == "the raster")
+    assert made.origin.raster_sha256 == made.sha256
+    with rasterio.open(obtain.raster) as raster:
+        np.testing.assert_array_equal(raster.read(1), codes(seed=int(lost != "the raster")))
+
+
+def test_an_archive_of_ones_own_is_unpacked_without_the_network(
+    nass: Nass, obtain: Obtain, pack: Pack
+) -> None:
+    obtain.folder.mkdir()
+    archive = obtain.folder / "2022_30m_cdls.zip"
+    archive.write_bytes(pack(codes()))
+    made = obtain()
+    assert nass.asked == []
+    assert made.origin is not None
+    assert made.origin.release == "2022_30m_cdls.zip"
+    assert archive.is_file()
+    assert obtain(index="", source=str(archive)) == made
+    archive.write_bytes(pack(codes(seed=1)))
+    assert obtain().sha256 != made.sha256
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(nass: Nass, obtain: Obtain, pack: Pack) -> None:
+    data = pack(codes())
+    nass.put(2022, data)
+    nass.cut[ARCHIVE] = len(data) // 2
+    obtain()
+    ranges = [asked for method, path, asked in nass.asked if (method, path) == ("GET", ARCHIVE)]
+    assert ranges[0] == ""
+    assert 0 < int(ranges[1].removeprefix("bytes=").removesuffix("-")) <= len(data) // 2
+
+
+def test_a_download_that_breaks_off_in_one_run_goes_on_in_the_next(
+    nass: Nass, obtain: Obtain, pack: Pack
+) -> None:
+    data = pack(codes())
+    nass.put(2022, data)
+    nass.cut[ARCHIVE] = len(data) // 2
+    with pytest.raises(CutShortError, match="was cut short"):
+        obtain(attempts=1)
+    assert not obtain.raster.exists()
+    obtain(attempts=1)
+    assert any(asked.startswith("bytes=") for _, path, asked in nass.asked if path == ARCHIVE)
+    with rasterio.open(obtain.raster) as raster:
+        np.testing.assert_array_equal(raster.read(1), codes())
+
+
+def test_a_release_that_comes_out_amid_a_download_is_taken_from_its_start(
+    nass: Nass, obtain: Obtain, pack: Pack
+) -> None:
+    data = pack(codes())
+    nass.put(2022, data)
+    nass.cut[ARCHIVE] = len(data) // 2
+    with pytest.raises(CutShortError):
+        obtain(attempts=1)
+    nass.put(2022, pack(codes(seed=1)))
+    obtain()
+    with rasterio.open(obtain.raster) as raster:
+        np.testing.assert_array_equal(raster.read(1), codes(seed=1))
+
+
+def test_a_fetched_archive_outlasts_a_failed_run_but_not_a_damaged_one(
+    nass: Nass, obtain: Obtain, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nass.put(2022, pack(codes()))
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
+        with pytest.raises(OSError, match=r"MB are to be written, and .* has room for"):
+            obtain()
+    made = obtain()
+    assert ARCHIVE not in nass.asked_for("GET"), "it was there already"
+    nass.put(2022, pack(codes(seed=1))[:-2000] + bytes(2000))
+    with pytest.raises(IntegrityError, match="is not a zip archive, or not all of one"):
+        obtain()
+    assert obtain.raster.is_file()
+    nass.put(2022, pack(codes(seed=1)))
+    assert obtain().sha256 != made.sha256
+
+
+@pytest.mark.parametrize("broken", ["/Release/index.php", ARCHIVE])
+def test_without_an_answer_the_release_that_was_fetched_before_serves(
+    nass: Nass, obtain: Obtain, pack: Pack, broken: str
+) -> None:
+    nass.put(2022, pack(codes()))
+    made = obtain()
+    nass.broken[broken] = 503
+    assert obtain(attempts=1) == made
+    assert "answered 503" in obtain.warned[0]
+    assert "going on with the release that was fetched before" in obtain.warned[0]
+    obtain.raster.unlink()
+    with pytest.raises(
+        NotFoundError, match=r"there is no CDL raster of 2022 at .*answered 503.*yourself, or try again"
+    ):
+        obtain(attempts=1)
+
+
+def test_without_an_index_the_error_says_where_the_file_belongs(obtain: Obtain) -> None:
+    with pytest.raises(
+        NotFoundError, match=r"there is no CDL raster of 2022 at .*/cdl/2022_30m_cdls\.tif; put 2022_"
+    ):
+        obtain(index="")
+
+
+def zipped(*members: tuple[str, bytes], declared: int | None = None) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    data = out.getvalue()
+    if declared is not None:
+        entry = data.index(b"PK\1\2")
+        data = data[: entry + 24] + struct.pack("<I", declared) + data[entry + 28 :]
+    return data
+
+
+@pytest.mark.parametrize(
+    ("archive", "message"),
+    [
+        (
+            zipped((NAME, bytes(30_000_000))),
+            r"would unpack [\d,]+ bytes to 30,000,000, more than 200 times as many",
+        ),
+        (zipped((NAME, bytes(1000)), declared=900), "cannot be unpacked: Bad CRC-32"),
+        (zipped((f"../{NAME}", b"x")), r"unsafe name '\.\./2022_30m_cdls\.tif'"),
+        (zipped((f"/etc/{NAME}", b"x")), "unsafe name"),
+        (zipped((f"a\\{NAME}", b"x")), "unsafe name"),
+        (zipped((f"C:{NAME}", b"x")), "unsafe name"),
+        (
+            zipped(("2021_30m_cdls.tif", b"x")),
+            r"must hold one 2022_30m_cdls\.tif, and holds 0 \(2021_30m_cdls\.tif\)",
+        ),
+        (zipped((NAME, b"x"), (f"again/{NAME}", b"x")), "and holds 2"),
+        (zipped(), r"and holds 0 \(nothing\)"),
+        (zipped((NAME, b"x" * 5000))[:-30], "is not a zip archive, or not all of one"),
+        (b"<html>Sorry</html>", "is not a zip archive"),
+    ],
+)
+def test_an_archive_that_is_none_or_unsafe_is_refused(
+    nass: Nass, obtain: Obtain, archive: bytes, message: str
+) -> None:
+    nass.put(2022, archive)
+    with pytest.raises(IntegrityError, match=message):
+        obtain()
+    assert obtain.names() == set(), "nothing of it stays"
+
+
+def test_an_archive_that_unpacks_beyond_the_limit_is_refused(
+    nass: Nass, obtain: Obtain, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_module, "_MOST_UNPACKED_BYTES", 1000)
+    nass.put(2022, pack(codes()))
+    with pytest.raises(IntegrityError, match=r"unpacks to .* GiB; the most is 0\.0 GiB"):
+        obtain()
+
+
+def test_an_archive_beyond_the_limit_is_not_fetched_whole(
+    nass: Nass, obtain: Obtain, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cdl_module, "_MOST_ARCHIVE_BYTES", 1000)
+    nass.put(2022, pack(codes()))
+    with pytest.raises(IntegrityError, match="answered more than 1,000 bytes"):
+        obtain()
+    assert obtain.names() == set()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "profile", "message"),
+    [
+        (
+            codes(),
+            {"crs": "EPSG:32614"},
+            r"2022_30m_cdls\.zip: 2022_30m_cdls\.tif is in EPSG:32614, not EPSG:5070",
+        ),
+        (codes().astype(np.uint16), {}, r"2022_30m_cdls\.tif has 1 band\(s\) of uint16"),
+        (np.where(codes() == 1, 99, codes()).astype(np.uint8), {}, "CDL code 99 at .* is in no CDL legend"),
+    ],
+)
+def test_a_release_that_is_no_cdl_is_refused_and_the_earlier_one_stays(
+    nass: Nass, obtain: Obtain, pack: Pack, pixels: NDArray[Any], profile: dict[str, Any], message: str
+) -> None:
+    nass.put(2022, pack(codes()))
+    made = obtain()
+    nass.put(2022, pack(pixels, **profile))
+    with pytest.raises(InputError, match=message) as error:
+        obtain()
+    assert ".partial" not in str(error.value)
+    assert obtain.raster.is_file()
+    record = json.loads((obtain.folder / "2022_30m_cdls.release.json").read_text())
+    assert record["raster_sha256"] == made.sha256
+    left = {name for name in obtain.names() if not name.endswith(".whole")}
+    assert left == {NAME, "2022_30m_cdls.release.json"}, "the archive alone stays, to be looked at"
+
+
+def test_a_raster_cut_short_within_a_whole_archive_is_refused(nass: Nass, obtain: Obtain, pack: Pack) -> None:
+    with zipfile.ZipFile(io.BytesIO(pack(codes()))) as whole:
+        raster = whole.read(NAME)
+    nass.put(2022, zipped((NAME, raster[: len(raster) // 2])))
+    with pytest.raises(InputError, match=r"damaged or cut short|cannot be converted"):
+        obtain()
+    assert not obtain.raster.exists()
+
+
+def test_the_real_release_keeps_its_pixels_and_palette(
+    real: Path, nass: Nass, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    source = real / "cdl/2021_30m_cdls.tif"
+    address = nass.put(2021, archive_of(tmp_path / "packed.zip", source, "2021_30m_cdls.tif"))
+    made = obtain_raster(nass.releases(tmp_path / "cdl"), 2021, pool, print, print)
+    assert made.origin is not None
+    assert made.origin.release == address
+    with rasterio.open(source) as ours, rasterio.open(made.path) as theirs:
+        np.testing.assert_array_equal(ours.read(1), theirs.read(1))
+        assert ours.transform == theirs.transform
+        assert ours.colormap(1) == theirs.colormap(1)

@@ -1,0 +1,167 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from crop_assets_tests.resources.loopback import closed_port
+from crop_assets_tests.resources.nass import Nass
+from crop_assets_tests.resources.nass import nass as nass
+from resources.cdl import CdlReleases, archive_links
+from resources.errors import IntegrityError, NotFoundError, UnavailableError
+
+NASS = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
+
+
+@pytest.mark.parametrize(
+    ("href", "address"),
+    [
+        ("datasets/2022_30m_cdls.zip", f"{NASS}datasets/2022_30m_cdls.zip"),
+        (" ./datasets/2022_30m_cdls.zip\n", f"{NASS}datasets/2022_30m_cdls.zip"),
+        ("/Research/2022_30m_cdls.zip?v=2", "https://www.nass.usda.gov/Research/2022_30m_cdls.zip?v=2"),
+        (f"{NASS}datasets/2022_30m_cdls.zip", f"{NASS}datasets/2022_30m_cdls.zip"),
+        (
+            "https://files.www.nass.usda.gov/2022_30m_cdls.zip",
+            "https://files.www.nass.usda.gov/2022_30m_cdls.zip",
+        ),
+    ],
+)
+def test_a_link_to_a_national_archive_is_found(href: str, address: str) -> None:
+    assert archive_links(f'<p>See <A class=x HREF="{href}"><b>2022</b></a>', NASS) == {2022: address}
+
+
+@pytest.mark.parametrize(
+    "href",
+    [
+        "datasets/2022_10m_cdls.zip",
+        "datasets/2022_30m_cdls.zip.md5",
+        "datasets/022_30m_cdls.zip",
+        "https://elsewhere.example/2022_30m_cdls.zip",
+        "http://www.nass.usda.gov/2022_30m_cdls.zip",
+        "https://user@www.nass.usda.gov/2022_30m_cdls.zip",
+        "file:///data/2022_30m_cdls.zip",
+        "https://[broken/2022_30m_cdls.zip",
+        "?file=2022_30m_cdls.zip",
+    ],
+)
+def test_other_links_and_other_sites_are_left_alone(href: str) -> None:
+    assert archive_links(f'<a href="{href}">2022</a><a>none</a><a href>none</a>', NASS) == {}
+
+
+def test_the_first_link_of_a_year_counts() -> None:
+    page = (
+        '<a href="a/2022_30m_cdls.zip"></a><a href="b/2022_30m_cdls.zip"></a><a href="2021_30m_cdls.zip"></a>'
+    )
+    assert archive_links(page, NASS) == {
+        2022: f"{NASS}a/2022_30m_cdls.zip",
+        2021: f"{NASS}2021_30m_cdls.zip",
+    }
+
+
+def test_releases_of_the_index_have_version_and_size(nass: Nass, tmp_path: Path) -> None:
+    nass.put(2022, b"two")
+    nass.put(2021, b"three")
+    found = nass.releases(tmp_path).releases()
+    assert [(release.year, release.size) for release in found] == [(2021, 5), (2022, 3)]
+    assert found[0].version != found[1].version
+    assert found[1].place == nass.put(2022, b"another")
+    assert nass.releases(tmp_path).releases()[1].version != found[1].version
+    assert "GET" not in {method for method, path, _ in nass.asked if path.endswith(".zip")}
+
+
+def test_a_listed_file_that_is_not_there_is_no_release_yet(nass: Nass, tmp_path: Path) -> None:
+    nass.put(2021, b"one")
+    nass.put(2022, b"two")
+    nass.broken["/Release/datasets/2022_30m_cdls.zip"] = 404
+    assert [release.year for release in nass.releases(tmp_path).releases()] == [2021]
+
+
+def test_a_file_that_does_not_answer_is_an_error_and_not_a_missing_release(
+    nass: Nass, tmp_path: Path
+) -> None:
+    nass.put(2021, b"one")
+    nass.put(2022, b"two")
+    nass.broken["/Release/datasets/2022_30m_cdls.zip"] = 500
+    with pytest.raises(UnavailableError, match=r"2022_30m_cdls\.zip answered 500"):
+        nass.releases(tmp_path, attempts=1).releases()
+
+
+def test_a_page_without_links_is_an_error_and_not_an_empty_list(nass: Nass, tmp_path: Path) -> None:
+    nass.put(2022, b"two")
+    nass.page = "<html><script>render()</script></html>"
+    with pytest.raises(
+        IntegrityError, match=r"has no link to a <year>_30m_cdls\.zip any more.*CROP_ASSETS_CDL_INDEX"
+    ):
+        nass.releases(tmp_path).releases()
+    nass.page = "<!--" + "x" * (5 << 20)
+    with pytest.raises(IntegrityError, match="answered more than 4,194,304 bytes"):
+        nass.releases(tmp_path).releases()
+
+
+def test_an_index_that_cannot_be_reached_is_an_error(tmp_path: Path) -> None:
+    releases = CdlReleases(source=str(tmp_path), index=f"{closed_port()}/Release/", attempts=1)
+    with pytest.raises(UnavailableError, match="cannot be reached"):
+        releases.releases()
+
+
+def test_without_an_etag_size_and_date_are_the_version(nass: Nass, tmp_path: Path) -> None:
+    nass.put(2022, b"two")
+    nass.etags["/Release/datasets/2022_30m_cdls.zip"] = ""
+    assert nass.releases(tmp_path).releases()[0].version == "3"
+    nass.put(2022, b"other")
+    assert nass.releases(tmp_path).releases()[0].version == "5"
+
+
+def own(folder: Path, name: str, text: str = "mine") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_files_of_ones_own_come_before_the_index(nass: Nass, tmp_path: Path) -> None:
+    nass.put(2021, b"one")
+    nass.put(2022, b"two")
+    raster = own(tmp_path, "2022_30m_cdls.tif")
+    own(tmp_path, "2022_30m_cdls.zip")
+    archive = own(tmp_path, "2019_30m_cdls.zip")
+    own(tmp_path, "notes.txt")
+    places = {release.year: release.place for release in nass.releases(tmp_path).releases()}
+    assert places == {2019: str(archive), 2021: nass.put(2021, b"one"), 2022: str(raster)}
+
+
+def test_a_raster_that_was_fetched_gives_way_to_the_index_unless_there_is_none(
+    nass: Nass, tmp_path: Path
+) -> None:
+    nass.put(2022, b"two")
+    raster = own(tmp_path, "2022_30m_cdls.tif")
+    own(tmp_path, "2022_30m_cdls.release.json", "{}")
+    assert [r.place for r in nass.releases(tmp_path).releases()] == [nass.put(2022, b"two")]
+    assert [r.place for r in nass.releases(tmp_path, index="").releases()] == [str(raster)]
+
+
+def test_a_file_that_changes_is_another_version(tmp_path: Path) -> None:
+    path = own(tmp_path, "2022_30m_cdls.tif")
+    releases = CdlReleases(source=str(path), index="")
+    (before,) = releases.releases()
+    assert releases.releases() == [before]
+    os.utime(path, ns=(1, 1))
+    (after,) = releases.releases()
+    assert (after.year, after.place) == (2022, str(path))
+    assert after.version != before.version
+
+
+def test_a_path_with_the_year_in_it_lists_all_years(tmp_path: Path) -> None:
+    for year in (2020, 2021):
+        own(tmp_path, f"cdl-{year}.tif")
+    releases = CdlReleases(source=str(tmp_path / "cdl-{year}.tif"))
+    assert [release.year for release in releases.releases()] == [2020, 2021]
+    assert not releases.fetches
+    assert releases.release(2023) is None
+
+
+def test_a_year_that_the_index_does_not_list_is_told_with_those_that_it_does(
+    nass: Nass, tmp_path: Path
+) -> None:
+    nass.put(2021, b"one")
+    nass.put(2022, b"two")
+    with pytest.raises(NotFoundError, match=r"lists no release of 2031, but those of 2021, 2022$"):
+        nass.releases(tmp_path).release(2031)
