@@ -20,8 +20,12 @@ ORIGIN_X, ORIGIN_Y = -2356095, 3172605
 """Upper-left corner of the national CDL raster in EPSG:5070, metres."""
 CHIP_SIZE = 224
 """Pixels on each side of a chip."""
-
-_CHIP_METRES = CHIP_SIZE * RESOLUTION
+CHIP_METRES = CHIP_SIZE * RESOLUTION
+"""Side of a chip in EPSG:5070."""
+GRID_ROWS = 430
+"""Whole chips in the 96,523 rows of the national CDL raster."""
+GRID_COLS = 686
+"""Whole chips in the 153,811 columns of the national CDL raster."""
 
 
 def chip_id(row: int, col: int) -> str:
@@ -41,10 +45,10 @@ def chip_blocks(rows: range, cols: range) -> GeoBox:
     transform = Affine(
         RESOLUTION,
         0,
-        ORIGIN_X + cols.start * _CHIP_METRES,
+        ORIGIN_X + cols.start * CHIP_METRES,
         0,
         -RESOLUTION,
-        ORIGIN_Y - rows.start * _CHIP_METRES,
+        ORIGIN_Y - rows.start * CHIP_METRES,
     )
     return GeoBox((len(rows) * CHIP_SIZE, len(cols) * CHIP_SIZE), transform, CRS)
 
@@ -69,8 +73,8 @@ def _to_degrees() -> pyproj.Transformer:
 
 def chip_cover(left: float, bottom: float, right: float, top: float) -> tuple[range, range]:
     """Rows and columns of the chips that cover an area given in EPSG:5070 metres."""
-    rows = range(int((ORIGIN_Y - top) // _CHIP_METRES), int(-((bottom - ORIGIN_Y) // _CHIP_METRES)))
-    cols = range(int((left - ORIGIN_X) // _CHIP_METRES), int(-((ORIGIN_X - right) // _CHIP_METRES)))
+    rows = range(int((ORIGIN_Y - top) // CHIP_METRES), int(-((bottom - ORIGIN_Y) // CHIP_METRES)))
+    cols = range(int((left - ORIGIN_X) // CHIP_METRES), int(-((ORIGIN_X - right) // CHIP_METRES)))
     return rows, cols
 
 

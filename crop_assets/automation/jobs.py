@@ -20,9 +20,8 @@ TILE_STAGES = (
     "filtered_chips",
 )
 TILES = dg.AssetSelection.assets(*TILE_STAGES)
-DATASET = dg.AssetSelection.assets(
-    "tile_payloads", "splits", "band_stats", "class_weights", "class_distribution"
-)
+DATASET_ASSETS = ("tile_payloads", "splits", "band_stats", "class_weights", "class_distribution")
+DATASET = dg.AssetSelection.assets(*DATASET_ASSETS)
 
 labels_job = dg.define_asset_job(
     "labels_job", LABELS, description="A CDL release -> chip boxes and their tiles. Run it for a year first."

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
-from crop_assets.automation.jobs import TILE_STAGES, dataset_job, labels_job, tiles_job
+from crop_assets.automation.jobs import DATASET, DATASET_ASSETS, TILE_STAGES, TILES, labels_job
 from crop_assets.automation.releases import release_changes
 from crop_assets.automation.years import next_step, year_state
 from crop_assets.layout import Layout
@@ -20,7 +20,7 @@ from resources.cdl import CdlReleases
 from resources.store import DatasetStore
 
 _RELEASE_SECONDS = 6 * 3600
-_YEAR_SECONDS = 60
+_YEAR_SECONDS = 30
 
 
 @dg.sensor(
@@ -58,11 +58,12 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
 
 
 @dg.sensor(
-    jobs=[tiles_job, dataset_job],
+    # not by jobs: Dagster takes backfills of sensors that target assets alone
+    asset_selection=TILES | DATASET,
     minimum_interval_seconds=_YEAR_SECONDS,
     default_status=dg.DefaultSensorStatus.STOPPED,
     description="Turn it on to have each year made to its end: once a year's tile_map is there, its tiles are "
-    "backfilled; once all tiles are done, dataset_job is launched. Each is asked for once; what failed waits for a "
+    "backfilled; once all tiles are done, the assets of dataset_job are materialized. Each is asked for once; what failed waits for a "
     "person, and is named here.",
 )
 def dataset_sensor(
@@ -70,7 +71,7 @@ def dataset_sensor(
 ) -> dg.SensorResult:
     cursor, latest = _cursor(context), _latest_events(context.instance, recipe)
     if cursor.get("seen") == latest:
-        return dg.SensorResult(skip_reason=str(cursor.get("told", "")))
+        return dg.SensorResult(skip_reason=f"{cursor['told']}; nothing has changed since")
     requests, told = [], []
     asked: dict[str, dict[str, str]] = dict(cursor.get("asked", {}))
     for year in context.instance.get_dynamic_partitions(CDL_YEAR):
@@ -87,7 +88,8 @@ def dataset_sensor(
             asked[year] = before | {"tiles": state.tile_map}
         elif step.what == "dataset":
             key = f"dataset-{recipe.dataset}-{year}-{state.digest}"
-            requests.append(dg.RunRequest(run_key=key, job_name=dataset_job.name, partition_key=year))
+            assets = [dg.AssetKey(name) for name in DATASET_ASSETS]
+            requests.append(dg.RunRequest(run_key=key, partition_key=year, asset_selection=assets))
             asked[year] = before | {"dataset": state.digest}
     said = "; ".join(told) or "no year has a tile map of this recipe yet"
     context.log.info(said)
@@ -99,7 +101,7 @@ def dataset_sensor(
 
 
 def _backfill(context: dg.SensorEvaluationContext, year: str, tiles: tuple[str, ...]) -> dg.RunRequest:
-    """A backfill of tiles_job over tiles of a year, which the daemon launches as it does one from the UI."""
+    """A backfill of the tile stages over tiles of a year, which the daemon launches as it does one from the UI."""
     context.instance.add_dynamic_partitions(TILE, tiles)
     keys = [dg.MultiPartitionKey({CDL_YEAR: year, TILE: tile}) for tile in tiles]
     partitions = year_tile_partitions.subset_with_partition_keys(keys)

@@ -62,7 +62,9 @@ def next_step(state: YearState, tiles_asked: str, dataset_asked: str) -> NextSte
         return NextStep("nothing", f"waiting for {len(state.waiting)} of {total} tiles ({some})")
     if state.done and dataset_asked != state.digest:
         return NextStep("dataset", f"all {total} tiles are done")
-    return NextStep("nothing", f"all {total} tiles are done, and the dataset was asked for")
+    return NextStep(
+        "nothing", f"all {total} tiles are done, and the dataset was asked for" if total else "no tile"
+    )
 
 
 def _current(lineage: Lineage, tile: str) -> bool:

@@ -28,6 +28,7 @@ from crop_assets.labels.sampling import (
     compare_choices,
     read_chip_geojson,
     weighed_boxes,
+    with_surroundings,
     write_chip_geojson,
 )
 from crop_assets.progress import Progress
@@ -65,7 +66,18 @@ _PLACE_AND_CLASSES = (
 )
 CANDIDATE_CHIPS = TableSchema(_PLACE_AND_CLASSES)
 CHIP_BBOXES = TableSchema(
-    (*_PLACE_AND_CLASSES, Column("weight", pa.float64(), "evenness of the classes, 0 to 1")),
+    (
+        *_PLACE_AND_CLASSES,
+        Column("weight", pa.float64(), "evenness of the classes, 0 to 1"),
+        Column(
+            "block", pa.string(), "block of chips that the box lies in, for splits that keep blocks together"
+        ),
+        Column(
+            "neighbours",
+            pa.list_(pa.string()),
+            "ids of the chip boxes that share an edge or a corner with it",
+        ),
+    ),
     geometry_crs=CRS,
 )
 
@@ -131,9 +143,9 @@ def chip_bboxes(
     `chip_bbox.geojson` (EPSG:4326) and `chip_bbox_5070.geojson`.
     """
     run = YearRun.of(context, recipe, store, CHIP_BBOXES)
-    fields = ["chips", "sampling", "min_classes", "chip_boxes", "aoi"]
+    fields = ["chips", "sampling", "min_classes", "chip_boxes", "aoi", "block_chips"]
     if recipe.sampling == "balanced":
-        fields += ["class_target", "block_chips", "max_per_block", "sampling_seed"]
+        fields += ["class_target", "max_per_block", "sampling_seed"]
     inputs = [_checksum(recipe.chip_boxes), _checksum(recipe.aoi)]
     if done := run.unchanged(inputs, upstream=["candidate_chips"], fields=fields):
         return done
@@ -141,7 +153,7 @@ def chip_bboxes(
     context.log.info(f"choosing among {len(landscape)} boxes")
     balance = _balance(recipe)
     choices = _choose(recipe, landscape, balance)
-    chosen = next(iter(choices.values()))
+    chosen = with_surroundings(next(iter(choices.values())), recipe.block_chips)
     files = []
     for name, crs in (("chip_bbox.geojson", "EPSG:4326"), ("chip_bbox_5070.geojson", "EPSG:5070")):
         files.append(run.layout.file(name))

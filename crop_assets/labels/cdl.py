@@ -19,15 +19,8 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_SIZE, ORIGIN_X, ORIGIN_Y, RESOLUTION, chip_id
+from crop_assets.grid import CHIP_SIZE, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y, RESOLUTION, chip_id
 from crop_assets.labels.classes import CLASSES, UNKNOWN, lookup_table, reclassify
-
-CHIP_METRES = CHIP_SIZE * RESOLUTION
-"""Side of a chip in EPSG:5070."""
-GRID_ROWS = 430
-"""Whole chips in the 96,523 rows of the national CDL raster."""
-GRID_COLS = 686
-"""Whole chips in the 153,811 columns of the national CDL raster."""
 
 _STRIPS_PER_TASK = 8
 _COLS_PER_READ = 128

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from shapely.errors import ShapelyError
 
 from crop_assets.errors import InputError
-from crop_assets.grid import ORIGIN_X, ORIGIN_Y, chip_id, chip_position
+from crop_assets.grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y, chip_id, chip_position
 from crop_assets.labels.balance import Balance, choose_balanced, distance
-from crop_assets.labels.cdl import CHIP_METRES, GRID_COLS, GRID_ROWS, ChipHistograms
+from crop_assets.labels.cdl import ChipHistograms
 from crop_assets.labels.classes import CLASSES
 
 Strategy = Literal["evenness", "balanced", "all"]
@@ -107,6 +107,22 @@ def choose_boxes(
         counts = ranked[CLASS_COLUMNS[1:]].to_numpy()
         ranked = ranked.iloc[choose_balanced(counts, rows, cols, chips, balance)]
     return ranked.head(chips).reset_index(drop=True)
+
+
+def with_surroundings(boxes: gpd.GeoDataFrame, block_chips: int) -> gpd.GeoDataFrame:
+    """Boxes with what spatial splits need: `block` (str, the block of `block_chips` x `block_chips` chips of the
+    national chip grid that the box lies in) and `neighbours` (list of str, ids of the boxes that share an edge or a
+    corner with it, sorted).
+    """
+    squares = boxes.geometry.to_numpy()
+    of, touching = shapely.STRtree(squares).query(squares, predicate="touches")
+    ids = boxes["chip_id"].to_numpy(dtype=object)
+    neighbours: list[list[str]] = [[] for _ in ids]
+    for box, neighbour in zip(of, touching, strict=True):
+        neighbours[box].append(ids[neighbour])
+    blocks = boxes[["row", "col"]] // block_chips
+    names = [f"block_{row:03d}_{col:03d}" for row, col in blocks.itertuples(index=False)]
+    return boxes.assign(block=names, neighbours=[sorted(names) for names in neighbours])
 
 
 def compare_choices(choices: Mapping[str, pd.DataFrame], balance: Balance) -> pd.DataFrame:

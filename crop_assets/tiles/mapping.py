@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from shapely import Point
 
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_SIZE, RESOLUTION
+from crop_assets.grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.tiles.grid import hls_tile_bounds
 
 
@@ -51,14 +51,15 @@ def map_chips(
     nearest = usable[_nearest(boxes[keys].to_numpy(), grid[keys].to_numpy()[usable])]
 
     centres = boxes[["x", "y"]].to_numpy()
-    margin, overlaps = _margins(centres, grid, nearest)
+    cells = boxes[["row", "col"]].to_numpy(np.int64)
+    margin, overlaps = _margins(cells, grid, nearest)
     if outside == "reassign":
         for i in np.flatnonzero(~overlaps):
             holding = np.flatnonzero(grid.contains(Point(boxes["lon"].iloc[i], boxes["lat"].iloc[i])))
             if len(holding):
-                depths, _ = _margins(np.repeat(centres[[i]], len(holding), axis=0), grid, holding)
-                nearest[i] = holding[depths.argmax()]
-        margin, overlaps = _margins(centres, grid, nearest)
+                depths, met = _margins(np.repeat(cells[[i]], len(holding), axis=0), grid, holding)
+                deepest = depths.argmax()
+                nearest[i], margin[i], overlaps[i] = holding[deepest], depths[deepest], met[deepest]
     with np.errstate(invalid="ignore"):
         distance = np.hypot(*(centres - grid[["x", "y"]].to_numpy()[nearest]).T)
     names = grid["tile"].to_numpy(dtype=object)[nearest]
@@ -87,24 +88,42 @@ def _nearest(points: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDA
 
 
 def _margins(
-    centres: NDArray[np.float64], grid: gpd.GeoDataFrame, nearest: NDArray[np.intp]
+    cells: NDArray[np.int64], grid: gpd.GeoDataFrame, nearest: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """How far each box stays inside its tile's HLS raster, metres, and whether it meets it at all."""
+    """How far each box stays inside its tile's HLS raster, metres, and whether it meets it at all.
+
+    `cells` is [n, 2], the boxes' rows and columns.
+    """
     tiles, tile_of_box = np.unique(nearest, return_inverse=True)
-    rasters = [hls_tile_bounds(grid["tile"][i], grid.geometry[i]) for i in tiles]
+    rasters = [
+        hls_tile_bounds(tile, polygon)
+        for tile, polygon in zip(
+            grid["tile"].to_numpy(dtype=object)[tiles], grid.geometry.to_numpy()[tiles], strict=True
+        )
+    ]
     zone = np.array([raster.epsg for raster in rasters], dtype=np.int64)[tile_of_box]
     edges = np.array([raster[1:] for raster in rasters], dtype=np.float64).reshape(-1, 4)[tile_of_box]
-    half = CHIP_SIZE * RESOLUTION / 2
-    x = centres[:, :1] + [-half, half, half, -half]
-    y = centres[:, 1:] + [half, half, -half, -half]
+    x, y = np.empty((2, len(cells), 4))
     for epsg in np.unique(zone):
         here = zone == epsg
-        x[here], y[here] = _to_utm(int(epsg)).transform(x[here], y[here])
+        x[here], y[here] = _corners(cells[here], int(epsg))
     left, bottom, right, top = edges[:, :, None].swapaxes(0, 1)
     inside = np.stack([x - left, y - bottom, right - x, top - y])
     overlaps = (inside.max(axis=2) > 0).all(axis=0)
     margin: NDArray[np.float64] = inside.min(axis=(0, 2))
     return margin, overlaps
+
+
+def _corners(cells: NDArray[np.int64], epsg: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The four corners of boxes in a UTM zone, [n, 4] each. One that boxes share is projected once."""
+    across = GRID_COLS + 1
+    corners = cells[:, :1] * across + cells[:, 1:] + [0, 1, across + 1, across]
+    used = np.zeros((GRID_ROWS + 1) * across, bool)
+    used[corners] = True
+    row, col = np.divmod(np.flatnonzero(used), across)
+    x, y = _to_utm(epsg).transform(ORIGIN_X + CHIP_METRES * col, ORIGIN_Y - CHIP_METRES * row)
+    place = np.cumsum(used) - 1
+    return x[place[corners]], y[place[corners]]
 
 
 @lru_cache

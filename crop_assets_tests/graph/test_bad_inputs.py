@@ -179,7 +179,7 @@ def square(west: float, south: float, size: float) -> dict[str, Any]:
 
 
 def lost(graph: Graph, before: dict[str, str]) -> set[str]:
-    """The files that are no more what they were, but for the recipe that `cdl` and `candidate_chips` were last asked for with."""
+    """The files that are no more what they were, but for the last recipe that what is not chosen was asked for with."""
     after, unchosen = digests(graph.root), ("cdl", "candidate_chips")
     return {name for name in before if after.get(name) != before[name] and Path(name).stem not in unchosen}
 

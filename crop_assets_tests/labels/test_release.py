@@ -250,9 +250,11 @@ def test_a_release_that_comes_out_amid_a_download_is_taken_from_its_start(
 def test_a_fetched_archive_outlasts_a_failed_run_but_not_a_damaged_one(
     nass: Nass, obtain: Obtain, pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nass.put(2022, pack(codes()))
+    data = pack(codes())
+    nass.put(2022, data)
+    room = shutil._ntuple_diskusage(1, 1, len(data) * 3 // 2)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
+        patch.setattr(store_module.shutil, "disk_usage", lambda _: room)
         with pytest.raises(OSError, match=r"MB are to be written, and .* has room for"):
             obtain()
     made = obtain()

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
 from crop_assets.errors import InputError
-from crop_assets.grid import chip_position
-from crop_assets.labels.cdl import GRID_COLS, GRID_ROWS
+from crop_assets.grid import GRID_COLS, GRID_ROWS, chip_position
 from crop_assets.labels.sampling import (
     CLASS_COLUMNS,
     choose_boxes,

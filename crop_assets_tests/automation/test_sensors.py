@@ -1,0 +1,120 @@
+"""The release sensor, ticked on a real instance against a real index."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from crop_assets.automation.sensors import cdl_release_sensor
+from crop_assets.partitions import CDL_YEAR
+from crop_assets_tests.resources.nass import Nass
+from crop_assets_tests.resources.nass import nass as nass
+from resources.errors import IntegrityError, UnavailableError
+
+
+class Releases:
+    """The release sensor over an index, with the cursor that its last tick left."""
+
+    def __init__(self, nass: Nass, folder: Path, instance: dg.DagsterInstance) -> None:
+        self._nass, self._folder, self.instance = nass, folder, instance
+        self.cursor: str | None = None
+
+    def tick(self) -> dg.SensorResult:
+        context = dg.build_sensor_context(
+            self.instance,
+            self.cursor,
+            sensor_name="cdl_release_sensor",
+            resources={"cdl_releases": self._nass.releases(self._folder, attempts=1)},
+        )
+        result = cdl_release_sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        self.cursor = result.cursor
+        return result
+
+
+@pytest.fixture
+def releases(nass: Nass, tmp_path: Path) -> Iterator[Releases]:
+    nass.put(2021, b"one")
+    nass.put(2022, b"two")
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Releases(nass, tmp_path / "cdl", instance)
+
+
+def asked(result: dg.SensorResult) -> list[str | None]:
+    return [request.partition_key for request in result.run_requests or []]
+
+
+def added(result: dg.SensorResult) -> list[str]:
+    keys: list[str] = []
+    for request in result.dynamic_partitions_requests or []:
+        assert request.partitions_def_name == CDL_YEAR
+        keys += request.partition_keys
+    return keys
+
+
+def test_the_first_tick_records_what_is_there_and_launches_nothing(releases: Releases) -> None:
+    first = releases.tick()
+    assert asked(first) == added(first) == []
+    assert json.loads(first.cursor or "").keys() == {"2021", "2022"}
+    assert "2 releases known (2021 to 2022), none of them new" in str(first.skip_reason)
+    assert asked(releases.tick()) == []
+
+
+def test_a_new_year_becomes_a_partition_and_a_run_of_the_labels(releases: Releases, nass: Nass) -> None:
+    releases.tick()
+    address = nass.put(2023, b"three")
+    result = releases.tick()
+    assert asked(result) == added(result) == ["2023"]
+    (request,) = result.run_requests or []
+    assert request.tags["cdl_release"] == address
+    assert cdl_release_sensor.job_name == "labels_job"
+    assert asked(releases.tick()) == []
+
+
+def test_a_year_that_is_released_again_is_asked_for_by_another_key(releases: Releases, nass: Nass) -> None:
+    releases.tick()
+    nass.put(2023, b"three")
+    (first,) = releases.tick().run_requests or []
+    nass.put(2023, b"three, mended")
+    result = releases.tick()
+    assert asked(result) == added(result) == ["2023"]
+    (second,) = result.run_requests or []
+    assert first.run_key != second.run_key
+    assert first.run_key is not None
+    assert first.run_key.startswith("cdl-2023-")
+
+
+@pytest.mark.parametrize("failure", ["the page", "a file", "another page"])
+def test_a_look_that_fails_changes_nothing(releases: Releases, nass: Nass, failure: str) -> None:
+    releases.tick()
+    before = releases.cursor
+    nass.put(2023, b"three")
+    expected: type[Exception] = UnavailableError
+    if failure == "the page":
+        nass.broken["/Release/index.php"] = 500
+    elif failure == "a file":
+        nass.broken["/Release/datasets/2021_30m_cdls.zip"] = 503
+    else:
+        nass.page, expected = "<html>We have moved</html>", IntegrityError
+    with pytest.raises(expected):
+        releases.tick()
+    assert releases.cursor == before
+    nass.broken.clear()
+    nass.page = None
+    assert asked(releases.tick()) == ["2023"]
+
+
+def test_a_first_look_that_fails_in_part_is_none(releases: Releases, nass: Nass) -> None:
+    nass.broken["/Release/datasets/2021_30m_cdls.zip"] = 500
+    with pytest.raises(UnavailableError):
+        releases.tick()
+    nass.broken.clear()
+    assert asked(releases.tick()) == [], "2021 was there from the first, and is not new"
+
+
+def test_a_cursor_of_someone_else_is_refused_with_what_to_do(releases: Releases) -> None:
+    releases.cursor = "2022-11-24"
+    with pytest.raises(ValueError, match="run: dagster sensor cursor cdl_release_sensor --delete"):
+        releases.tick()
