@@ -34,6 +34,11 @@ CONTENDERS = {
     "cdl_scan_ours": ("national", "scan_ours", 5),
     "cdl_scan_floor": ("national", "scan_floor", 5),
     "cdl_scan_loop": ("national", "scan_loop", 3),
+    "choose_ours": ("labels", "choose_ours", 3),
+    "choose_evenness": ("labels", "choose_evenness", 3),
+    "choose_greedy": ("labels", "choose_greedy", 3),
+    "tiles_ours": ("labels", "tiles_ours", 5),
+    "tiles_sjoin": ("labels", "tiles_sjoin", 5),
     "statistics_ours": ("national", "statistics_ours", 5),
     "statistics_one_band_concatenate": ("national", "statistics_concatenate", 3),
     "content_verified": ("content", "verified", 5),
@@ -42,17 +47,18 @@ CONTENDERS = {
     "stages_bare": ("orchestration", "bare", 3),
     "stages_through_dagster": ("orchestration", "through_dagster", 3),
 }
-_WITHOUT_WARM_UP = {"tile_reference", "statistics_one_band_concatenate", "cdl_scan_loop"}
+_WITHOUT_WARM_UP = {"tile_reference", "statistics_one_band_concatenate", "cdl_scan_loop", "choose_greedy"}
 _BANDS = 6
 
 
 def build(root: Path) -> None:
     """Make all inputs below `root`."""
-    from benchmarks import content, orchestration, world
+    from benchmarks import content, labels, orchestration, world
 
     world.make_tile_world(root / "tile")
     world.write_cdl(root / "national" / "cdl.tif", range(200, 260), range(300, 360))
     world.write_chips(root / "national" / "chips", 400)
+    labels.write_country(root / "labels")
     content.write_file(root / "content" / "file")
     (root / "orchestration").mkdir()
     orchestration.make_world(root / "orchestration")
@@ -101,6 +107,10 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
         "tile_vs_floor": seconds["tile_ours"] / seconds["tile_floor"],
         "cdl_scan_vs_loop": seconds["cdl_scan_loop"] / seconds["cdl_scan_ours"],
         "cdl_scan_vs_floor": seconds["cdl_scan_ours"] / seconds["cdl_scan_floor"],
+        "choose_balanced_vs_greedy": seconds["choose_greedy"] / seconds["choose_ours"],
+        "distance_evenness_vs_balanced": seconds["choose_evenness_distance"]
+        / seconds["choose_ours_distance"],
+        "tiles_vs_sjoin": seconds["tiles_sjoin"] / seconds["tiles_ours"],
         # the recipe takes one band after the other
         "statistics_vs_concatenate": _BANDS
         * seconds["statistics_one_band_concatenate"]

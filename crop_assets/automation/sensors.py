@@ -63,8 +63,8 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
     minimum_interval_seconds=_YEAR_SECONDS,
     default_status=dg.DefaultSensorStatus.STOPPED,
     description="Turn it on to have each year made to its end: once a year's tile_map is there, its tiles are "
-    "backfilled; once all tiles are done, the assets of dataset_job are materialized. Each is asked for once; what failed waits for a "
-    "person, and is named here.",
+    "backfilled; once all tiles are done, the assets of dataset_job are materialized. Each is asked for once; what "
+    "failed waits for a person, and is named here.",
 )
 def dataset_sensor(
     context: dg.SensorEvaluationContext, recipe: DatasetRecipe, store: DatasetStore
