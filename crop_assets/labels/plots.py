@@ -14,11 +14,13 @@ import shapely
 from numpy.typing import NDArray
 
 from crop_assets.drawing import png
+from crop_assets.grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y
 from crop_assets.labels.classes import CLASS_COLOURS, CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 _CHOICE_COLOURS = ("#b8bec6", "#4c78a8", "#f2a541")
 
@@ -74,19 +76,26 @@ def choices_png(choices: Mapping[str, NDArray[np.int64]], target: Sequence[float
 def choice_maps_png(choices: Mapping[str, gpd.GeoDataFrame], landscape: pd.DataFrame) -> "Figure":
     """Maps in EPSG:5070, side by side, of the chips of several choices on all boxes there are.
 
-    A chip has the colour of its largest class. `choices` are frames of chip boxes by name, and `landscape` holds the
-    centres `x` and `y` of all boxes.
+    A chip has the colour of its largest class. `choices` are frames of chip boxes by name, and `landscape` holds `row`,
+    `col` and `class_0` of all boxes; those without no-data are grey.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6 * len(choices), 4.4), layout="constrained")
-    for axes, (name, boxes) in zip(
-        figure.subplots(1, len(choices), squeeze=False)[0], choices.items(), strict=True
-    ):
-        axes.scatter(landscape["x"], landscape["y"], s=0.3, c="#e4e7eb", marker="s", linewidths=0)
-        _draw_chips(axes, boxes, 1.2)
+    figure = Figure(figsize=(6 * len(choices), 4.8), layout="constrained")
+    rows, cols = landscape["row"].to_numpy(), landscape["col"].to_numpy()
+    held = np.zeros((rows.max() - rows.min() + 1, cols.max() - cols.min() + 1))
+    held[rows - rows.min(), cols - cols.min()] = 0.12 * (landscape["class_0"] == 0)
+    left, right = (ORIGIN_X + CHIP_METRES * int(col) for col in (cols.min(), cols.max() + 1))
+    top, bottom = (ORIGIN_Y - CHIP_METRES * int(row) for row in (rows.min(), rows.max() + 1))
+    shown: set[int] = set()
+    panels = figure.subplots(1, len(choices), squeeze=False)[0]
+    for axes, (name, boxes) in zip(panels, choices.items(), strict=True):
+        axes.imshow(held, cmap="Greys", vmin=0, vmax=1, extent=(left, right, bottom, top))
+        shown.update(_draw_chips(axes, boxes, 0.8).tolist())
         _kilometres(axes)
         axes.set_title(f"{name}: {len(boxes)} chips", fontsize=10)
+    if shown:
+        figure.legend(handles=_class_patches(shown), fontsize=7, ncols=7, loc="outside lower center")
     return figure
 
 
@@ -99,7 +108,6 @@ def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
     """
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.add_subplot()
@@ -109,10 +117,8 @@ def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
     axes.autoscale_view()
     _kilometres(axes)
     axes.set_title(f"{len(boxes)} chips, {len(tiles)} tiles (EPSG:5070, km)", fontsize=10)
-    handles = [
-        Patch(color=CLASS_COLOURS[value], label=CLASSES[value]) for value in sorted(set(largest.tolist()))
-    ]
-    if handles:
+    if len(largest):
+        handles = _class_patches(set(largest.tolist()))
         axes.legend(handles=handles, fontsize=7, loc="lower left", title="largest class", title_fontsize=7)
     return figure
 
@@ -128,6 +134,13 @@ def _draw_chips(axes: "Axes", boxes: gpd.GeoDataFrame, edge: float) -> NDArray[n
     # an edge of its own colour keeps a chip visible where it is smaller than a picture's pixel
     axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors=colours, linewidths=edge))
     return largest
+
+
+def _class_patches(values: set[int]) -> "list[Patch]":
+    """What a legend shows of classes."""
+    from matplotlib.patches import Patch
+
+    return [Patch(color=CLASS_COLOURS[value], label=CLASSES[value]) for value in sorted(values)]
 
 
 def _kilometres(axes: "Axes") -> None:

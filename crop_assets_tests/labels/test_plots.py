@@ -6,8 +6,9 @@ import numpy as np
 import shapely
 
 from crop_assets.labels.cdl import ChipHistograms
-from crop_assets.labels.plots import chip_map_png, class_histogram_png
-from crop_assets.labels.sampling import candidate_boxes, weighed_boxes
+from crop_assets.labels.plots import chip_map_png, choice_maps_png, choices_png, class_histogram_png
+from crop_assets.labels.sampling import CLASS_COLUMNS, candidate_boxes, weighed_boxes
+from crop_assets_tests.labels.conftest import boxes_of
 
 
 def _height_width(png: bytes) -> tuple[int, int]:
@@ -20,6 +21,23 @@ def test_class_histogram_is_a_png_even_of_nothing() -> None:
     assert _height_width(class_histogram_png(counts)) == (400, 800)
     assert class_histogram_png(counts) == class_histogram_png(counts)
     assert _height_width(class_histogram_png(np.zeros(14, np.int64))) == (400, 800)
+
+
+def test_choices_are_shown_side_by_side_even_of_nothing() -> None:
+    counts = np.zeros((6, 14), np.int32)
+    counts[range(6), [3, 4, 5, 6, 3, 0]] = 224 * 224
+    landscape = boxes_of([(230, col) for col in range(300, 306)], counts)
+    choices = {"evenness": landscape.iloc[:2], "balanced": landscape.iloc[2:4]}
+    both, one = choice_maps_png(choices, landscape), choice_maps_png({"all": landscape}, landscape)
+    assert _height_width(both) == (480, 1200)
+    assert _height_width(one) == (480, 600)
+    assert choice_maps_png(choices, landscape) == both
+    assert _height_width(choice_maps_png({"none": landscape.iloc[:0]}, landscape)) == (480, 600)
+
+    pixels = {name: boxes[CLASS_COLUMNS].sum().to_numpy() for name, boxes in choices.items()}
+    bars = choices_png(pixels, (1 / 13,) * 13)
+    assert _height_width(bars) == (400, 1000)
+    assert choices_png({**pixels, "balanced": np.zeros(14, np.int64)}, (1 / 13,) * 13) != bars
 
 
 def test_chip_map_is_a_png_even_of_nothing() -> None:
