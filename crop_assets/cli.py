@@ -169,6 +169,67 @@ def _plan(data: str, year: int, rate: float, every: bool) -> int:
     return 0 if len(ready) == len(total) else 1
 
 
+@app.command()
+def aoi(
+    data: Annotated[
+        str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
+    ] = "data",
+    dataset: Annotated[str, typer.Option(help="The dataset's name; by default the recipe's.")] = "",
+    year: Annotated[
+        int | None, typer.Option(help="The CDL year; by default the last one with candidate chips.")
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="File of the store to save in, and to go on from.")
+    ] = "aoi.geojson",
+    port: Annotated[
+        int | None,
+        typer.Option(help="Loopback port of the page; by default 8350, or a free one.", min=0, max=65535),
+    ] = None,
+    base_map: Annotated[
+        str, typer.Option(help="Address of the base map's tiles with {z}, {x} and {y}; empty for none.")
+    ] = "https://tile.openstreetmap.org/{z}/{x}/{y}.png",
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Draw an area of interest on a map, and see how many chips and HLS tiles it holds.
+
+    Serves a page on 127.0.0.1 until Ctrl-C; only the base map needs the internet. Launch labels_job for the year first.
+    The recipe is that of CROP_ASSETS_RECIPE. Exit code 0: ended. 2: there is nothing to draw on, or the file that it
+    would be saved in is not one to go on from.
+    """
+    _finish(lambda: _aoi(data, dataset, year, name, port, base_map, browse))
+
+
+def _aoi(
+    data: str, dataset: str, year: int | None, name: str, port: int | None, base_map: str, browse: bool
+) -> int:
+    from crop_assets.aoi_map.area import Count, latest_year, load_area
+    from crop_assets.aoi_map.server import AoiFile, AoiPage, check_base_map, listen, run
+    from crop_assets.layout import Layout
+    from crop_assets.recipe import load_recipe
+    from resources.store import DatasetStore
+
+    recipe = load_recipe(os.environ.get("CROP_ASSETS_RECIPE", ""))
+    store = DatasetStore(root=data)
+    check_base_map(base_map)
+    file = AoiFile.of(store, name)
+    with listen(port) as listener:
+        dataset = dataset or recipe.dataset
+        layout = Layout(dataset, latest_year(store, dataset) if year is None else year)
+        area = load_area(store, layout, recipe)
+
+        def saved(count: Count) -> None:
+            typer.echo(
+                f"saved {file.path}: {count.boxes:,} boxes, {len(count.tiles)} HLS tiles; in the recipe:"
+            )
+            typer.echo(f"aoi: {file.path}")
+
+        page = AoiPage(area, layout, file, base_map, saved)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        typer.echo(f"Draw an area of interest at {url}   (Ctrl-C ends it)")
+        run(page.app(), listener, url if browse else "")
+    return 0
+
+
 def _finish(work: Callable[[], int]) -> None:
     """Exit with what `work` returns; an error that a user can mend is one line, not a traceback."""
     try:

@@ -7,7 +7,6 @@ servers are asked (`resources/`), nor how fast the work is done.
 import datetime as dt
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -182,8 +181,8 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
                 f"class_target: no class is called {', '.join(sorted(unknown))}; "
                 f"the classes are {', '.join(CLASSES[1:])}"
             )
-        if any(not 0 <= weight < math.inf for weight in value.values()):
-            raise ValueError(f"class_target {value} must weigh each class by 0 or more")
+        if any(not 0 <= weight <= 1e6 for weight in value.values()):
+            raise ValueError(f"class_target {value} must weigh each class by a number from 0 to 1,000,000")
         if len(value) == len(CLASSES) - 1 and not any(value.values()):
             raise ValueError("class_target weighs every class by 0; at least one must count")
         return value

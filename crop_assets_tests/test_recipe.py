@@ -101,8 +101,8 @@ def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
             "class_target: {Maize: 2}",
             "class_target: no class is called Maize; the classes are Natural Vegetation",
         ),
-        ("class_target: {Corn: -1}", "must weigh each class by 0 or more"),
-        ("class_target: {Corn: .inf}", "must weigh each class by 0 or more"),
+        ("class_target: {Corn: -1}", "must weigh each class by a number from 0 to 1,000,000"),
+        ("class_target: {Corn: .inf}", "must weigh each class by a number from 0 to 1,000,000"),
         ("class_target: {Corn: much}", "class_target.Corn: Input should be a valid number"),
         (
             f"class_target: {dict.fromkeys(CLASSES[1:], 0)}",

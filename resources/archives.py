@@ -3,10 +3,11 @@
 Belongs here: names, sizes and checksums of members. Does not: what the members are.
 """
 
+import contextlib
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from resources.errors import IntegrityError
@@ -22,13 +23,8 @@ def members(path: Path, max_bytes: int) -> list[zipfile.ZipInfo]:
 
     Raises IntegrityError for what is no zip, is cut short, or is unsafe.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = [member for member in archive.infolist() if not member.is_dir()]
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise IntegrityError(
-            f"{path} is not a zip archive, or not all of one ({error}); fetch it again"
-        ) from None
+    with _damage_told(f"{path} is not a zip archive, or not all of one"), zipfile.ZipFile(path) as archive:
+        found = [member for member in archive.infolist() if not member.is_dir()]
     for member in found:
         name = PurePosixPath(member.filename)
         if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
@@ -51,11 +47,25 @@ def unpack(path: Path, member: zipfile.ZipInfo, target: Path, progress: Callable
 
     Raises IntegrityError where its bytes are not those that the archive's checksum is of.
     """
+    problem = f"{path}: {member.filename} cannot be unpacked"
+    with contextlib.ExitStack() as stack:
+        with _damage_told(problem):
+            source = stack.enter_context(zipfile.ZipFile(path).open(member))
+        file = stack.enter_context(target.open("wb"))
+        while True:
+            with _damage_told(problem):
+                piece = source.read(_PIECE)
+            if not piece:
+                return
+            file.write(piece)
+            progress(file.tell())
+
+
+@contextlib.contextmanager
+def _damage_told(problem: str) -> Iterator[None]:
+    """Turn what zipfile raises for damaged bytes into IntegrityError; an OSError too, for it seeks to wrong places."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as source, target.open("wb") as file:
-            while piece := source.read(_PIECE):
-                file.write(piece)
-                progress(file.tell())
+        yield
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -63,7 +73,7 @@ def unpack(path: Path, member: zipfile.ZipInfo, target: Path, progress: Callable
         EOFError,
         NotImplementedError,
         RuntimeError,
+        ValueError,
+        OSError,
     ) as error:
-        raise IntegrityError(
-            f"{path}: {member.filename} cannot be unpacked: {error}; fetch it again"
-        ) from None
+        raise IntegrityError(f"{problem}: {error}; fetch it again") from None

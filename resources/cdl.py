@@ -14,18 +14,20 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import dagster as dg
+import requests
 import tenacity
 from pydantic import Field
 
 from resources.errors import IntegrityError, NotFoundError, TryAgainError
-from resources.http import ask, get_bytes, get_file, new_session, same_site
+from resources.http import ask, get_file, get_page, new_session, same_site
 from resources.partials import Partials
 from resources.store import require_room
 
 INDEX = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
 
 _ARCHIVE = re.compile(r"(\d{4})_30m_cdls\.zip", re.ASCII)
-_YEAR = re.compile(r"(?<!\d)((?:19|20)\d{2})(?!\d)", re.ASCII)
+_YEARS = range(1997, 2101)
+"""From the first CDL of any state on."""
 _FILE_SUFFIXES = {".tif", ".tiff", ".img", ".vrt", ".zip"}
 _MOST_INDEX_BYTES = 4 << 20
 _MOST_ARCHIVE_BYTES = 20 << 30
@@ -117,25 +119,33 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             return _local(year, archive)
         if not self.fetches:
             return None
-        listed = self._listed()
-        if year not in listed:
-            raise NotFoundError(
-                f"{self.index} lists no release of {year}, but those of {', '.join(map(str, sorted(listed)))}"
-            )
-        return self._release(year, listed[year])
+        with new_session(self.attempts) as session:
+            listed = self._listed(session)
+            if year not in listed:
+                raise NotFoundError(
+                    f"{self.index} lists no release of {year}, but those of {', '.join(map(str, sorted(listed)))}"
+                )
+            return self._release(session, year, listed[year])
 
     def releases(self) -> list[Release]:
         """The latest release of each year: files of one's own, and of the other years what the index lists.
 
         A listed file that is not there (404) is no release yet. Raises UnavailableError and the like where the index or
-        a file of it does not answer, and IntegrityError where the index lists nothing or a file tells no version.
+        a file of it does not answer, and IntegrityError where the index lists nothing that is there or a file tells
+        no version.
         """
         found = {release.year: release for release in self._own()}
-        if self.fetches:
-            for year, url in self._listed().items():
-                if year not in found:
-                    with contextlib.suppress(NotFoundError):
-                        found[year] = self._release(year, url)
+        if not self.fetches:
+            return [found[year] for year in sorted(found)]
+        with new_session(self.attempts) as session:
+            listed = self._listed(session)
+            for year in listed.keys() - found.keys():
+                with contextlib.suppress(NotFoundError):
+                    found[year] = self._release(session, year, listed[year])
+        if not found:
+            raise IntegrityError(
+                f"none of the {len(listed)} files that {self.index} lists is there, such as {min(listed.values())}"
+            )
         return [found[year] for year in sorted(found)]
 
     @contextlib.contextmanager
@@ -152,7 +162,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         with self.partials(release.year).holding(key) as path:
             whole = path.with_name(f"{path.name}.whole")
             if not whole.is_file():
-                require_room(whole.parent, release.size)
+                require_room(whole.parent, release.size - (path.stat().st_size if path.is_file() else 0))
                 self._fetch(release.place, path, progress)
                 path.replace(whole)
             try:
@@ -183,16 +193,12 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             )(get_file, session, url, self.timeout, _MOST_ARCHIVE_BYTES, path, None, told)
 
     def _own(self) -> list[Release]:
-        if self._is_folder:
-            files = Path(self.source).glob("????_30m_cdls.*")
-        else:
-            named = Path(self.source.replace("{year}", "????"))
-            files = named.parent.glob(named.name)
-        years = {int(match[1]) for file in files if (match := _YEAR.search(file.name))}
-        return [release for year in years if (release := self._own_of(year))]
+        return [release for year in _YEARS if (release := self._own_of(year))]
 
     def _own_of(self, year: int) -> Release | None:
         raster = self.raster_path(year)
+        if str(year) not in str(raster):
+            return None
         archive = raster.with_suffix(".zip")
         made = record_path(raster).is_file()
         if raster.is_file() and not made:
@@ -201,11 +207,10 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             return _local(year, archive)
         return _local(year, raster) if raster.is_file() and not self.fetches else None
 
-    def _listed(self) -> dict[int, str]:
+    def _listed(self, session: requests.Session) -> dict[int, str]:
         """The address of each year's archive on the index."""
-        with new_session(self.attempts) as session:
-            page = get_bytes(session, self.index, self.timeout, _MOST_INDEX_BYTES)
-        found = archive_links(page.decode(errors="replace"), self.index)
+        page, address = get_page(session, self.index, self.timeout, _MOST_INDEX_BYTES)
+        found = archive_links(page.decode(errors="replace"), address)
         if not found:
             raise IntegrityError(
                 f"{self.index} has no link to a <year>_30m_cdls.zip any more; its page may have changed. Put the files "
@@ -213,9 +218,8 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             )
         return found
 
-    def _release(self, year: int, url: str) -> Release:
-        with new_session(self.attempts) as session:
-            _, headers = ask(session, "HEAD", url, self.timeout, 0, {"Accept-Encoding": "identity"})
+    def _release(self, session: requests.Session, year: int, url: str) -> Release:
+        _, headers = ask(session, "HEAD", url, self.timeout, 0, {"Accept-Encoding": "identity"})
         stamps = [headers.get(name, "") for name in ("Last-Modified", "Content-Length")]
         version = headers.get("ETag") or " ".join(filter(None, stamps))
         if not version:
@@ -230,10 +234,14 @@ class _Links(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.base = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self.found += [value for name, value in attrs if name == "href" and value]
+        for value in (value for name, value in attrs if name == "href" and value):
+            if tag == "a":
+                self.found.append(value)
+            elif tag == "base":
+                self.base = self.base or value
 
 
 def archive_links(page: str, url: str) -> dict[int, str]:
@@ -246,7 +254,7 @@ def archive_links(page: str, url: str) -> dict[int, str]:
     found: dict[int, str] = {}
     for link in links.found:
         with contextlib.suppress(ValueError):
-            address = urljoin(url, link.strip())
+            address = urljoin(urljoin(url, links.base), link.strip())
             match = _ARCHIVE.fullmatch(urlsplit(address).path.rsplit("/", 1)[-1])
             if match and same_site(url, address):
                 found.setdefault(int(match[1]), address)

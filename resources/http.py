@@ -214,6 +214,26 @@ def ask(
 
     Raises NotFoundError, ForbiddenError, UnavailableError, CutShortError, IntegrityError.
     """
+    data, answer = _asked(session, method, url, timeout, max_bytes, headers, parameters, json)
+    return data, answer.headers
+
+
+def get_page(session: requests.Session, url: str, timeout: float, max_bytes: int) -> tuple[bytes, str]:
+    """The body of a GET, and the address that it came from after redirects. Raises as `ask`."""
+    data, answer = _asked(session, "GET", url, timeout, max_bytes)
+    return data, answer.url
+
+
+def _asked(
+    session: requests.Session,
+    method: str,
+    url: str,
+    timeout: float,
+    max_bytes: int,
+    headers: Mapping[str, str] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    json: Any = None,
+) -> tuple[bytes, requests.Response]:
     with (
         telling(url),
         session.request(
@@ -227,7 +247,7 @@ def ask(
             if size > max_bytes:
                 raise IntegrityError(f"{url} answered more than {max_bytes:,} bytes")
             pieces.append(piece)
-        return b"".join(pieces), answer.headers
+        return b"".join(pieces), answer
 
 
 class RateLimit:
@@ -283,6 +303,8 @@ def get_file(
         size = had if answer.status_code == 206 else 0
         part = answer.headers.get("Content-Range", "")
         if answer.status_code == 206 and not (had and part.startswith(f"bytes {had}-")):
+            # so that the next try asks for all of it, and not for this again
+            note.unlink(missing_ok=True)
             raise IntegrityError(f"{url} answered with another part than the one asked for")
         if answer.status_code == 206 and tag not in ("", version):
             note.unlink()

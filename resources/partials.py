@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _KEPT_SECONDS = 7 * 24 * 3600
@@ -46,6 +46,18 @@ class Partials:
             finally:
                 for left in self._folder.glob(f"{path.name}*"):
                     left.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def alone(self, name: str, say: Callable[[str], None]) -> Iterator[None]:
+        """Hold the block until no one else is in one of this name; `say` is told where that takes a while."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f"{name}.alone").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"another run is at {name} already; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _sweep(self) -> None:
         with self._lock:

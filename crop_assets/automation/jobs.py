@@ -8,7 +8,7 @@ others.
 import dagster as dg
 
 LABELS = dg.AssetSelection.assets("cdl", "candidate_chips", "tile_grid", "chip_bboxes", "tile_map")
-TILE_STAGES = (
+TILE_ASSETS = (
     "scene_metadata",
     "selected_scenes",
     "band_cids",
@@ -19,7 +19,7 @@ TILE_STAGES = (
     "chips",
     "filtered_chips",
 )
-TILES = dg.AssetSelection.assets(*TILE_STAGES)
+TILES = dg.AssetSelection.assets(*TILE_ASSETS)
 DATASET_ASSETS = ("tile_payloads", "splits", "band_stats", "class_weights", "class_distribution")
 DATASET = dg.AssetSelection.assets(*DATASET_ASSETS)
 

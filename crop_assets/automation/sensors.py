@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
-from crop_assets.automation.jobs import DATASET, DATASET_ASSETS, TILE_STAGES, TILES, labels_job
+from crop_assets.automation.jobs import DATASET, DATASET_ASSETS, TILE_ASSETS, TILES, labels_job
 from crop_assets.automation.releases import release_changes
 from crop_assets.automation.years import next_step, year_state
 from crop_assets.layout import Layout
@@ -17,6 +17,7 @@ from crop_assets.lineage import Lineage
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_tile_partitions
 from crop_assets.recipe import DatasetRecipe
 from resources.cdl import CdlReleases
+from resources.errors import IntegrityError
 from resources.store import DatasetStore
 
 _RELEASE_SECONDS = 6 * 3600
@@ -32,9 +33,11 @@ _YEAR_SECONDS = 30
     "that fails changes nothing.",
 )
 def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlReleases) -> dg.SensorResult:
-    known = _cursor(context)
-    years = {int(year): str(version) for year, version in known.items()} if context.cursor else None
-    changes = release_changes(years, cdl_releases.releases())
+    cursor, place = _cursor(context), f"{cdl_releases.source} {cdl_releases.index}"
+    # another index is looked at for the first time
+    known = cursor.get("versions") if cursor.get("place") == place else None
+    before = None if known is None else {int(year): str(version) for year, version in known.items()}
+    changes = release_changes(before, cdl_releases.releases())
     asked = [*changes.new, *changes.again]
     for release in asked:
         context.log.info(f"{release.year}: {release.place}, version {release.version}")
@@ -42,8 +45,8 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
-                # a key is never launched twice, so it names the release and not the year alone
-                run_key=f"cdl-{release.year}-{release.version}",
+                # a key is never launched twice, so it names the release, and the one that it takes the place of
+                run_key=f"cdl-{release.year}-{(before or {}).get(release.year, '')}-{release.version}",
                 partition_key=str(release.year),
                 tags={"cdl_release": _tag(release.place)},
             )
@@ -53,7 +56,7 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
         dynamic_partitions_requests=(
             [cdl_year_partitions.build_add_request([str(release.year) for release in asked])] if asked else []
         ),
-        cursor=json.dumps({str(year): version for year, version in sorted(changes.known.items())}),
+        cursor=json.dumps({"place": place, "versions": changes.known}, sort_keys=True),
     )
 
 
@@ -74,10 +77,13 @@ def dataset_sensor(
         return dg.SensorResult(skip_reason=f"{cursor['told']}; nothing has changed since")
     requests, told = [], []
     asked: dict[str, dict[str, str]] = dict(cursor.get("asked", {}))
-    for year in context.instance.get_dynamic_partitions(CDL_YEAR):
-        state = (
-            year_state(Lineage(store, Layout(recipe.dataset, int(year)), recipe)) if year.isdigit() else None
-        )
+    count = int(cursor.get("count", 0))
+    for year in filter(str.isdigit, context.instance.get_dynamic_partitions(CDL_YEAR)):
+        try:
+            state = year_state(Lineage(store, Layout(recipe.dataset, int(year)), recipe))
+        except IntegrityError as error:
+            told.append(f"{year}: {error}")
+            continue
         if state is None:
             continue
         before = asked.setdefault(year, {"tiles": "", "dataset": ""})
@@ -87,7 +93,9 @@ def dataset_sensor(
             requests.append(_backfill(context, year, state.waiting))
             asked[year] = before | {"tiles": state.tile_map}
         elif step.what == "dataset":
-            key = f"dataset-{recipe.dataset}-{year}-{state.digest}"
+            count += 1
+            # a key is never launched twice, and a recipe may go back to what it was
+            key = f"dataset-{recipe.dataset}-{year}-{state.digest}-{count}"
             assets = [dg.AssetKey(name) for name in DATASET_ASSETS]
             requests.append(dg.RunRequest(run_key=key, partition_key=year, asset_selection=assets))
             asked[year] = before | {"dataset": state.digest}
@@ -96,7 +104,7 @@ def dataset_sensor(
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else said,
-        cursor=json.dumps({"seen": latest, "told": said, "asked": asked}),
+        cursor=json.dumps({"seen": latest, "told": said, "asked": asked, "count": count}),
     )
 
 
@@ -107,7 +115,7 @@ def _backfill(context: dg.SensorEvaluationContext, year: str, tiles: tuple[str, 
     partitions = year_tile_partitions.subset_with_partition_keys(keys)
     # as Dagster's own automation sensors launch backfills; there is no public way for a sensor
     subset = AssetGraphSubset(  # type: ignore[call-arg]
-        partitions_subsets_by_asset_key={dg.AssetKey(stage): partitions for stage in TILE_STAGES},
+        partitions_subsets_by_asset_key={dg.AssetKey(stage): partitions for stage in TILE_ASSETS},
         non_partitioned_asset_keys=set(),
     )
     return dg.RunRequest.for_asset_graph_subset(subset, {CDL_YEAR: year})

@@ -14,7 +14,7 @@ from upath import UPath
 
 from crop_assets.errors import InputError
 from crop_assets.grid import CRS
-from crop_assets.labels.aoi import filter_aoi, read_aoi
+from crop_assets.labels.aoi import aoi_checksum, filter_aoi, read_aoi
 from crop_assets.labels.balance import Balance, target_shares
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.classes import CLASSES
@@ -128,6 +128,8 @@ def candidate_chips(
     report = Progress(context.log.info, len(raster.chip_rows), "chip rows scanned")
     with machine.pool() as pool:
         table = candidate_boxes(chip_histograms(raster, pool, report))
+    # threads open the file one after the other: it must have been one and the same to the end
+    cdl_releases.find_same(run.year, release["bytes"])
     histogram = picture(class_histogram_png(table[CLASS_COLUMNS].sum().to_numpy()), "classes")
     no_data = int((table["class_0"] > 0).sum())
     return run.finish(table, {"with_no_data": no_data, "class_histogram": histogram})
@@ -146,13 +148,15 @@ def chip_bboxes(
     fields = ["chips", "sampling", "min_classes", "chip_boxes", "aoi", "block_chips"]
     if recipe.sampling == "balanced":
         fields += ["class_target", "max_per_block", "sampling_seed"]
-    inputs = [_checksum(recipe.chip_boxes), _checksum(recipe.aoi)]
+    aoi = read_aoi(recipe.aoi) if recipe.aoi else None
+    # of an area its polygons count, and not the files that hold them
+    inputs = [_checksum(recipe.chip_boxes), "" if aoi is None else aoi_checksum(aoi)]
     if done := run.unchanged(inputs, upstream=["candidate_chips"], fields=fields):
         return done
     landscape = weighed_boxes(run.read("candidate_chips"), recipe.min_classes)
     context.log.info(f"choosing among {len(landscape)} boxes")
     balance = _balance(recipe)
-    choices = _choose(recipe, landscape, balance)
+    choices = _choose(recipe, landscape, aoi, balance)
     chosen = with_surroundings(next(iter(choices.values())), recipe.block_chips)
     files = []
     for name, crs in (("chip_bbox.geojson", "EPSG:4326"), ("chip_bbox_5070.geojson", "EPSG:5070")):
@@ -168,24 +172,26 @@ def _balance(recipe: DatasetRecipe) -> Balance:
 
 
 def _choose(
-    recipe: DatasetRecipe, landscape: gpd.GeoDataFrame, balance: Balance
+    recipe: DatasetRecipe, landscape: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame | None, balance: Balance
 ) -> dict[str, gpd.GeoDataFrame]:
     """The boxes of the recipe, and beside them those that 'evenness' and 'balanced' choose, by how they are chosen.
 
     Raises InputError where the recipe chooses none.
     """
     boxes = read_chip_geojson(recipe.chip_boxes, landscape) if recipe.chip_boxes else landscape
-    if recipe.aoi:
-        boxes = filter_aoi(boxes, read_aoi(recipe.aoi))
+    if aoi is not None:
+        boxes = filter_aoi(boxes, aoi)
     if recipe.chip_boxes:
         return {"chip_boxes": boxes}
     strategies: dict[Strategy, None] = dict.fromkeys((recipe.sampling, "evenness", "balanced"))
     choices = {str(name): choose_boxes(boxes, name, recipe.chips, balance) for name in strategies}
     if choices[recipe.sampling].empty:
-        least = f" and at least {recipe.min_classes} classes" if recipe.sampling == "evenness" else ""
+        evenly = recipe.sampling == "evenness"
+        least = f" and hold at least {recipe.min_classes} classes" if evenly else ""
+        advice = "lower min_classes, use sampling 'balanced' or 'all', or " if evenly else ""
         raise InputError(
             f"no chip box can be chosen from {len(boxes)}: under sampling '{recipe.sampling}' a box must be free of "
-            f"no-data{least}; lower min_classes, use sampling 'balanced' or 'all', or widen the aoi"
+            f"no-data{least}; {advice}widen the aoi, or take a larger CDL raster"
         )
     return choices
 

@@ -46,7 +46,7 @@ def choose_balanced(
 
     The relaxed problem, in which a box may be taken in part, is convex and is solved by the Frank-Wolfe method
     (Jaggi, ICML 2013): each step prices the classes by what is lacking and takes the boxes of the highest price. Its
-    answer is rounded, and then boxes are swapped while that helps. Equal boxes go by a hash of seed and place, all
+    answer is rounded, and then boxes are swapped for better ones. Equal boxes go by a hash of seed and place, all
     sums over boxes are of whole numbers below 2^53, and so the choice is the same in any order of the boxes and on any
     machine.
     """
@@ -118,7 +118,7 @@ def _swapped(
     chosen: NDArray[np.intp],
     limit: int,
 ) -> NDArray[np.intp]:
-    """`chosen` after swaps of one box for another, until none brings the sum of their classes nearer to `aim`."""
+    """`chosen` after swaps of the box that is most in excess for the one that then fits best, while they help."""
     inside = np.zeros(len(classes), bool)
     inside[chosen] = True
     used = np.bincount(block[chosen], minlength=block.max() + 1)

@@ -22,6 +22,8 @@ from crop_assets.errors import InputError
 from crop_assets.grid import CHIP_SIZE, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y, RESOLUTION, chip_id
 from crop_assets.labels.classes import CLASSES, UNKNOWN, lookup_table, reclassify
 
+_MOST_COLS, _MOST_ROWS = 160_000, 100_000
+"""Above the 153,811 columns and 96,523 rows of the national raster."""
 _STRIPS_PER_TASK = 8
 _COLS_PER_READ = 128
 
@@ -201,6 +203,11 @@ def _check_grid(name: str, raster: rasterio.DatasetReader) -> None:
         raise InputError(f"{name} has no CRS; if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {name}")
     if not _is_conus_albers(pyproj.CRS.from_wkt(raster.crs.to_wkt())):
         raise InputError(f"{name} is in {_short(raster.crs)}, not EPSG:5070; run: {_gdalwarp(name, raster)}")
+    if raster.width > _MOST_COLS or raster.height > _MOST_ROWS:
+        raise InputError(
+            f"{name} has {raster.width:,} x {raster.height:,} pixels, more than the whole country; "
+            "check that it is the national release of 30 m"
+        )
     transform = raster.transform
     if (transform.a, transform.b, transform.d, transform.e) != (RESOLUTION, 0, 0, -RESOLUTION):
         raise InputError(

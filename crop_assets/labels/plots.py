@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-_CHOICE_COLOURS = ("#b8bec6", "#4c78a8", "#f2a541")
+_CHOICE_COLOURS = ("#b8bec6", "#4c78a8", "#f2a541", "#7b9e6b")
 
 
 @png

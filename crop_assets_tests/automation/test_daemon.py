@@ -95,10 +95,10 @@ def dataset_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRunStatus]:
     return [run.status for run in instance.get_runs() if splits in (run.asset_selection or ())]
 
 
-def cursor(instance: dg.DagsterInstance) -> dict[str, str]:
+def versions(instance: dg.DagsterInstance) -> dict[str, str]:
     states = [s for s in instance.all_instigator_state() if s.instigator_name == "cdl_release_sensor"]
     data = states[0].instigator_data if states else None
-    return json.loads(getattr(data, "cursor", None) or "{}")
+    return json.loads(getattr(data, "cursor", None) or "{}").get("versions", {})
 
 
 def test_the_first_tick_of_the_daemon_records_what_is_there(
@@ -107,8 +107,8 @@ def test_the_first_tick_of_the_daemon_records_what_is_there(
     nass.put(2020, b"an archive that nobody asked for")
     daemon()
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        wait_for("the first tick", lambda: cursor(instance))
-        assert cursor(instance).keys() == {"2020"}
+        wait_for("the first tick", lambda: versions(instance))
+        assert versions(instance).keys() == {"2020"}
         assert instance.get_runs() == []
         assert instance.get_dynamic_partitions("cdl_year") == []
     assert nass.asked_for("GET") == ["/Release/index.php"]
@@ -125,7 +125,9 @@ def test_a_new_release_becomes_a_dataset(
     nass.put(2020, b"an archive that nobody asked for")
     nass.put(YEAR, archive_of(tmp_path / "packed.zip", setting.world.cdl, f"{YEAR}_30m_cdls.tif"))
     # what an earlier day's look left: 2020 was there, 2022 was not
-    command("sensor", "cursor", "cdl_release_sensor", "--set", json.dumps({"2020": "as it was"}))
+    place = f"{tmp_path / 'data/cdl'} {nass.index}"
+    known = json.dumps({"place": place, "versions": {"2020": "as it was"}})
+    command("sensor", "cursor", "cdl_release_sensor", "--set", known)
     nass.etags["/Release/datasets/2020_30m_cdls.zip"] = "as it was"
     command("sensor", "start", "cdl_release_sensor")
     command("sensor", "start", "dataset_sensor")
@@ -138,7 +140,7 @@ def test_a_new_release_becomes_a_dataset(
         backfills = wait_for("a backfill", lambda: instance.get_backfills())
         wait_for("the dataset", lambda: dataset_runs(instance) == success)
         assert len(backfills) == len(instance.get_backfills()) == 1
-        assert cursor(instance).keys() == {"2020", str(YEAR)}
+        assert versions(instance).keys() == {"2020", str(YEAR)}
     assert "/Release/datasets/2020_30m_cdls.zip" not in nass.asked_for("GET")
     dataset = tmp_path / "data" / Layout("small", YEAR).root
     kept = {

@@ -57,7 +57,7 @@ def added(result: dg.SensorResult) -> list[str]:
 def test_the_first_tick_records_what_is_there_and_launches_nothing(releases: Releases) -> None:
     first = releases.tick()
     assert asked(first) == added(first) == []
-    assert json.loads(first.cursor or "").keys() == {"2021", "2022"}
+    assert json.loads(first.cursor or "")["versions"].keys() == {"2021", "2022"}
     assert "2 releases known (2021 to 2022), none of them new" in str(first.skip_reason)
     assert asked(releases.tick()) == []
 
@@ -104,6 +104,40 @@ def test_a_look_that_fails_changes_nothing(releases: Releases, nass: Nass, failu
     nass.broken.clear()
     nass.page = None
     assert asked(releases.tick()) == ["2023"]
+
+
+def test_a_year_that_goes_back_to_what_it_was_is_asked_for_again(releases: Releases, nass: Nass) -> None:
+    releases.tick()
+    keys = set()
+    for archive in (b"two, mended", b"two"):
+        nass.put(2022, archive)
+        (request,) = releases.tick().run_requests or []
+        keys.add(request.run_key)
+    assert len(keys) == 2
+
+
+def test_another_index_is_looked_at_for_the_first_time(
+    releases: Releases, nass: Nass, tmp_path: Path
+) -> None:
+    context = dg.build_sensor_context(
+        releases.instance,
+        None,
+        sensor_name="cdl_release_sensor",
+        resources={"cdl_releases": nass.releases(tmp_path / "cdl", index="")},
+    )
+    offline = cdl_release_sensor(context)
+    assert isinstance(offline, dg.SensorResult)
+    releases.cursor = offline.cursor
+    assert asked(releases.tick()) == [], "years that were there all along are not new"
+    nass.put(2023, b"three")
+    assert asked(releases.tick()) == ["2023"]
+
+
+def test_a_page_whose_files_are_all_gone_is_an_error(releases: Releases, nass: Nass) -> None:
+    for path in nass.archives:
+        nass.broken[path] = 404
+    with pytest.raises(IntegrityError, match=r"none of the 2 files that .* lists is there"):
+        releases.tick()
 
 
 def test_a_first_look_that_fails_in_part_is_none(releases: Releases, nass: Nass) -> None:

@@ -1,5 +1,7 @@
 """The dataset sensor, ticked on a real instance over real tables."""
 
+import json
+
 import dagster as dg
 
 from crop_assets.automation.sensors import dataset_sensor
@@ -80,6 +82,28 @@ def test_what_a_person_has_made_already_is_not_asked_for(finished_graph: Graph) 
     assert finished_graph.run("labels_job").success
     (request,) = years.tick().run_requests or []
     assert assets_of(request) == set(DATASET)
+
+
+def test_a_recipe_that_goes_back_to_what_it_was_is_asked_for_by_another_key(finished_graph: Graph) -> None:
+    years = Years(finished_graph)
+    keys = []
+    for seed in (42, 43, 42):
+        assert finished_graph.run("labels_job", recipe=recipe(seed=seed)).success
+        (request,) = years.tick(seed=seed).run_requests or []
+        keys.append(request.run_key)
+    assert len(set(keys)) == 3
+
+
+def test_a_tile_map_that_is_damaged_is_told_and_stops_no_other_year(finished_graph: Graph) -> None:
+    assert finished_graph.run("labels_job").success
+    finished_graph.instance.add_dynamic_partitions("cdl_year", ["2021"])
+    other = finished_graph.root / "training_datasets/small/2021/tables/tile_map.parquet"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"PAR1")
+    years = Years(finished_graph)
+    (request,) = years.tick().run_requests or []
+    assert request.partition_key == str(YEAR)
+    assert "2021: " in json.loads(years.cursor or "{}")["told"]
 
 
 def test_a_tile_that_is_damaged_waits_and_stops_no_other_year(finished_graph: Graph) -> None:

@@ -5,9 +5,10 @@ import geopandas as gpd
 import pandas as pd
 import pytest
 import shapely
+import shapely.affinity
 
 from crop_assets.errors import InputError
-from crop_assets.labels.aoi import filter_aoi, read_aoi
+from crop_assets.labels.aoi import aoi_checksum, aoi_shapes, filter_aoi, read_aoi
 
 
 def point_aoi(boxes: gpd.GeoDataFrame, row: int) -> gpd.GeoDataFrame:
@@ -107,3 +108,68 @@ def test_aoi_of_the_whole_world_takes_all(block: gpd.GeoDataFrame) -> None:
 def test_two_halves_of_an_aoi_at_the_antimeridian_are_one(block: gpd.GeoDataFrame) -> None:
     halves = shapely.MultiPolygon([shapely.box(170, 30, 180, 45), shapely.box(-180, 30, -90, 45)])
     assert len(filter_aoi(block, gpd.GeoDataFrame(geometry=[halves], crs=4326))) == len(block)
+
+
+def ring(west: float, south: float, east: float, north: float) -> list[tuple[float, float]]:
+    return [(west, south), (east, south), (east, north), (west, north)]
+
+
+@pytest.mark.parametrize("turn", [0, 360, -360, 720])
+def test_holes_stay_holes_however_far_round_longitudes_are_counted(
+    block: gpd.GeoDataFrame, turn: float
+) -> None:
+    left, bottom, right, top = block.to_crs(4326).total_bounds
+    hole = block.to_crs(4326).geometry[5].buffer(-0.001).bounds
+    shape = shapely.Polygon(ring(left, bottom, right, top), [ring(*hole)])
+    shape = shapely.affinity.translate(shape, turn)
+    aoi = gpd.GeoDataFrame(geometry=[shape], crs=4326)
+    assert set(block["chip_id"]) == set(filter_aoi(block, aoi)["chip_id"])
+    wide = block.to_crs(4326).geometry[5].buffer(0.001).bounds
+    shape = shapely.affinity.translate(shapely.Polygon(ring(left, bottom, right, top), [ring(*wide)]), turn)
+    chosen = filter_aoi(block, gpd.GeoDataFrame(geometry=[shape], crs=4326))
+    assert set(block["chip_id"]) - set(chosen["chip_id"]) == {block["chip_id"][5]}
+
+
+def test_a_hole_at_the_antimeridian_is_cut_with_its_polygon() -> None:
+    shape = shapely.Polygon(ring(170, 30, -160, 45), [ring(175, 35, -170, 40)])
+    cut = shapely.union_all(aoi_shapes(gpd.GeoDataFrame(geometry=[shape], crs=4326)))
+    assert cut.area == pytest.approx(30 * 15 - 15 * 5)
+    assert cut.contains(shapely.Point(172, 37))
+    assert not cut.intersects(shapely.Point(-179, 37))
+    assert cut.contains(shapely.Point(-165, 37))
+
+
+def test_a_polygon_around_a_pole_and_coordinates_that_are_none_are_refused() -> None:
+    around = shapely.Polygon([(0, 80), (120, 80), (-120, 80), (0, 80)])
+    with pytest.raises(InputError, match="goes round a pole"):
+        aoi_shapes(gpd.GeoDataFrame(geometry=[around], crs=4326))
+    odd = shapely.Polygon([(0, 0), (1, 0), (1, float("inf")), (0, 0)])
+    with pytest.raises(InputError, match="no finite numbers"):
+        aoi_shapes(gpd.GeoDataFrame(geometry=[odd], crs=5070))
+
+
+def test_collections_of_collections_are_taken_apart(block: gpd.GeoDataFrame) -> None:
+    inner = shapely.MultiPolygon([block.to_crs(4326).geometry[i].buffer(-0.01) for i in (0, 11)])
+    outer = shapely.GeometryCollection([shapely.GeometryCollection([shapely.affinity.translate(inner, 360)])])
+    chosen = filter_aoi(block, gpd.GeoDataFrame(geometry=[outer], crs=4326))
+    assert chosen["chip_id"].tolist() == block["chip_id"][[0, 11]].tolist()
+
+
+def test_all_layers_of_a_file_count(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    point_aoi(block, 2).to_file(tmp_path / "aoi.gpkg", layer="west")
+    point_aoi(block, 9).to_crs(4326).to_file(tmp_path / "aoi.gpkg", layer="east")
+    chosen = filter_aoi(block, read_aoi(tmp_path / "aoi.gpkg"))
+    assert chosen["chip_id"].tolist() == block["chip_id"][[2, 9]].tolist()
+
+
+def test_the_same_area_has_the_same_checksum_in_any_file(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    area = point_aoi(block, 2)
+    names = ("aoi.gpkg", "aoi.fgb", "aoi.shp")
+    for name in names:
+        area.to_file(tmp_path / name)
+    area.to_parquet(tmp_path / "aoi.parquet")
+    first, *others = (read_aoi(tmp_path / name) for name in (*names, "aoi.parquet"))
+    assert len({aoi_checksum(aoi) for aoi in (first, others[0], others[2])}) == 1
+    assert aoi_checksum(first) != aoi_checksum(first.to_crs(4326))
+    assert aoi_checksum(first) != aoi_checksum(point_aoi(block, 3))
+    assert all(len(filter_aoi(block, aoi)) == 1 for aoi in (first, *others))

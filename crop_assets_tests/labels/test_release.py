@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
 
 from crop_assets.errors import InputError
@@ -74,8 +75,9 @@ class Obtain:
         return obtain_raster(releases, 2022, self._pool, self.said.append, self.warned.append)
 
     def names(self) -> set[str]:
-        """What lies in the folder, locks of what is fetched aside."""
-        return {path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()}
+        """What lies in the folder, locks aside."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".alone"]
+        return {path.relative_to(self.folder).as_posix() for path in paths}
 
 
 @pytest.fixture
@@ -303,35 +305,50 @@ def zipped(*members: tuple[str, bytes], declared: int | None = None) -> bytes:
     return data
 
 
-@pytest.mark.parametrize(
-    ("archive", "message"),
-    [
-        (
-            zipped((NAME, bytes(30_000_000))),
-            r"would unpack [\d,]+ bytes to 30,000,000, more than 200 times as many",
-        ),
-        (zipped((NAME, bytes(1000)), declared=900), "cannot be unpacked: Bad CRC-32"),
-        (zipped((f"../{NAME}", b"x")), r"unsafe name '\.\./2022_30m_cdls\.tif'"),
-        (zipped((f"/etc/{NAME}", b"x")), "unsafe name"),
-        (zipped((f"a\\{NAME}", b"x")), "unsafe name"),
-        (zipped((f"C:{NAME}", b"x")), "unsafe name"),
-        (
-            zipped(("2021_30m_cdls.tif", b"x")),
-            r"must hold one 2022_30m_cdls\.tif, and holds 0 \(2021_30m_cdls\.tif\)",
-        ),
-        (zipped((NAME, b"x"), (f"again/{NAME}", b"x")), "and holds 2"),
-        (zipped(), r"and holds 0 \(nothing\)"),
-        (zipped((NAME, b"x" * 5000))[:-30], "is not a zip archive, or not all of one"),
-        (b"<html>Sorry</html>", "is not a zip archive"),
-    ],
-)
-def test_an_archive_that_is_none_or_unsafe_is_refused(
-    nass: Nass, obtain: Obtain, archive: bytes, message: str
-) -> None:
+def misplaced(archive: bytes) -> bytes:
+    """The archive, its directory said to lie before its start."""
+    end = archive.rindex(b"PK\5\6")
+    return archive[: end + 16] + struct.pack("<I", 2**31) + archive[end + 20 :]
+
+
+UNFIT = {
+    "a bomb": (
+        zipped((NAME, bytes(30_000_000))),
+        r"would unpack [\d,]+ bytes to 30,000,000, more than 200 times",
+    ),
+    "a lie about the size": (zipped((NAME, bytes(1000)), declared=900), "cannot be unpacked: Bad CRC-32"),
+    "a name that climbs": (zipped((f"../{NAME}", b"x")), r"unsafe name '\.\./2022_30m_cdls\.tif'"),
+    "a name from the root": (zipped((f"/etc/{NAME}", b"x")), "unsafe name"),
+    "a name with a backslash": (zipped((f"a\\{NAME}", b"x")), "unsafe name"),
+    "a name with a drive": (zipped((f"C:{NAME}", b"x")), "unsafe name"),
+    "another year": (
+        zipped(("2021_30m_cdls.tif", b"x")),
+        r"must hold one 2022_30m_cdls\.tif, and holds 0 \(2021_30m_cdls\.tif\)",
+    ),
+    "two rasters": (zipped((NAME, b"x"), (f"again/{NAME}", b"x")), "and holds 2"),
+    "nothing in it": (zipped(), r"and holds 0 \(nothing\)"),
+    "a cut archive": (zipped((NAME, b"x" * 5000))[:-30], "is not a zip archive, or not all of one"),
+    "a page": (b"<html>Sorry</html>", "is not a zip archive"),
+    "a directory elsewhere": (misplaced(zipped((NAME, b"x"))), r"is not a zip archive|cannot be unpacked"),
+    "no raster": (
+        zipped((NAME, b"<VRTDataset rasterXSize='9'/>")),
+        r"cannot be read or converted: .* not recognized",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_an_archive_that_is_none_or_unsafe_is_refused(nass: Nass, obtain: Obtain, case: str) -> None:
+    archive, message = UNFIT[case]
     nass.put(2022, archive)
-    with pytest.raises(IntegrityError, match=message):
+    with pytest.raises((IntegrityError, InputError), match=message):
         obtain()
-    assert obtain.names() == set(), "nothing of it stays"
+    assert not obtain.raster.exists()
+    with pytest.raises((IntegrityError, InputError), match=message):
+        obtain()
+    nass.put(2022, b"another")
+    with pytest.raises(IntegrityError, match="is not a zip archive"):
+        obtain()
 
 
 def test_an_archive_that_unpacks_beyond_the_limit_is_refused(
@@ -356,6 +373,7 @@ def test_an_archive_beyond_the_limit_is_not_fetched_whole(
 @pytest.mark.parametrize(
     ("pixels", "profile", "message"),
     [
+        (codes(size=300), {}, "holds no whole chip of the national grid"),
         (
             codes(),
             {"crs": "EPSG:32614"},
@@ -376,16 +394,88 @@ def test_a_release_that_is_no_cdl_is_refused_and_the_earlier_one_stays(
     assert ".partial" not in str(error.value)
     assert obtain.raster.is_file()
     record = json.loads((obtain.folder / "2022_30m_cdls.release.json").read_text())
-    assert record["raster_sha256"] == made.sha256
+    assert [noted["raster_sha256"] for noted in record] == [made.sha256]
     left = {name for name in obtain.names() if not name.endswith(".whole")}
     assert left == {NAME, "2022_30m_cdls.release.json"}, "the archive alone stays, to be looked at"
+
+
+def test_a_raster_that_comes_meanwhile_is_ones_own_and_stays(
+    nass: Nass, obtain: Obtain, pack: Pack, write_cdl: WriteCdl, pool: ThreadPoolExecutor
+) -> None:
+    nass.put(2022, pack(codes()))
+    mine = write_cdl(codes(seed=2), 67_100, 51_700).read_bytes()
+
+    def say(text: str) -> None:
+        if text.startswith("writing it in blocks"):
+            obtain.raster.write_bytes(mine)
+
+    made = obtain_raster(nass.releases(obtain.folder), 2022, pool, say, print)
+    assert made.origin is None
+    assert obtain.raster.read_bytes() == mine
+    assert obtain.names() == {NAME}
+    assert obtain().origin is None
+
+
+def test_of_two_runs_one_fetches_and_the_other_waits(
+    nass: Nass, tmp_path: Path, pack: Pack, pool: ThreadPoolExecutor
+) -> None:
+    nass.put(2022, pack(codes()))
+    runs = [Obtain(nass, tmp_path / "cdl", pool) for _ in range(2)]
+    with ThreadPoolExecutor(2) as people:
+        first, second = (people.submit(run) for run in runs)
+        assert first.result() == second.result()
+    assert nass.asked_for("GET").count(ARCHIVE) <= 1
+    said = [text for run in runs for text in run.said]
+    assert sum("taking it" in text for text in said) == 1
+
+
+def test_a_killed_run_leaves_the_earlier_release_to_be_used(nass: Nass, obtain: Obtain, pack: Pack) -> None:
+    nass.put(2022, pack(codes()))
+    first, before = obtain(), obtain.raster.read_bytes()
+    nass.put(2022, pack(codes(seed=1)))
+    obtain()
+    # as if the run had ended between note and raster
+    obtain.raster.write_bytes(before)
+    nass.broken["/Release/index.php"] = 503
+    assert obtain(attempts=1) == first
+    assert obtain(index="") == first
+
+
+def test_a_raster_larger_than_the_country_is_refused(
+    nass: Nass, obtain: Obtain, tmp_path: Path, write_cdl: WriteCdl
+) -> None:
+    raster = tmp_path / "vast.tif"
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "crs": "EPSG:5070", "sparse_ok": True}
+    place = rasterio.Affine(30, 0, -2356095, 0, -30, 3172605)
+    with rasterio.open(raster, "w", width=170_000, height=224, transform=place, **profile):
+        pass
+    nass.put(2022, archive_of(tmp_path / "packed.zip", raster, NAME))
+    with pytest.raises(InputError, match="170,000 x 224 pixels, more than the whole country"):
+        obtain()
+
+
+def test_a_description_of_other_files_is_no_raster_of_a_release(
+    nass: Nass, obtain: Obtain, tmp_path: Path, write_cdl: WriteCdl
+) -> None:
+    secret = write_cdl(codes(), 67_100, 51_700).rename(tmp_path / "secret.tif")
+    with rasterio.open(secret) as raster:
+        rasterio.shutil.copy(raster, tmp_path / "other.vrt", driver="VRT")
+    described = (
+        (tmp_path / "other.vrt")
+        .read_bytes()
+        .replace(b'relativeToVRT="1">secret.tif', f'relativeToVRT="0">{secret}'.encode())
+    )
+    nass.put(2022, zipped((NAME, described)))
+    with pytest.raises(InputError, match="cannot be read or converted"):
+        obtain()
+    assert not obtain.raster.exists()
 
 
 def test_a_raster_cut_short_within_a_whole_archive_is_refused(nass: Nass, obtain: Obtain, pack: Pack) -> None:
     with zipfile.ZipFile(io.BytesIO(pack(codes()))) as whole:
         raster = whole.read(NAME)
     nass.put(2022, zipped((NAME, raster[: len(raster) // 2])))
-    with pytest.raises(InputError, match=r"damaged or cut short|cannot be converted"):
+    with pytest.raises(InputError, match=r"2022_30m_cdls\.zip: 2022_30m_cdls\.tif cannot be read"):
         obtain()
     assert not obtain.raster.exists()
 

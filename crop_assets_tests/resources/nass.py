@@ -23,8 +23,8 @@ PAGE = """<!DOCTYPE html><html><head><title>USDA - National Agricultural Statist
 class Nass:
     """The index page and the archives below `datasets/`, each with a strong ETag of its content.
 
-    `broken` maps a path to the status that it is answered with, `cut` to the number of bytes after which the line
-    breaks, once.
+    `broken` maps a path to the status that it is answered with, `moved` to where it is now, `cut` to the number of
+    bytes after which the line breaks, once.
     """
 
     address: str = ""
@@ -33,6 +33,7 @@ class Nass:
     broken: dict[str, int] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
 
     @property
@@ -66,6 +67,8 @@ class Nass:
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else data})
 
     def _answer(self, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+        if path in self.moved:
+            return 301, {"Location": self.moved[path]}, b""
         if path in self.broken:
             return self.broken[path], {}, b"out of order"
         if path == "/Release/index.php":

@@ -111,6 +111,16 @@ def test_without_an_etag_size_and_date_are_the_version(nass: Nass, tmp_path: Pat
     assert nass.releases(tmp_path).releases()[0].version == "5"
 
 
+def test_links_are_relative_to_where_the_page_was_found(nass: Nass, tmp_path: Path) -> None:
+    address = nass.put(2022, b"two")
+    nass.moved["/Release"] = "/Release/index.php"
+    (found,) = nass.releases(tmp_path, index=f"{nass.address}/Release").releases()
+    assert found.place == address
+    nass.page = '<base href="/Release/"><base href="/Other/"><a href="datasets/2022_30m_cdls.zip">2022</a>'
+    (found,) = nass.releases(tmp_path).releases()
+    assert found.place == address
+
+
 def own(folder: Path, name: str, text: str = "mine") -> Path:
     path = folder / name
     path.write_text(text)
@@ -156,6 +166,14 @@ def test_a_path_with_the_year_in_it_lists_all_years(tmp_path: Path) -> None:
     assert [release.year for release in releases.releases()] == [2020, 2021]
     assert not releases.fetches
     assert releases.release(2023) is None
+
+
+def test_the_year_may_be_in_a_folders_name(tmp_path: Path) -> None:
+    for year in (2020, 2021):
+        (tmp_path / f"{year}").mkdir()
+        own(tmp_path / f"{year}", "usda2000.tif")
+    releases = CdlReleases(source=str(tmp_path / "{year}/usda2000.tif"))
+    assert [release.year for release in releases.releases()] == [2020, 2021]
 
 
 def test_a_year_that_the_index_does_not_list_is_told_with_those_that_it_does(

@@ -1,0 +1,307 @@
+"""The page on which an area of interest is drawn, served on loopback.
+
+Belongs here: what the page asks and gets, who may ask, and saving. Does not: counting (`area`), checking a drawing
+(`drawing`), pictures (`picture`); nor how it looks (`page/`).
+"""
+
+import hashlib
+import importlib.util
+import os
+import re
+import signal
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from crop_assets.aoi_map.area import Area, Count, tiles_geojson
+from crop_assets.aoi_map.drawing import MOST_BYTES, Drawing, read_drawing
+from crop_assets.aoi_map.picture import CHOSEN_COLOUR, LEAST_ZOOM, MOST_ZOOM, ChipPicture, class_colours
+from crop_assets.errors import InputError
+from crop_assets.layout import Layout
+from resources.store import DatasetStore
+
+USUAL_PORT = 8350
+
+_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}\.(geojson|json)", re.ASCII)
+_TILE_ADDRESS = re.compile(r"(\d{1,2})/(\d{1,6})/(\d{1,6})\.png", re.ASCII)
+_NETLOC = re.compile(r"(\{s\}\.)?[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
+_JSON_TYPES = {"application/json", "application/geo+json"}
+
+
+@dataclass(frozen=True)
+class AoiFile:
+    """The file of the store that the area of interest is saved in."""
+
+    store: DatasetStore
+    name: str
+
+    @classmethod
+    def of(cls, store: DatasetStore, name: str) -> "AoiFile":
+        """Raises InputError for a name that is no plain file name, and for a file that cannot be edited."""
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"--name {name!r} must be a plain file name of letters, digits, '-', '_' and '.' "
+                "that ends in .geojson or .json"
+            )
+        file = cls(store, name)
+        file.read()
+        return file
+
+    @property
+    def path(self) -> str:
+        """What a recipe's `aoi` names it by."""
+        path = self.store.path(self.name)
+        return str(Path(path.path).absolute()) if self.store.is_local else str(path)
+
+    def read(self) -> tuple[Drawing, str] | None:
+        """The drawing and its entity tag, or None where nothing was saved yet.
+
+        Raises InputError for a file that cannot be read, or is no drawing.
+        """
+        try:
+            data = self.store.read_bytes(self.name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror or error}") from None
+        try:
+            return read_drawing(data), _tag(data)
+        except InputError as error:
+            raise InputError(f"{self.path} cannot be edited here: {error}; give another --name") from None
+
+    def tag(self) -> str | None:
+        """The entity tag of what is saved, or None where nothing is."""
+        try:
+            return _tag(self.store.read_bytes(self.name))
+        except FileNotFoundError:
+            return None
+
+    def write(self, data: bytes) -> str:
+        self.store.write_bytes(self.name, data)
+        return _tag(data)
+
+
+def check_base_map(template: str) -> str:
+    """The origin of a base map's tiles as a Content-Security-Policy has it; "" for no base map.
+
+    Raises InputError for what is not an http(s) address with {z}, {x} and {y}.
+    """
+    if not template:
+        return ""
+    parts = urlsplit(template)
+    places = all(place in parts.path + parts.query for place in ("{z}", "{x}", "{y}"))
+    if parts.scheme not in ("http", "https") or not _NETLOC.fullmatch(parts.netloc) or not places:
+        raise InputError(
+            f"--base-map {template!r} must be an http or https address with {{z}}, {{x}} and {{y}}, such as "
+            "https://tile.openstreetmap.org/{z}/{x}/{y}.png, or empty for none"
+        )
+    return f"{parts.scheme}://{parts.netloc.replace('{s}', '*')}"
+
+
+@dataclass(frozen=True)
+class AoiPage:
+    """What the page asks for: the boxes and tiles, counts of a drawing, and the saved one.
+
+    `saved` is told of each save with what lies inside.
+    """
+
+    area: Area
+    layout: Layout
+    file: AoiFile
+    base_map: str
+    saved: Callable[[Count], None]
+
+    def app(self) -> Starlette:
+        """The application. Raises InputError for a base map that is none."""
+        routes = [
+            Route("/area.json", self._describe),
+            Route("/chips/{address:path}", self._chips),
+            Route("/count", self._count, methods=["POST"]),
+            Route("/aoi", self._read, methods=["GET"]),
+            Route("/aoi", self._save, methods=["PUT"]),
+            Mount("/leaflet", StaticFiles(directory=_leaflet_folder())),
+            Mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True)),
+        ]
+        guard = _Guard(check_base_map(self.base_map))
+        middleware = [
+            # a page of another site could reach loopback by a name of its own that resolves to it
+            Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False),
+            Middleware(BaseHTTPMiddleware, dispatch=guard),
+        ]
+        return Starlette(routes=routes, middleware=middleware, exception_handlers={InputError: _tell})
+
+    @cached_property
+    def _picture(self) -> ChipPicture:
+        return ChipPicture(self.area.boxes, self.area.chosen)
+
+    @cached_property
+    def _saving(self) -> threading.Lock:
+        return threading.Lock()
+
+    def _describe(self, request: Request) -> Response:
+        recipe, boxes = self.area.recipe, self.area.boxes
+        west, south, east, north = boxes.total_bounds.tolist()
+        return JSONResponse(
+            {
+                "dataset": self.layout.dataset,
+                "year": self.layout.year,
+                "path": self.file.path,
+                "bounds": [[south, west], [north, east]],
+                "boxes": len(boxes),
+                "chips": recipe.chips,
+                "sampling": "chip_boxes" if recipe.chip_boxes else recipe.sampling,
+                "min_classes": recipe.min_classes,
+                "has_chosen": self.area.chosen is not None,
+                "class_colours": class_colours(),
+                "chosen_colour": CHOSEN_COLOUR,
+                "least_zoom": LEAST_ZOOM,
+                "base_map": self.base_map,
+                "tiles": tiles_geojson(self.area.tiles),
+            }
+        )
+
+    def _chips(self, request: Request) -> Response:
+        match = _TILE_ADDRESS.fullmatch(request.path_params["address"])
+        zoom, x, y = map(int, match.groups()) if match else (0, 0, 0)
+        if not (LEAST_ZOOM <= zoom <= MOST_ZOOM and x < 2**zoom and y < 2**zoom):
+            return JSONResponse({"error": "there is no such map tile"}, 404)
+        return Response(self._picture.png(zoom, x, y), media_type="image/png")
+
+    async def _count(self, request: Request) -> Response:
+        drawing = read_drawing(await _body(request))
+        return JSONResponse(asdict(await run_in_threadpool(self.area.count, drawing.frame())))
+
+    def _read(self, request: Request) -> Response:
+        found = self.file.read()
+        if found is None:
+            return Response(status_code=204)
+        drawing, tag = found
+        return Response(drawing.to_bytes(), media_type="application/geo+json", headers={"ETag": tag})
+
+    async def _save(self, request: Request) -> Response:
+        match, none_match = (request.headers.get(name) for name in ("if-match", "if-none-match"))
+        if match is None and none_match != "*":
+            return JSONResponse({"error": "say what is replaced: If-Match, or If-None-Match: *"}, 428)
+        drawing = read_drawing(await _body(request))
+        return await run_in_threadpool(self._replace, match, drawing)
+
+    def _replace(self, expected: str | None, drawing: Drawing) -> Response:
+        """Save a drawing in place of the one with the entity tag `expected`; None stands for no file."""
+        aoi = drawing.frame()
+        self.area.require_boxes(aoi)
+        try:
+            with self._saving:
+                there = self.file.tag()
+                if there != expected:
+                    error = f"{self.file.path} has changed since it was loaded here"
+                    return JSONResponse({"error": error}, 412, {"ETag": there} if there else {})
+                tag = self.file.write(drawing.to_bytes())
+        except OSError as failure:
+            reason = failure.strerror or str(failure)
+            return JSONResponse({"error": f"{self.file.path} cannot be written: {reason}"}, 500)
+        count = self.area.count(aoi)
+        self.saved(count)
+        return JSONResponse({"path": self.file.path, **asdict(count)}, headers={"ETag": tag})
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """Lets only the page itself send, and tells the browser what the page may load."""
+
+    images: str
+
+    async def __call__(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        refused = self._refused(request)
+        answer = refused or await call_next(request)
+        answer.headers["Content-Security-Policy"] = (
+            f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: {self.images}; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        # OpenStreetMap gives tiles only to those who say where they are from
+        answer.headers["Referrer-Policy"] = "strict-origin-when-cross-origin"
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
+
+    def _refused(self, request: Request) -> Response | None:
+        if request.method in ("GET", "HEAD"):
+            return None
+        if request.headers.get("origin") != f"http://{request.headers['host']}":
+            return JSONResponse({"error": "only the page of this server may send to it"}, 403)
+        if request.headers.get("content-type", "").partition(";")[0].strip() not in _JSON_TYPES:
+            return JSONResponse({"error": "send application/geo+json"}, 415)
+        return None
+
+
+def listen(port: int | None) -> socket.socket:
+    """A listening socket on 127.0.0.1, by default on 8350 or, where that is taken, on a free port.
+
+    Raises InputError where the given port cannot be used.
+    """
+    try:
+        return socket.create_server(("127.0.0.1", USUAL_PORT if port is None else port))
+    except OSError as error:
+        if port is None:
+            return socket.create_server(("127.0.0.1", 0))
+        reason = os.strerror(error.errno or 0)
+        raise InputError(f"port {port} of 127.0.0.1 cannot be used: {reason}; take another, or 0") from None
+
+
+def run(app: Starlette, listener: socket.socket, browse: str) -> None:
+    """Serve until SIGINT or SIGTERM. `browse` is the address that a browser opens, or empty for none."""
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    # uvicorn raises a signal again when it has ended by it, which would end the command as if it had failed
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
+    if browse:
+        # a browser of the terminal takes as long as somebody looks at it
+        threading.Thread(target=webbrowser.open, args=(browse,), daemon=True).start()
+    server.run(sockets=[listener])
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request, of which no more is read than a drawing may have."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MOST_BYTES:
+            break
+    return bytes(body)
+
+
+def _tell(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 422)
+
+
+def _tag(data: bytes) -> str:
+    return f'"{hashlib.sha256(data).hexdigest()}"'
+
+
+def _leaflet_folder() -> Path:
+    """Leaflet's files in the installed package `xstatic-leaflet`. Raises InputError where they are missing."""
+    spec: Any = importlib.util.find_spec("xstatic.pkg.leaflet")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / "data" / "leaflet.js").is_file():
+            return Path(folder) / "data"
+    raise InputError(
+        "the package xstatic-leaflet, which brings the map, is not installed; install xstatic-leaflet"
+    )
