@@ -1,4 +1,6 @@
+import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -6,18 +8,23 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
+from rasterio.windows import from_bounds
 
 from crop_assets.errors import InputError
 from crop_assets.grid import GRID_COLS, GRID_ROWS, chip_position
+from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import (
     CLASS_COLUMNS,
+    candidate_boxes,
     choose_boxes,
     evenness,
     read_chip_geojson,
+    weighed_boxes,
     write_chip_geojson,
 )
 from crop_assets_tests.labels.conftest import PIXELS, boxes_of
@@ -100,6 +107,33 @@ def test_evenness_is_the_published_formula(counts: np.ndarray, min_classes: int)
             assert weight == 0
         else:
             assert weight == pytest.approx(1 - (max(row) - min(row)) / sum(row))
+
+
+def test_ranks_of_the_real_release_are_those_of_the_published_rule_and_table(
+    real: Path, pool: ThreadPoolExecutor
+) -> None:
+    published = pd.read_csv(real / "tables" / "cdl_total_dst.csv")
+    class_of = dict(zip(published["old_class_value"], published["new_class_value"], strict=True))
+    weights = {}
+    with rasterio.open(real / "cdl" / "2021_30m_cdls.tif") as cdl:
+        for row, col in itertools.product(range(201, 205), range(335, 339)):
+            left, top = 6720 * col - 2356095, 3172605 - 6720 * row
+            box = (left, top - 6720, left + 6720, top)
+            codes, times = np.unique(cdl.read(1, window=from_bounds(*box, cdl.transform)), return_counts=True)
+            pixels = dict.fromkeys(range(1, 14), 0)
+            for code, count in zip(codes.tolist(), times.tolist(), strict=True):
+                pixels[class_of[code]] += count
+            assert sum(pixels.values()) == PIXELS
+            spread = max(pixels.values()) - min(pixels.values())
+            if sum(count > 0 for count in pixels.values()) >= 8:
+                weights[f"chip_{row}_{col}"] = 1 - spread / PIXELS
+    ranks = sorted(weights, key=lambda name: (-weights[name], name))
+
+    histograms = chip_histograms(check_cdl(real / "cdl" / "2021_30m_cdls.tif"), pool)
+    chosen = choose_boxes(weighed_boxes(candidate_boxes(histograms), 8), "evenness", 100)
+    assert chosen["chip_id"].tolist() == ranks
+    assert 5 < len(ranks) <= 16
+    np.testing.assert_allclose(chosen["weight"], [weights[name] for name in ranks], rtol=1e-12)
 
 
 def test_evenness_of_single_perfect_and_empty_boxes() -> None:
