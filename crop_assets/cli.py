@@ -41,6 +41,11 @@ Port = Annotated[
     typer.Option(help="Loopback port of the demo's STAC and IPFS gateway; by default a free one, then kept."),
 ]
 
+Data = Annotated[
+    str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
+]
+Dataset = Annotated[str, typer.Option(help="The dataset's name; by default the recipe's.")]
+
 _ROOT = Path(".demo")
 
 
@@ -73,10 +78,8 @@ def ui(
 
 @app.command()
 def verify(
-    data: Annotated[
-        str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
-    ] = "data",
-    dataset: Annotated[str, typer.Option(help="The dataset's name; by default the recipe's.")] = "",
+    data: Data = "data",
+    dataset: Dataset = "",
     year: Annotated[
         int | None, typer.Option(help="The CDL year; by default all years of the dataset.")
     ] = None,
@@ -124,9 +127,7 @@ def _verify(data: str, dataset: str, year: int | None) -> int:
 @app.command()
 def plan(
     year: Annotated[int, typer.Option(help="The CDL year.")],
-    data: Annotated[
-        str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
-    ] = "data",
+    data: Data = "data",
     rate: Annotated[
         float, typer.Option(help="Megabytes a second that downloads are expected to make.", min=0.01)
     ] = 20,
@@ -171,10 +172,8 @@ def _plan(data: str, year: int, rate: float, every: bool) -> int:
 
 @app.command()
 def aoi(
-    data: Annotated[
-        str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
-    ] = "data",
-    dataset: Annotated[str, typer.Option(help="The dataset's name; by default the recipe's.")] = "",
+    data: Data = "data",
+    dataset: Dataset = "",
     year: Annotated[
         int | None, typer.Option(help="The CDL year; by default the last one with candidate chips.")
     ] = None,

@@ -19,7 +19,7 @@ import tenacity
 from pydantic import Field
 
 from resources.errors import IntegrityError, NotFoundError, TryAgainError
-from resources.http import ask, get_file, get_page, new_session, same_site
+from resources.http import ask, get_file, new_session, same_site
 from resources.partials import Partials
 from resources.store import require_room
 
@@ -73,6 +73,10 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _is_folder(self) -> bool:
         return Path(self.source).suffix.lower() not in _FILE_SUFFIXES and "{year}" not in self.source
 
+    def _names(self, raster: Path, year: int) -> bool:
+        """Whether a path says which year's raster it is."""
+        return "{year}" in self.source or str(year) in raster.name
+
     def raster_path(self, year: int) -> Path:
         """Where the raster of a year is, or will be."""
         path = Path(self.source.replace("{year}", str(year)))
@@ -92,7 +96,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
                 f"there is no CDL raster of {year} at {path}; put {year}_30m_cdls.zip, or the GeoTIFF inside, there, "
                 f"from {INDEX}, or set CROP_ASSETS_CDL to where it is"
             )
-        if path.suffix.lower() in (".tif", ".tiff") and str(year) not in path.name:
+        if path.suffix.lower() in (".tif", ".tiff") and not self._names(path, year):
             raise NotFoundError(
                 f"{path} does not carry {year} in its name, so it may be another year's release; "
                 f"name it {year}_30m_cdls.tif, or materialize the partition of its year"
@@ -197,7 +201,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _own_of(self, year: int) -> Release | None:
         raster = self.raster_path(year)
-        if str(year) not in str(raster):
+        if not self._names(raster, year):
             return None
         archive = raster.with_suffix(".zip")
         made = record_path(raster).is_file()
@@ -209,8 +213,8 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _listed(self, session: requests.Session) -> dict[int, str]:
         """The address of each year's archive on the index."""
-        page, address = get_page(session, self.index, self.timeout, _MOST_INDEX_BYTES)
-        found = archive_links(page.decode(errors="replace"), address)
+        page, answer = ask(session, "GET", self.index, self.timeout, _MOST_INDEX_BYTES)
+        found = archive_links(page.decode(errors="replace"), answer.url)
         if not found:
             raise IntegrityError(
                 f"{self.index} has no link to a <year>_30m_cdls.zip any more; its page may have changed. Put the files "
@@ -219,7 +223,8 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         return found
 
     def _release(self, session: requests.Session, year: int, url: str) -> Release:
-        _, headers = ask(session, "HEAD", url, self.timeout, 0, {"Accept-Encoding": "identity"})
+        _, answer = ask(session, "HEAD", url, self.timeout, 0, {"Accept-Encoding": "identity"})
+        headers = answer.headers
         stamps = [headers.get(name, "") for name in ("Last-Modified", "Content-Length")]
         version = headers.get("ETag") or " ".join(filter(None, stamps))
         if not version:

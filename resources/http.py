@@ -209,31 +209,11 @@ def ask(
     headers: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     json: Any = None,
-) -> tuple[bytes, Mapping[str, str]]:
-    """The body and headers of an answer, refused above `max_bytes`.
+) -> tuple[bytes, requests.Response]:
+    """The body of an answer, refused above `max_bytes`, and the answer, for its headers and its last address.
 
     Raises NotFoundError, ForbiddenError, UnavailableError, CutShortError, IntegrityError.
     """
-    data, answer = _asked(session, method, url, timeout, max_bytes, headers, parameters, json)
-    return data, answer.headers
-
-
-def get_page(session: requests.Session, url: str, timeout: float, max_bytes: int) -> tuple[bytes, str]:
-    """The body of a GET, and the address that it came from after redirects. Raises as `ask`."""
-    data, answer = _asked(session, "GET", url, timeout, max_bytes)
-    return data, answer.url
-
-
-def _asked(
-    session: requests.Session,
-    method: str,
-    url: str,
-    timeout: float,
-    max_bytes: int,
-    headers: Mapping[str, str] | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    json: Any = None,
-) -> tuple[bytes, requests.Response]:
     with (
         telling(url),
         session.request(

@@ -191,7 +191,7 @@ class SceneStac(_StacCatalogue):
         after: dict[str, str] = {}
         while True:
             self._limit.wait()
-            data, headers = ask(
+            data, response = ask(
                 self._session(),
                 "GET",
                 address,
@@ -210,7 +210,7 @@ class SceneStac(_StacCatalogue):
                 ) from error
             known = len(found)
             found |= records
-            token = headers.get(_SEARCH_AFTER, "")
+            token = response.headers.get(_SEARCH_AFTER, "")
             if len(found) >= total or not token or len(found) == known:
                 break
             after = {_SEARCH_AFTER: token}

@@ -83,6 +83,7 @@ def obtain_raster(
     if there is not None and (release is None or (there.origin and there.origin.version == release.version)):
         return there
     if release is None:
+        # there is none to be found, which it says with where it belongs
         return YearRaster(releases.find(year), "", None)
     with releases.partials(year).alone(f"{year}", say):
         before = _there(raster)

@@ -85,7 +85,7 @@ BAD_RASTERS: dict[str, tuple[Spoil, str]] = {
     "a truncated raster": (cut, r"{path} cannot be read: .*damaged or cut short: fetch it again"),
     "an archive": (
         lambda good, bad: shutil.copy(good, bad.with_suffix(".zip")) and None,
-        r"{path} is not a zip archive, or not all of one .*; fetch it again",
+        r"{path} is not a zip archive, or not all of one: .*; fetch it again",
     ),
 }
 
@@ -198,7 +198,7 @@ def test_an_area_of_interest_without_chips_is_refused_with_both_extents(
     )
     missing = tmp_path / "not_there.geojson"
     run = finished_graph.run("labels_job", recipe=recipe(aoi=str(missing)))
-    assert f"{missing}, which the recipe names, cannot be read: No such file or directory" in run.failure
+    assert f"AOI {missing} cannot be read: {missing}: No such file or directory" in run.failure
     aoi.write_text("no vector file")
     run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi)))
     assert f"AOI {aoi} cannot be read: " in run.failure

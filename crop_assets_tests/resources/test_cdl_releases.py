@@ -174,6 +174,7 @@ def test_the_year_may_be_in_a_folders_name(tmp_path: Path) -> None:
         own(tmp_path / f"{year}", "usda2000.tif")
     releases = CdlReleases(source=str(tmp_path / "{year}/usda2000.tif"))
     assert [release.year for release in releases.releases()] == [2020, 2021]
+    assert releases.find(2021) == tmp_path / "2021/usda2000.tif"
 
 
 def test_a_year_that_the_index_does_not_list_is_told_with_those_that_it_does(

@@ -375,7 +375,7 @@ def test_room_is_looked_for_on_the_disk_of_the_store(tmp_path: Path, free: dict[
     store.require_room(0)
     store.require_room(1_000_000)
     with pytest.raises(
-        OSError, match=r"2 MB are to be fetched, and .* has room for 1 MB; make room"
+        OSError, match=r"2 MB are to be written, and .* has room for 1 MB; make room"
     ) as error:
         store.require_room(2_000_000)
     assert error.value.errno == errno.ENOSPC
