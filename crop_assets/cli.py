@@ -225,6 +225,10 @@ def _aoi(
         page = AoiPage(area, layout, file, base_map, saved)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         typer.echo(f"Draw an area of interest at {url}   (Ctrl-C ends it)")
+        source = os.environ.get("CROP_ASSETS_RECIPE") or "the default recipe; CROP_ASSETS_RECIPE names none"
+        typer.echo(f"Counts follow {source}: {area.rule}")
+        if dataset != recipe.dataset:
+            typer.echo(f"That recipe is for the dataset {recipe.dataset}, and this is {dataset}.")
         run(page.app(), listener, url if browse else "")
     return 0
 

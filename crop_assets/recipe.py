@@ -67,7 +67,9 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         default="", description="Path of an existing chip GeoJSON to use instead of choosing boxes."
     )
     aoi: str = Field(
-        default="", description="Path of a vector file; only chip boxes that touch its area are used."
+        default="",
+        description="Path of a vector file, in a recipe file relative to it; only chip boxes that touch its area are "
+        "used.",
     )
     tile_rule: Literal["projected", "degrees"] = Field(
         default="projected",
@@ -178,13 +180,12 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _weighs_classes(cls, value: dict[str, float]) -> dict[str, float]:
         if unknown := set(value) - set(CLASSES[1:]):
             raise ValueError(
-                f"class_target: no class is called {', '.join(sorted(unknown))}; "
-                f"the classes are {', '.join(CLASSES[1:])}"
+                f"no class is called {', '.join(sorted(unknown))}; the classes are {', '.join(CLASSES[1:])}"
             )
         if any(not 0 <= weight <= 1e6 for weight in value.values()):
-            raise ValueError(f"class_target {value} must weigh each class by a number from 0 to 1,000,000")
+            raise ValueError(f"{value} must weigh each class by a number from 0 to 1,000,000")
         if len(value) == len(CLASSES) - 1 and not any(value.values()):
-            raise ValueError("class_target weighs every class by 0; at least one must count")
+            raise ValueError("every class weighs 0; at least one must count")
         return value
 
     @field_validator("sources")
@@ -269,6 +270,10 @@ def load_recipe(path: str) -> DatasetRecipe:
                 f"recipe {path}: no field is called {', '.join(unknown)}; "
                 f"the fields are {', '.join(sorted(DatasetRecipe.model_fields))}"
             )
+        for name in _PATHS & set(values):
+            if isinstance(values[name], str) and values[name] and "://" not in values[name]:
+                # as the one who wrote the recipe meant it, wherever Dagster runs
+                values[name] = str(Path(path).absolute().parent / values[name])
         return DatasetRecipe(**values)
     except FileNotFoundError:
         raise InputError(f"recipe {path}: no such file; mend CROP_ASSETS_RECIPE or leave it unset") from None

@@ -77,6 +77,14 @@ def test_defaults_are_those_of_the_specification() -> None:
     assert (*REFLECTANCE_BANDS, QA_BAND) == ("B02", "B03", "B04", "B8A", "B11", "B12", "Fmask")
 
 
+def test_paths_of_a_recipe_file_are_relative_to_it(load: Load, tmp_path: Path) -> None:
+    recipe = load("aoi: kansas.geojson\nchip_boxes: /elsewhere/boxes.geojson\n")
+    assert recipe.aoi == str(tmp_path / "kansas.geojson")
+    assert recipe.chip_boxes == "/elsewhere/boxes.geojson"
+    assert load("aoi: s3://bucket/aoi.geojson").aoi == "s3://bucket/aoi.geojson"
+    assert load("aoi: ''").aoi == ""
+
+
 def test_without_a_file_the_recipe_is_the_default() -> None:
     assert load_recipe("").values() == DatasetRecipe().values()
 
@@ -106,7 +114,7 @@ def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
         ("class_target: {Corn: much}", "class_target.Corn: Input should be a valid number"),
         (
             f"class_target: {dict.fromkeys(CLASSES[1:], 0)}",
-            "weighs every class by 0; at least one must count",
+            "every class weighs 0; at least one must count",
         ),
         ("max_per_block: 0", "max_per_block is 0, and must lie from 1 to"),
         ("block_chips: 0", "block_chips is 0, and must lie from 1 to 1,000"),

@@ -76,4 +76,4 @@ def _damage_told(problem: str) -> Iterator[None]:
         ValueError,
         OSError,
     ) as error:
-        raise IntegrityError(f"{problem}: {error}; fetch it again") from None
+        raise IntegrityError(f"{problem}: {error}") from None

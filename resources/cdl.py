@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import dagster as dg
 import requests
 import tenacity
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from resources.errors import IntegrityError, NotFoundError, TryAgainError
 from resources.http import ask, get_file, new_session, same_site
@@ -63,6 +63,16 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     attempts: int = Field(default=4, ge=1, description="How often a request is tried before it is given up.")
     timeout: float = Field(default=60, description="Seconds without an answer after which a request fails.")
+
+    @field_validator("index")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value and not value.startswith(("https://", "http://")):
+            raise ValueError(
+                f"the index of CDL releases {value!r} must be an http or https address, or empty for none; "
+                "mend CROP_ASSETS_CDL_INDEX"
+            )
+        return value
 
     @property
     def fetches(self) -> bool:
@@ -217,8 +227,8 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         found = archive_links(page.decode(errors="replace"), answer.url)
         if not found:
             raise IntegrityError(
-                f"{self.index} has no link to a <year>_30m_cdls.zip any more; its page may have changed. Put the files "
-                "into the folder of CROP_ASSETS_CDL yourself, or set CROP_ASSETS_CDL_INDEX to where they are listed"
+                f"{self.index} has no link to a <year>_30m_cdls.zip; its page may have changed, and "
+                "CROP_ASSETS_CDL_INDEX can name another that lists them"
             )
         return found
 

@@ -60,6 +60,14 @@ class Area:
     tile_of_box: NDArray[np.intp]
     chosen: pd.DataFrame | None
 
+    @property
+    def rule(self) -> str:
+        """How the recipe chooses, in words."""
+        if self.recipe.chip_boxes:
+            return f"the boxes of {self.recipe.chip_boxes}"
+        least = f", {self.recipe.min_classes} classes or more" if self.recipe.sampling == "evenness" else ""
+        return f"{self.recipe.chips:,} chips by {self.recipe.sampling}{least}"
+
     def count(self, aoi: gpd.GeoDataFrame) -> Count:
         """What lies inside `aoi`, polygons in EPSG:4326, by the rules of `filter_aoi`; 0 of everything for none.
 
@@ -95,7 +103,7 @@ def latest_year(store: DatasetStore, dataset: str) -> int:
     ]
     if not years:
         raise InputError(
-            f"{store.root} has no candidate chips of {dataset}; launch labels_job for a year first, "
+            f"the store {store.root} has no candidate chips of {dataset}; launch labels_job for a year first, "
             "or give --data or --dataset"
         )
     return years[-1]
@@ -109,7 +117,7 @@ def load_area(store: DatasetStore, layout: Layout, recipe: DatasetRecipe) -> Are
     for name in (layout.table("candidate_chips"), tile_grid_table()):
         if not store.exists(name):
             raise InputError(
-                f"{store.root} has no table {name}; launch labels_job for {layout.year} first, "
+                f"the store {store.root} has no table {name}; launch labels_job for {layout.year} first, "
                 "or give --data, --dataset or --year"
             )
     landscape = weighed_boxes(read_table(store, layout.table("candidate_chips")), recipe.min_classes)

@@ -20,7 +20,7 @@ from resources.cdl import CdlReleases
 from resources.errors import IntegrityError
 from resources.store import DatasetStore
 
-_RELEASE_SECONDS = 6 * 3600
+_RELEASE_SECONDS = 3600
 _YEAR_SECONDS = 30
 
 
@@ -41,7 +41,6 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
     asked = [*changes.new, *changes.again]
     for release in asked:
         context.log.info(f"{release.year}: {release.place}, version {release.version}")
-    some = f"{min(changes.known)} to {max(changes.known)}" if changes.known else "none"
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
@@ -52,7 +51,7 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
             )
             for release in asked
         ],
-        skip_reason=None if asked else f"{len(changes.known)} releases known ({some}), none of them new",
+        skip_reason=None if asked else _nothing_new(before is None, sorted(changes.known)),
         dynamic_partitions_requests=(
             [cdl_year_partitions.build_add_request([str(release.year) for release in asked])] if asked else []
         ),
@@ -139,6 +138,15 @@ def _cursor(context: dg.SensorEvaluationContext) -> dict[str, Any]:
             f"the cursor of {context.sensor_name} is {context.cursor!r}, which is not one of its own; "
             f"run: dagster sensor cursor {context.sensor_name} --delete"
         ) from None
+
+
+def _nothing_new(first: bool, years: list[int]) -> str:
+    there = f"{len(years)} of {years[0]} to {years[-1]}" if years else "none"
+    return (
+        f"first look: releases recorded: {there}; nothing is launched for them"
+        if first
+        else f"no change: {there}"
+    )
 
 
 def _tag(text: str) -> str:

@@ -96,6 +96,8 @@ def prepare(root: Path, cdl: Path | None, year: int | None, say: Callable[[str],
     named = re.search(r"(?<!\d)(19|20)\d{2}(?!\d)", cdl.name) if cdl else None
     year = year or (int(named[0]) if named else 2022)
     world = build_world(demo.world, cdl, year, say)
+    if os.environ.get("CROP_ASSETS_RECIPE", str(demo.recipe)) != str(demo.recipe):
+        say(f"CROP_ASSETS_RECIPE is not used: the demo has a recipe of its own, {demo.recipe}")
     demo.origin.write_text(yaml.safe_dump({"cdl": str(cdl) if cdl else "", "year": year}))
     demo.recipe.write_text(yaml.safe_dump(_recipe(cdl)))
     (demo.dagster_home / "dagster.yaml").write_text(DAGSTER_YAML)

@@ -154,7 +154,7 @@ def chip_bboxes(
     if done := run.unchanged(inputs, upstream=["candidate_chips"], fields=fields):
         return done
     landscape = weighed_boxes(run.read("candidate_chips"), recipe.min_classes)
-    context.log.info(f"choosing among {len(landscape)} boxes")
+    context.log.info(f"choosing among the {(landscape['class_0'] == 0).sum()} boxes without no-data")
     balance = _balance(recipe)
     choices = _choose(recipe, landscape, aoi, balance)
     chosen = with_surroundings(next(iter(choices.values())), recipe.block_chips)
@@ -178,7 +178,8 @@ def _choose(
 
     Raises InputError where the recipe chooses none.
     """
-    boxes = read_chip_geojson(recipe.chip_boxes, landscape) if recipe.chip_boxes else landscape
+    free = landscape[landscape["class_0"] == 0]
+    boxes = read_chip_geojson(recipe.chip_boxes, landscape) if recipe.chip_boxes else free
     if aoi is not None:
         boxes = filter_aoi(boxes, aoi)
     if recipe.chip_boxes:
@@ -207,10 +208,16 @@ def _pictures(
         "boxes_on_the_raster": len(landscape),
         "with_no_data": int((landscape["class_0"] > 0).sum()),
         "choices": markdown(compare_choices({**choices, "all boxes": landscape}, balance)),
+        "distance_from_target": "share of the pixels that would have to be of another class, 0 at best",
         "classes": picture(choices_png(everything | pixels, balance.target), "classes"),
         "map": picture(choice_maps_png(choices, landscape), "map of the chosen chips"),
-        "richest": markdown(chosen[["chip_id", "lon", "lat", "classes", "weight"]].round(4), rows=10),
+        "richest": markdown(_richest(chosen), rows=10),
     }
+
+
+def _richest(boxes: gpd.GeoDataFrame) -> pd.DataFrame:
+    ranked = boxes.sort_values(["weight", "chip_id"], ascending=[False, True])
+    return pd.DataFrame(ranked[["chip_id", "lon", "lat", "classes", "weight"]].round(4))
 
 
 def _checksum(path: str) -> str:

@@ -95,7 +95,11 @@ def choice_maps_png(choices: Mapping[str, gpd.GeoDataFrame], landscape: pd.DataF
         _kilometres(axes)
         axes.set_title(f"{name}: {len(boxes)} chips", fontsize=10)
     if shown:
-        figure.legend(handles=_class_patches(shown), fontsize=7, ncols=7, loc="outside lower center")
+        title = "largest class of a chosen chip; boxes that are not chosen are grey (EPSG:5070, km)"
+        handles = _class_patches(shown)
+        figure.legend(
+            handles=handles, title=title, title_fontsize=8, fontsize=7, ncols=7, loc="outside lower center"
+        )
     return figure
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
@@ -78,6 +79,11 @@ def obtain_raster(
     raster = releases.raster_path(year)
     there = _there(raster)
     if there is not None and there.origin is None:
+        if record_path(raster).is_file():
+            say(
+                f"{raster} is not the raster that {record_path(raster).name} tells of, so it is taken as your own and "
+                "no release is looked for; remove it to have the release"
+            )
         return YearRaster(releases.find(year), there.sha256, None)
     release = _latest(releases, year, there, warn)
     if there is not None and (release is None or (there.origin and there.origin.version == release.version)):
@@ -147,18 +153,11 @@ def _make_raster(
 ) -> None:
     """Unpack the archive of a release, check it, and write it to `raster` in blocks and with overviews."""
     name = f"{release.year}_30m_cdls.tif"
-    found = members(archive, _MOST_UNPACKED_BYTES)
-    wanted = [member for member in found if PurePosixPath(member.filename).name.lower() == name]
-    if len(wanted) != 1:
-        held = ", ".join(member.filename for member in found[:5]) or "nothing"
-        raise IntegrityError(
-            f"{release.place} must hold one {name}, and holds {len(wanted)} ({held}); if it has the raster in another "
-            f"form, convert that to {name} and put it where rasters of one's own are looked for"
-        )
-    require_room(raster.parent, 2 * wanted[0].file_size)
     unpacked = raster.with_name(f"{raster.name}.unpacked")
     try:
-        unpack(archive, wanted[0], unpacked, _megabytes(say, "MB unpacked", wanted[0].file_size))
+        member = _raster_member(archive, name)
+        require_room(raster.parent, 2 * member.file_size)
+        unpack(archive, member, unpacked, _megabytes(say, "MB unpacked", member.file_size))
         # GDAL goes by content, and other formats lead to other files and servers
         with rasterio.open(unpacked, driver="GTiff") as source:
             cdl = check_cdl(unpacked)
@@ -174,11 +173,28 @@ def _make_raster(
         raise InputError(
             f"{release.place}: {name} cannot be read or converted: {error.__cause__ or error}"
         ) from None
+    except IntegrityError as error:
+        raise IntegrityError(
+            f"{str(error).replace(str(archive), release.place)}. Nothing of it was used, and a raster of before is as "
+            "it was; a new run takes the archive anew, and an empty CROP_ASSETS_CDL_INDEX keeps to what is there"
+        ) from None
     except InputError as error:
         told = str(error).replace(str(unpacked), name).replace(str(raster), name)
         raise InputError(f"{release.place}: {told}") from None
     finally:
         unpacked.unlink(missing_ok=True)
+
+
+def _raster_member(archive: Path, name: str) -> zipfile.ZipInfo:
+    found = members(archive, _MOST_UNPACKED_BYTES)
+    wanted = [member for member in found if PurePosixPath(member.filename).name.lower() == name]
+    if len(wanted) != 1:
+        held = ", ".join(member.filename for member in found[:5]) or "nothing"
+        raise IntegrityError(
+            f"{archive} must hold one {name}, and holds {len(wanted)} ({held}); if it has the raster in another form, "
+            f"convert that to {name} and put it where rasters of your own are looked for"
+        )
+    return wanted[0]
 
 
 def _there(raster: Path) -> YearRaster | None:

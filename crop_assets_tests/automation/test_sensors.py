@@ -58,7 +58,8 @@ def test_the_first_tick_records_what_is_there_and_launches_nothing(releases: Rel
     first = releases.tick()
     assert asked(first) == added(first) == []
     assert json.loads(first.cursor or "")["versions"].keys() == {"2021", "2022"}
-    assert "2 releases known (2021 to 2022), none of them new" in str(first.skip_reason)
+    assert "first look: releases recorded: 2 of 2021 to 2022; nothing is launched" in str(first.skip_reason)
+    assert "no change: 2 of 2021 to 2022" in str(releases.tick().skip_reason)
     assert asked(releases.tick()) == []
 
 

@@ -85,7 +85,7 @@ BAD_RASTERS: dict[str, tuple[Spoil, str]] = {
     "a truncated raster": (cut, r"{path} cannot be read: .*damaged or cut short: fetch it again"),
     "an archive": (
         lambda good, bad: shutil.copy(good, bad.with_suffix(".zip")) and None,
-        r"{path} is not a zip archive, or not all of one: .*; fetch it again",
+        r"{path} is not a zip archive, or not all of one: .*Nothing of it was used",
     ),
 }
 

@@ -2,12 +2,14 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster._serdes import serialize_value
 
@@ -179,6 +181,15 @@ def test_the_graph_has_the_assets_and_the_lineage_of_the_specification(location:
         assert str(spec.code_version).isdecimal(), name
         assert spec.description, name
         assert len(spec.description) > 40, name
+
+
+def test_dagster_finds_one_location_by_workspace_and_by_project() -> None:
+    # sensors keep their switches and cursors by the location's name
+    (target,) = yaml.safe_load((PROJECT / "workspace.yaml").read_text())["load_from"]
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["dg"]["project"]
+    named = project.get("code_location_name", project["code_location_target_module"])
+    assert target["python_module"]["location_name"] == named
+    assert target["python_module"]["module_name"] == project["code_location_target_module"]
 
 
 def test_assets_are_partitioned_by_year_and_tile(location: dg.Definitions) -> None:

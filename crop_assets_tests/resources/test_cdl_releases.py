@@ -89,12 +89,17 @@ def test_a_page_without_links_is_an_error_and_not_an_empty_list(nass: Nass, tmp_
     nass.put(2022, b"two")
     nass.page = "<html><script>render()</script></html>"
     with pytest.raises(
-        IntegrityError, match=r"has no link to a <year>_30m_cdls\.zip any more.*CROP_ASSETS_CDL_INDEX"
+        IntegrityError, match=r"has no link to a <year>_30m_cdls\.zip; its.*CROP_ASSETS_CDL_INDEX"
     ):
         nass.releases(tmp_path).releases()
     nass.page = "<!--" + "x" * (5 << 20)
     with pytest.raises(IntegrityError, match="answered more than 4,194,304 bytes"):
         nass.releases(tmp_path).releases()
+
+
+def test_an_index_that_is_no_address_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'www\.nass\.usda\.gov' must be an http or https address"):
+        CdlReleases(index="www.nass.usda.gov")
 
 
 def test_an_index_that_cannot_be_reached_is_an_error(tmp_path: Path) -> None:

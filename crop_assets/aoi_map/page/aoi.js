@@ -535,6 +535,7 @@ async function settleConflict(problem, tag) {
 
 function describe(page) {
   $("dataset").textContent = `${page.dataset} ${page.year}: ${number(page.boxes)} chip boxes`;
+  $("rule").textContent = `The recipe: ${page.rule}`;
   $("rich-label").textContent =
     page.min_classes > 1 ? `with ${page.min_classes} classes or more` : "with a class";
   $("chosen-key").hidden = !page.has_chosen;
