@@ -50,7 +50,8 @@ def unpack(path: Path, member: zipfile.ZipInfo, target: Path, progress: Callable
     problem = f"{path}: {member.filename} cannot be unpacked"
     with contextlib.ExitStack() as stack:
         with _damage_told(problem):
-            source = stack.enter_context(zipfile.ZipFile(path).open(member))
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            source = stack.enter_context(archive.open(member))
         file = stack.enter_context(target.open("wb"))
         while True:
             with _damage_told(problem):

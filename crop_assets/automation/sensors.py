@@ -47,7 +47,7 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
                 # a key is never launched twice, so it names the release, and the one that it takes the place of
                 run_key=f"cdl-{release.year}-{(before or {}).get(release.year, '')}-{release.version}",
                 partition_key=str(release.year),
-                tags={"cdl_release": _tag(release.place)},
+                tags={"cdl_release": release.place},
             )
             for release in asked
         ],
@@ -147,11 +147,6 @@ def _nothing_new(first: bool, years: list[int]) -> str:
         if first
         else f"no change: {there}"
     )
-
-
-def _tag(text: str) -> str:
-    """Text as a tag's value, which the UI shows in a line."""
-    return text if len(text) <= 100 else f"…{text[-99:]}"
 
 
 SENSORS = (cdl_release_sensor, dataset_sensor)

@@ -34,14 +34,19 @@ def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
     """
     try:
         if str(path).lower().endswith(".parquet"):
-            aoi = gpd.read_parquet(path)[["geometry"]]
+            aoi = gpd.read_parquet(path)
         else:
             # a shapefile is several files, which GDAL finds by their path alone
             source = io.BytesIO(UPath(path).read_bytes()) if "://" in str(path) else path
             aoi = _layers(source)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ShapelyError) as error:
-        raise InputError(f"AOI {path} cannot be read: {error}") from None
-    except (OSError, KeyError, ValueError) as error:
+    except (
+        pyogrio.errors.DataSourceError,
+        pyogrio.errors.DataLayerError,
+        ShapelyError,
+        OSError,
+        KeyError,
+        ValueError,
+    ) as error:
         raise InputError(f"AOI {path} cannot be read: {error}") from None
     if aoi is None:
         raise InputError(f"AOI {path} has no geometry; give a file of polygons")

@@ -33,7 +33,7 @@ def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> "Figure":
     """
     from matplotlib.figure import Figure
 
-    shares = 100 * counts[1:] / max(int(counts[1:].sum()), 1)
+    shares = _percents(counts)
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
@@ -59,7 +59,7 @@ def choices_png(choices: Mapping[str, NDArray[np.int64]], target: Sequence[float
     places = np.arange(len(CLASSES) - 1)
     width = 0.8 / len(choices)
     for number, (name, counts) in enumerate(choices.items()):
-        shares = 100 * counts[1:] / max(int(counts[1:].sum()), 1)
+        shares = _percents(counts)
         bars = axes.bar(
             places + (number + 0.5) * width - 0.4, shares, width, color=_CHOICE_COLOURS[number], label=name
         )
@@ -91,7 +91,7 @@ def choice_maps_png(choices: Mapping[str, gpd.GeoDataFrame], landscape: pd.DataF
     panels = figure.subplots(1, len(choices), squeeze=False)[0]
     for axes, (name, boxes) in zip(panels, choices.items(), strict=True):
         axes.imshow(held, cmap="Greys", vmin=0, vmax=1, extent=(left, right, bottom, top))
-        shown.update(_draw_chips(axes, boxes, 0.8).tolist())
+        shown.update(_draw_chips(axes, boxes).tolist())
         _kilometres(axes)
         axes.set_title(f"{name}: {len(boxes)} chips", fontsize=10)
     if shown:
@@ -117,7 +117,7 @@ def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
     axes = figure.add_subplot()
     outlines = [shapely.get_coordinates(shape) for shape in tiles.geometry.to_crs(5070)]
     axes.add_collection(LineCollection(outlines, colors="#9aa5b1", linewidths=0.4))
-    largest = _draw_chips(axes, boxes, 0.8)
+    largest = _draw_chips(axes, boxes)
     axes.autoscale_view()
     _kilometres(axes)
     axes.set_title(f"{len(boxes)} chips, {len(tiles)} tiles (EPSG:5070, km)", fontsize=10)
@@ -127,7 +127,12 @@ def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
     return figure
 
 
-def _draw_chips(axes: "Axes", boxes: gpd.GeoDataFrame, edge: float) -> NDArray[np.intp]:
+def _percents(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The share of classes 1 to 13 in the pixels by class value, [14], without class 0."""
+    return 100 * counts[1:] / max(int(counts[1:].sum()), 1)
+
+
+def _draw_chips(axes: "Axes", boxes: gpd.GeoDataFrame) -> NDArray[np.intp]:
     """Draw the squares in the colour of their largest class, which is returned: [n], 1 to 13."""
     from matplotlib.collections import PolyCollection
 
@@ -136,7 +141,7 @@ def _draw_chips(axes: "Axes", boxes: gpd.GeoDataFrame, edge: float) -> NDArray[n
     colours = [CLASS_COLOURS[value] for value in largest]
     squares = [shapely.get_coordinates(shape) for shape in boxes.geometry]
     # an edge of its own colour keeps a chip visible where it is smaller than a picture's pixel
-    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors=colours, linewidths=edge))
+    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors=colours, linewidths=0.8))
     return largest
 
 

@@ -206,7 +206,7 @@ def _there(raster: Path) -> YearRaster | None:
         return None
     digest = _sha256(raster)
     try:
-        noted = [Origin(**origin) for origin in json.loads(record_path(raster).read_bytes()) if origin]
+        noted = [Origin(**origin) for origin in json.loads(record_path(raster).read_bytes())]
     except (OSError, ValueError, TypeError):
         noted = []
     return YearRaster(

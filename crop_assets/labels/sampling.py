@@ -34,7 +34,7 @@ from crop_assets.labels.classes import CLASSES
 Strategy = Literal["evenness", "balanced", "all"]
 CLASS_COLUMNS = [f"class_{value}" for value in range(len(CLASSES))]
 
-_LONLAT_CRS = {"EPSG:4326", "urn:ogc:def:crs:EPSG::4326", "urn:ogc:def:crs:OGC:1.3:CRS84"}
+LONLAT_CRS = {"EPSG:4326", "urn:ogc:def:crs:EPSG::4326", "urn:ogc:def:crs:OGC:1.3:CRS84"}
 _CONUS_CRS = {"EPSG:5070", "urn:ogc:def:crs:EPSG::5070"}
 
 
@@ -251,9 +251,9 @@ def _features(path: str | Path) -> tuple[list[dict[str, Any]], bool]:
     if not features:
         raise InputError(f"chip GeoJSON {path} has no features")
     crs = ((document.get("crs") or {}).get("properties") or {}).get("name", "EPSG:4326")
-    if crs not in _LONLAT_CRS | _CONUS_CRS:
+    if crs not in LONLAT_CRS | _CONUS_CRS:
         raise InputError(f"chip GeoJSON {path} is in {crs}; it must be in EPSG:4326 or EPSG:5070")
-    return features, crs in _LONLAT_CRS
+    return features, crs in LONLAT_CRS
 
 
 def _shapes(
