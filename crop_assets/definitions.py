@@ -72,6 +72,8 @@ YEAR_ASSETS = (
     published_dataset,
 )
 
+TILES_PER_RUN = 16
+
 
 def environment_resources() -> dict[str, Any]:
     """The resources as the environment configures them; the README lists the variables.
@@ -122,10 +124,12 @@ def _count(variable: str) -> int:
     return int(text)
 
 
-def build_defs(resources: Mapping[str, dg.ConfigurableResource[Any]]) -> dg.Definitions:
-    """The whole code location over these resources."""
+def build_defs(
+    resources: Mapping[str, dg.ConfigurableResource[Any]], tiles_per_run: int = TILES_PER_RUN
+) -> dg.Definitions:
+    """The whole code location over these resources; a backfill takes at most `tiles_per_run` tiles in a run."""
     return dg.Definitions(
-        assets=[*YEAR_ASSETS, tile_assets(TILE_STAGES)],
+        assets=[*YEAR_ASSETS, tile_assets(TILE_STAGES, tiles_per_run)],
         jobs=JOBS,
         sensors=SENSORS,
         resources={key: _with_own_defaults(resource) for key, resource in resources.items()},
@@ -149,4 +153,4 @@ def _with_own_defaults(resource: dg.ConfigurableResource[Any]) -> dg.Configurabl
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    return build_defs(environment_resources())
+    return build_defs(environment_resources(), _count("CROP_ASSETS_TILES_PER_RUN") or TILES_PER_RUN)

@@ -4,12 +4,19 @@ Belongs here: partition definitions, the mapping between them, and reading keys 
 partitions (`tiles.assets` adds tiles; a person or a sensor adds years).
 """
 
+import math
 import warnings
+from collections.abc import Collection
 
+import click
 import dagster as dg
 
 CDL_YEAR = "cdl_year"
 TILE = "tile"
+_PARTITION_TAG = "dagster/partition"
+_RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+_RUNS_AT_ONCE = 25
+"""Runs of a job's backfill that Dagster 1.13.27 submits before it records a checkpoint (its CHECKPOINT_COUNT)."""
 
 cdl_year_partitions = dg.DynamicPartitionsDefinition(name=CDL_YEAR)
 tile_partitions = dg.DynamicPartitionsDefinition(name=TILE)
@@ -32,3 +39,84 @@ def year_of(context: dg.AssetExecutionContext) -> int:
             allow_retries=False,
         )
     return int(context.partition_key)
+
+
+def tiles_per_run(count: int) -> dg.BackfillPolicy:
+    """At most `count` tiles in one run of a backfill.
+
+    All in one run where a command line (`dagster asset materialize`, `dagster job execute`, `dg launch`) is given a
+    range of partitions, for which these commands ask for exactly this policy.
+    """
+    command = click.get_current_context(silent=True)
+    if command is not None and command.params.get("partition_range"):
+        return dg.BackfillPolicy.single_run()
+    return dg.BackfillPolicy.multi_run(max_partitions_per_run=count)
+
+
+def launched_keys(context: dg.AssetExecutionContext) -> list[dg.MultiPartitionKey]:
+    """The pairs of CDL year and tile that a run was launched for.
+
+    These are the partitions for which Dagster recorded planned materializations, and not `context.partition_keys`: a
+    run of a backfill that was launched from a job's page carries the tags of the backfill's first key beside those of
+    its own range, and Dagster 1.13.27 takes the first key alone (`StepExecutionContext.partition_key_range`).
+
+    Raises Failure where the tags name other partitions than were planned, where they name none, and where the backfill
+    is one of those that Dagster does not launch completely.
+    """
+    tags = context.run.tags
+    named = {tags[tag] for tag in (_PARTITION_TAG, *_RANGE_TAGS) if tag in tags}
+    logs = context.instance.all_logs(
+        context.run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+    )
+    planned = {log.dagster_event.partition for log in logs if log.dagster_event} - {None}
+    if not named:
+        # a run may also name the year and the tile by a tag each, for which Dagster plans nothing by partition
+        planned = named = set(context.partition_keys)
+    if not named <= planned:
+        raise dg.Failure(
+            f"this run names {_some(named)}, and Dagster planned it for {_some(planned)}; nothing was made. Launch it "
+            "again. A range goes from its first to its last year and, in each, from its first to its last tile, both "
+            "in the order in which the UI lists them",
+            allow_retries=False,
+        )
+    if context.has_partition_key_range:
+        _require_complete_backfill(context)
+    return [year_tile_partitions.get_partition_key_from_str(key) for key in sorted(planned)]
+
+
+def _require_complete_backfill(context: dg.AssetExecutionContext) -> None:
+    """Raise Failure where Dagster would not launch all runs of the backfill that a run belongs to, and call it done.
+
+    Dagster 1.13.27 submits the ranges of a job's backfill year by year, in an arbitrary order of the years. After 25 of
+    them it records the last partition submitted, and resumes with those that follow it in the list of partitions
+    (`_get_partitions_chunk` of its `job_backfill`), so that a year whose turn had not come is left out. Backfills of
+    assets are not affected.
+    """
+    backfill = context.instance.get_backfill(context.run.tags.get("dagster/backfill", ""))
+    names = backfill.partition_names if backfill else None
+    policy = context.assets_def.backfill_policy
+    if not names or policy is None or policy.max_partitions_per_run is None:
+        return
+    with dg.partition_loading_context(dynamic_partitions_store=context.instance):
+        years = {str(name).partition("|")[0] for name in names}
+        wanted = set(names)
+        in_order = [key for key in year_tile_partitions.get_partition_keys() if key in wanted] == list(names)
+        ranges = year_tile_partitions.subset_with_partition_keys(names).get_partition_key_ranges(
+            year_tile_partitions
+        )
+        keys = [len(year_tile_partitions.get_partition_keys_in_range(one)) for one in ranges]
+    runs = sum(math.ceil(count / policy.max_partitions_per_run) for count in keys)
+    if runs > _RUNS_AT_ONCE and (len(years) > 1 or not in_order):
+        raise dg.Failure(
+            f"this backfill takes {runs} runs over {len(years)} years, of which Dagster would leave some out and "
+            "report success; nothing was made. Launch it for one year at a time, or from the asset graph: select the "
+            "assets there, then Materialize",
+            allow_retries=False,
+        )
+
+
+def _some(keys: Collection[str]) -> str:
+    shown = sorted(keys)[:3]
+    return (
+        ", ".join(shown) + (f" and {len(keys) - len(shown)} more" if len(keys) > len(shown) else "") or "none"
+    )

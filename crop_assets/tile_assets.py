@@ -25,7 +25,14 @@ import pandas as pd
 from crop_assets.errors import InputError
 from crop_assets.layout import Layout
 from crop_assets.lineage import Lineage
-from crop_assets.partitions import CDL_YEAR, TILE, year_mapping, year_tile_partitions
+from crop_assets.partitions import (
+    CDL_YEAR,
+    TILE,
+    launched_keys,
+    tiles_per_run,
+    year_mapping,
+    year_tile_partitions,
+)
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.year_assets import (
     OWNERS,
@@ -50,8 +57,6 @@ from resources.sources import Sources
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, write_table
-
-TILES_PER_RUN = 16
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def tile_stage(
     return declare
 
 
-def tile_assets(stages: Sequence[TileStage], tiles_per_run: int = TILES_PER_RUN) -> dg.AssetsDefinition:
+def tile_assets(stages: Sequence[TileStage], at_once: int) -> dg.AssetsDefinition:
     """All stages, in their order, as one subsettable multi-asset partitioned by year and tile."""
     names = [stage.name for stage in stages]
 
@@ -171,7 +176,7 @@ def tile_assets(stages: Sequence[TileStage], tiles_per_run: int = TILES_PER_RUN)
         name="tile_stages",
         specs=[stage.spec(names) for stage in stages],
         partitions_def=year_tile_partitions,
-        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=tiles_per_run),
+        backfill_policy=tiles_per_run(at_once),
         can_subset=True,
         # so that runs at once share what a catalogue bears: dagster.yaml says how many
         pool="tiles",
@@ -193,9 +198,10 @@ def tile_assets(stages: Sequence[TileStage], tiles_per_run: int = TILES_PER_RUN)
         chosen = [stage for stage in stages if stage.name in selected]
         sources = downloads.of(recipe.sources, ipfs, lp_daac, mirror)
         services = Services(recipe, store, cdl_releases, stac, ipfs_stac, ipfs, sources, machine)
-        failures = _run_tiles(context, services, chosen, frozenset(names))
+        keys = launched_keys(context)
+        failures = _run_tiles(context, keys, services, chosen, frozenset(names))
         if failures:
-            raise _failure(failures, len(context.partition_keys))
+            raise _failure(failures, len(keys))
         # each (stage, tile) has been recorded by an event of its own
         yield from ()
 
@@ -278,11 +284,11 @@ class _Done:
 
 def _run_tiles(
     context: dg.AssetExecutionContext,
+    keys: Sequence[dg.MultiPartitionKey],
     services: Services,
     stages: Sequence[TileStage],
     tile_assets: frozenset[str],
 ) -> list[_Failure]:
-    keys = [dg.MultiPartitionKey(_dimensions(key)) for key in context.partition_keys]
     messages: queue.SimpleQueue[str | _Done | _Failure | None] = queue.SimpleQueue()
     stopped = threading.Event()
 
@@ -324,12 +330,6 @@ def _record(
         else:
             context.log.info(message)
     return sorted(failures, key=lambda failure: failure.tile)
-
-
-def _dimensions(key: str) -> dict[str, str]:
-    if not isinstance(key, dg.MultiPartitionKey):
-        raise dg.Failure(f"the partition {key!r} is no pair of a CDL year and a tile", allow_retries=False)
-    return dict(key.keys_by_dimension)
 
 
 def run_stages(
