@@ -86,4 +86,10 @@ class Lineage:
                 return reason
             if self.version(upstream, tile, per_tile) != version:
                 return f"{asset} was made from another {upstream}; materialize {asset} again"
+        for upstream, versions in made.get("tiles", {}).items():
+            for of_tile, version in versions.items():
+                if reason := self.stale_because(upstream, of_tile):
+                    return f"{asset} was made from {upstream} of {of_tile}, but now {reason}"
+                if self.version(upstream, of_tile, per_tile=True) != version:
+                    return f"{asset} was made from another {upstream} of {of_tile}; materialize {asset} again"
         return ""

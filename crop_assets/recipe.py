@@ -126,6 +126,11 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     max_bad_percent: float = Field(default=5.0, description="Most bad pixels of a chip on any date, percent.")
     max_na_pixels: int = Field(default=0, description="Most missing pixels of a chip in any band and date.")
+    max_missing_tiles: int = Field(
+        default=0,
+        description="How many tiles of a year its dataset may lack. With more missing, dataset_job fails and names "
+        "them; with fewer, their chips are in rejected_chips.csv with the reason.",
+    )
     train_share: float = Field(default=0.8, description="Share of the kept chips that train.")
     seed: int = Field(default=42, description="Seed of the train/validation split.")
     statistics_over: Literal["train", "kept"] = Field(
@@ -207,6 +212,7 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
             ("max_cloud_cover", self.max_cloud_cover, 0, 100),
             ("max_bad_percent", self.max_bad_percent, 0, 100),
             ("max_na_pixels", self.max_na_pixels, 0, 224 * 224),
+            ("max_missing_tiles", self.max_missing_tiles, 0, 100_000),
         ]
         for name, value, low, high in limits:
             if not low <= value <= high:

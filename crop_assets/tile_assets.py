@@ -58,6 +58,12 @@ from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, write_table
 
+EVERY_TILE_IS_IN = "every_tile_is_in"
+_FAILED = "failed"
+"""Metadata of the observations by which a stage and tile that was not made says why."""
+_NAMED = 5
+"""Missing tiles that an error names with their causes; the log and the check name all."""
+
 
 @dataclass(frozen=True)
 class Services:
@@ -212,12 +218,22 @@ def tile_assets(stages: Sequence[TileStage], at_once: int) -> dg.AssetsDefinitio
 class TileTables:
     """The tables of one per-tile asset over all tiles of a year's tile map.
 
-    `missing` names the tiles without a table, or with one of another recipe, and what to do about it.
+    `missing` names the tiles without a table, or with one of another recipe, and why.
     """
 
+    asset: str
     frame: pd.DataFrame
     versions: dict[str, str]
     missing: dict[str, str]
+
+    def check(self) -> dg.AssetCheckResult:
+        """The result of `every_tile_is_in` where the missing tiles are no more than the recipe allows."""
+        return dg.AssetCheckResult(
+            check_name=EVERY_TILE_IS_IN,
+            passed=not self.missing,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata=self.metadata(),
+        )
 
     def metadata(self) -> dict[str, Any]:
         found: dict[str, Any] = {"tiles": len(self.versions), "tiles_missing": len(self.missing)}
@@ -227,11 +243,23 @@ class TileTables:
         return found
 
 
-def read_tiles(run: YearRun, asset: str) -> TileTables:
+def every_tile_is_in(asset: str) -> dg.AssetCheckSpec:
+    """The check of a per-year asset that reads all tiles by `read_tiles`."""
+    return dg.AssetCheckSpec(
+        EVERY_TILE_IS_IN,
+        asset=asset,
+        description="Every tile of the year's tile map is done, by this recipe. Fails with the severity ERROR if more "
+        "are missing than `max_missing_tiles` allows; the asset fails then too.",
+    )
+
+
+def read_tiles(run: YearRun, asset: str, job: str = "tiles_job") -> TileTables:
     """Read a per-tile asset's tables of all tiles of the year, with a `tile` column, in the order of tiles.
 
     A tile whose table is missing, unreadable, or not what would be made now is left out and named in `missing`.
-    Raises InputError where the year's tile map is not current, or no tile is.
+    `job` is the one that makes the tables.
+    Raises InputError, before anything is written, if the year's tile map is not current, no tile is, or more are
+    missing than `max_missing_tiles`; the check `every_tile_is_in` of the asset then fails with the severity ERROR.
     """
     lineage = Lineage(run.store, run.layout, run.recipe)
     if reason := lineage.stale_because("tile_map", None):
@@ -246,18 +274,62 @@ def read_tiles(run: YearRun, asset: str) -> TileTables:
         except IntegrityError as error:
             reason = str(error)
         if reason:
-            missing[tile] = reason
+            missing[tile] = reason = _failed_because(run, asset, tile) or reason
             run.context.log.warning(f"{tile}: {reason}")
-    if not frames:
-        said = list(dict.fromkeys(missing.values())) or ["tile_map has no tile"]
-        raise InputError(
-            f"none of {len(missing)} tiles of {run.year} is ready for {run.asset}: {'; '.join(said[:3])}"
+    made = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    tiles = TileTables(asset, made, versions, missing)
+    if frames and len(missing) <= run.recipe.max_missing_tiles:
+        return tiles
+    run.context.log_event(
+        dg.AssetCheckEvaluation(
+            asset_key=run.context.asset_key,
+            check_name=EVERY_TILE_IS_IN,
+            passed=False,
+            severity=dg.AssetCheckSeverity.ERROR,
+            metadata=tiles.metadata(),
         )
-    return TileTables(pd.concat(frames, ignore_index=True), versions, missing)
+    )
+    raise InputError(f"{run.asset} {run.year}: {_too_few(run, tiles, job)}")
+
+
+def _failed_because(run: YearRun, asset: str, tile: str) -> str:
+    """Why the last run that was to make a tile's table failed; "" where it was made since, or none has failed."""
+    instance, key = run.context.instance, str(dg.MultiPartitionKey({CDL_YEAR: str(run.year), TILE: tile}))
+    where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[key])
+    failed = instance.fetch_observations(where, limit=1).records
+    made = latest_record(instance, asset, key)
+    if not failed or (made and made.storage_id > failed[0].storage_id):
+        return ""
+    observation = failed[0].asset_observation
+    return str(observation.metadata[_FAILED].value) if observation and _FAILED in observation.metadata else ""
+
+
+def _too_few(run: YearRun, tiles: TileTables, job: str) -> str:
+    """Which tiles are missing and why, what that means for the dataset, and what to do."""
+    missing, total = sorted(tiles.missing.items()), len(tiles.missing) + len(tiles.versions)
+    if not total:
+        return "the tile map has no tile; its table says why no chip box has one. Choose other boxes, or a larger grid"
+    causes = "; ".join(f"{tile}: {reason}" for tile, reason in missing[:_NAMED])
+    more = f"; and {len(missing) - _NAMED} more, which the log names" if len(missing) > _NAMED else ""
+    if tiles.versions:
+        are = "is" if len(missing) == 1 else "are"
+        allowed = f"max_missing_tiles allows {run.recipe.max_missing_tiles}"
+        head = f"{len(missing)} of {total} tiles {are} missing, and {allowed}"
+        without = f", or set max_missing_tiles: {len(missing)} in the recipe for a dataset without them"
+    else:
+        head, without = f"none of {total} tiles is ready", ""
+    earlier = (
+        f" The {run.asset} of an earlier run is still in {run.layout.root}, and may not fit the chips there."
+        if run.store.exists(run.layout.table(run.asset))
+        else ""
+    )
+    advice = f"Nothing was written. Backfill {job} over these tiles of {run.year}{without}."
+    return f"{head}. {causes}{more}. {advice}{earlier}"
 
 
 @dataclass(frozen=True)
 class _Failure:
+    partition: str
     tile: str
     stage: str
     cause: str
@@ -303,7 +375,7 @@ def _run_tiles(
         for key in keys:
             tiles.submit(work, key, pool)
         try:
-            return _record(context, messages, len(keys))
+            return _record(context, messages, len(keys), [stage.name for stage in stages])
         finally:
             # a run that is terminated ends with the stages that its tiles are in
             stopped.set()
@@ -313,6 +385,7 @@ def _record(
     context: dg.AssetExecutionContext,
     messages: "queue.SimpleQueue[str | _Done | _Failure | None]",
     tiles: int,
+    stages: Sequence[str],
 ) -> list[_Failure]:
     """Write what the tiles report to Dagster's event log, which takes one thread alone, until all have ended."""
     failures: list[_Failure] = []
@@ -327,6 +400,9 @@ def _record(
         elif isinstance(message, _Failure):
             failures.append(message)
             context.log.error(f"{message.tile} failed at {message.stage}: {message.cause}{message.traceback}")
+            why = {_FAILED: f"failed at {message.stage}: {message.cause}"}
+            for name in stages[stages.index(message.stage) :]:
+                context.log_event(dg.AssetObservation(name, partition=message.partition, metadata=why))
         else:
             context.log.info(message)
     return sorted(failures, key=lambda failure: failure.tile)
@@ -355,12 +431,11 @@ def run_stages(
             )
             report(_run_stage(key, run, stage, tile_assets))
         except (InputError, ResourceError, OSError) as error:
-            report(_Failure(tile, stage.name, str(error), ""))
+            report(_Failure(str(key), tile, stage.name, str(error), ""))
             return
         except Exception as error:
-            report(
-                _Failure(tile, stage.name, f"{type(error).__name__}: {error}", f"\n{traceback.format_exc()}")
-            )
+            cause = f"{type(error).__name__}: {error}"
+            report(_Failure(str(key), tile, stage.name, cause, f"\n{traceback.format_exc()}"))
             return
 
 

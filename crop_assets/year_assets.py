@@ -133,14 +133,16 @@ class YearRun:
         *inputs: Any,
         upstream: Sequence[str] = (),
         fields: Sequence[str] = (),
+        tiles: Mapping[str, Mapping[str, str]] | None = None,
         metadata: Mapping[str, Any] | None = None,
         check_results: Sequence[dg.AssetCheckResult] | None = None,
     ) -> dg.MaterializeResult | None:  # type: ignore[type-arg]
         """The earlier result, where it was made from the same inputs and its files are whole; else None.
 
         `upstream` names the tables of the year that the asset reads, `inputs` are JSON values that identify what
-        else it reads, `fields` the recipe's fields that it uses. Raises InputError where an upstream table is
-        missing, or is not what the recipe would make now.
+        else it reads, `fields` the recipe's fields that it uses. `tiles` are content hashes by asset and tile of the
+        tile tables that it reads: once one of them is another, what was made here is out of date. Raises InputError
+        where an upstream table is missing, or is not what the recipe would make now.
         """
         lineage = Lineage(self.store, self.layout, self.recipe)
         for asset in upstream:
@@ -149,6 +151,7 @@ class YearRun:
         version = self.context.assets_def.get_asset_spec(self.context.asset_key).code_version
         self._provenance = lineage.provenance(fields, upstream, None, ())
         made_from = [self._provenance["fields"], self._provenance["upstream"]]
+        self._provenance["tiles"] = {asset: dict(versions) for asset, versions in (tiles or {}).items()}
         self._provenance["identity"] = identity_of(self.asset, version, inputs, made_from)
         name = self.layout.table(self.asset)
         stored = whole_table(self.store, name, self._provenance["identity"], self.context.log.warning)

@@ -41,6 +41,7 @@ ANOTHER: dict[str, Any] = {
     "qa_rule": "value",
     "max_bad_percent": 4.5,
     "max_na_pixels": 7,
+    "max_missing_tiles": 3,
     "train_share": 0.7,
     "seed": 43,
     "statistics_over": "kept",

@@ -1,8 +1,8 @@
 """The jobs that people launch: labels of a year, tiles, and the dataset of a year.
 
 Belongs here: which assets go together. Does not: the assets. The dataset has a job of its own because
-a step downstream of a failed tile would not run; it reads the tiles that are there and names the
-others.
+a step downstream of a failed tile would not run; it reads the tiles that are there, and fails if more are
+missing than the recipe allows.
 """
 
 import dagster as dg

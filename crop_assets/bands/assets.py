@@ -22,7 +22,7 @@ from crop_assets.bands.transfer import Transfer, expected_bytes
 from crop_assets.recipe import QA_BAND, DatasetRecipe
 from crop_assets.scenes.granules import FILES
 from crop_assets.scenes.selection import chosen_scenes
-from crop_assets.tile_assets import TileRun, TileTable, read_tiles, tile_stage
+from crop_assets.tile_assets import TileRun, TileTable, every_tile_is_in, read_tiles, tile_stage
 from crop_assets.year_assets import YearRun, markdown, year_asset
 from resources.errors import ResourceError
 from resources.store import DatasetStore
@@ -211,7 +211,10 @@ def _downloaded_rows(
     return pd.DataFrame(made)
 
 
-@dg.asset(**year_asset("bands", TILE_PAYLOADS, {"json", "ipfs"}, deps=["tile_map"], tile_deps=["band_cids"]))
+@dg.asset(
+    **year_asset("bands", TILE_PAYLOADS, {"json", "ipfs"}, deps=["tile_map"], tile_deps=["band_cids"]),
+    check_specs=[every_tile_is_in("tile_payloads")],
+)
 def tile_payloads(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -220,14 +223,21 @@ def tile_payloads(
     """
     run = YearRun.of(context, recipe, store, TILE_PAYLOADS)
     tiles = read_tiles(run, "band_cids")
-    if done := run.unchanged(tiles.versions, upstream=["tile_map"]):
+    check = tiles.check()
+    if done := run.unchanged(
+        tiles.versions,
+        upstream=["tile_map"],
+        tiles={tiles.asset: tiles.versions},
+        metadata=tiles.metadata(),
+        check_results=[check],
+    ):
         return done
     name = run.layout.file("tile_payloads.json")
     cids = tiles.frame
     store.write_bytes(name, json.dumps(payloads_of(cids), indent=1).encode() + b"\n")
     grouped = cids.groupby("tile", as_index=False)
     table = grouped.agg(scenes=("scene_id", "nunique"), files=("file", "size"), without_cid=("cid", _empties))
-    return run.finish(table, tiles.metadata(), files=[name])
+    return run.finish(table, tiles.metadata(), [name], [check])
 
 
 def _empties(cids: pd.Series) -> int:
@@ -256,11 +266,12 @@ def cid_retrievability(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
         "bands", MISSING_CIDS, {"json", "ipfs"}, deps=["tile_map"], tile_deps=["cid_retrievability"]
     ),
     check_specs=[
+        every_tile_is_in("missing_cids"),
         dg.AssetCheckSpec(
             "every_cid_is_retrievable",
             asset="missing_cids",
             description="Somebody gives the content of every CID that the dataset needs.",
-        )
+        ),
     ],
 )
 def missing_cids(
@@ -270,10 +281,10 @@ def missing_cids(
     form of `tile_payloads.json`, with what each source said.
     """
     run = YearRun.of(context, recipe, store, MISSING_CIDS)
-    tiles = read_tiles(run, "cid_retrievability")
+    tiles = read_tiles(run, "cid_retrievability", "retrievability_job")
     asked = tiles.frame
     missing = asked[~asked["available"].astype(bool)].sort_values(["scene_id", "band"], ignore_index=True)
-    check = dg.AssetCheckResult(
+    retrievable = dg.AssetCheckResult(
         passed=missing.empty,
         check_name="every_cid_is_retrievable",
         severity=dg.AssetCheckSeverity.WARN,
@@ -283,9 +294,16 @@ def missing_cids(
             "missing_cids": markdown(missing[["file", "cid", "problem"]]),
         },
     )
+    checks = [tiles.check(), retrievable]
     metadata = tiles.metadata() | {"missing_cids": len(missing)}
-    if done := run.unchanged(tiles.versions, upstream=["tile_map"], metadata=metadata, check_results=[check]):
+    if done := run.unchanged(
+        tiles.versions,
+        upstream=["tile_map"],
+        tiles={tiles.asset: tiles.versions},
+        metadata=metadata,
+        check_results=checks,
+    ):
         return done
     name = run.layout.file("missing_cids.json")
     store.write_bytes(name, json.dumps(payloads_of(missing, ["problem"]), indent=1).encode() + b"\n")
-    return run.finish(missing[[c.name for c in MISSING_CIDS.columns]], metadata, [name], [check])
+    return run.finish(missing[[c.name for c in MISSING_CIDS.columns]], metadata, [name], checks)

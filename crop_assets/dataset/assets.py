@@ -26,7 +26,7 @@ from crop_assets.labels.plots import class_histogram_png
 from crop_assets.progress import Progress
 from crop_assets.recipe import REFLECTANCE_BANDS, DatasetRecipe
 from crop_assets.scenes.selection import POSITIONS
-from crop_assets.tile_assets import read_tiles
+from crop_assets.tile_assets import every_tile_is_in, read_tiles
 from crop_assets.year_assets import YearRun, markdown, picture, year_asset
 from resources.ipfs.car import write_car
 from resources.ipfs.directory import FolderDag
@@ -90,13 +90,7 @@ PUBLISHED_DATASET = TableSchema(
 
 @dg.asset(
     **year_asset("dataset", SPLITS, {"csv"}, deps=["tile_map"], tile_deps=["filtered_chips"]),
-    check_specs=[
-        dg.AssetCheckSpec(
-            "every_tile_is_in",
-            asset="splits",
-            description="Every tile of the year's tile map has filtered chips of this recipe.",
-        )
-    ],
+    check_specs=[every_tile_is_in("splits")],
 )
 def splits(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
@@ -116,12 +110,7 @@ def splits(
             f"{ledger['reason'].value_counts().to_dict()}; rejected_chips.csv has them one by one"
         )
     funnel = yield_funnel(tile_map, ledger)
-    check = dg.AssetCheckResult(
-        check_name="every_tile_is_in",
-        passed=not tiles.missing,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata=tiles.metadata(),
-    )
+    check = tiles.check()
     metadata = {
         "funnel": markdown(funnel),
         "funnel_chart": picture(funnel_png(funnel), "funnel"),
@@ -135,6 +124,7 @@ def splits(
         tiles.missing,
         upstream=["tile_map"],
         fields=["train_share", "seed"],
+        tiles={tiles.asset: tiles.versions},
         metadata=metadata,
         check_results=[check],
     ):

@@ -343,6 +343,13 @@ class Run:
         found = [entry.asset_materialization for entry in logs]
         return {(m.asset_key.to_user_string(), m.partition): m for m in found if m}
 
+    @cached_property
+    def checks(self) -> dict[tuple[str, str], dg.AssetCheckEvaluation]:
+        """The evaluation of each asset check, by asset and name."""
+        logs = self.instance.all_logs(self.result.run_id, dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+        found = [entry.dagster_event.asset_check_evaluation_data for entry in logs if entry.dagster_event]
+        return {(check.asset_key.to_user_string(), check.check_name): check for check in found}
+
     @property
     def redone(self) -> set[tuple[str, str | None]]:
         """The assets and partitions that were not simply found unchanged."""

@@ -1,5 +1,12 @@
-import pytest
+import json
+from typing import Any
 
+import numpy as np
+import pytest
+import shapely.geometry
+
+from crop_assets.demo.landscape import write_landscape
+from crop_assets.grid import chip_geobox
 from crop_assets_tests.graph.conftest import (
     CHIPS,
     DATASET,
@@ -18,7 +25,9 @@ from crop_assets_tests.graph.conftest import (
     Traffic,
     digests,
     ledger,
+    recipe,
 )
+from resources.cdl import CdlReleases
 from resources.stac import SceneStac
 
 
@@ -81,19 +90,21 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
         assert graph.instance.get_materialized_partitions(key) == {f"{YEAR}|{WEST}"}
     kept_west = sorted(set(KEPT) & set(CHIPS[WEST]))
 
-    dataset = graph.run("dataset_job")
+    dataset = graph.run("dataset_job", recipe=recipe(max_missing_tiles=1))
     assert dataset.success, dataset.failure
-    (check,) = dataset.result.get_asset_check_evaluations()
-    assert (check.check_name, check.passed, check.severity.value) == ("every_tile_is_in", False, "WARN")
+    check = dataset.checks["splits", "every_tile_is_in"]
+    assert (check.passed, check.severity.value) == (False, "WARN")
     missing = str(check.metadata["missing"].value)
-    assert missing.startswith(f"- **{EAST}**: filtered_chips has not been materialized")
+    assert missing.startswith(f"- **{EAST}**: failed at downloaded_bands: 1 of 18 files are missing. ")
     assert sorted(graph.table("splits")["chip_id"]) == kept_west
     rows = {row["chip_id"]: row for row in ledger(graph)}
     assert {name: row["reason"] for name, row in rows.items()} == {
         **{chip_id: reason for chip_id, reason in REJECTED.items() if chip_id in CHIPS[WEST]},
         **dict.fromkeys(CHIPS[EAST], "tile_missing"),
     }
-    assert {rows[chip_id]["detail"] for chip_id in CHIPS[EAST]} == {missing.split(": ")[1]}
+    (detail,) = {rows[chip_id]["detail"] for chip_id in CHIPS[EAST]}
+    assert detail.startswith("failed at downloaded_bands: 1 of 18 files are missing. ")
+    assert "answered 401: not allowed with these credentials" in detail
 
     traffic.clear()
     run = graph.run("tiles_job")
@@ -102,9 +113,86 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
     assert [asked.path.split("/")[1] for asked in traffic.asked] == ["ipfs"], "the other 17 files are there"
     dataset = graph.run("dataset_job")
     assert dataset.redone == {(asset, str(YEAR)) for asset in DATASET if asset != "tile_payloads"}
-    (check,) = dataset.result.get_asset_check_evaluations()
-    assert check.passed
+    assert dataset.checks["splits", "every_tile_is_in"].passed
     assert digests(graph.root) == digests(finished.graph.root)
+
+
+SOUTH = "14SMF"
+"""A tile below the others; nothing is published for it."""
+THREE_TILES = {WEST: CHIPS[WEST][3:5], EAST: CHIPS[EAST][2:4], SOUTH: ["chip_246_310", "chip_246_311"]}
+
+
+@pytest.fixture(scope="module")
+def three_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Resources for two chips in each of three tiles."""
+    folder = tmp_path_factory.mktemp("three_tiles")
+    cdl, boxes = folder / f"{YEAR}_30m_cdls.tif", folder / "boxes.geojson"
+    corn_and_soybeans = np.tile(np.array([1, 5], np.uint8), (16 * 224, 6 * 112))
+    write_landscape(cdl, corn_and_soybeans, first_row=231, first_col=309)
+    features = [
+        {
+            "properties": {"id": chip_id},
+            "geometry": shapely.geometry.mapping(chip_geobox(chip_id).extent.geom),
+        }
+        for chips in THREE_TILES.values()
+        for chip_id in chips
+    ]
+    crs = {"properties": {"name": "EPSG:5070"}}
+    boxes.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+    return {"cdl_releases": CdlReleases(source=str(cdl), index=""), "recipe": recipe(chip_boxes=str(boxes))}
+
+
+def test_a_dataset_is_not_made_without_a_tile_that_nobody_allowed_to_be_missing(
+    graph: Graph, traffic: Traffic, three_tiles: dict[str, Any]
+) -> None:
+    assert graph.run("labels_job", **three_tiles).success
+    assert graph.table("tile_map").groupby("tile")["chip_id"].agg(sorted).to_dict() == THREE_TILES
+    traffic.broken["/cmr/search"] = traffic.broken["/cmr/stac"] = 503
+    graph.run("tiles_job", tiles=[SOUTH], **three_tiles)
+    traffic.clear()
+    assert graph.run("tiles_job", **three_tiles).success
+    before = digests(graph.root)
+
+    run = graph.run("dataset_job", **three_tiles)
+    assert not run.success
+    assert run.made == {}
+    for asset in ("splits", "tile_payloads"):
+        check = run.checks[asset, "every_tile_is_in"]
+        assert (check.passed, check.severity.value) == (False, "ERROR")
+        assert check.metadata["tiles_missing"].value == 1
+        assert str(check.metadata["missing"].value).startswith(f"- **{SOUTH}**: failed at scene_metadata: ")
+        assert (
+            f"{asset} {YEAR}: 1 of 3 tiles is missing, and max_missing_tiles allows 0. {SOUTH}: "
+            in run.failure
+        )
+    assert "failed at scene_metadata: " in run.failure
+    assert (
+        f"Nothing was written. Backfill tiles_job over these tiles of {YEAR}, or set max_missing_tiles: 1 "
+        in (run.failure)
+    )
+    assert digests(graph.root) == before
+
+    allowed = three_tiles["recipe"].model_copy(update={"max_missing_tiles": 1})
+    run = graph.run("dataset_job", **three_tiles | {"recipe": allowed})
+    assert run.success, run.failure
+    for asset in ("splits", "tile_payloads"):
+        check = run.checks[asset, "every_tile_is_in"]
+        assert (check.passed, check.severity.value) == (False, "WARN")
+    assert set(graph.table("splits")["tile"]) == {WEST, EAST}
+    missing = {row["chip_id"]: row for row in ledger(graph) if row["reason"] == "tile_missing"}
+    assert sorted(missing) == THREE_TILES[SOUTH]
+    assert all(row["detail"].startswith("failed at scene_metadata: ") for row in missing.values())
+
+    # one more is missing than is allowed, and the dataset of before stays as it is
+    before = digests(graph.root)
+    (graph.root / graph.layout.table("filtered_chips", EAST)).unlink()
+    run = graph.run("dataset_job", **three_tiles | {"recipe": allowed})
+    assert not run.success
+    assert "2 of 3 tiles are missing, and max_missing_tiles allows 1" in run.failure
+    assert f"The splits of an earlier run is still in {graph.layout.root}" in run.failure
+    run = graph.run("dataset_job", stages=["band_stats"], **three_tiles | {"recipe": allowed})
+    assert f"band_stats {YEAR}: splits was made from filtered_chips of {EAST}, but now " in run.failure
+    assert digests(graph.root).items() <= before.items()
 
 
 def test_a_tile_that_fails_later_on_keeps_what_it_had(
