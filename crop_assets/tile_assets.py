@@ -22,6 +22,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from crop_assets.crs import require_proj
 from crop_assets.errors import InputError
 from crop_assets.layout import Layout
 from crop_assets.lineage import Lineage
@@ -200,6 +201,7 @@ def tile_assets(stages: Sequence[TileStage], at_once: int) -> dg.AssetsDefinitio
         downloads: Downloads,
         machine: Machine,
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
+        require_proj()
         selected = {key.to_user_string() for key in context.selected_asset_keys}
         chosen = [stage for stage in stages if stage.name in selected]
         sources = downloads.of(recipe.sources, ipfs, lp_daac, mirror)

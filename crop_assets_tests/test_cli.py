@@ -1,4 +1,9 @@
+import contextlib
+import os
 import re
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +41,26 @@ def test_a_raster_that_is_no_cdl_is_one_line_of_error_and_exit_code_2(tmp_path: 
     assert "gdalwarp" in shown.output
     assert "Traceback" not in shown.output
     assert not (tmp_path / "demo/data").exists()
+
+
+def test_the_coordinate_database_of_another_program_is_named(tmp_path: Path) -> None:
+    """As on a machine where another program sets the variable for itself; PROJ reads it once a process."""
+    variable = "PROJ_LIB"
+    with contextlib.closing(sqlite3.connect(tmp_path / "proj.db")) as database, database:
+        database.execute("CREATE TABLE metadata (key TEXT, value TEXT)")
+        database.execute("INSERT INTO metadata VALUES ('DATABASE.LAYOUT.VERSION.MAJOR', '1')")
+        database.execute("INSERT INTO metadata VALUES ('DATABASE.LAYOUT.VERSION.MINOR', '2')")
+    command = [sys.executable, "-m", "crop_assets.cli", "demo", "--root", str(tmp_path / "demo")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PROJ_")}
+    shown = subprocess.run(
+        command, env=environment | {variable: str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 2
+    assert "error: PROJ cannot look up EPSG:5070 (" in shown.stderr
+    assert (
+        f"{variable} is {tmp_path}, which does not fit the PROJ of rasterio: unset {variable}" in shown.stderr
+    )
+    assert "Traceback" not in shown.stderr
 
 
 def test_a_missing_raster_is_refused_by_name(tmp_path: Path) -> None:

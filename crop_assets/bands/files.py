@@ -25,8 +25,8 @@ def check_band(path: Path, band: str, every_block: bool = True) -> None:
                 raise IntegrityError(
                     f"has {raster.count} band(s) of {raster.dtypes[0]}; {band} has one of {expected}"
                 )
-            if raster.crs is None:
-                raise IntegrityError("has no coordinate reference system")
+            if raster.crs is None or not (raster.crs.is_projected or raster.crs.is_geographic):
+                raise IntegrityError("has no coordinate reference system that says where on Earth it is")
             size = path.stat().st_size
             for (row, col), window in raster.block_windows(1):
                 if every_block:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import rasterio
 from scipy import ndimage
 
+from crop_assets.crs import require_proj
 from crop_assets.grid import CHIP_SIZE, CRS, RESOLUTION, chip_blocks
 
 FIRST_ROW, FIRST_COL = 230, 307
@@ -107,6 +108,7 @@ def write_landscape(path: Path, codes: Codes, first_row: int = FIRST_ROW, first_
 
     The raster's upper-left corner is that of chip `first_row`, `first_col` on the national chip grid.
     """
+    require_proj()
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "dtype": "uint8",

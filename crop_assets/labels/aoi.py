@@ -7,6 +7,7 @@ Belongs here: any vector file, in any CRS, with whatever polygons people draw. D
 import hashlib
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,22 @@ import pandas as pd
 import pyogrio
 import shapely
 from numpy.typing import NDArray
+from pyproj.exceptions import ProjError
 from shapely import affinity
 from shapely.errors import ShapelyError
 from upath import UPath
 
+from crop_assets.crs import LATITUDE_FIRST, looks_like, require_place
 from crop_assets.errors import InputError
 
 _WORLD = shapely.box(-180, -90, 180, 90)
+_MOST_TURNS = 5
+"""How often round the world longitudes may be counted; beyond it they are no degrees."""
+_CLOSED = 1e-6
+"""A line is closed if its ends are nearer than this share of its extent: coordinates are rounded, and reprojected."""
+_POINT, _LINE, _RING, _POLYGON = range(4)
+"""shapely's type ids of what a collection is made of."""
+_SAVE_IT = "save it in the CRS that its coordinates are in, such as EPSG:4326"
 
 
 def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
@@ -30,7 +40,8 @@ def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
     one file of an object store (s3://...).
 
     GeoJSON is in EPSG:4326 unless it says otherwise.
-    Raises InputError for a file that is not there, is not a vector file, or has no CRS.
+    Raises InputError for a file that is not there, is not a vector file, has no CRS, or is in one that does not say
+    where on Earth a place is.
     """
     try:
         if str(path).lower().endswith(".parquet"):
@@ -38,11 +49,14 @@ def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
         else:
             # a shapefile is several files, which GDAL finds by their path alone
             source = io.BytesIO(UPath(path).read_bytes()) if "://" in str(path) else path
-            aoi = _layers(source)
+            aoi = _layers(source, path)
+    except InputError:
+        raise
     except (
         pyogrio.errors.DataSourceError,
         pyogrio.errors.DataLayerError,
         ShapelyError,
+        ProjError,
         OSError,
         KeyError,
         ValueError,
@@ -50,10 +64,8 @@ def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
         raise InputError(f"AOI {path} cannot be read: {error}") from None
     if aoi is None:
         raise InputError(f"AOI {path} has no geometry; give a file of polygons")
-    if aoi.crs is None:
-        raise InputError(
-            f"AOI {path} has no CRS; save it as GeoJSON in EPSG:4326, or with its CRS as GeoPackage"
-        )
+    if _has_geometry(aoi):
+        _require_crs(aoi, f"AOI {path}")
     return aoi
 
 
@@ -69,44 +81,53 @@ def filter_aoi(boxes: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame) -> gpd.GeoDataFra
     """The boxes that share at least a point with an area of interest, in their order.
 
     `aoi` may be in any CRS, in which its edges are straight: the boxes are taken there by their corners, between which
-    their own edges bow by under 2 m in degrees. Invalid polygons are repaired. In degrees, a polygon may cross the
-    antimeridian: with longitudes beyond 180, or with an edge of more than 180 degrees, which goes the short way round.
+    their own edges bow by under 2 m in degrees. Invalid polygons are repaired, and a closed line is its polygon. In
+    degrees, a polygon may cross the antimeridian: with longitudes beyond 180, or with an edge of more than 180 degrees,
+    which goes the short way round.
 
-    Raises InputError for an AOI without CRS or geometry, and for one that touches no box, with the bounds of both.
+    Raises InputError for an AOI without CRS or area, for what `aoi_shapes` refuses, and for one that touches no box,
+    with the bounds of both.
     """
-    if aoi.crs is None:
-        raise InputError("the AOI has no CRS; set the one that its coordinates are in")
     shapes = aoi_shapes(aoi)
     if shapes.size == 0:
-        raise InputError("the AOI has no geometry; give at least one polygon")
-    there = boxes.geometry.to_crs(aoi.crs)
-    hits = touched(shapely.STRtree(there.to_numpy()), shapes)
+        raise InputError("the AOI has no geometry with an area; give at least one polygon")
+    _require_crs(aoi, "the AOI")
+    try:
+        there = boxes.geometry.to_crs(aoi.crs)
+    except ProjError as error:
+        raise InputError(f"there is no way from EPSG:5070 to {_short(aoi)} ({error}); {_SAVE_IT}") from None
+    tree = shapely.STRtree(there.to_numpy())
+    hits = touched(tree, shapes)
     if hits.size == 0:
         lies, reach = _rounded(shapely.total_bounds(shapes)), _rounded(there.total_bounds)
         raise InputError(
             f"the AOI touches no chip box: in {_short(aoi)} the AOI lies within {lies}, "
-            f"the {len(boxes)} boxes within {reach} (left, bottom, right, top)"
+            f"the {len(boxes)} boxes within {reach} (left, bottom, right, top){_hint(aoi, shapes, tree)}"
         )
     return boxes.iloc[hits].reset_index(drop=True)
 
 
 def aoi_shapes(aoi: gpd.GeoDataFrame) -> NDArray[np.object_]:
-    """The valid geometries of an area of interest in its CRS; in degrees, they lie from -180 to 180.
+    """The polygons of an area of interest in its CRS, valid; in degrees, they lie from -180 to 180.
 
-    Raises InputError for coordinates that are no numbers, and for a polygon around a pole.
+    A closed line is its polygon, also where it is in several pieces. Polygons without an area are left out.
+    Raises InputError for points and open lines, for coordinates that are no numbers or, in a geographic CRS, no
+    degrees, and for a polygon around a pole.
     """
-    parts: NDArray[np.object_] = shapely.force_2d(aoi.geometry.dropna().to_numpy())
-    # collections may hold collections
-    while (shapely.get_type_id(parts) > shapely.GeometryType.POLYGON).any():
-        parts = shapely.get_parts(parts)
-    parts = parts[~shapely.is_empty(parts)]
+    parts = _parts(shapely.force_2d(aoi.geometry.dropna().to_numpy()))
     if not np.isfinite(shapely.get_coordinates(parts)).all():
         raise InputError("the AOI has coordinates that are no finite numbers; draw or save it anew")
-    if aoi.crs is not None and aoi.crs.is_geographic:
+    geographic = aoi.crs is not None and aoi.crs.is_geographic
+    if geographic:
+        _require_degrees(aoi, parts)
+    parts = _polygons(parts)
+    if geographic:
         pieces = [piece for part in parts for piece in _within_the_world(part)]
         parts = np.array(pieces, dtype=object)
-    valid: NDArray[np.object_] = shapely.make_valid(parts)
-    return valid[~shapely.is_empty(valid)]
+    valid = _parts(shapely.make_valid(parts))
+    # a spike of a polygon, or one without an area, becomes a line
+    polygons: NDArray[np.object_] = valid[shapely.get_type_id(valid) == _POLYGON]
+    return polygons
 
 
 def touched(tree: shapely.STRtree, shapes: NDArray[np.object_]) -> NDArray[np.intp]:
@@ -115,16 +136,97 @@ def touched(tree: shapely.STRtree, shapes: NDArray[np.object_]) -> NDArray[np.in
     return hits
 
 
-def _layers(source: Any) -> gpd.GeoDataFrame | None:
-    """The geometries of all layers in the CRS of the first; None where there are none."""
+def _layers(source: Any, path: str | Path) -> gpd.GeoDataFrame | None:
+    """The geometries of all layers in the CRS of the first that is not empty; None for a file without geometries."""
     names = [str(name) for name, kind in pyogrio.list_layers(source) if kind is not None]
     layers = [pyogrio.read_dataframe(source, layer=name, columns=[]) for name in names]
-    if not layers:
-        return None
-    crs = layers[0].crs
+    filled = {name: layer for name, layer in zip(names, layers, strict=True) if _has_geometry(layer)}
+    if not filled:
+        return layers[0] if layers else None
+    for name, layer in filled.items():
+        _require_crs(layer, f"AOI {path}" if len(names) == 1 else f"the layer {name!r} of AOI {path}")
+    crs = next(iter(filled.values())).crs
     return gpd.GeoDataFrame(
-        pd.concat([layer if layer.crs == crs else layer.to_crs(crs) for layer in layers]), crs=crs
+        pd.concat([layer if layer.crs == crs else layer.to_crs(crs) for layer in filled.values()]), crs=crs
     )
+
+
+def _has_geometry(aoi: gpd.GeoDataFrame) -> bool:
+    shapes = aoi.geometry.to_numpy()
+    return bool((~shapely.is_missing(shapes) & ~shapely.is_empty(shapes)).any())
+
+
+def _require_crs(aoi: gpd.GeoDataFrame, what: str) -> None:
+    if aoi.crs is None:
+        raise InputError(f"{what} has no CRS; save it as GeoJSON in EPSG:4326, or with its CRS as GeoPackage")
+    require_place(aoi.crs, what, _SAVE_IT)
+
+
+def _require_degrees(aoi: gpd.GeoDataFrame, parts: NDArray[np.object_]) -> None:
+    """Raise InputError for coordinates that cannot be degrees, as of a GeoJSON in metres that does not say so."""
+    if parts.size == 0:
+        return
+    bounds = shapely.total_bounds(parts)
+    if (np.abs(bounds) <= [360 * _MOST_TURNS, 90, 360 * _MOST_TURNS, 90]).all():
+        return
+    look = looks_like(bounds)
+    code = re.search("EPSG:[0-9]+", look)
+    if look == LATITUDE_FIRST:
+        advice = "save it with longitude before latitude"
+    elif code:
+        member = f'"crs": {{"type": "name", "properties": {{"name": "{code[0]}"}}}}'
+        advice = f"if they are, add {member} to a GeoJSON beside its features, or save it in EPSG:4326"
+    else:
+        advice = _SAVE_IT
+    raise InputError(
+        f"the coordinates of the AOI are not degrees, as they are in {_short(aoi)} and in a GeoJSON that names no CRS: "
+        f"they are within {_rounded(bounds)} (left, bottom, right, top)"
+        f"{f', and look like {look}' if look else ''}; {advice}"
+    )
+
+
+def _hint(aoi: gpd.GeoDataFrame, shapes: NDArray[np.object_], boxes: shapely.STRtree) -> str:
+    """What is likely to be wrong with an AOI that touches no box."""
+    if aoi.crs.is_geographic:
+        swapped = shapely.transform(shapes, lambda points: points[:, ::-1])
+        return "; it would, with longitude before latitude" if touched(boxes, swapped).size else ""
+    degrees = (np.abs(shapely.total_bounds(shapes)) <= [360, 90, 360, 90]).all()
+    return "; its coordinates look like degrees: save it in EPSG:4326" if degrees else ""
+
+
+def _parts(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Points, lines and polygons, of which collections and collections of collections consist; no empty ones."""
+    while (shapely.get_type_id(shapes) > _POLYGON).any():
+        shapes = shapely.get_parts(shapes)
+    filled: NDArray[np.object_] = shapes[~shapely.is_empty(shapes)]
+    return filled
+
+
+def _polygons(parts: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Polygons, and those that closed lines go round. Raises InputError for points and for lines that stay open."""
+    kinds = shapely.get_type_id(parts)
+    rings, lines = _closed(parts[(kinds == _LINE) | (kinds == _RING)])
+    more, lines = _closed(_parts(np.array([shapely.line_merge(shapely.MultiLineString(list(lines)))])))
+    points = int((kinds == _POINT).sum())
+    if points or len(lines):
+        raise InputError(
+            f"the AOI has geometries without an area (points: {points}, open lines: {len(lines)}); draw polygons, or "
+            "lines that end where they start, and take out the rest"
+        )
+    return np.concatenate([parts[kinds == _POLYGON], rings, more])
+
+
+def _closed(lines: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """The polygons of the lines that end where they start, and the other lines."""
+    polygons, rest = [], []
+    for line in lines:
+        points = shapely.get_coordinates(line)
+        gap = np.abs(points[-1] - points[0]).max()
+        if len(points) >= 4 and gap <= _CLOSED * np.ptp(points, axis=0).max():
+            polygons.append(shapely.Polygon([*points[:-1], points[0]]))
+        else:
+            rest.append(line)
+    return np.array(polygons, dtype=object), np.array(rest, dtype=object)
 
 
 def _within_the_world(shape: shapely.Geometry) -> list[shapely.Geometry]:

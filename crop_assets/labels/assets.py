@@ -136,7 +136,7 @@ def candidate_chips(
 
 
 @dg.asset(
-    **year_asset("labels", CHIP_BBOXES, {"geoparquet", "geojson"}, deps=["candidate_chips"], code_version="2")
+    **year_asset("labels", CHIP_BBOXES, {"geoparquet", "geojson"}, deps=["candidate_chips"], code_version="3")
 )
 def chip_bboxes(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore

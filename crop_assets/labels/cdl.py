@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from crop_assets.crs import require_place, require_proj
 from crop_assets.errors import InputError
 from crop_assets.grid import CHIP_SIZE, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y, RESOLUTION, chip_id
 from crop_assets.labels.classes import CLASSES, UNKNOWN, lookup_table, reclassify
@@ -91,6 +92,7 @@ def check_cdl(path: str | Path) -> CdlRaster:
     name = str(path)
     if name.lower().endswith(".zip"):
         raise InputError(f"{name} is an archive; unpack it and give the GeoTIFF inside")
+    require_proj()
     try:
         with rasterio.open(name) as raster:
             _check_grid(name, raster)
@@ -201,7 +203,9 @@ def _check_grid(name: str, raster: rasterio.DatasetReader) -> None:
         )
     if raster.crs is None:
         raise InputError(f"{name} has no CRS; if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {name}")
-    if not _is_conus_albers(pyproj.CRS.from_wkt(raster.crs.to_wkt())):
+    crs = pyproj.CRS.from_wkt(raster.crs.to_wkt())
+    require_place(crs, name, f"if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {name}")
+    if not _is_conus_albers(crs):
         raise InputError(f"{name} is in {_short(raster.crs)}, not EPSG:5070; run: {_gdalwarp(name, raster)}")
     if raster.width > _MOST_COLS or raster.height > _MOST_ROWS:
         raise InputError(

@@ -155,11 +155,13 @@ def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataF
     """The chip boxes that a GeoJSON names, in its order, with the columns of `boxes`.
 
     `boxes` are all boxes of the CDL raster. The GeoJSON is in EPSG:4326 or EPSG:5070, as its `crs`
-    member says; each feature has a property `id` and the box as polygon. Raises InputError, naming
-    up to five features, for an id that is missing, doubled or off the national chip grid, a geometry
-    more than 1 m from its id's square, and a box that the CDL raster does not hold.
+    member says; coordinates that cannot be degrees are taken for metres of EPSG:5070 though it does not say so, which
+    the check against the grid confirms. Each feature has a property `id` and the box as polygon.
+
+    Raises InputError, naming up to five features, for an id that is missing, doubled or off the national chip
+    grid, a geometry more than 1 m from its id's square, and a box that the CDL raster does not hold.
     """
-    features, lonlat = _features(path)
+    features, crs = _features(path)
     ids = [str((feature.get("properties") or {}).get("id") or "") for feature in features]
     _refuse(path, "no property 'id'", [f"feature {i}" for i, name in enumerate(ids) if not name])
     _refuse(path, "an id that occurs twice", [name for name, times in Counter(ids).items() if times > 1])
@@ -172,11 +174,17 @@ def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataF
     rows, cols = np.array(cells, dtype=np.int64).T
     left, top = ORIGIN_X + CHIP_METRES * cols, ORIGIN_Y - CHIP_METRES * rows
     squares = shapely.box(left, top - CHIP_METRES, left + CHIP_METRES, top)
-    shapes = _shapes(path, ids, features, lonlat)
-    apart = ~(shapely.hausdorff_distance(shapes, squares) <= 1)
+    shapes = _shapes(path, ids, features)
+    lonlat = crs in LONLAT_CRS and _may_be_degrees(shapes)
+    if lonlat:
+        shapes = _projected(shapes)
+    # infinite where a coordinate has no place in EPSG:5070
+    with np.errstate(invalid="ignore"):
+        apart = ~(shapely.hausdorff_distance(shapes, squares) <= 1)
+    read_as = "longitude and latitude" if lonlat else "metres of EPSG:5070"
     _refuse(
         path,
-        "a geometry more than 1 m from the square that the id names",
+        f"a geometry more than 1 m from the square that the id names, its coordinates read as {read_as}",
         [name for name, bad in zip(ids, apart, strict=True) if bad],
     )
     places = {name: i for i, name in enumerate(boxes["chip_id"])}
@@ -237,8 +245,8 @@ def _cell(name: str) -> tuple[int, int] | None:
     return (row, col) if in_grid else None
 
 
-def _features(path: str | Path) -> tuple[list[dict[str, Any]], bool]:
-    """The features of a chip GeoJSON, and whether their coordinates are longitudes and latitudes."""
+def _features(path: str | Path) -> tuple[list[dict[str, Any]], str]:
+    """The features of a chip GeoJSON, and the name of its CRS."""
     try:
         document = json.loads(Path(path).read_bytes())
     except OSError as error:
@@ -250,16 +258,20 @@ def _features(path: str | Path) -> tuple[list[dict[str, Any]], bool]:
         raise InputError(f"chip GeoJSON {path} is not a FeatureCollection")
     if not features:
         raise InputError(f"chip GeoJSON {path} has no features")
-    crs = ((document.get("crs") or {}).get("properties") or {}).get("name", "EPSG:4326")
-    if crs not in LONLAT_CRS | _CONUS_CRS:
-        raise InputError(f"chip GeoJSON {path} is in {crs}; it must be in EPSG:4326 or EPSG:5070")
-    return features, crs in LONLAT_CRS
+    crs = document.get("crs")
+    if crs is None:
+        return features, "EPSG:4326"
+    try:
+        name = str(crs["properties"]["name"])
+    except (TypeError, KeyError, IndexError):
+        name = json.dumps(crs)
+    if name not in LONLAT_CRS | _CONUS_CRS:
+        raise InputError(f"chip GeoJSON {path} is in {name}; it must be in EPSG:4326 or EPSG:5070")
+    return features, name
 
 
-def _shapes(
-    path: str | Path, ids: list[str], features: list[dict[str, Any]], lonlat: bool
-) -> NDArray[np.object_]:
-    """The features' geometries in EPSG:5070."""
+def _shapes(path: str | Path, ids: list[str], features: list[dict[str, Any]]) -> NDArray[np.object_]:
+    """The features' geometries as they are in the file."""
     shapes = np.empty(len(features), dtype=object)
     broken = []
     for i, feature in enumerate(features):
@@ -268,8 +280,15 @@ def _shapes(
         except (ShapelyError, KeyError, TypeError, ValueError, AttributeError, IndexError):
             broken.append(ids[i])
     _refuse(path, "no readable geometry", broken)
-    if not lonlat:
-        return shapes
+    return shapes
+
+
+def _may_be_degrees(shapes: NDArray[np.object_]) -> bool:
+    return bool((np.abs(shapely.get_coordinates(shapes)) <= [360, 90]).all())
+
+
+def _projected(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Geometries in longitude and latitude in EPSG:5070."""
     to_conus = pyproj.Transformer.from_crs(4326, 5070, always_xy=True)
     projected: NDArray[np.object_] = shapely.transform(
         shapes, lambda points: np.column_stack(to_conus.transform(points[:, 0], points[:, 1]))

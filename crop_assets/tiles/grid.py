@@ -18,7 +18,9 @@ import pyogrio
 import pyproj
 import shapely
 from numpy.typing import NDArray
+from pyproj.exceptions import ProjError
 
+from crop_assets.crs import require_place
 from crop_assets.errors import InputError
 from resources.archives import members
 from resources.errors import IntegrityError
@@ -154,12 +156,19 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
             features = pyogrio.read_dataframe(source, layer=layer, columns=[column])
     except InputError:
         raise
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError, OSError) as error:
+    except (
+        pyogrio.errors.DataSourceError,
+        pyogrio.errors.DataLayerError,
+        ProjError,
+        ValueError,
+        OSError,
+    ) as error:
         raise InputError(f"tile grid {path} cannot be read: {error}") from None
     if not isinstance(features, gpd.GeoDataFrame) or features.empty:
         raise InputError(f"tile grid {path} holds no polygons")
     if features.crs is None:
         raise InputError(f"tile grid {path} has no CRS; save it as GeoJSON or GeoPackage in EPSG:4326")
+    require_place(features.crs, f"tile grid {path}", "save it as GeoJSON or GeoPackage in EPSG:4326")
     column = _name_column(path, features.columns)
     return features[[column, features.geometry.name]].rename(columns={column: "tile"})
 

@@ -246,6 +246,12 @@ def test_what_is_no_band_is_refused_from_every_server(setting: Setting, band: st
     assert setting.nothing_is_left(band)
 
 
+def test_a_band_in_a_local_coordinate_system_is_refused(tmp_path: Path) -> None:
+    write_band(tmp_path / "B02.tif", crs='LOCAL_CS["site",UNIT["metre",1]]')
+    with pytest.raises(IntegrityError, match="no coordinate reference system that says where on Earth it is"):
+        check_band(tmp_path / "B02.tif", "B02")
+
+
 def test_a_band_in_the_place_of_another_is_refused(setting: Setting) -> None:
     """An Fmask is a raster of one band, too."""
     cid = setting.sources.cid("Fmask")

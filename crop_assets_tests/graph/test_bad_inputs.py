@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from shapely.geometry import box, mapping
 
 from crop_assets.errors import InputError
 from crop_assets.grid import chip_geobox
@@ -202,6 +204,15 @@ def test_an_area_of_interest_without_chips_is_refused_with_both_extents(
     aoi.write_text("no vector file")
     run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi)))
     assert f"AOI {aoi} cannot be read: " in run.failure
+    aoi.write_text(json.dumps(square(-300000, 1600000, 7000)))
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi)))
+    assert "the coordinates of the AOI are not degrees" in run.failure
+    assert "look like metres of EPSG:5070" in run.failure
+    local = tmp_path / "aoi.gpkg"
+    site = gpd.GeoDataFrame(geometry=[box(0, 0, 9, 9)], crs='LOCAL_CS["site",UNIT["metre",1]]')
+    site.to_file(local)
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(local)))
+    assert f"AOI {local} is in 'site' (Engineering CRS), which does not say where on Earth" in run.failure
     assert lost(finished_graph, before) == set()
 
 
@@ -226,6 +237,25 @@ def test_a_chip_geojson_with_wrong_ids_is_refused(
     assert not run.success
     assert re.search(f"chip GeoJSON {re.escape(str(path))}:? {message.format(third=third)}", run.failure)
     assert lost(finished_graph, before) == set()
+
+
+def test_chips_of_a_geojson_in_metres_within_a_closed_line_are_taken(
+    finished_graph: Graph, finished: Finished, tmp_path: Path
+) -> None:
+    """As the published chips come without `crs`, and boundaries as lines."""
+    document = json.loads((finished_graph.dataset / "chip_bbox_5070.geojson").read_text())
+    del document["crs"]
+    boxes, aoi = tmp_path / "chips.geojson", tmp_path / "aoi.geojson"
+    boxes.write_text(json.dumps(document))
+    west = finished.graph.table("chip_bboxes").set_index("chip_id").loc[CHIPS[WEST]].to_crs(4326)
+    line = {
+        "type": "LineString",
+        "coordinates": mapping(west.union_all().buffer(-0.001).exterior)["coordinates"],
+    }
+    aoi.write_text(json.dumps(line))
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi), chip_boxes=str(boxes)))
+    assert run.success, run.failure
+    assert sorted(finished_graph.table("tile_map")["chip_id"]) == CHIPS[WEST]
 
 
 def test_a_chip_geojson_and_an_area_of_interest_choose_one_chip_which_cannot_train(

@@ -1,11 +1,14 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import pandas as pd
 import pytest
 import shapely
 import shapely.affinity
+import shapely.geometry
 
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import aoi_checksum, aoi_shapes, filter_aoi, read_aoi
@@ -146,6 +149,188 @@ def test_a_polygon_around_a_pole_and_coordinates_that_are_none_are_refused() -> 
     odd = shapely.Polygon([(0, 0), (1, 0), (1, float("inf")), (0, 0)])
     with pytest.raises(InputError, match="no finite numbers"):
         aoi_shapes(gpd.GeoDataFrame(geometry=[odd], crs=5070))
+
+
+LOCAL = 'LOCAL_CS["quarry grid",UNIT["metre",1]]'
+ENGINEERING = (
+    'ENGCRS["harbour",EDATUM["pier 4"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],'
+    'LENGTHUNIT["foot",0.3048]]'
+)
+
+
+@pytest.mark.parametrize(
+    ("crs", "name"),
+    [
+        (LOCAL, r"'quarry grid' \(Engineering CRS\)"),
+        (ENGINEERING, r"'harbour' \(Engineering CRS\)"),
+        (5703, "'NAVD88 height'"),
+        (4978, r"'WGS 84' \(Geocentric CRS\)"),
+    ],
+)
+def test_a_crs_that_does_not_say_where_on_earth_it_is_is_refused(
+    block: gpd.GeoDataFrame, tmp_path: Path, crs: Any, name: str
+) -> None:
+    aoi = gpd.GeoDataFrame(geometry=[block.geometry[5]], crs=crs)
+    for path, write in ((tmp_path / "aoi.gpkg", aoi.to_file), (tmp_path / "aoi.parquet", aoi.to_parquet)):
+        write(path)
+        with pytest.raises(InputError, match=f"AOI {path} is in {name}.* where on Earth .*EPSG:4326"):
+            read_aoi(path)
+    point_aoi(block, 2).to_file(tmp_path / "two.gpkg", layer="west")
+    aoi.to_file(tmp_path / "two.gpkg", layer="east")
+    with pytest.raises(InputError, match=rf"the layer 'east' of AOI .*two\.gpkg is in {name}"):
+        read_aoi(tmp_path / "two.gpkg")
+    with pytest.raises(InputError, match=f"the AOI is in {name}"):
+        filter_aoi(block, aoi)
+
+
+def geojson(path: Path, *shapes: shapely.Geometry) -> gpd.GeoDataFrame:
+    """Geometries as they are read from a GeoJSON that names no CRS."""
+    features = [
+        {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(shape)} for shape in shapes
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return read_aoi(path)
+
+
+@pytest.mark.parametrize(
+    ("crs", "advice"),
+    [
+        (5070, r'metres of EPSG:5070; .*add "crs": {"type": "name", "properties": {"name": "EPSG:5070"}} to'),
+        (3857, r'metres of EPSG:3857; .*"EPSG:3857"'),
+        (32614, "metres of a UTM zone; save it in the CRS that its coordinates are in"),
+    ],
+)
+def test_metres_that_a_geojson_does_not_name_are_no_degrees(
+    block: gpd.GeoDataFrame, tmp_path: Path, crs: int, advice: str
+) -> None:
+    shape = block.geometry[[5]].to_crs(crs).iloc[0]
+    for shapes in ([shape], [shape, shapely.LineString(shape.exterior)]):
+        with pytest.raises(
+            InputError, match=f"AOI are not degrees, as they are in EPSG:4326 .* look like {advice}"
+        ):
+            filter_aoi(block, geojson(tmp_path / "aoi.geojson", *shapes))
+
+
+def test_coordinates_that_look_like_others_are_named(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    degrees = block.to_crs(4326).geometry[5]
+    swapped = shapely.transform(degrees, lambda points: points[:, ::-1])
+    with pytest.raises(
+        InputError, match="look like latitude before longitude; save it with longitude before"
+    ):
+        filter_aoi(block, geojson(tmp_path / "aoi.geojson", swapped))
+    # east of 90 W both ways round are degrees
+    east = block.assign(geometry=block.geometry.translate(1.4e6))
+    swapped = shapely.transform(east.to_crs(4326).geometry[5], lambda points: points[:, ::-1])
+    with pytest.raises(
+        InputError, match=r"touches no chip box: .*; it would, with longitude before latitude"
+    ):
+        filter_aoi(east, geojson(tmp_path / "aoi.geojson", swapped))
+    with pytest.raises(InputError, match=r"touches no chip box: .*; its coordinates look like degrees"):
+        filter_aoi(block, gpd.GeoDataFrame(geometry=[degrees], crs=5070))
+
+
+def around(block: gpd.GeoDataFrame, kilometres: float = 5) -> list[tuple[float, float]]:
+    """A ring around all boxes that touches none, in degrees."""
+    left, bottom, right, top = block.to_crs(4326).total_bounds
+    by = kilometres / 100
+    return [*ring(left - by, bottom - by, right + by, top + by), (left - by, bottom - by)]
+
+
+CLOSED_LINES: dict[str, Callable[[list[tuple[float, float]]], shapely.Geometry]] = {
+    "a line": shapely.LineString,
+    "a line with heights": lambda ring: shapely.LineString([(*point, 300.0) for point in ring]),
+    "a line closed up to noise": lambda ring: shapely.LineString(
+        [*ring[:-1], (ring[0][0] + 1e-9, ring[0][1])]
+    ),
+    "lines": lambda ring: shapely.MultiLineString(
+        [ring, [(-98.9, 37.5), (-98.8, 37.5), (-98.8, 37.6), (-98.9, 37.5)]]
+    ),
+    "a line in pieces": lambda ring: shapely.MultiLineString([ring[:3], ring[2:]]),
+    "a collection": lambda ring: shapely.GeometryCollection(
+        [shapely.box(-98, 37, -97.9, 37.1), shapely.GeometryCollection([shapely.LineString(ring)])]
+    ),
+    "a line that crosses itself": lambda ring: shapely.LineString(
+        [
+            ring[0],
+            ring[2],
+            (ring[2][0] + 1, ring[2][1]),
+            (ring[2][0] + 1, ring[2][1] - 1),
+            ring[2],
+            ring[3],
+            ring[0],
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CLOSED_LINES)
+def test_a_closed_line_is_its_polygon(block: gpd.GeoDataFrame, tmp_path: Path, kind: str) -> None:
+    line = CLOSED_LINES[kind](around(block))
+    chosen = filter_aoi(block, geojson(tmp_path / "aoi.geojson", line))["chip_id"].tolist()
+    if "crosses" in kind:
+        # the half above the diagonal, which passes through boxes
+        upper = shapely.Polygon([around(block)[i] for i in (0, 2, 3)])
+        expected = block[block.to_crs(4326).intersects(upper)]["chip_id"].tolist()
+        assert 0 < len(expected) < len(block)
+        assert chosen == expected
+    else:
+        assert chosen == block["chip_id"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "found"),
+    [
+        ([shapely.LineString([(-99.4, 37.3), (-99, 37.3), (-99, 37.7)])], "points: 0, open lines: 1"),
+        ([shapely.Point(-99.2, 37.5)], "points: 1, open lines: 0"),
+        (
+            [shapely.MultiPoint([(-99.2, 37.5), (-99.1, 37.5)]), shapely.box(-99.2, 37.4, -99, 37.6)],
+            "points: 2",
+        ),
+        ([shapely.LineString([(-99.2, 37.5), (-99.1, 37.5), (-99.2, 37.5)])], "open lines: 1"),
+        (
+            [
+                shapely.GeometryCollection(
+                    [shapely.box(-99.2, 37.4, -99, 37.6), shapely.LineString([(-99.2, 37.5), (-99.1, 37.5)])]
+                )
+            ],
+            "points: 0, open lines: 1",
+        ),
+        # a gap of 100 m in 40 km
+        ([shapely.LineString([(-99.4, 37.3), (-99, 37.3), (-99, 37.7), (-99.4, 37.301)])], "open lines: 1"),
+    ],
+)
+def test_what_has_no_area_is_refused(
+    block: gpd.GeoDataFrame, tmp_path: Path, shapes: list[shapely.Geometry], found: str
+) -> None:
+    with pytest.raises(
+        InputError, match=f"without an area .*{found}.*draw polygons, or lines that end where"
+    ):
+        filter_aoi(block, geojson(tmp_path / "aoi.geojson", *shapes))
+
+
+def test_a_spike_of_a_polygon_takes_no_boxes(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    left, bottom, right, top = block.to_crs(4326).geometry[0].buffer(-0.01).bounds
+    far = block.to_crs(4326).total_bounds[2]
+    spiked = shapely.Polygon([(left, bottom), (right, bottom), (far, bottom), (right, bottom), (right, top)])
+    chosen = filter_aoi(block, geojson(tmp_path / "aoi.geojson", spiked))
+    assert chosen["chip_id"].tolist() == [block["chip_id"][0]]
+    flat = shapely.Polygon([(left, bottom), (right, bottom), (far, bottom)])
+    with pytest.raises(InputError, match="no geometry with an area"):
+        filter_aoi(block, geojson(tmp_path / "aoi.geojson", flat))
+
+
+def test_empty_layers_and_features_count_for_nothing(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+    nothing = gpd.GeoDataFrame(geometry=[], crs=LOCAL)
+    nothing.to_file(tmp_path / "aoi.gpkg", layer="notes")
+    with pytest.raises(InputError, match="has no geometry"):
+        filter_aoi(block, read_aoi(tmp_path / "aoi.gpkg"))
+    point_aoi(block, 9).to_file(tmp_path / "aoi.gpkg", layer="area")
+    assert filter_aoi(block, read_aoi(tmp_path / "aoi.gpkg"))["chip_id"].tolist() == [block["chip_id"][9]]
+    empty = geojson(tmp_path / "aoi.geojson", shapely.box(-99.2, 37.4, -99, 37.6), shapely.Polygon())
+    assert len(filter_aoi(block, empty)) > 1
+    (tmp_path / "aoi.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    with pytest.raises(InputError, match="has no geometry"):
+        filter_aoi(block, read_aoi(tmp_path / "aoi.geojson"))
 
 
 def test_collections_of_collections_are_taken_apart(block: gpd.GeoDataFrame) -> None:

@@ -129,6 +129,11 @@ def test_advised_gdalwarp_puts_the_raster_on_the_national_grid(write_cdl: WriteC
     [
         (GRASS.astype(np.int16), {}, r"1 band\(s\) of int16; a CDL has one band of uint8"),
         (np.stack([GRASS, GRASS]), {}, r"2 band\(s\) of uint8"),
+        (
+            GRASS,
+            {"crs": 'LOCAL_CS["NAD83 / Conus Albers",UNIT["metre",1]]'},
+            r"is in 'NAD83 / Conus Albers' \(Engineering CRS\), .*; if it is EPSG:5070, run: gdal_edit.py -a_srs",
+        ),
         (GRASS, {"crs": None}, "has no CRS; if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070"),
         (GRASS, {"transform": Affine(10, 0, ORIGIN_X, 0, -10, ORIGIN_Y)}, "pixels of 10 x 10 m"),
         (GRASS, {"transform": Affine(30, 1, ORIGIN_X, 1, -30, ORIGIN_Y)}, "north up"),

@@ -187,6 +187,27 @@ def test_geojson_without_crs_is_in_degrees(block: gpd.GeoDataFrame, tmp_path: Pa
     pd.testing.assert_frame_equal(read_chip_geojson(path, block), block)
 
 
+@pytest.mark.parametrize("crs", [None, "EPSG:4326", "urn:ogc:def:crs:OGC:1.3:CRS84"])
+def test_metres_that_a_chip_geojson_does_not_name_are_those_of_the_grid(
+    real: Path, tmp_path: Path, crs: str | None
+) -> None:
+    features = published_features(real, "chip_bbox_5070.geojson")[:300]
+    content = {"features": features} | ({"crs": {"properties": {"name": crs}}} if crs else {})
+    path = tmp_path / "chips.geojson"
+    path.write_text(json.dumps(content))
+    boxes = boxes_of([chip_position(feature["properties"]["id"]) for feature in features])
+    pd.testing.assert_frame_equal(read_chip_geojson(path, boxes), boxes)
+    # metres of another CRS are not
+    for feature in features:
+        shape = shapely.geometry.shape(feature["geometry"])
+        feature["geometry"] = shapely.geometry.mapping(gpd.GeoSeries([shape], crs=5070).to_crs(3857)[0])
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match="square that the id names, its coordinates read as metres of EPSG:5070: "
+    ):
+        read_chip_geojson(path, boxes)
+
+
 @given(
     st.lists(st.tuples(st.integers(0, GRID_ROWS - 1), st.integers(0, GRID_COLS - 1)), min_size=1, unique=True)
 )
@@ -264,6 +285,8 @@ def test_bad_chip_geojson_is_refused(
         ('{"features": [1]}', "is not a FeatureCollection"),
         ('{"features": []}', "has no features"),
         ('{"features": [{}], "crs": {"properties": {"name": "EPSG:3857"}}}', "is in EPSG:3857"),
+        ('{"features": [{}], "crs": "EPSG:5070"}', 'is in "EPSG:5070"; it must be'),
+        ('{"features": [{}], "crs": {"type": "link"}}', 'is in {"type": "link"}'),
     ],
 )
 def test_what_is_no_chip_geojson_is_refused(

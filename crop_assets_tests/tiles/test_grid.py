@@ -214,6 +214,12 @@ def test_file_with_other_columns_layers_or_no_crs_is_refused(tmp_path: Path) -> 
     gpd.GeoDataFrame({"tile": ["14SNH"]}, geometry=[SQUARE]).to_parquet(path)
     with pytest.raises(InputError, match="has no CRS"):
         read_tile_grid(path)
+    local = 'LOCAL_CS["site",UNIT["metre",1]]'
+    gpd.GeoDataFrame({"tile": ["14SNH"]}, geometry=[SQUARE], crs=local).to_parquet(path)
+    with pytest.raises(
+        InputError, match=r"grid\.parquet is in 'site' \(Engineering CRS\), .* where on Earth"
+    ):
+        read_tile_grid(path)
 
 
 def test_names_and_shapes_that_are_no_tiles_are_refused(geojson: Any, tmp_path: Path) -> None:
