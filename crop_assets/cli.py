@@ -5,12 +5,14 @@ Belongs here: commands, their options and their exit codes. Does not: the work t
 
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from crop_assets.errors import InputError
+from crop_assets.variables import unknown_variables
 from resources.errors import ResourceError
 
 app = typer.Typer(
@@ -45,8 +47,33 @@ Data = Annotated[
     str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
 ]
 Dataset = Annotated[str, typer.Option(help="The dataset's name; by default the recipe's.")]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        help="A recipe file; by default the specification's recipe.",
+        envvar="CROP_ASSETS_RECIPE",
+        metavar="FILE",
+    ),
+]
 
 _ROOT = Path(".demo")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"crop-assets {version('crop-assets')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    shown: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    for name in unknown_variables(os.environ):
+        typer.secho(f"warning: the variable {name} is not read by anything", fg=typer.colors.YELLOW, err=True)
 
 
 @app.command()
@@ -83,30 +110,30 @@ def verify(
     year: Annotated[
         int | None, typer.Option(help="The CDL year; by default all years of the dataset.")
     ] = None,
+    recipe: Recipe = "",
 ) -> None:
     """Hash again every file that a dataset's tables name, and say which are missing or changed.
 
     Exit code 0: all is as it was made. 1: something is not. 2: there is no such dataset.
     """
-    _finish(lambda: _verify(data, dataset, year))
+    _finish(lambda: _verify(data, dataset, year, recipe))
 
 
-def _verify(data: str, dataset: str, year: int | None) -> int:
+def _verify(data: str, dataset: str, year: int | None, recipe: str) -> int:
     from crop_assets.layout import Layout
     from crop_assets.progress import Progress
     from crop_assets.recipe import load_recipe
-    from crop_assets.verify import dataset_tables, dataset_years, verify_tables
+    from crop_assets.stored import dataset_years, not_stored
+    from crop_assets.verify import dataset_tables, verify_tables
     from resources.machine import Machine
     from resources.store import DatasetStore
 
     store = DatasetStore(root=data)
-    name = dataset or load_recipe(os.environ.get("CROP_ASSETS_RECIPE", "")).dataset
+    name = dataset or load_recipe(recipe).dataset
     found = dataset_years(store, name)
     years = [year] if year in found else [] if year else found
     if not years:
-        raise InputError(
-            f"{data} has no dataset {name}{f' of {year}' if year else ''}; give --data, --dataset or --year"
-        )
+        raise not_stored(store, f"dataset {name}{f' of {year}' if year else ''}", name)
     wrong = 0
     for one in years:
         layout = Layout(name, one)
@@ -126,8 +153,12 @@ def _verify(data: str, dataset: str, year: int | None) -> int:
 
 @app.command()
 def plan(
-    year: Annotated[int, typer.Option(help="The CDL year.")],
     data: Data = "data",
+    dataset: Dataset = "",
+    year: Annotated[
+        int | None, typer.Option(help="The CDL year; by default the last one with a tile map.")
+    ] = None,
+    recipe: Recipe = "",
     rate: Annotated[
         float, typer.Option(help="Megabytes a second that downloads are expected to make.", min=0.01)
     ] = 20,
@@ -137,23 +168,25 @@ def plan(
 ) -> None:
     """Tell what a year's dataset will take before anything is downloaded: tiles, scenes, chips, bytes, time.
 
-    Launch labels_job for the year and backfill plan_job over its tiles first: these ask catalogues alone. The recipe is
-    that of CROP_ASSETS_RECIPE. Exit code 0: every tile can be made. 1: some cannot, and it says why. 2: there is no
-    tile map.
+    Launch labels_job for the year and backfill plan_job over its tiles first: these ask catalogues alone. Exit code 0:
+    every tile can be made. 1: some cannot, and it says why. 2: there is no tile map.
     """
-    _finish(lambda: _plan(data, year, rate, every))
+    _finish(lambda: _plan(data, dataset, year, recipe, rate, every))
 
 
-def _plan(data: str, year: int, rate: float, every: bool) -> int:
+def _plan(data: str, dataset: str, year: int | None, recipe_file: str, rate: float, every: bool) -> int:
     from crop_assets.layout import Layout
     from crop_assets.lineage import Lineage
     from crop_assets.plan import make_plan
     from crop_assets.recipe import load_recipe
+    from crop_assets.stored import years_with
     from resources.store import DatasetStore
 
-    recipe = load_recipe(os.environ.get("CROP_ASSETS_RECIPE", ""))
-    lineage = Lineage(DatasetStore(root=data), Layout(recipe.dataset, year), recipe)
-    made = make_plan(lineage, rate)
+    recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
+    name = dataset or recipe.dataset
+    one = years_with(store, name, "tile_map", year)[-1]
+    typer.echo(_whose(recipe_file, recipe.dataset, name, one))
+    made = make_plan(Lineage(store, Layout(name, one), recipe), rate)
     shown = made.tiles if every else made.tiles[made.tiles["problem"] != ""]
     for tile in shown.to_dict("records"):
         typer.echo(
@@ -177,6 +210,7 @@ def aoi(
     year: Annotated[
         int | None, typer.Option(help="The CDL year; by default the last one with candidate chips.")
     ] = None,
+    recipe: Recipe = "",
     name: Annotated[
         str, typer.Option(help="File of the store to save in, and to go on from.")
     ] = "aoi.geojson",
@@ -192,28 +226,35 @@ def aoi(
     """Draw an area of interest on a map, and see how many chips and HLS tiles it holds.
 
     Serves a page on 127.0.0.1 until Ctrl-C; only the base map needs the internet. Launch labels_job for the year first.
-    The recipe is that of CROP_ASSETS_RECIPE. Exit code 0: ended. 2: there is nothing to draw on, or the file that it
+    Exit code 0: ended. 2: there is nothing to draw on, or the file that it
     would be saved in is not one to go on from.
     """
-    _finish(lambda: _aoi(data, dataset, year, name, port, base_map, browse))
+    _finish(lambda: _aoi(data, dataset, year, recipe, name, port, base_map, browse))
 
 
 def _aoi(
-    data: str, dataset: str, year: int | None, name: str, port: int | None, base_map: str, browse: bool
+    data: str,
+    dataset: str,
+    year: int | None,
+    recipe_file: str,
+    name: str,
+    port: int | None,
+    base_map: str,
+    browse: bool,
 ) -> int:
-    from crop_assets.aoi_map.area import Count, latest_year, load_area
+    from crop_assets.aoi_map.area import Count, load_area
     from crop_assets.aoi_map.server import AoiFile, AoiPage, check_base_map, listen, run
     from crop_assets.layout import Layout
     from crop_assets.recipe import load_recipe
+    from crop_assets.stored import years_with
     from resources.store import DatasetStore
 
-    recipe = load_recipe(os.environ.get("CROP_ASSETS_RECIPE", ""))
-    store = DatasetStore(root=data)
+    recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
     check_base_map(base_map)
     file = AoiFile.of(store, name)
     with listen(port) as listener:
         dataset = dataset or recipe.dataset
-        layout = Layout(dataset, latest_year(store, dataset) if year is None else year)
+        layout = Layout(dataset, years_with(store, dataset, "candidate_chips", year)[-1])
         area = load_area(store, layout, recipe)
 
         def saved(count: Count) -> None:
@@ -225,12 +266,17 @@ def _aoi(
         page = AoiPage(area, layout, file, base_map, saved)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         typer.echo(f"Draw an area of interest at {url}   (Ctrl-C ends it)")
-        source = os.environ.get("CROP_ASSETS_RECIPE") or "the default recipe; CROP_ASSETS_RECIPE names none"
-        typer.echo(f"Counts follow {source}: {area.rule}")
-        if dataset != recipe.dataset:
-            typer.echo(f"That recipe is for the dataset {recipe.dataset}, and this is {dataset}.")
+        typer.echo(_whose(recipe_file, recipe.dataset, dataset, layout.year))
+        typer.echo(f"Counts follow it: {area.rule}")
         run(page.app(), listener, url if browse else "")
     return 0
+
+
+def _whose(recipe_file: str, of_recipe: str, dataset: str, year: int) -> str:
+    """Which dataset and recipe a command works with."""
+    source = f"the recipe {recipe_file}" if recipe_file else "the default recipe; --recipe names another"
+    other = f" (which is for the dataset {of_recipe})" if dataset != of_recipe else ""
+    return f"{dataset} of {year}, by {source}{other}"
 
 
 def _finish(work: Callable[[], int]) -> None:

@@ -4,6 +4,7 @@ Belongs here: what Dagster loads. Does not: any logic.
 """
 
 import copy
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,7 @@ from crop_assets.recipe import load_recipe
 from crop_assets.scenes.assets import scene_metadata, selected_scenes
 from crop_assets.tile_assets import tile_assets
 from crop_assets.tiles.assets import tile_grid, tile_map
+from crop_assets.variables import unknown_variables
 from resources.cdl import CdlReleases
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
@@ -153,4 +155,6 @@ def _with_own_defaults(resource: dg.ConfigurableResource[Any]) -> dg.Configurabl
 
 @dg.definitions
 def defs() -> dg.Definitions:
+    for name in unknown_variables(os.environ):
+        logging.getLogger(__name__).warning(f"the variable {name} is not read by anything")
     return build_defs(environment_resources(), _count("CROP_ASSETS_TILES_PER_RUN") or TILES_PER_RUN)

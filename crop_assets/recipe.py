@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import dagster as dg
 import yaml
@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from crop_assets.errors import InputError
 from crop_assets.labels.classes import CLASSES
+from crop_assets.suggest import did_you_mean, with_suggestions
 
 REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 QA_BAND = "Fmask"
@@ -177,7 +178,7 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     @classmethod
     def _names_sensors(cls, value: list[str]) -> list[str]:
         if not value or len(set(value)) < len(value) or not set(value) <= set(SENSORS):
-            raise ValueError(f"sensors {value} must be some of {', '.join(SENSORS)}, each once")
+            raise ValueError(f"sensors {_must_be(value, SENSORS)}")
         return value
 
     @field_validator("class_target")
@@ -185,7 +186,8 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _weighs_classes(cls, value: dict[str, float]) -> dict[str, float]:
         if unknown := set(value) - set(CLASSES[1:]):
             raise ValueError(
-                f"no class is called {', '.join(sorted(unknown))}; the classes are {', '.join(CLASSES[1:])}"
+                f"no class is called {with_suggestions(sorted(unknown), CLASSES[1:])}; "
+                f"the classes are {', '.join(CLASSES[1:])}"
             )
         if any(not 0 <= weight <= 1e6 for weight in value.values()):
             raise ValueError(f"{value} must weigh each class by a number from 0 to 1,000,000")
@@ -197,7 +199,7 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     @classmethod
     def _names_each_source_once(cls, value: list[str]) -> list[str]:
         if not value or len(set(value)) < len(value) or not set(value) <= set(SOURCES):
-            raise ValueError(f"sources {value} must be some of {', '.join(SOURCES)}, each once")
+            raise ValueError(f"sources {_must_be(value, SOURCES)}")
         return value
 
     @model_validator(mode="after")
@@ -255,8 +257,19 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         return _fingerprint(self.values())
 
 
+def _must_be(values: list[str], known: tuple[str, ...]) -> str:
+    unknown = [value for value in values if value not in known]
+    meant = f"; unknown: {with_suggestions(unknown, known)}" if unknown else ""
+    return f"{values} must be some of {', '.join(known)}, each once{meant}"
+
+
 def _fingerprint(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _choices(field: int | str) -> tuple[str, ...]:
+    """The values of a field that takes one of several words."""
+    return get_args(DatasetRecipe.model_fields[str(field)].annotation)
 
 
 def load_recipe(path: str) -> DatasetRecipe:
@@ -273,7 +286,7 @@ def load_recipe(path: str) -> DatasetRecipe:
         unknown = sorted(str(name) for name in set(values) - set(DatasetRecipe.model_fields))
         if unknown:
             raise InputError(
-                f"recipe {path}: no field is called {', '.join(unknown)}; "
+                f"recipe {path}: no field is called {with_suggestions(unknown, DatasetRecipe.model_fields)}; "
                 f"the fields are {', '.join(sorted(DatasetRecipe.model_fields))}"
             )
         for name in _PATHS & set(values):
@@ -282,14 +295,17 @@ def load_recipe(path: str) -> DatasetRecipe:
                 values[name] = str(Path(path).absolute().parent / values[name])
         return DatasetRecipe(**values)
     except FileNotFoundError:
-        raise InputError(f"recipe {path}: no such file; mend CROP_ASSETS_RECIPE or leave it unset") from None
+        raise InputError(f"recipe {path}: no such file; mend CROP_ASSETS_RECIPE or --recipe") from None
     except OSError as error:
-        raise InputError(f"recipe {path} cannot be read: {error.strerror}; mend CROP_ASSETS_RECIPE") from None
+        raise InputError(
+            f"recipe {path} cannot be read: {error.strerror}; mend CROP_ASSETS_RECIPE or --recipe"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} is not YAML: {error}") from None
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg'].removeprefix('Value error, ')}"
+            f"{did_you_mean(e['input'], _choices(e['loc'][0])) if e['type'] == 'literal_error' else ''}"
             for e in error.errors()
         )
         raise InputError(f"recipe {path}: {problems}") from None

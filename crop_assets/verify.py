@@ -34,13 +34,6 @@ class Verified:
     findings: list[Finding]
 
 
-def dataset_years(store: DatasetStore, dataset: str) -> list[int]:
-    """The years of a dataset in the store, in order."""
-    folder = store.path(f"training_datasets/{dataset}")
-    found = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted(int(name) for name in found if name.isdecimal())
-
-
 def dataset_tables(store: DatasetStore, layout: Layout) -> list[str]:
     """Names of the tables of a year's dataset: those of the year, and of the tiles in its tile map.
 

@@ -4,6 +4,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from affine import Affine
 from typer.testing import CliRunner
 
 from crop_assets.cli import app
+from crop_assets.variables import VARIABLES
 
 
 def test_help_tells_what_each_command_is_for() -> None:
@@ -67,3 +69,33 @@ def test_a_missing_raster_is_refused_by_name(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["demo", "--cdl", str(tmp_path / "nowhere.tif")])
     assert shown.exit_code == 2
     assert "nowhere.tif" in re.sub(r"[│\s]", "", shown.output)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"crop-assets {version('crop-assets')}\n")
+
+
+def test_a_variable_that_nothing_reads_is_told(tmp_path: Path) -> None:
+    variables = {
+        "CROP_ASSETS_KUBO": "http://127.0.0.1:5001",
+        "CROP_ASSETS_OURS": "",
+        "CROP_ASSETS_DATA": str(tmp_path),
+    }
+    shown = CliRunner().invoke(app, ["verify"], env=variables)
+    warnings = [line for line in shown.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: the variable CROP_ASSETS_KUBO (did you mean 'CROP_ASSETS_KUBO_API'?) is not read by anything",
+        "warning: the variable CROP_ASSETS_OURS is not read by anything",
+    ]
+
+
+def test_the_known_variables_are_those_that_are_read_and_described() -> None:
+    project = Path(__file__).parents[1]
+    sources = [path for folder in ("crop_assets", "resources") for path in (project / folder).rglob("*.py")]
+    read = set(re.findall(r"\bCROP_ASSETS_[A-Z_]*[A-Z]\b", "\n".join(path.read_text() for path in sources)))
+    described = set(
+        re.findall(r"^\| `(CROP_ASSETS_\w+)` \|", (project / "README.md").read_text(), re.MULTILINE)
+    )
+    assert set(VARIABLES) == read
+    assert set(VARIABLES) == described

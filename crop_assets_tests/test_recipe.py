@@ -191,8 +191,31 @@ def test_limits_themselves_are_allowed(load: Load) -> None:
 @pytest.mark.parametrize("text", ["chip: 200\nbands: [B02]", "bands: [B02]\nchip:\nseed: 1"])
 def test_an_unknown_field_is_named_with_the_fields_that_there_are(load: Load, text: str) -> None:
     with pytest.raises(
-        InputError, match=r"no field is called bands, chip; the fields are aoi, .*train_share"
+        InputError,
+        match=r"no field is called bands, chip \(did you mean 'chips'\?\); the fields are aoi, .*train_share",
     ):
+        load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("max_cloud_covr: 5", "max_cloud_cover"),
+        ("Sampling: all", "sampling"),
+        ("train-share: 0.7", "train_share"),
+        ("sampling: balance", "balanced"),
+        ("scene_rule: Season-Spread", "season_spread"),
+        ("qa_rule: totl", "total"),
+        ("coverage: chip", "chips"),
+        ("sensors: [S30, l30]", "L30"),
+        ("sources: [mirror, gateway]", "gateways"),
+        ("class_target: {corn: 2}", "Corn"),
+        ("class_target: {Corn: 2, Winter wheat: 3}", "Winter Wheat"),
+        ("class_target: {Soy: 2}", "Soybeans"),
+    ],
+)
+def test_what_was_meant_is_suggested(load: Load, text: str, meant: str) -> None:
+    with pytest.raises(InputError, match=rf"\(did you mean '{meant}'\?\)"):
         load(text)
 
 

@@ -18,8 +18,8 @@ from crop_assets.labels.aoi import aoi_shapes, filter_aoi, touched
 from crop_assets.labels.sampling import read_chip_geojson, weighed_boxes
 from crop_assets.layout import Layout, tile_grid_table
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.stored import not_stored
 from crop_assets.tiles.mapping import map_chips
-from crop_assets.verify import dataset_years
 from resources.store import DatasetStore
 from resources.tables import read_table
 
@@ -96,19 +96,6 @@ class Area:
             filter_aoi(self.boxes, aoi)
 
 
-def latest_year(store: DatasetStore, dataset: str) -> int:
-    """The last year of a dataset that has candidate chips. Raises InputError where none has."""
-    years = [
-        y for y in dataset_years(store, dataset) if store.exists(Layout(dataset, y).table("candidate_chips"))
-    ]
-    if not years:
-        raise InputError(
-            f"the store {store.root} has no candidate chips of {dataset}; launch labels_job for a year first, "
-            "or give --data or --dataset"
-        )
-    return years[-1]
-
-
 def load_area(store: DatasetStore, layout: Layout, recipe: DatasetRecipe) -> Area:
     """The chip boxes of a dataset and year as the recipe chooses among them, but for its `aoi`.
 
@@ -117,8 +104,8 @@ def load_area(store: DatasetStore, layout: Layout, recipe: DatasetRecipe) -> Are
     for name in (layout.table("candidate_chips"), tile_grid_table()):
         if not store.exists(name):
             raise InputError(
-                f"the store {store.root} has no table {name}; launch labels_job for {layout.year} first, "
-                "or give --data, --dataset or --year"
+                f"{not_stored(store, f'table {name}', layout.dataset)}; or launch labels_job for "
+                f"{layout.year} first"
             )
     landscape = weighed_boxes(read_table(store, layout.table("candidate_chips")), recipe.min_classes)
     if recipe.chip_boxes:

@@ -8,7 +8,7 @@ import shapely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crop_assets.aoi_map.area import Area, latest_year, load_area
+from crop_assets.aoi_map.area import Area, load_area
 from crop_assets.aoi_map.drawing import read_drawing
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import filter_aoi, read_aoi
@@ -109,18 +109,9 @@ def test_missing_tables_are_told_with_what_to_do(store: DatasetStore) -> None:
         InputError, match=r"no table .*2021/tables/candidate_chips.*launch labels_job for 2021"
     ):
         load_area(store, Layout(LAYOUT.dataset, 2021), DatasetRecipe())
-    with pytest.raises(InputError, match="no candidate chips of other; launch labels_job"):
-        latest_year(store, "other")
-    assert latest_year(store, LAYOUT.dataset) == 2022
     store.remove(tile_grid_table())
     with pytest.raises(InputError, match=r"no table tile_grid\.parquet"):
         load_area(store, LAYOUT, DatasetRecipe())
-
-
-def test_the_last_year_that_has_candidates_is_taken(store: DatasetStore) -> None:
-    store.copy_file(LAYOUT.table("candidate_chips"), Layout(LAYOUT.dataset, 2019).table("candidate_chips"))
-    store.write_bytes(Layout(LAYOUT.dataset, 2023).file("note.txt"), b"no tables yet")
-    assert latest_year(store, LAYOUT.dataset) == 2022
 
 
 def test_what_is_refused_is_refused_in_the_words_of_the_graph(area: Area, small_store: Path) -> None:

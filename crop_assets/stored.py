@@ -1,0 +1,69 @@
+"""Which datasets and years a store holds, and what to say where one is not there.
+
+Belongs here: looking. Does not: reading tables.
+"""
+
+from pathlib import Path
+
+from crop_assets.errors import InputError
+from crop_assets.layout import Layout
+from crop_assets.suggest import did_you_mean
+from resources.store import DatasetStore
+
+_FOLDER = "training_datasets"
+
+
+def dataset_years(store: DatasetStore, dataset: str) -> list[int]:
+    """The years of a dataset in the store, in order."""
+    return sorted(int(name) for name in _names(store, f"{_FOLDER}/{dataset}") if name.isdecimal())
+
+
+def stored_datasets(store: DatasetStore) -> dict[str, list[int]]:
+    """The years of each dataset in the store, in order of the names."""
+    found = {name: dataset_years(store, name) for name in sorted(_names(store, _FOLDER))}
+    return {name: years for name, years in found.items() if years}
+
+
+def years_with(store: DatasetStore, dataset: str, asset: str, year: int | None) -> list[int]:
+    """The years of a dataset, or the one year, that have the table of a per-year asset.
+
+    Raises InputError where there is none.
+    """
+    years = dataset_years(store, dataset) if year is None else [year]
+    found = [one for one in years if store.exists(Layout(dataset, one).table(asset))]
+    if not found:
+        of = f"the dataset {dataset}{f' of {year}' if year else ''}"
+        launch = f"launch labels_job for {year or 'a year'} first"
+        raise InputError(f"{not_stored(store, f'{asset} of {of}', dataset)}; or {launch}")
+    return found
+
+
+def not_stored(store: DatasetStore, what: str, dataset: str) -> InputError:
+    """The error for `what` of a dataset that is not in the store: it names what is there, and the options."""
+    head = f"the store {store.root} has no {what}"
+    found = stored_datasets(store)
+    if not found:
+        elsewhere = _elsewhere(store)
+        advice = f"--data {elsewhere} has some" if elsewhere else "give --data or set CROP_ASSETS_DATA"
+        return InputError(f"{head}, nor any other; {advice}")
+    there = "; ".join(f"{name} of {', '.join(map(str, years))}" for name, years in found.items())
+    if dataset not in found:
+        only = f" {next(iter(found))}" if len(found) == 1 else ""
+        return InputError(
+            f"{head}{did_you_mean(dataset, found)}. There is: {there}. Give --dataset{only}, or --data"
+        )
+    return InputError(f"{head}. There is: {there}. Give --year, --dataset or --data")
+
+
+def _names(store: DatasetStore, folder: str) -> list[str]:
+    path = store.path(folder)
+    return [entry.name for entry in path.iterdir()] if path.is_dir() else []
+
+
+def _elsewhere(store: DatasetStore) -> str:
+    """The folder around or below a local store's root that does hold datasets, or ""."""
+    if not store.is_local:
+        return ""
+    root = Path(store.path(_FOLDER).path).parent
+    near = [root / "data", *root.absolute().parents]
+    return next((str(folder) for folder in near if (folder / _FOLDER).is_dir()), "")
