@@ -106,7 +106,7 @@ def prepare(root: Path, cdl: Path | None, year: int | None, say: Callable[[str],
 
 def _recipe(cdl: Path | None) -> dict[str, Any]:
     # a raster that someone brings may hold few classes; each of its chips is wanted all the same
-    return {"dataset": DATASET} | ({"sampling": "all"} if cdl else {"min_classes": 6})
+    return {"dataset": DATASET} | ({"sampling": "all"} if cdl else {"min_classes": 6, "chips": 48})
 
 
 def environment(demo: Demo, world: World, server: WorldServer) -> dict[str, str]:

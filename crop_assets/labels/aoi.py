@@ -88,23 +88,24 @@ def filter_aoi(boxes: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame) -> gpd.GeoDataFra
     Raises InputError for an AOI without CRS or area, for what `aoi_shapes` refuses, and for one that touches no box,
     with the bounds of both.
     """
-    shapes = aoi_shapes(aoi)
-    if shapes.size == 0:
-        raise InputError("the AOI has no geometry with an area; give at least one polygon")
-    _require_crs(aoi, "the AOI")
-    try:
-        there = boxes.geometry.to_crs(aoi.crs)
-    except ProjError as error:
-        raise InputError(f"there is no way from EPSG:5070 to {_short(aoi)} ({error}); {_SAVE_IT}") from None
-    tree = shapely.STRtree(there.to_numpy())
+    there, shapes = _in_crs(boxes, aoi)
+    tree = shapely.STRtree(there)
     hits = touched(tree, shapes)
     if hits.size == 0:
-        lies, reach = _rounded(shapely.total_bounds(shapes)), _rounded(there.total_bounds)
+        lies, reach = _rounded(shapely.total_bounds(shapes)), _rounded(shapely.total_bounds(there))
         raise InputError(
             f"the AOI touches no chip box: in {_short(aoi)} the AOI lies within {lies}, "
             f"the {len(boxes)} boxes within {reach} (left, bottom, right, top){_hint(aoi, shapes, tree)}"
         )
     return boxes.iloc[hits].reset_index(drop=True)
+
+
+def inside_aoi(boxes: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame) -> NDArray[np.bool_]:
+    """Which boxes `filter_aoi` would take, bool[n]; there may be none. Raises InputError otherwise as it does."""
+    there, shapes = _in_crs(boxes, aoi)
+    inside = np.zeros(len(boxes), bool)
+    inside[touched(shapely.STRtree(there), shapes)] = True
+    return inside
 
 
 def aoi_shapes(aoi: gpd.GeoDataFrame) -> NDArray[np.object_]:
@@ -149,6 +150,21 @@ def _layers(source: Any, path: str | Path) -> gpd.GeoDataFrame | None:
     return gpd.GeoDataFrame(
         pd.concat([layer if layer.crs == crs else layer.to_crs(crs) for layer in filled.values()]), crs=crs
     )
+
+
+def _in_crs(
+    boxes: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame
+) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """The squares of boxes in the CRS of an area of interest, and its polygons."""
+    shapes = aoi_shapes(aoi)
+    if shapes.size == 0:
+        raise InputError("the AOI has no geometry with an area; give at least one polygon")
+    _require_crs(aoi, "the AOI")
+    try:
+        there: NDArray[np.object_] = boxes.geometry.to_crs(aoi.crs).to_numpy()
+    except ProjError as error:
+        raise InputError(f"there is no way from EPSG:5070 to {_short(aoi)} ({error}); {_SAVE_IT}") from None
+    return there, shapes
 
 
 def _has_geometry(aoi: gpd.GeoDataFrame) -> bool:

@@ -4,6 +4,8 @@ Belongs here: the glue between the graph and the label logic. Does not: the logi
 """
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -14,7 +16,7 @@ from upath import UPath
 
 from crop_assets.errors import InputError
 from crop_assets.grid import CRS
-from crop_assets.labels.aoi import aoi_checksum, filter_aoi, read_aoi
+from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.balance import Balance, target_shares
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.classes import CLASSES
@@ -22,11 +24,13 @@ from crop_assets.labels.plots import choice_maps_png, choices_png, class_histogr
 from crop_assets.labels.release import obtain_raster
 from crop_assets.labels.sampling import (
     CLASS_COLUMNS,
+    ChoiceReport,
     Strategy,
     candidate_boxes,
     choose_boxes,
     compare_choices,
     read_chip_geojson,
+    report_choice,
     weighed_boxes,
     with_surroundings,
     write_chip_geojson,
@@ -80,6 +84,9 @@ CHIP_BBOXES = TableSchema(
     ),
     geometry_crs=CRS,
 )
+
+_WHY = ("why_fewer", "why_crowded")
+"""What of a choice is a warning, by its name in the report and in the metadata."""
 
 
 @dg.asset(**year_asset("labels", CDL, {"geotiff"}, code_version="2"))
@@ -152,18 +159,19 @@ def chip_bboxes(
     # of an area its polygons count, and not the files that hold them
     inputs = [_checksum(recipe.chip_boxes), "" if aoi is None else aoi_checksum(aoi)]
     if done := run.unchanged(inputs, upstream=["candidate_chips"], fields=fields):
+        _warn(context, done.metadata or {})
         return done
     landscape = weighed_boxes(run.read("candidate_chips"), recipe.min_classes)
-    context.log.info(f"choosing among the {(landscape['class_0'] == 0).sum()} boxes without no-data")
-    balance = _balance(recipe)
-    choices = _choose(recipe, landscape, aoi, balance)
-    chosen = with_surroundings(next(iter(choices.values())), recipe.block_chips)
+    choice = _choose(recipe, landscape, aoi)
+    counts = _counts(choice.report)
+    _warn(context, counts)
+    chosen = with_surroundings(choice.chosen, recipe.block_chips)
     files = []
     for name, crs in (("chip_bbox.geojson", "EPSG:4326"), ("chip_bbox_5070.geojson", "EPSG:5070")):
         files.append(run.layout.file(name))
         with store.writing(files[-1]) as path:
             write_chip_geojson(chosen, path, crs)  # type: ignore[arg-type]
-    return run.finish(chosen, _pictures(landscape, choices, balance), files)
+    return run.finish(chosen, counts | _pictures(landscape, choice, _balance(recipe)), files)
 
 
 def _balance(recipe: DatasetRecipe) -> Balance:
@@ -171,47 +179,73 @@ def _balance(recipe: DatasetRecipe) -> Balance:
     return Balance(target, recipe.block_chips, recipe.max_per_block, recipe.sampling_seed)
 
 
-def _choose(
-    recipe: DatasetRecipe, landscape: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame | None, balance: Balance
-) -> dict[str, gpd.GeoDataFrame]:
-    """The boxes of the recipe, and beside them those that 'evenness' and 'balanced' choose, by how they are chosen.
+@dataclass(frozen=True)
+class _Choice:
+    """The chip boxes `inside` the area of interest, and those that were `chosen` of them.
 
-    Raises InputError where the recipe chooses none.
+    `choices` are these and, beside them, those that 'evenness' and 'balanced' choose, by how they are chosen.
     """
-    free = landscape[landscape["class_0"] == 0]
-    boxes = read_chip_geojson(recipe.chip_boxes, landscape) if recipe.chip_boxes else free
-    if aoi is not None:
-        boxes = filter_aoi(boxes, aoi)
+
+    inside: gpd.GeoDataFrame
+    choices: dict[str, gpd.GeoDataFrame]
+    report: ChoiceReport
+
+    @property
+    def chosen(self) -> gpd.GeoDataFrame:
+        return self.choices[self.report.strategy]
+
+
+def _choose(recipe: DatasetRecipe, landscape: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame | None) -> _Choice:
+    """Raises InputError where the recipe chooses none, or the area of interest touches none."""
+    boxes, balance = landscape, _balance(recipe)
     if recipe.chip_boxes:
-        return {"chip_boxes": boxes}
-    strategies: dict[Strategy, None] = dict.fromkeys((recipe.sampling, "evenness", "balanced"))
-    choices = {str(name): choose_boxes(boxes, name, recipe.chips, balance) for name in strategies}
-    if choices[recipe.sampling].empty:
-        evenly = recipe.sampling == "evenness"
-        least = f" and hold at least {recipe.min_classes} classes" if evenly else ""
-        advice = "lower min_classes, use sampling 'balanced' or 'all', or " if evenly else ""
-        raise InputError(
-            f"no chip box can be chosen from {len(boxes)}: under sampling '{recipe.sampling}' a box must be free of "
-            f"no-data{least}; {advice}widen the aoi, or take a larger CDL raster"
-        )
-    return choices
+        boxes = read_chip_geojson(recipe.chip_boxes, landscape)
+    inside = boxes if aoi is None else boxes[inside_aoi(boxes, aoi)].reset_index(drop=True)
+    if aoi is not None and inside.empty:
+        # says so, with the bounds of both
+        filter_aoi(boxes if recipe.chip_boxes else boxes[boxes["class_0"] == 0], aoi)
+    if recipe.chip_boxes:
+        how, wanted, choices = "chip_boxes", len(boxes), {"chip_boxes": inside}
+    else:
+        strategies: dict[Strategy, None] = dict.fromkeys((recipe.sampling, "evenness", "balanced"))
+        choices = {str(name): choose_boxes(inside, name, recipe.chips, balance) for name in strategies}
+        how, wanted = recipe.sampling, recipe.chips
+    report = report_choice(boxes, inside, len(choices[how]), how, wanted, recipe.min_classes, balance)
+    if not report.chosen:
+        raise InputError(f"no chip box can be chosen: {report.why_fewer}")
+    return _Choice(inside, choices, report)
 
 
-def _pictures(
-    landscape: gpd.GeoDataFrame, choices: dict[str, gpd.GeoDataFrame], balance: Balance
-) -> dict[str, Any]:
+def _counts(report: ChoiceReport) -> dict[str, Any]:
+    """What the operator sees of how many chips there are, and why."""
+    found: dict[str, Any] = {
+        "wanted": report.wanted,
+        "inside_the_aoi": report.inside,
+        "eligible": report.eligible,
+        "chosen": report.chosen,
+        "boxes": markdown(report.table),
+    }
+    return found | {name: why for name in _WHY if (why := getattr(report, name))}
+
+
+def _warn(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
+    for name in _WHY:
+        if why := metadata.get(name):
+            # metadata of an earlier run comes wrapped
+            context.log.warning(str(getattr(why, "value", why)))
+
+
+def _pictures(landscape: gpd.GeoDataFrame, choice: _Choice, balance: Balance) -> dict[str, Any]:
     """What the operator sees of the choice: how good a dataset it makes, beside the other strategies."""
-    chosen = next(iter(choices.values()))
+    inside, choices = choice.inside, choice.choices
     pixels = {name: boxes[CLASS_COLUMNS].sum().to_numpy() for name, boxes in choices.items()}
-    everything = {"all boxes": landscape[CLASS_COLUMNS].sum().to_numpy()}
+    everything = {"all boxes": inside[CLASS_COLUMNS].sum().to_numpy()}
     return {
-        "boxes_on_the_raster": len(landscape),
-        "with_no_data": int((landscape["class_0"] > 0).sum()),
-        "choices": markdown(compare_choices({**choices, "all boxes": landscape}, balance)),
+        "choices": markdown(compare_choices({**choices, "all boxes": inside}, balance)),
         "distance_from_target": "share of the pixels that would have to be of another class, 0 at best",
         "classes": picture(choices_png(everything | pixels, balance.target), "classes"),
         "map": picture(choice_maps_png(choices, landscape), "map of the chosen chips"),
-        "richest": markdown(_richest(chosen), rows=10),
+        "richest": markdown(_richest(choice.chosen), rows=10),
     }
 
 

@@ -13,6 +13,7 @@ chosen, are the same without weight and geometry.
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -107,6 +108,123 @@ def choose_boxes(
         counts = ranked[CLASS_COLUMNS[1:]].to_numpy()
         ranked = ranked.iloc[choose_balanced(counts, rows, cols, chips, balance)]
     return ranked.head(chips).reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class ChoiceReport:
+    """How many chips were wanted and chosen, and what became of the boxes that were not. Each box counts once."""
+
+    strategy: str
+    """'evenness', 'balanced' or 'all'; 'chip_boxes' for boxes that a file names."""
+    wanted: int
+    boxes: int
+    """Boxes on the raster, or in the file."""
+    outside: int
+    """Of them, outside the area of interest."""
+    no_data: int
+    """Of those inside, with pixels of class 0; a file's boxes may have them."""
+    few_classes: int
+    """Of the rest, with fewer than `min_classes` classes, under 'evenness'."""
+    uneven: int
+    """Of the rest, of one class alone, which 'evenness' gives the weight 0."""
+    chosen: int
+    min_classes: int
+    max_per_block: int
+    within_limit: int
+    """Chips that can be chosen with at most `max_per_block` of each block, under 'balanced'."""
+
+    @property
+    def inside(self) -> int:
+        return self.boxes - self.outside
+
+    @property
+    def eligible(self) -> int:
+        """Boxes that may become chips."""
+        return self.boxes - sum(count for _, count in self._reasons)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The counts in words: what, boxes."""
+        steps = [("wanted", self.wanted), (self._where, self.boxes), *self._reasons]
+        if self.strategy == "chip_boxes":
+            steps.append(("hold no-data pixels, and are taken all the same", self.no_data))
+        steps += [("eligible", self.eligible), ("chosen", self.chosen)]
+        return pd.DataFrame(steps, columns=["what", "boxes"])
+
+    @property
+    def why_fewer(self) -> str:
+        """Why fewer chips were chosen than are wanted, and what to change; "" where they were not fewer."""
+        if self.chosen >= self.wanted:
+            return ""
+        reasons = [f"{count:,} {reason}" for reason, count in self._reasons if count]
+        advice = {
+            "widen the aoi": self.outside,
+            "lower min_classes, or use sampling 'balanced' or 'all'": self.few_classes or self.uneven,
+            "take a larger CDL raster": self.strategy != "chip_boxes",
+            "ask for fewer chips": self.chosen and self.strategy != "chip_boxes",
+        }
+        return (
+            f"{self.chosen:,} of {self.wanted:,} wanted chips were chosen. Of {self.boxes:,} boxes {self._where} "
+            f"{', '.join([*reasons, f'{self.eligible:,} are eligible'])}; "
+            f"{', or '.join(text for text, fits in advice.items() if fits)}"
+        )
+
+    @property
+    def why_crowded(self) -> str:
+        """Why blocks hold more chips than `max_per_block`; "" where none does."""
+        if self.strategy != "balanced" or self.chosen <= self.within_limit:
+            return ""
+        return (
+            f"with max_per_block {self.max_per_block}, {self.within_limit:,} of {self.chosen:,} chips could be chosen; "
+            "some blocks hold more"
+        )
+
+    @property
+    def _where(self) -> str:
+        return "in the file of chip_boxes" if self.strategy == "chip_boxes" else "on the raster"
+
+    @property
+    def _reasons(self) -> list[tuple[str, int]]:
+        """Why boxes are not eligible, and how many."""
+        reasons = [("lie outside the aoi", self.outside)]
+        if self.strategy != "chip_boxes":
+            reasons.append(("hold no-data pixels", self.no_data))
+        if self.strategy == "evenness":
+            reasons.append((f"hold fewer than {self.min_classes} classes", self.few_classes))
+            reasons.append(("hold one class alone (evenness 0)", self.uneven))
+        return reasons
+
+
+def report_choice(
+    boxes: pd.DataFrame,
+    inside: pd.DataFrame,
+    chosen: int,
+    strategy: str,
+    wanted: int,
+    min_classes: int,
+    balance: Balance,
+) -> ChoiceReport:
+    """What became of `boxes`, of which those `inside` the area of interest were chosen among."""
+    holed = inside["class_0"] > 0
+    free = inside[~holed]
+    few = uneven = 0
+    if strategy == "evenness":
+        few = int((free["classes"] < min_classes).sum())
+        uneven = int((free["weight"] == 0).sum()) - few
+    in_blocks = free.groupby([free["row"] // balance.block_chips, free["col"] // balance.block_chips]).size()
+    return ChoiceReport(
+        strategy=strategy,
+        wanted=wanted,
+        boxes=len(boxes),
+        outside=len(boxes) - len(inside),
+        no_data=int(holed.sum()),
+        few_classes=few,
+        uneven=uneven,
+        chosen=chosen,
+        min_classes=min_classes,
+        max_per_block=balance.max_per_block,
+        within_limit=int(in_blocks.clip(upper=balance.max_per_block).sum()),
+    )
 
 
 def with_surroundings(boxes: gpd.GeoDataFrame, block_chips: int) -> gpd.GeoDataFrame:

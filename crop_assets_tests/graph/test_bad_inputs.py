@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -214,6 +215,43 @@ def test_an_area_of_interest_without_chips_is_refused_with_both_extents(
     run = finished_graph.run("labels_job", recipe=recipe(aoi=str(local)))
     assert f"AOI {local} is in 'site' (Engineering CRS), which does not say where on Earth" in run.failure
     assert lost(finished_graph, before) == set()
+
+
+def test_fewer_chips_than_are_wanted_are_explained(
+    finished_graph: Graph, finished: Finished, tmp_path: Path
+) -> None:
+    everything = finished.graph.table("chip_bboxes").set_index("chip_id")
+    west, least = everything.loc[CHIPS[WEST]], int(everything["classes"].median())
+    aoi = tmp_path / "west.gpkg"
+    gpd.GeoDataFrame(geometry=[west.union_all().buffer(-10)], crs=5070).to_file(aoi)
+    rich = int((west["classes"] >= least).sum())
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi), chips=9, min_classes=least))
+    assert run.success, run.failure
+    metadata = run.made["chip_bboxes", str(YEAR)].metadata
+    counts = {name: metadata[name].value for name in ("wanted", "inside_the_aoi", "eligible", "chosen")}
+    assert counts == {"wanted": 9, "inside_the_aoi": 6, "eligible": rich, "chosen": rich}
+    assert "| lie outside the aoi | 6 |\n| hold no-data pixels | 0 |" in str(metadata["boxes"].value)
+    why = str(metadata["why_fewer"].value)
+    assert f"{rich} of 9 wanted chips were chosen. Of 12 boxes on the raster 6 lie outside the aoi, " in why
+    assert f"{6 - rich} hold fewer than {least} classes, {rich} are eligible; widen the aoi" in why
+    again = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi), chips=9, min_classes=least))
+    assert ("chip_bboxes", str(YEAR)) not in again.redone
+    for one in (run, again):
+        logs = finished_graph.instance.all_logs(one.result.run_id)
+        assert why in [entry.user_message for entry in logs if entry.level == logging.WARNING]
+
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi), chips=5))
+    metadata = run.made["chip_bboxes", str(YEAR)].metadata
+    assert (metadata["chosen"].value, metadata["eligible"].value) == (5, 6)
+    assert "why_fewer" not in metadata
+
+    gpd.GeoDataFrame(geometry=[west.loc[west["classes"].idxmin()].geometry.buffer(-10)], crs=5070).to_file(
+        aoi
+    )
+    run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi), chips=5, min_classes=13))
+    assert (
+        "no chip box can be chosen: 0 of 5 wanted chips were chosen. Of 12 boxes on the raster" in run.failure
+    )
 
 
 @pytest.mark.parametrize(

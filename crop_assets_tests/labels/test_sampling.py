@@ -17,13 +17,16 @@ from rasterio.windows import from_bounds
 
 from crop_assets.errors import InputError
 from crop_assets.grid import GRID_COLS, GRID_ROWS, chip_position
+from crop_assets.labels.balance import Balance
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import (
     CLASS_COLUMNS,
+    ChoiceReport,
     candidate_boxes,
     choose_boxes,
     evenness,
     read_chip_geojson,
+    report_choice,
     weighed_boxes,
     write_chip_geojson,
 )
@@ -170,6 +173,107 @@ def test_no_boxes_at_all() -> None:
     assert none.empty
     assert none.crs.to_epsg() == 5070
     assert choose_boxes(none, "evenness", 5).empty
+
+
+def counts_of(classes: int, no_data: int = 0) -> list[int]:
+    """Pixels of a box of so many classes, none like the other."""
+    pixels = [no_data, *range(100, 100 + classes), *[0] * (13 - classes)]
+    return [no_data, PIXELS - sum(pixels) + 100, *pixels[2:]]
+
+
+# two blocks of 8 x 8 chips, and a single box in a third
+CELLS = [
+    *((row, col) for row in (0, 1) for col in range(8)),
+    *((row, col) for row in (0, 1) for col in (8, 9)),
+    (0, 16),
+]
+CLASSES_OF = [9] * 5 + [8] * 4 + [5] * 4 + [1] * 3 + [9] * 4 + [9]
+
+
+def reported(
+    strategy: Any, chips: int, min_classes: int = 8, left_of: int = 99, **balance: Any
+) -> ChoiceReport:
+    """The report on 21 boxes, the first two of which hold no-data, west of a column of the grid."""
+    counts = [counts_of(classes, 3 if i < 2 else 0) for i, classes in enumerate(CLASSES_OF)]
+    boxes = boxes_of(CELLS, counts, min_classes)
+    inside = boxes[boxes["col"] < left_of]
+    chosen = choose_boxes(inside, strategy, chips, Balance(**balance))
+    return report_choice(boxes, inside, len(chosen), strategy, chips, min_classes, Balance(**balance))
+
+
+def test_why_fewer_chips_are_chosen_than_are_wanted() -> None:
+    report = reported("evenness", 50, left_of=9)
+    assert dict(report.table.itertuples(index=False)) == {
+        "wanted": 50,
+        "on the raster": 21,
+        "lie outside the aoi": 3,
+        "hold no-data pixels": 2,
+        "hold fewer than 8 classes": 7,
+        "hold one class alone (evenness 0)": 0,
+        "eligible": 9,
+        "chosen": 9,
+    }
+    assert report.why_fewer == (
+        "9 of 50 wanted chips were chosen. Of 21 boxes on the raster 3 lie outside the aoi, 2 hold no-data pixels, "
+        "7 hold fewer than 8 classes, 9 are eligible; widen the aoi, or lower min_classes, or use sampling 'balanced' "
+        "or 'all', or take a larger CDL raster, or ask for fewer chips"
+    )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "min_classes", "left_of", "counts"),
+    [
+        (
+            "evenness",
+            1,
+            99,
+            {"hold fewer than 1 classes": 0, "hold one class alone (evenness 0)": 3, "eligible": 16},
+        ),
+        ("evenness", 9, 9, {"hold fewer than 9 classes": 11, "lie outside the aoi": 3, "eligible": 5}),
+        ("balanced", 8, 8, {"lie outside the aoi": 5, "hold no-data pixels": 2, "eligible": 14}),
+        ("all", 8, 99, {"lie outside the aoi": 0, "hold no-data pixels": 2, "eligible": 19}),
+        ("all", 8, 1, {"lie outside the aoi": 19, "hold no-data pixels": 1, "eligible": 1}),
+    ],
+)
+def test_each_box_is_counted_for_one_reason(
+    strategy: str, min_classes: int, left_of: int, counts: dict[str, int]
+) -> None:
+    report = reported(strategy, 30, min_classes, left_of)
+    table = dict(report.table.itertuples(index=False))
+    assert counts.items() <= table.items()
+    assert table["chosen"] == table["eligible"]
+    wanted, boxes, *reasons, eligible, _ = report.table["boxes"]
+    assert (wanted, boxes - sum(reasons)) == (30, eligible)
+
+
+def test_as_many_as_are_wanted_need_no_reason() -> None:
+    assert reported("evenness", 9).why_fewer == ""
+    assert reported("all", 5).why_fewer == ""
+
+
+def test_blocks_that_hold_more_than_max_per_block_are_told() -> None:
+    assert reported("balanced", 11, max_per_block=4).why_crowded == (
+        "with max_per_block 4, 9 of 11 chips could be chosen; some blocks hold more"
+    )
+    assert reported("balanced", 9, max_per_block=4).why_crowded == ""
+    assert reported("evenness", 9, max_per_block=1).why_crowded == ""
+
+
+def test_boxes_of_a_file_are_taken_with_their_no_data() -> None:
+    boxes = boxes_of(CELLS[:6], [counts_of(9, 3 * (i < 2)) for i in range(6)])
+    report = report_choice(boxes, boxes.iloc[1:5], 4, "chip_boxes", 6, 8, Balance())
+    assert dict(report.table.itertuples(index=False)) == {
+        "wanted": 6,
+        "in the file of chip_boxes": 6,
+        "lie outside the aoi": 2,
+        "hold no-data pixels, and are taken all the same": 1,
+        "eligible": 4,
+        "chosen": 4,
+    }
+    assert report.why_fewer == (
+        "4 of 6 wanted chips were chosen. Of 6 boxes in the file of chip_boxes 2 lie outside the aoi, 4 are eligible; "
+        "widen the aoi"
+    )
 
 
 def document(boxes: gpd.GeoDataFrame, tmp_path: Path, crs: Any = "EPSG:5070") -> dict[str, Any]:
