@@ -225,6 +225,13 @@ class _Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", None) or {}
         step, text = meta.get("step_key"), meta.get("orig_message") or record.getMessage()
+        event = meta.get("dagster_event")
+        if event is not None and event.is_step_failure and event.step_failure_data.error:
+            error = event.step_failure_data.error
+            while error.cause:
+                error = error.cause
+            # without the name of the error's class
+            text = f"failed: {error.message.strip().partition(': ')[2] or error.message.strip()}"
         text = text if step in (None, "tile_stages") else f"{step}: {text}"
         mark = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
         return f"  {time.strftime('%H:%M:%S', time.localtime(record.created))} {mark}{text}"
