@@ -1,13 +1,14 @@
 """STAC catalogues: a STAC API, or an ItemCollection in a local file.
 
-Belongs here: searching items completely and politely, and reading the documents that items link to.
-Does not: what the items mean (`crop_assets.scenes`, `crop_assets.bands`).
+Belongs here: searching items completely and politely, and reading the documents that items link to; what has no id is
+named by its place. Does not: what the items mean (`crop_assets.scenes`, `crop_assets.bands`).
 """
 
 import datetime as dt
 import json
+import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,22 @@ from urllib.parse import urlsplit
 import dagster as dg
 import requests
 from pydantic import Field, PrivateAttr
+from pystac import Link
 from pystac.errors import STACTypeError
 from pystac_client import Client
 from pystac_client.errors import ClientTypeError
 from pystac_client.stac_api_io import StacApiIO
 from shapely.errors import ShapelyError
-from shapely.geometry import box, shape
+from shapely.geometry import Polygon, box, shape
 
-from resources.errors import IntegrityError, NotFoundError, UnavailableError
+from resources.errors import IntegrityError, NotFoundError, TryAgainError, UnavailableError
 from resources.http import RateLimit, ask, get_bytes, new_session, require_host, same_site
+from resources.json_values import count, mapping, objects
 
 Item = dict[str, Any]
+
+SET_ASIDE = "crop_assets:set_aside"
+"""The field of what stands for an item that cannot be used: why not."""
 
 _PAGE = 100
 _CMR_SEARCH = "https://cmr.earthdata.nasa.gov/search/granules.umm_json"
@@ -72,33 +78,40 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         Each item comes once, sorted by id, however often the server repeats it. The search is by bbox
         because CMR-STAC answers 500 to polygons that are not axis-aligned. What a server sends beyond what it was
-        asked for is left out. Raises UnavailableError where the catalogue keeps failing, IntegrityError
-        where it is none: a partial answer is never returned.
+        asked for is left out; an item whose day or place cannot be read is not. What has no id is named by its place
+        in the answer and says in `SET_ASIDE` why. Raises UnavailableError where the catalogue keeps failing or
+        gives fewer items than it has matched, IntegrityError where it is none: a partial answer is never returned.
         """
         area = box(*bbox)
         if self.is_file:
-            return self._in_file(
-                lambda item: start <= _day(item) <= end and bool(shape(item["geometry"]).intersects(area))
-            )
+            return self._in_file(lambda item: _may_lie_in(item, start, end) and _may_touch(item, area))
         found = self._ask(collections=list(collections), bbox=bbox, datetime="/".join(_moments(start, end)))
         return [item for item in found if _may_lie_in(item, start, end)]
 
     def items(self, ids: Sequence[str], collections: Sequence[str] = ("HLSS30_2.0",)) -> list[Item]:
-        """The items of these ids that the catalogue has, each once, sorted by id. Raises as `search`."""
+        """The items of these ids that the catalogue has, each once, sorted by id. What a server sends beyond them comes
+        too, for it may be one of them that is malformed. Raises as `search`.
+        """
         wanted = sorted(set(ids))
         if self.is_file:
             return self._in_file(lambda item: item["id"] in wanted)
         found: list[Item] = []
         for at in range(0, len(wanted), _PAGE):
-            found += self._ask(collections=list(collections), ids=wanted[at : at + _PAGE])
-        return [item for item in found if item["id"] in wanted]
+            found += self._ask(at, collections=list(collections), ids=wanted[at : at + _PAGE])
+        return found
 
-    def _ask(self, **query: Any) -> list[Item]:
+    def _ask(self, before: int = 0, **query: Any) -> list[Item]:
+        """The items of one search, which comes after others that gave up to `before` items."""
         try:
-            return _once(self._client().search(limit=_PAGE, **query).items_as_dicts())
-        except UnavailableError as error:
+            return _once(self._client().search(limit=_PAGE, **query).items_as_dicts(), before)
+        except TryAgainError as error:
             raise UnavailableError(
                 f"the STAC catalogue {self.address} did not answer after {self.attempts} tries: {error}; "
+                "materialize this tile again later"
+            ) from error
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"the STAC catalogue {self.address} gave no complete answer: {error}; "
                 "materialize this tile again later"
             ) from error
         except (ClientTypeError, STACTypeError, *_MALFORMED) as error:
@@ -130,9 +143,15 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         if path.stat().st_size > _MAX_COLLECTION_BYTES:
             raise IntegrityError(f"{path} is larger than {_MAX_COLLECTION_BYTES:,} bytes; split it by tile")
         try:
-            return _once(item for item in json.loads(path.read_bytes())["features"] if wanted(item))
-        except (ShapelyError, *_MALFORMED) as error:
+            content = json.loads(path.read_bytes())
+            items = _features(content)
+        except _MALFORMED as error:
             raise IntegrityError(f"{path} is not a STAC ItemCollection: {error!r}") from error
+        if len(items) < (matched := _matched(content)):
+            raise IntegrityError(
+                f"{path} holds {len(items)} of the {matched} items that its catalogue matched; save all pages of it"
+            )
+        return [item for item in _once(items) if wanted(item) or SET_ASIDE in item]
 
 
 class SceneStac(_StacCatalogue):
@@ -189,6 +208,7 @@ class SceneStac(_StacCatalogue):
         }
         found: dict[str, dict[str, Any]] = {}
         after: dict[str, str] = {}
+        total = 0
         while True:
             self._limit.wait()
             data, response = ask(
@@ -203,15 +223,19 @@ class SceneStac(_StacCatalogue):
             try:
                 answer = json.loads(data)
                 records = {str(record["umm"]["GranuleUR"]): record for record in answer["items"]}
-                total = int(answer["hits"])
+                hits = count(answer["hits"])
+                if hits is None:
+                    raise ValueError(f"hits is {answer['hits']!r:.40}")
             except _MALFORMED as error:
                 raise IntegrityError(
                     f"{address} did not answer as a granule search does: {error!r}; check the address"
                 ) from error
             known = len(found)
             found |= records
+            # pages may differ in it, as granules come in; a number that is too small ends nothing
+            total = max(total, hits)
             token = response.headers.get(_SEARCH_AFTER, "")
-            if len(found) >= total or not token or len(found) == known:
+            if len(found) == total or not token or len(found) == known:
                 break
             after = {_SEARCH_AFTER: token}
         if len(found) < total:
@@ -255,6 +279,28 @@ class _Io(StacApiIO):
         data, _ = ask(self.session, method, href, self._seconds, _MAX_PAGE_BYTES, headers, **in_body)
         return data.decode()
 
+    def get_pages(
+        self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The pages of a search. pystac-client's own takes an answer without items for an empty one, and the last page
+        for the end even where the server says that it matched more: here that raises UnavailableError.
+        """
+        came: set[str] = set()
+        matched = 0
+        target: str | Link = url
+        while target:
+            page = self.read_json(target, method=method, parameters=parameters)
+            items = _features(page)
+            matched = max(matched, _matched(page))
+            if not items:
+                break
+            came.update(map(_key, items))
+            yield page
+            links = [link for link in objects(page.get("links")) if link.get("rel") == "next"]
+            target = Link.from_dict(dict(links[0])) if links else ""
+        if len(came) < matched:
+            raise UnavailableError(f"it matched {matched} items and gave {len(came)}")
+
 
 class IpfsStac(_StacCatalogue):
     """The catalogue that tells the CID of each band file: the EASIER STAC by default."""
@@ -265,15 +311,48 @@ class IpfsStac(_StacCatalogue):
     )
 
 
-def _once(items: Iterable[Item]) -> list[Item]:
+def _features(page: Any) -> list[Any]:
+    """The items of a page or a file. Raises ValueError where it is no ItemCollection."""
+    items = page["features"]
+    if not isinstance(items, list):
+        raise ValueError(f"features is no list but {items!r:.40}")
+    return items
+
+
+def _matched(page: Mapping[str, Any]) -> int:
+    """How many items the server has matched: `numberMatched`, or `context.matched` as older ones say; 0 for unknown."""
+    told = page.get("numberMatched"), mapping(page.get("context")).get("matched")
+    return max(count(number) or 0 for number in told)
+
+
+def _key(item: Any) -> str:
+    """What tells an item from the others: collections may share ids."""
+    known = mapping(item)
+    return json.dumps([known["collection"], known["id"]] if {"collection", "id"} <= set(known) else item)
+
+
+def _once(items: Iterable[Any], before: int = 0) -> list[Item]:
+    """Each item once, by id; what has no id is named by its place, behind `before` others."""
     found: dict[str, Item] = {}
     repeats = 0
-    for item in items:
+    for place, given in enumerate(items, before + 1):
+        item = _named(given, place)
         repeats += item["id"] in found
         if repeats > 10 * _PAGE:
             raise UnavailableError("the STAC catalogue repeats its pages without end; try again later")
         found.setdefault(item["id"], item)
     return [found[key] for key in sorted(found)]
+
+
+def _named(item: Any, place: int) -> Item:
+    """The item, or what stands for it where it has no id."""
+    if not isinstance(item, dict):
+        why = f"is not an item but {item!r:.40}"
+    elif isinstance(item.get("id"), str) and item["id"]:
+        return item
+    else:
+        why = f"has {item['id']!r:.40} for an id" if "id" in item else "has no id"
+    return {"id": f"item {place} of the answer", SET_ASIDE: why}
 
 
 def _moments(start: dt.date, end: dt.date) -> tuple[str, str]:
@@ -286,6 +365,16 @@ def _may_lie_in(item: Item, start: dt.date, end: dt.date) -> bool:
     try:
         return start <= _day(item) <= end
     except _MALFORMED:
+        return True
+
+
+def _may_touch(item: Item, area: Polygon) -> bool:
+    """Whether an item touches an area, or has no place that can be read."""
+    try:
+        footprint = shape(item["geometry"])
+        # an empty shape has NaN for bounds
+        return not all(map(math.isfinite, footprint.bounds)) or bool(footprint.intersects(area))
+    except (ShapelyError, *_MALFORMED):
         return True
 
 

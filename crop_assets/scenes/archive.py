@@ -7,19 +7,19 @@ Belongs here: which questions are asked, and keeping the whole answer. Does not:
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from crop_assets.scenes.granules import document_url, parse_scene_id
+from crop_assets.scenes.granules import document_url, parse_document, parse_scene_id, unusable
 from resources.answers import read_answer, write_answer
-from resources.errors import IntegrityError, NotFoundError
-from resources.stac import SceneStac
+from resources.errors import IntegrityError, NotFoundError, UnavailableError
+from resources.stac import SET_ASIDE, SceneStac
 from resources.store import DatasetStore
 
 _DOCUMENTS_AT_ONCE = 8
-_VERSION = 1
+_VERSION = 2
 """Part of an answer's name: raise it with any change of what is asked or kept."""
 
 
@@ -36,22 +36,27 @@ class TileQuestion:
 
 @dataclass(frozen=True)
 class TileAnswer:
-    """The STAC items of the tile, and their metadata documents (UMM-JSON or XML) by scene id, where they have one."""
+    """The STAC items of the tile, and their metadata documents (UMM-JSON or XML) by scene id, where they have one.
+
+    What of it cannot be used is among the items, as `granules.unusable` tells; then, or with a document that cannot be
+    read, it is not `whole`.
+    """
 
     items: list[dict[str, Any]]
     documents: dict[str, str]
     asked: bool
+    whole: bool
 
 
 def tile_answer(
     question: TileQuestion, stac: SceneStac, store: DatasetStore, log: Callable[[str], None]
 ) -> TileAnswer:
     """The answer to a question, from the store where the same catalogue has given it before, unless it is to be asked
-    anew (`refresh`). Kept only when it is whole.
+    anew (`refresh`). Kept only when it is whole, so that what is mended at the source is seen.
 
     With a granule search it takes one request for it, and one for each hundred scenes; without one, a search by the
-    bounding box and a document for each scene that does not tell its coverage. Raises UnavailableError,
-    IntegrityError.
+    bounding box and a document for each scene that does not tell its cloud cover and coverage. Raises
+    UnavailableError, also where the catalogue lacks a granule that the search has told of; IntegrityError.
     """
     name = _name(question, stac)
     if (
@@ -59,10 +64,10 @@ def tile_answer(
         and not stac.is_file
         and (kept := read_answer(store, name, log, ["items", "documents"]))
     ):
-        return TileAnswer(kept["items"], kept["documents"], asked=False)
+        return TileAnswer(kept["items"], kept["documents"], asked=False, whole=True)
     collections = [f"HLS{sensor}_2.0" for sensor in question.sensors]
     answer = _by_granules(question, stac, collections, log) or _by_place(question, stac, collections, log)
-    if not stac.is_file:
+    if answer.whole and not stac.is_file:
         write_answer(store, name, {"items": answer.items, "documents": answer.documents})
     return answer
 
@@ -70,22 +75,43 @@ def tile_answer(
 def _by_granules(
     question: TileQuestion, stac: SceneStac, collections: Sequence[str], log: Callable[[str], None]
 ) -> TileAnswer | None:
-    """What the granule search tells of the tile, and the items of these granules; None where there is no search."""
+    """What the granule search tells of the tile, and the items of these granules; None where there is no search, or one
+    that knows of nothing here.
+    """
     documents: dict[str, str] = {}
+    aside: list[dict[str, Any]] = []
     try:
         for sensor in question.sensors:
             found = stac.granules(f"HLS{sensor}", question.tile, question.start, question.end)
             if found is None:
                 return None
-            records = [record for record in found if _in_season(record, question)]
-            documents |= {str(record["umm"]["GranuleUR"]): json.dumps(record) for record in records}
+            for record in found:
+                granule = {"id": str(record["umm"]["GranuleUR"])}
+                if why := unusable(granule):
+                    aside.append(granule | {SET_ASIDE: why})
+                elif _is_asked_for(granule, question):
+                    documents[granule["id"]] = json.dumps(record)
     except IntegrityError as error:
         log(f"{error}; reading each granule's own document instead")
         return None
-    items = stac.items(list(documents), collections)
-    if missing := sorted(set(documents) - {item["id"] for item in items}):
-        log(f"the STAC catalogue lacks {len(missing)} of {len(documents)} granules, such as {missing[0]}")
-    return TileAnswer(items, documents, True)
+    if not documents:
+        log(f"{stac.search_address} has no granule of {question.tile}; searching the STAC catalogue by place")
+        return None
+    found = stac.items(list(documents), collections)
+    items = [item for item in found if item["id"] in documents]
+    unread = [item for item in found if unusable(item)]
+    missing = sorted(set(documents) - {item["id"] for item in items})
+    # an item that cannot be read stands for one of them, and fails no tile
+    if len(missing) > len(unread):
+        raise UnavailableError(
+            f"the STAC catalogue {stac.address} lacks {len(missing)} of the {len(documents)} granules of "
+            f"{question.tile} that {stac.search_address} lists, such as {missing[0]}; materialize this tile again later"
+        )
+    aside += [
+        *unread,
+        *({"id": name, SET_ASIDE: "the catalogue has no readable item of it"} for name in missing),
+    ]
+    return _answer(items, aside, documents)
 
 
 def _by_place(
@@ -97,30 +123,37 @@ def _by_place(
         try:
             return stac.document(url).decode(errors="replace")
         except (NotFoundError, IntegrityError) as error:
-            log(f"{error}; the scene's coverage stays unknown")
+            log(f"{error}; what only it tells of the scene stays unknown")
             return ""
 
     found = stac.search(question.bbox, question.start, question.end, collections)
-    # what has no proper id is told of later
-    items = [item for item in found if _may_be_of(item, question.tile)]
+    aside = [item for item in found if unusable(item)]
+    items = [item for item in found if not unusable(item) and _is_asked_for(item, question)]
     urls = {str(item["id"]): url for item in items if (url := document_url(item))}
     with ThreadPoolExecutor(_DOCUMENTS_AT_ONCE) as pool:
         texts = dict(zip(urls, pool.map(read, urls.values()), strict=True))
-    return TileAnswer(items, {name: text for name, text in texts.items() if text}, True)
+    return _answer(items, aside, texts)
 
 
-def _may_be_of(item: dict[str, Any], tile: str) -> bool:
+def _answer(
+    items: list[dict[str, Any]], aside: list[dict[str, Any]], documents: dict[str, str]
+) -> TileAnswer:
+    whole = not aside and all(map(_can_be_read, documents.values()))
+    return TileAnswer([*items, *aside], documents, True, whole)
+
+
+def _can_be_read(document: str) -> bool:
     try:
-        return parse_scene_id(item["id"]).tile == tile
-    except (IntegrityError, ValueError, KeyError):
-        return True
-
-
-def _in_season(record: dict[str, Any], question: TileQuestion) -> bool:
-    try:
-        return question.start <= parse_scene_id(record["umm"]["GranuleUR"]).sensed.date() <= question.end
-    except (IntegrityError, ValueError):
+        parse_document(document.encode())
+    except IntegrityError:
         return False
+    return True
+
+
+def _is_asked_for(item: Mapping[str, Any], question: TileQuestion) -> bool:
+    """Whether a usable item is of the tile, and by its name of the season."""
+    name = parse_scene_id(item["id"])
+    return name.tile == question.tile and question.start <= name.sensed.date() <= question.end
 
 
 def _name(question: TileQuestion, stac: SceneStac) -> str:

@@ -28,6 +28,11 @@ _SCENE = (
         "share of the area of the tile's chips in the scene's footprint, percent",
     ),
     Column("missing_bands", pa.string(), "needed bands that the catalogue does not list, space-separated"),
+    Column(
+        "problem",
+        pa.string(),
+        "what of the metadata was refused, or why an item of the catalogue is set aside; then it has no date",
+    ),
 )
 SCENE_METADATA = TableSchema(
     (
@@ -59,13 +64,13 @@ SELECTED_SCENES = TableSchema(
     SCENE_METADATA,
     {"stac"},
     ["season_start", "season_end", "sensors"],
-    code_version="3",
+    code_version="4",
     refresh="stac",
 )
 def scene_metadata(run: TileRun, tile_map: pd.DataFrame) -> TileTable:
     """All HLS scenes of the tile in the season, with cloud cover, spatial coverage, date, and the HTTPS
     and S3 links of the bands, from the STAC catalogue and CMR's granule search or the granules' own documents.
-    Answers are kept in the store and not asked for again.
+    Complete answers are kept in the store and not asked for again. A malformed item is set aside in a row of its own.
     """
     first = tile_map.iloc[0]
     bbox = (first["tile_west"], first["tile_south"], first["tile_east"], first["tile_north"])
@@ -73,15 +78,16 @@ def scene_metadata(run: TileRun, tile_map: pd.DataFrame) -> TileTable:
     stac = run.services.stac
     answer = tile_answer(question, stac, run.store, run.log)
     chips = [chip_outline(chip_id) for chip_id in tile_map["chip_id"]]
-    rows, aside = scene_rows(answer.items, answer.documents, run.tile, run.recipe.sensors, chips)
-    for line in aside:
-        run.log(line)
+    rows = scene_rows(answer.items, answer.documents, run.tile, run.recipe.sensors, chips)
     if rows.empty:
         return TileTable(
             SCENE_METADATA.empty(), {"outcome": "the catalogue has no scene of this tile in season"}
         )
+    for row in rows[rows["problem"] != ""].itertuples():
+        run.log(f"{row.scene_id}: {row.problem}")
     clear = int((rows["cloud_cover"] <= run.recipe.max_cloud_cover).sum())
-    return TileTable(rows, {"clear_scenes": clear, "asked_the_catalogue": answer.asked})
+    aside = int(rows["date"].isna().sum())
+    return TileTable(rows, {"clear_scenes": clear, "set_aside": aside, "asked_the_catalogue": answer.asked})
 
 
 @tile_stage(
@@ -97,7 +103,7 @@ def scene_metadata(run: TileRun, tile_map: pd.DataFrame) -> TileTable:
         "season_start",
         "season_end",
     ],
-    code_version="2",
+    code_version="3",
 )
 def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> TileTable:
     """First, middle and last scene of the season among those with little cloud, on the highest rung of

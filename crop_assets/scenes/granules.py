@@ -23,11 +23,14 @@ from shapely.errors import ShapelyError
 from crop_assets.layout import file_band
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from resources.errors import IntegrityError
+from resources.json_values import count, mapping, number, objects, text
+from resources.stac import SET_ASIDE
 
 FILES = (*REFLECTANCE_BANDS, QA_BAND)
 
 _SCENE = re.compile(
-    r"HLS\.(?P<sensor>[SL]30)\.T(?P<tile>\d{2}[C-X][A-Z]{2})\.(?P<day>\d{7})(T(?P<time>\d{6}))?\.v(?P<version>\d\.\d)"
+    r"HLS\.(?P<sensor>[SL]30)\.T(?P<tile>\d{2}[C-X][A-Z]{2})\.(?P<day>\d{7})(T(?P<time>\d{6}))?\.v(?P<version>\d\.\d)",
+    re.ASCII,
 )
 _LP_DAAC = "data.lpdaac.earthdatacloud.nasa.gov"
 
@@ -52,6 +55,9 @@ def parse_scene_id(scene_id: str) -> SceneName:
     sensed = dt.datetime.strptime(match["day"] + (match["time"] or "000000"), "%Y%j%H%M%S").replace(
         tzinfo=dt.UTC
     )
+    # strptime takes day 366 of a common year for the first of the next
+    if f"{sensed:%Y%j}" != match["day"]:
+        raise ValueError(f"{scene_id!r} names day {match['day'][4:]}, which {match['day'][:4]} has not")
     return SceneName(match["sensor"], match["tile"], sensed, match["version"])
 
 
@@ -65,48 +71,83 @@ def collection_of(scene_id: str) -> str:
 class GranuleDocument:
     """What a granule's metadata document adds to its STAC item.
 
-    Percentages, None where it says nothing; the bytes of all its files together, 0 where it does not say.
+    Percentages, None where it says nothing or nothing that can be, and `problem` says what; the bytes of all its files
+    together, 0 where it does not say.
     """
 
     cloud_cover: float | None
     spatial_coverage: float | None
     links: tuple[str, ...]
     size: int
+    problem: str
 
 
 def parse_document(data: bytes) -> GranuleDocument:
     """Read a granule's UMM-JSON or ECHO-10 XML; attributes are found by name, whatever their order.
 
-    Raises IntegrityError where it is neither.
+    What is odd about one of its values leaves the others as they are. Raises IntegrityError where it is neither.
     """
     try:
-        attributes, links, size = _umm_json(data) if data.lstrip()[:1] == b"{" else _echo_xml(data)
-        cloud, coverage = (_percent(attributes, name) for name in ("CLOUD_COVERAGE", "SPATIAL_COVERAGE"))
-        return GranuleDocument(cloud, coverage, tuple(links), size)
-    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        attributes, links, sizes = _umm_json(data) if data.lstrip()[:1] == b"{" else _echo_xml(data)
+    except (ValueError, SyntaxError) as error:
         raise IntegrityError(f"a granule's metadata document cannot be read: {error!r}") from error
+    cloud, no_cloud = _percent("cloud cover", attributes.get("CLOUD_COVERAGE"))
+    coverage, no_coverage = _percent("spatial coverage", attributes.get("SPATIAL_COVERAGE"))
+    known = [size for size in map(count, sizes) if size is not None]
+    # with the size of a file unknown, that of all would be taken for less than it is
+    total = count(sum(known)) if len(known) == len(sizes) else None
+    return GranuleDocument(
+        cloud, coverage, tuple(filter(None, links)), total or 0, _joined(no_cloud, no_coverage)
+    )
 
 
-def _umm_json(data: bytes) -> tuple[dict[str, str], list[str], int]:
+def _umm_json(data: bytes) -> tuple[dict[str, Any], list[str], list[Any]]:
     document = json.loads(data)
-    umm = document.get("umm", document)
-    attributes = {a["Name"]: a["Values"][0] for a in umm.get("AdditionalAttributes", []) if a.get("Values")}
-    parts = umm.get("DataGranule", {}).get("ArchiveAndDistributionInformation", [])
-    size = sum(int(part.get("SizeInBytes", 0)) for part in parts)
-    return attributes, [link["URL"] for link in umm.get("RelatedUrls", [])], size
+    umm = mapping(document.get("umm", document))
+    if not {"GranuleUR", "AdditionalAttributes"} & set(umm):
+        raise ValueError("it is not that of a granule")
+    attributes = {
+        text(attribute.get("Name")): attribute["Values"][0]
+        for attribute in objects(umm.get("AdditionalAttributes"))
+        if isinstance(attribute.get("Values"), list) and attribute["Values"]
+    }
+    parts = objects(mapping(umm.get("DataGranule")).get("ArchiveAndDistributionInformation"))
+    links = [text(link.get("URL")) for link in objects(umm.get("RelatedUrls"))]
+    return attributes, links, [part.get("SizeInBytes") for part in parts]
 
 
-def _echo_xml(data: bytes) -> tuple[dict[str, str], list[str], int]:
+def _echo_xml(data: bytes) -> tuple[dict[str, Any], list[str], list[Any]]:
     root = defusedxml.ElementTree.fromstring(data)
+    if root.tag != "Granule":
+        raise ValueError(f"it is <{root.tag}>, not <Granule>")
     attributes = {
         a.findtext("Name", ""): a.findtext("Values/Value", "") for a in root.iter("AdditionalAttribute")
     }
-    size = int(root.findtext("DataGranule/DataGranuleSizeInBytes", "0"))
-    return attributes, [link.text or "" for link in root.iter("URL")], size
+    size = root.findtext("DataGranule/DataGranuleSizeInBytes", "0")
+    return attributes, [link.text or "" for link in root.iter("URL")], [size]
 
 
-def _percent(attributes: dict[str, str], name: str) -> float | None:
-    return float(attributes[name]) if attributes.get(name) not in (None, "") else None
+def _percent(what: str, value: Any) -> tuple[float | None, str]:
+    """A percentage, or None; and why one that is given is none."""
+    found = number(value, 0, 100)
+    if found is not None or value is None or value == "":
+        return found, ""
+    return None, f"{what} {value!r:.40} is not from 0 to 100"
+
+
+def _joined(*problems: str) -> str:
+    return "; ".join(dict.fromkeys(filter(None, problems)))
+
+
+def unusable(item: Mapping[str, Any]) -> str:
+    """Why an item of a catalogue is no scene that can be used; "" where it is one."""
+    if why := item.get(SET_ASIDE):
+        return str(why)
+    try:
+        parse_scene_id(item["id"])
+    except (IntegrityError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def scene_rows(
@@ -115,57 +156,76 @@ def scene_rows(
     tile: str,
     sensors: Sequence[str],
     chips: Sequence[shapely.Geometry],
-) -> tuple[pd.DataFrame, list[str]]:
-    """One row per scene of `tile` by one of `sensors`, sorted by id, and a line for each item that was set aside.
+) -> pd.DataFrame:
+    """One row per scene of `tile` by one of `sensors`, and one for each item that is `unusable`, sorted by id.
 
-    Items of other tiles are left out. Spatial coverage is read from the item where it has it, else from its metadata
-    document among `documents`, by scene id. A scene without either keeps an empty coverage and is not fit to be
-    selected. `chips` are the outlines of the tile's chips in degrees. Columns:
-    `crop_assets.scenes.assets.SCENE_METADATA`.
+    Items of other tiles are left out. Cloud cover and spatial coverage are read from the item where it has them, else
+    from its metadata document among `documents`, by scene id. Each value that is missing, or not what it should be, is
+    unknown by itself: without a cloud cover or coverage from 0 to 100 a scene is not fit to be selected, and `problem`
+    says what was refused. `problem` also says why an item is unusable, which has neither date nor figures. `chips` are
+    the outlines of the tile's chips in degrees. Columns: `crop_assets.scenes.assets.SCENE_METADATA`.
     """
     outlines = np.array(chips, dtype=object)
-    rows, aside = [], []
+    rows = []
     for item in items:
-        try:
-            name = parse_scene_id(item["id"])
-            if name.tile == tile and name.sensor in sensors:
-                rows.append(_scene_row(item, documents.get(item["id"]), name, outlines))
-        except (IntegrityError, ValueError, TypeError, KeyError, AttributeError) as error:
-            aside.append(f"{item.get('id')!r} is left out: {error}")
-    frame = pd.DataFrame(rows).sort_values("scene_id", ignore_index=True) if rows else pd.DataFrame()
-    return frame, aside
+        if why := unusable(item):
+            rows.append(_row_without_scene(item, tile, why))
+            continue
+        name = parse_scene_id(item["id"])
+        if name.tile == tile and name.sensor in sensors:
+            rows.append(_scene_row(item, documents.get(item["id"]), name, outlines))
+    return pd.DataFrame(rows).sort_values("scene_id", ignore_index=True) if rows else pd.DataFrame()
+
+
+def _row_without_scene(item: Mapping[str, Any], tile: str, why: str) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "scene_id": item["id"][:200],
+        "tile": tile,
+        "date": None,
+        "cloud_cover": None,
+        "spatial_coverage": None,
+        "chip_coverage": None,
+        "granule_bytes": 0,
+        "missing_bands": "",
+        "problem": f"set aside: {why}",
+    }
+    return row | {f"{band}_{kind}": "" for band in FILES for kind in ("http", "s3")}
 
 
 def _scene_row(
-    item: dict[str, Any], text: str | None, name: SceneName, chips: NDArray[np.object_]
+    item: dict[str, Any], document: str | None, name: SceneName, chips: NDArray[np.object_]
 ) -> dict[str, Any]:
-    properties = item["properties"]
-    coverage = _own_coverage(properties)
-    cloud = properties.get("eo:cloud_cover")
+    cloud, coverage, problem = _own_percentages(item)
     links: tuple[str, ...] = ()
     size = 0
-    if coverage is None and text:
-        document = parse_document(text.encode())
-        coverage, links, size = document.spatial_coverage, document.links, document.size
-        cloud = document.cloud_cover if cloud is None else cloud
+    if document:
+        try:
+            read = parse_document(document.encode())
+        except IntegrityError as error:
+            problem = _joined(problem, str(error))
+        else:
+            links, size, problem = read.links, read.size, _joined(problem, read.problem)
+            cloud = read.cloud_cover if cloud is None else cloud
+            coverage = read.spatial_coverage if coverage is None else coverage
     s3_links = {link.rsplit("/", 1)[-1]: link for link in links if link.startswith("s3://")}
+    assets = mapping(item.get("assets"))
+    listed = {band: assets.get(file_band(item["id"], band)) for band in FILES}
     row: dict[str, Any] = {
         "scene_id": item["id"],
         "tile": name.tile,
         "date": name.sensed.date(),
-        "cloud_cover": None if cloud is None else float(cloud),
-        "spatial_coverage": None if coverage is None else float(coverage),
+        "cloud_cover": cloud,
+        "spatial_coverage": coverage,
         "chip_coverage": _chip_coverage(item, chips),
         "granule_bytes": size,
-        "missing_bands": " ".join(
-            band for band in FILES if file_band(item["id"], band) not in item["assets"]
-        ),
+        "missing_bands": " ".join(band for band in FILES if not isinstance(listed[band], Mapping)),
+        "problem": problem,
     }
     for band in FILES:
-        named = file_band(item["id"], band)
-        href = str(item["assets"].get(named, {}).get("href", ""))
+        href = text(mapping(listed[band]).get("href"))
+        file = f"{item['id']}.{file_band(item['id'], band)}.tif"
         row[f"{band}_http"] = href if href.startswith(("http://", "https://")) else ""
-        row[f"{band}_s3"] = s3_links.get(f"{item['id']}.{named}.tif", _s3_link(href))
+        row[f"{band}_s3"] = s3_links.get(file, _s3_link(href))
     return row
 
 
@@ -175,33 +235,45 @@ def _chip_coverage(item: dict[str, Any], chips: NDArray[np.object_]) -> float | 
         return None
     try:
         footprint = shapely.make_valid(shapely.geometry.shape(item["geometry"]))
+        if not np.isfinite(footprint.bounds).all():
+            return None
         shared = shapely.area(shapely.intersection(chips, footprint)).sum()
-        return float(100 * shared / shapely.area(chips).sum())
     except (ShapelyError, KeyError, TypeError, ValueError, AttributeError):
         return None
+    # sums of areas may come out a hair above
+    return number(min(float(100 * shared / shapely.area(chips).sum()), 100.0), 0, 100)
 
 
-def _own_coverage(properties: Mapping[str, Any]) -> Any:
-    return properties.get("spatial_coverage", properties.get("SPATIAL_COVERAGE"))
+def _own_percentages(item: Mapping[str, Any]) -> tuple[float | None, float | None, str]:
+    """Cloud cover and spatial coverage by the item itself, and what of them was refused."""
+    properties = mapping(item.get("properties"))
+    cloud, no_cloud = _percent("cloud cover", properties.get("eo:cloud_cover"))
+    told = properties.get("spatial_coverage", properties.get("SPATIAL_COVERAGE"))
+    coverage, no_coverage = _percent("spatial coverage", told)
+    return cloud, coverage, _joined(no_cloud, no_coverage)
 
 
-def document_url(item: dict[str, Any]) -> str:
-    """The metadata document that is needed to know the item's coverage: UMM-JSON where it links to one, else XML.
+def document_url(item: Mapping[str, Any]) -> str:
+    """The metadata document that is needed to know the item's cloud cover and spatial coverage: UMM-JSON where it links
+    to one, else XML.
 
-    "" where the item tells its coverage itself, or links to neither.
+    "" where the item tells both itself, or links to neither.
     """
-    if _own_coverage(item.get("properties") or {}) is not None:
+    if None not in _own_percentages(item)[:2]:
         return ""
-    links = [link["href"] for link in item.get("links", []) if link.get("rel") == "via"]
-    links += [asset["href"] for key, asset in item.get("assets", {}).items() if key == "metadata"]
+    links = [text(link.get("href")) for link in objects(item.get("links")) if link.get("rel") == "via"]
+    links.append(text(mapping(mapping(item.get("assets")).get("metadata")).get("href")))
     for ending in (".umm_json", ".xml"):
         for href in links:
-            if str(href).endswith(ending):
-                return str(href)
+            if href.endswith(ending):
+                return href
     return ""
 
 
 def _s3_link(href: str) -> str:
     """LP DAAC's direct-access link, whose bucket and key are the path of its HTTPS link."""
-    parts = urlsplit(href)
+    try:
+        parts = urlsplit(href)
+    except ValueError:
+        return ""
     return f"s3:/{parts.path}" if parts.hostname == _LP_DAAC else ""

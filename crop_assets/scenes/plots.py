@@ -45,6 +45,8 @@ def season_picture(
     matplotlib would take longer than to choose its scenes.
     """
     canvas = _Canvas()
+    # what was set aside has no day
+    table = table[table["date"].notna()]
     _title(canvas, table, tile, season)
     _axes(canvas, season, max_cloud_cover)
     if table.empty:

@@ -13,7 +13,7 @@ from crop_assets.demo.scenes import Scene
 from crop_assets.demo.server import PAGE, WorldServer, serve
 from crop_assets.demo.world import World
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
-from resources.stac import IpfsStac, SceneStac
+from resources.stac import SET_ASIDE, IpfsStac, SceneStac
 
 SEASON = (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
 KANSAS = (-98.0, 37.0, -97.0, 38.0)
@@ -211,7 +211,8 @@ def test_a_catalogue_that_is_not_there_is_unavailable() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"<html>down for maintenance</html>", b"", b"[]", b'{"features": [{"no": "id"}]}']
+    "body",
+    [b"<html>down for maintenance</html>", b"", b"[]", b"{}", b'{"features": null}', b'{"features": {}}'],
 )
 def test_an_answer_that_is_no_item_collection_is_refused(faulty: Faulty, body: bytes) -> None:
     stac = faulty.says((200, {"Content-Type": "application/geo+json"}, body))
@@ -338,18 +339,109 @@ def test_a_real_item_is_found_in_a_file(real: Path, write_collection: WriteColle
         b"{}",
         {"features": None},
         {"features": {"a": 1}},
-        {"features": ["a"]},
-        {"features": [{"type": "Feature"}]},
-        {"features": [{"id": "a"}]},
-        {"features": [{"id": "a", "properties": {}, "geometry": None}]},
-        {"features": [item("a", "some day", -98)]},
-        {"features": [item("a", "2022-06-01", -98) | {"geometry": {"type": "Blob"}}]},
     ],
 )
 def test_a_malformed_file_is_named(write_collection: WriteCollection, content: Any) -> None:
     path = write_collection(content)
     with pytest.raises(IntegrityError, match=f"{path} is not a STAC ItemCollection"):
         SceneStac(url=str(path)).search(KANSAS, *SEASON)
+
+
+def test_what_is_no_item_in_a_file_is_named_by_its_place_and_the_others_are_found(
+    write_collection: WriteCollection,
+) -> None:
+    good = [item(name, "2022-06-01", -98) for name in ("x", "y", "z")]
+    no_items = ["a", None, 5, {"type": "Feature"}, good[0] | {"id": 3}]
+    unknown = [
+        {"id": "no properties"},
+        item("no day", "some day", -98),
+        item("no shape", "2022-06-01", -98) | {"geometry": {"type": "Blob"}},
+        item("nothing", "2022-06-01", -98) | {"geometry": None},
+        item("empty", "2022-06-01", -98) | {"geometry": {"type": "Polygon", "coordinates": []}},
+        item("null", "2022-06-01", -98) | {"properties": None},
+    ]
+    elsewhere = [
+        item("late", "2022-10-01", -98) | {"geometry": None},
+        item("far", "some day", -60),
+    ]
+    path = write_collection({"features": [good[0], *no_items, *unknown, good[1], *elsewhere, good[2]]})
+    found = SceneStac(url=str(path)).search(KANSAS, *SEASON)
+    places = [f"item {place} of the answer" for place in range(2, 7)]
+    assert sorted(ids(found)) == sorted([*places, *(one["id"] for one in unknown), "x", "y", "z"])
+    assert {one["id"]: one[SET_ASIDE] for one in found if SET_ASIDE in one} == dict(
+        zip(
+            places,
+            (
+                "is not an item but 'a'",
+                "is not an item but None",
+                "is not an item but 5",
+                "has no id",
+                "has 3 for an id",
+            ),
+            strict=True,
+        )
+    )
+
+
+@pytest.mark.parametrize("told", [{"numberMatched": 3}, {"context": {"matched": 90}}])
+def test_a_file_that_is_one_page_of_several_is_refused(
+    write_collection: WriteCollection, told: dict[str, Any]
+) -> None:
+    two = [item(name, "2022-06-01", -98) for name in "ab"]
+    path = write_collection({"features": two} | told)
+    with pytest.raises(
+        IntegrityError, match=f"{path} holds 2 of the (3|90) items that its catalogue matched"
+    ):
+        SceneStac(url=str(path)).search(KANSAS, *SEASON)
+
+
+PARTIAL: list[dict[str, Any]] = [
+    {"numberMatched": 4},
+    {"numberMatched": "4"},
+    {"numberMatched": 4.0},
+    {"context": {"matched": 4}},
+    {"context": {"matched": 4}, "numberMatched": 2},
+    {"context": {"matched": 2}, "numberMatched": 1000},
+]
+
+
+@pytest.mark.parametrize("told", PARTIAL, ids=str)
+@pytest.mark.parametrize("on", [0, 1, 2])
+def test_fewer_items_than_were_matched_are_no_answer(faulty: Faulty, told: dict[str, Any], on: int) -> None:
+    """Told on any page, of which the last has no link to another, or no item."""
+    pages = [faulty.page("a", "b", next_page=True), faulty.page("b", "c", next_page=on == 2), faulty.page()]
+    pages[on][2].update(told)
+    stac = faulty.says(*pages)
+    with pytest.raises(
+        UnavailableError, match=r"matched (4|1000) items and gave 3; materialize this tile again"
+    ):
+        stac.search(ANYWHERE, *SEASON)
+
+
+@pytest.mark.parametrize("told", [{"numberMatched": 9}, {"context": {"matched": 9}}])
+def test_an_empty_page_of_something_is_no_answer(faulty: Faulty, told: dict[str, Any]) -> None:
+    status, headers, body = faulty.page()
+    with pytest.raises(UnavailableError, match="matched 9 items and gave 0"):
+        faulty.says((status, headers, body | told)).search(ANYWHERE, *SEASON)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"numberMatched": n} for n in (0, 1, 3, -1, None, "some", True, 1e400, float("nan"), [])]
+    + [{"context": odd} for odd in (None, 5, [], {}, {"matched": None}, {"matched": 2})]
+    + [{"links": odd} for odd in (None, 5, [None], [{"rel": "prev"}], {})],
+    ids=str,
+)
+def test_a_number_that_says_nothing_loses_no_item(faulty: Faulty, told: dict[str, Any]) -> None:
+    status, headers, body = faulty.page("a", "b", "c")
+    assert ids(faulty.says((status, headers, body | told)).search(ANYWHERE, *SEASON)) == ["a", "b", "c"]
+
+
+def test_items_of_one_id_in_two_collections_count_as_two(faulty: Faulty) -> None:
+    status, headers, body = faulty.page()
+    body["features"] = [{"id": "a", "collection": name} for name in ("HLSS30_2.0", "HLSS30_2.0_IPFS")]
+    body["numberMatched"] = 2
+    assert ids(faulty.says((status, headers, body)).search(ANYWHERE, *SEASON)) == ["a"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ class Cmr:
     without_search: bool = False
     forgets: set[str] = field(default_factory=set)
     """Scenes that the STAC catalogue lacks."""
+    spoilt: dict[str, Any] = field(default_factory=dict)
+    """What the STAC catalogue gives in the place of a scene's item."""
+    one_page: bool = False
+    """Whether the STAC catalogue links to no second page."""
+    hits: Any = None
+    """The number of granules that the search tells instead of the true one."""
     asked: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     luck: random.Random = field(default_factory=lambda: random.Random(0))
@@ -115,10 +121,12 @@ class Cmr:
         size = min(self.page, int(query.get("limit", self.page)))
         page = found[max(0, at - 1) if self.repeats else at : at + size]
         links = []
-        if at + size < len(found):
+        if at + size < len(found) and not self.one_page:
             body = query | {"token": at + size}
             links = [{"rel": "next", "href": f"{self.stac}/search", "method": "POST", "body": body}]
-        return {"type": "FeatureCollection", "features": [self.item(name) for name in page], "links": links}
+        items = [self.spoilt[name] if name in self.spoilt else self.item(name) for name in page]
+        answer = {"type": "FeatureCollection", "features": items, "links": links}
+        return answer | {"numberMatched": len(found), "numberReturned": len(page)}
 
     def landing(self) -> dict[str, Any]:
         search = {
@@ -178,7 +186,8 @@ def serving(cmr: Cmr) -> Iterator[Cmr]:
                 at = int(self.headers.get("CMR-Search-After", 0))
                 page = names[at : at + int(query["page_size"][0])]
                 more = {"CMR_Search_After": str(at + len(page))} if page else {}
-                self._answer(200, {"hits": len(names), "items": [cmr.record(name) for name in page]}, **more)
+                hits = len(names) if cmr.hits is None else cmr.hits
+                self._answer(200, {"hits": hits, "items": [cmr.record(name) for name in page]}, **more)
             elif parts.path.startswith("/search/concepts/"):
                 name = parts.path.rsplit("/", 1)[1].removesuffix(".umm_json")
                 self._answer(200, cmr.record(name)["umm"])

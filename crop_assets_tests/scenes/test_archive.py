@@ -51,10 +51,14 @@ def ask(
 
 def ids_of(answer: TileAnswer, tile: str = HOME) -> list[str]:
     """The scenes of the tile, each with its coverage."""
-    rows, aside = scene_rows(answer.items, answer.documents, tile, ["S30"], [])
-    assert aside == []
+    rows = scene_rows(answer.items, answer.documents, tile, ["S30"], [])
+    assert (rows["problem"] == "").all()
     assert (rows["spatial_coverage"] == 95).all()
     return list(rows["scene_id"])
+
+
+def kept(store: DatasetStore) -> list[Path]:
+    return list((Path(store.root) / "answers").glob("*"))
 
 
 def test_a_tile_takes_one_request_and_one_for_each_hundred_scenes(cmr: Cmr, store: DatasetStore) -> None:
@@ -89,12 +93,125 @@ def test_the_whole_set_comes_out_of_each_of_its_habits(
     assert ids_of(ask(cmr, store, stac)) == cmr.in_season(HOME)
 
 
-def test_granules_that_the_catalogue_lacks_are_told(cmr: Cmr, store: DatasetStore) -> None:
-    first, *others = cmr.in_season(HOME)
-    cmr.forgets = {first}
+@pytest.mark.parametrize("lacking", [1, 2, 1000])
+def test_a_catalogue_that_lacks_granules_has_not_answered_until_it_has_them(
+    cmr: Cmr, store: DatasetStore, lacking: int
+) -> None:
+    names = cmr.in_season(HOME)
+    cmr.forgets = set(names[3 : 3 + lacking])
+    told = f"lacks {len(cmr.forgets)} of the {len(names)} granules of {HOME} that .*, such as {names[3]}; "
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match=told):
+            ask(cmr, store, catalogue(cmr))
+    assert kept(store) == []
+    cmr.forgets = set()
+    assert ids_of(ask(cmr, store, catalogue(cmr))) == names
+    assert len(kept(store)) == 1
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_a_catalogue_that_gives_one_page_of_several_has_not_answered(
+    cmr: Cmr, store: DatasetStore, search: bool
+) -> None:
+    cmr.one_page, cmr.page = True, 20
+    stac = catalogue(cmr, **({} if search else {"granule_search": ""}))
+    with pytest.raises(
+        UnavailableError, match=r"it matched \d+ items and gave 20; materialize this tile again"
+    ):
+        ask(cmr, store, stac)
+    assert kept(store) == []
+    cmr.one_page = False
+    assert ids_of(ask(cmr, store, stac)) == cmr.in_season(HOME)
+
+
+@pytest.mark.parametrize("more", [1, 5000])
+def test_a_search_that_tells_of_more_than_it_gives_has_not_answered(
+    cmr: Cmr, store: DatasetStore, more: int
+) -> None:
+    cmr.hits = len(cmr.in_season(HOME)) + more
+    with pytest.raises(UnavailableError, match=rf"told of {cmr.hits} granules and gave {cmr.hits - more};"):
+        ask(cmr, store, catalogue(cmr))
+    assert kept(store) == []
+
+
+@pytest.mark.parametrize(
+    ("hits", "page"), [(0, 2000), (3, 10), ("30", 50), (-1, 2000), ("many", 10), (True, 2000), (1e400, 2000)]
+)
+def test_a_search_that_tells_of_fewer_than_it_gives_loses_none(
+    cmr: Cmr, store: DatasetStore, monkeypatch: pytest.MonkeyPatch, hits: Any, page: int
+) -> None:
+    monkeypatch.setattr("resources.stac._GRANULES", page)
+    cmr.hits = hits
+    assert ids_of(ask(cmr, store, catalogue(cmr))) == cmr.in_season(HOME)
+
+
+def test_a_search_that_knows_of_nothing_is_checked_against_the_catalogue(
+    cmr: Cmr, store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = cmr.in_season(HOME)
+    monkeypatch.setattr(Cmr, "in_season", lambda self, tile: [])
     said: list[str] = []
-    assert ids_of(ask(cmr, store, catalogue(cmr), said=said)) == others
-    assert said == [f"the STAC catalogue lacks 1 of {len(others) + 1} granules, such as {first}"]
+    assert ids_of(ask(cmr, store, catalogue(cmr), said=said)) == names
+    assert said == [f"{cmr.search} has no granule of {HOME}; searching the STAC catalogue by place"]
+
+
+NO_ITEMS: list[Any] = [
+    None,
+    "x",
+    5,
+    [],
+    {},
+    {"id": None},
+    {"id": ""},
+    {"id": 7},
+    {"id": {"a": 1}},
+    {"id": "../x"},
+]
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_items_that_cannot_be_used_are_set_aside_and_the_others_stay(
+    cmr: Cmr, store: DatasetStore, search: bool
+) -> None:
+    names = cmr.in_season(HOME)
+    cmr.spoilt = dict(zip(names[4:], NO_ITEMS, strict=False))
+    stac = catalogue(cmr, **({} if search else {"granule_search": ""}))
+    answer = ask(cmr, store, stac)
+    rows = scene_rows(answer.items, answer.documents, HOME, ["S30"], []).set_index("scene_id")
+    good, bad = rows[rows["problem"] == ""], rows[rows["problem"] != ""]
+    assert list(good.index) == [name for name in names if name not in cmr.spoilt]
+    assert (good["spatial_coverage"] == 95).all()
+    assert bad["problem"].str.startswith("set aside: ").all()
+    assert bad["date"].isna().all()
+    # by its place in the answer what has no name, and by what the granule search calls it
+    assert "../x" in bad.index
+    assert bad.index.str.fullmatch(r"item \d+ of the answer").sum() == len(NO_ITEMS) - 1
+    assert sorted(bad.index.intersection(names)) == (sorted(cmr.spoilt) if search else [])
+    assert kept(store) == []
+    cmr.spoilt = {}
+    assert ids_of(ask(cmr, store, stac)) == names
+
+
+def test_an_item_that_cannot_be_used_stands_for_one_granule_alone(cmr: Cmr, store: DatasetStore) -> None:
+    names = cmr.in_season(HOME)
+    cmr.spoilt, cmr.forgets = {names[4]: {"id": 7}}, {names[5]}
+    with pytest.raises(UnavailableError, match=f"lacks 2 of the {len(names)} granules"):
+        ask(cmr, store, catalogue(cmr))
+
+
+def test_a_document_that_is_another_page_is_not_kept(
+    cmr: Cmr, store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stac = catalogue(cmr, granule_search="")
+    with monkeypatch.context() as patch:
+        patch.setattr(SceneStac, "document", lambda self, url: b"<html>down for maintenance</html>")
+        answer = ask(cmr, store, stac)
+    rows = scene_rows(answer.items, answer.documents, HOME, ["S30"], [])
+    assert list(rows["scene_id"]) == cmr.in_season(HOME)
+    assert rows["spatial_coverage"].isna().all()
+    assert rows["problem"].str.contains("metadata document cannot be read").all()
+    assert kept(store) == []
+    assert ids_of(ask(cmr, store, stac)) == cmr.in_season(HOME)
 
 
 def test_an_answer_is_not_asked_for_twice_unless_it_is_told_to(cmr: Cmr, store: DatasetStore) -> None:
