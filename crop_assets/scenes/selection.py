@@ -19,6 +19,7 @@ POSITIONS = ("first", "middle", "last")
 # where three dates lie most evenly: in the middle of each third of the season, in sixths of it
 _IDEAL_SIXTHS = (1, 3, 5)
 _PERCENTS = ("cloud_cover", "spatial_coverage", "chip_coverage")
+_ANOTHER = "another scene of that day"
 
 
 def select_scenes(
@@ -31,10 +32,12 @@ def select_scenes(
 
     `scenes` has the columns scene_id, date, cloud_cover and spatial_coverage (percent, may be
     missing), missing_bands, and may have chip_coverage, the percentage of the area of the tile's chips
-    that the scene covers. A scene is fit with at most `max_cloud_cover` and at least the
-    coverage of the highest rung of `coverage_ladder` on which three scenes are fit. Of an even number
-    of fit scenes the lower or the upper of the two in the middle is taken: the specification asks for
-    the lower, the published dataset has the upper.
+    that the scene covers, and problem, what is wrong with its metadata. A percentage outside 0 to 100
+    is unknown. A scene is fit with at most `max_cloud_cover` and at least the coverage of the highest
+    rung of `coverage_ladder` on which scenes of three days are fit. Of several scenes of one day only
+    one is fit: that with the highest coverage, then the least cloud, then the first id. Of an even
+    number of fit scenes the lower or the upper of the two in the middle is taken: the specification
+    asks for the lower, the published dataset has the upper.
 
     Returns one row per distinct scene_id, by date and id, with the columns fit (bool), position (first,
     middle, last or ""), reason ("" where selected), coverage_step (the rung taken, missing where fewer
@@ -45,6 +48,10 @@ def select_scenes(
     table = _distinct(scenes)
     # a comparison with a missing value is false, so a scene of unknown cloud or coverage is never fit
     clear = (table["cloud_cover"] <= max_cloud_cover) & (table["missing_bands"] == "")
+    # the one that covers most is on every rung on which any of its day is
+    best = _one_a_day(table[clear], ["spatial_coverage", "cloud_cover", "scene_id"], [False, True, True])
+    another = clear & ~table.index.isin(best)
+    clear &= ~another
     step, fit = coverage_ladder[-1], clear & (table["spatial_coverage"] >= coverage_ladder[-1])
     for rung in coverage_ladder:
         on_rung = clear & (table["spatial_coverage"] >= rung)
@@ -53,8 +60,8 @@ def select_scenes(
             break
     table["fit"] = fit
     table["reason"] = [
-        _unfit(row, max_cloud_cover, "spatial_coverage") or _too_little(row, step)
-        for _, row in table.iterrows()
+        _unfit(row, max_cloud_cover, "spatial_coverage") or (_ANOTHER if other else _too_little(row, step))
+        for (_, row), other in zip(table.iterrows(), another, strict=True)
     ]
     chosen = list(table.index[fit])
     if len(chosen) < len(POSITIONS):
@@ -77,7 +84,8 @@ def spread_scenes(
     `scenes` has the columns of `select_scenes`, with chip_coverage. What is clear of the chips is
     estimated before any file is fetched, as chip_coverage * (1 - cloud_cover / 100) percent, to two
     decimals. A scene is fit with at most `max_cloud_cover`, all bands, a date in `season` (first and last
-    day, both included) and anything clear at all; with unknown cloud cover or chip coverage it is not.
+    day, both included) and anything clear at all; with unknown cloud cover or chip coverage it is not. Of
+    several such scenes of one day only the clearest is fit, then the first by id.
 
     Of all three fit scenes on different days, at least `min_gap_days` from one to the next, those with
     the highest score are taken, the earliest by date and then id where several have it:
@@ -101,6 +109,9 @@ def spread_scenes(
     table["reason"] = [
         _unfit(row, max_cloud_cover, "chip_coverage") or _useless(row, season) for _, row in table.iterrows()
     ]
+    useful = table[table["reason"] == ""]
+    clearest = _one_a_day(useful, ["clear_percent", "scene_id"], [False, True])
+    table.loc[table.index.isin(useful.index.difference(clearest)), "reason"] = _ANOTHER
     table["fit"] = table["reason"] == ""
     fit = table[table["fit"]]
     if len(fit) < len(POSITIONS):
@@ -108,7 +119,7 @@ def spread_scenes(
         return table
     days = np.array([(date - season[0]).days for date in fit["date"]], np.int64)
     length = (season[1] - season[0]).days + 1
-    # three scenes with no gap at all could be of one day
+    # with no gap at all a scene could come after itself
     gap = max(min_gap_days, 1)
     # whole numbers, so that equal triples tie on any machine: hundredths of a percent and sixths of a day
     clear = (fit["clear_percent"] * 100).round().to_numpy(np.int64)
@@ -173,9 +184,16 @@ def _distinct(scenes: pd.DataFrame) -> pd.DataFrame:
     """One row per scene, by date and id, nothing selected yet, with clear_percent."""
     known = [column for column in _PERCENTS if column in scenes]
     # by all that a rule reads, so that the same of two rows stays whatever their order
-    by = ["date", "scene_id", *known, "missing_bands"]
-    table = scenes.astype(dict.fromkeys(known, float)).sort_values(by).drop_duplicates("scene_id")
+    by = ["date", "scene_id", *known, "missing_bands", "problem"]
+    table = scenes if "problem" in scenes else scenes.assign(problem="")
+    table = table.astype(dict.fromkeys(known, float)).sort_values(by).drop_duplicates("scene_id")
     table = table.reset_index(drop=True)
+    for column in known:
+        wrong = table[column].notna() & ~table[column].between(0, 100)
+        why = [f"{column.replace('_', ' ')} {value:g} is not from 0 to 100" for value in table[column][wrong]]
+        told = table["problem"][wrong]
+        table.loc[wrong, "problem"] = [f"{a}; {b}" if a else b for a, b in zip(told, why, strict=True)]
+        table.loc[wrong, column] = float("nan")
     table["position"], table["reason"], table["note"] = "", "", ""
     table["coverage_step"], table["clear_percent"] = float("nan"), float("nan")
     if "chip_coverage" in table:
@@ -183,11 +201,19 @@ def _distinct(scenes: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def _one_a_day(scenes: pd.DataFrame, by: list[str], ascending: list[bool]) -> "pd.Index[int]":
+    """The rows of the scene of each day that comes first by these columns."""
+    return scenes.sort_values(by, ascending=ascending).drop_duplicates("date").index
+
+
 def _unfit(row: pd.Series, max_cloud_cover: float, coverage: str) -> str:
+    if pd.isna(row["date"]):
+        return str(row["problem"])
     if row["missing_bands"]:
         return f"without {row['missing_bands']}"
     if pd.isna(row["cloud_cover"]) or pd.isna(row[coverage]):
-        return f"cloud cover or {coverage.replace('_', ' ')} unknown"
+        unknown = f"cloud cover or {coverage.replace('_', ' ')} unknown"
+        return f"{unknown}: {row['problem']}" if row["problem"] else unknown
     if row["cloud_cover"] > max_cloud_cover:
         return f"cloud cover {row['cloud_cover']:g} > {max_cloud_cover:g}"
     return ""

@@ -17,6 +17,8 @@ from crop_assets_tests.graph.conftest import (
     CHIPS,
     EAST,
     MIDDLE,
+    SPARE_DAY,
+    TILE_STAGES,
     TILES,
     WEST,
     YEAR,
@@ -119,6 +121,90 @@ def test_the_plan_names_tiles_that_would_fail(command_line: CliRunner, labelled_
     told = command_line.invoke(app, ["plan", "--year", str(YEAR)])
     assert told.exit_code == 1
     assert "fewer than three scenes are fit" in told.output
+
+
+def choice(graph: Graph, tile: str) -> dict[str, str]:
+    table = graph.table("selected_scenes", tile)
+    return {scene: at for scene, at in zip(table["scene_id"], table["position"], strict=True) if at}
+
+
+def test_malformed_items_are_rows_with_a_reason_and_cost_no_tile(
+    labelled_graph: Graph, finished: Finished, served: Served, setting: Setting, tmp_path: Path
+) -> None:
+    items = items_of(served.server.stac_url)
+    spare = setting.scene(EAST, SPARE_DAY).scene_id
+    for item in items:
+        if item["id"] == spare:
+            item |= {"properties": None, "assets": None}
+    nameless = {key: value for key, value in items[0].items() if key != "id"}
+    items = ["no item", *items[:3], nameless, *items[3:], items[0] | {"id": "../other"}]
+    catalogue = SceneStac(url=collection(tmp_path / "items.json", items), metadata_hosts=["127.0.0.1"])
+    run = labelled_graph.run("tiles_job", stages=TILE_STAGES[:2], stac=catalogue)
+    assert run.success, run.failure
+    for tile in TILES:
+        assert choice(labelled_graph, tile) == choice(finished.graph, tile)
+        aside = labelled_graph.table("selected_scenes", tile).set_index("scene_id")["reason"]
+        assert {name: why[:45] for name, why in aside.items() if why.startswith("set aside")} == {
+            "item 1 of the answer": "set aside: is not an item but 'no item'",
+            "item 5 of the answer": "set aside: has no id",
+            "../other": "set aside: '../other' is not an HLS scene id s"[:45],
+        }
+        metadata = run.made["scene_metadata", f"{YEAR}|{tile}"].metadata
+        assert metadata["set_aside"].value == 3
+    reasons = labelled_graph.table("selected_scenes", EAST).set_index("scene_id")["reason"]
+    assert reasons[spare] == "without B02 B03 B04 B8A B11 B12 Fmask"
+
+
+def test_a_figure_that_cannot_be_is_not_the_clearest(
+    labelled_graph: Graph, served: Served, setting: Setting, tmp_path: Path
+) -> None:
+    items = items_of(served.server.stac_url)
+    odd = setting.scene(EAST, MIDDLE[EAST]).scene_id
+    for item in items:
+        item["properties"]["spatial_coverage"] = 100
+        if item["id"] == odd:
+            item["properties"]["eo:cloud_cover"] = -9999
+            item["links"] = []
+    catalogue = SceneStac(url=collection(tmp_path / "items.json", items))
+    for rule in ("first_middle_last", "season_spread"):
+        run = labelled_graph.run(
+            "tiles_job", stages=TILE_STAGES[:2], stac=catalogue, recipe=recipe(scene_rule=rule)
+        )
+        assert run.success, run.failure
+        assert odd not in choice(labelled_graph, EAST)
+        assert len(choice(labelled_graph, EAST)) == 3
+        selected = labelled_graph.table("selected_scenes", EAST).set_index("scene_id")
+        assert selected.loc[odd, "problem"] == "cloud cover -9999 is not from 0 to 100"
+        assert selected.loc[odd, "problem"] in selected.loc[odd, "reason"]
+
+
+def test_landsat_and_sentinel_of_one_day_are_one_date(
+    labelled_graph: Graph, finished: Finished, served: Served, setting: Setting, tmp_path: Path
+) -> None:
+    items = items_of(served.server.stac_url)
+    twins = []
+    for item in items:
+        item["properties"]["spatial_coverage"] = 100
+        twin = as_landsat(item, setting, tmp_path / "mirror")
+        # better for the first tile, and worse for the other
+        cover = item["properties"]["eo:cloud_cover"]
+        twin["properties"] = {
+            **item["properties"],
+            "eo:cloud_cover": max(cover - 0.5, 0) if WEST in item["id"] else cover + 0.5,
+        }
+        item["properties"]["eo:cloud_cover"] = cover + (0.5 if WEST in item["id"] else 0)
+        twins.append(twin)
+    catalogue = SceneStac(url=collection(tmp_path / "items.json", [*twins, *items]))
+    both = recipe(sensors=["S30", "L30"])
+    run = labelled_graph.run("tiles_job", stages=TILE_STAGES[:2], stac=catalogue, recipe=both)
+    assert run.success, run.failure
+    for tile, sensor in ((WEST, "L30"), (EAST, "S30")):
+        theirs = {scene.replace("S30", sensor): at for scene, at in choice(finished.graph, tile).items()}
+        assert choice(labelled_graph, tile) == theirs
+        table = labelled_graph.table("selected_scenes", tile)
+        losers = table[~table["scene_id"].str.contains(sensor)]
+        assert set(losers["reason"]) == {"another scene of that day"}
+        assert table["fit"].sum() == len(table) / 2
 
 
 def as_landsat(item: dict[str, Any], setting: Setting, mirror: Path) -> dict[str, Any]:

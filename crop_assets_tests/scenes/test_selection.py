@@ -163,3 +163,66 @@ def test_clear_pixels_over_the_chips_are_estimated_where_their_coverage_is_known
 def test_cloud_cover_of_exactly_the_limit_is_fit(cloud: float) -> None:
     rows = scenes(*((f"2022-0{month}-01", cloud, 100.0) for month in (4, 5, 6)))
     assert len(chosen(select_scenes(rows, 5, LADDER, "lower"))) == 3
+
+
+def test_of_one_day_one_scene_is_fit_by_coverage_then_cloud_then_id() -> None:
+    rows = scenes(
+        ("2022-04-01", 4, 100),
+        ("2022-04-01", 0, 99),
+        ("2022-05-01", 3, 95),
+        ("2022-05-01", 2, 95),
+        ("2022-05-01", 9, 100),
+        ("2022-06-01", 1, 95),
+        ("2022-06-01", 1, 95),
+        ("2022-07-01", 1, 60),
+    )
+    for frame in (rows, rows.iloc[::-1], rows.sample(frac=1, random_state=3)):
+        table = select_scenes(frame, 5, LADDER, "lower").set_index("scene_id")
+        assert table["position"].to_dict() == dict.fromkeys(table.index, "") | {
+            "s0": "first",
+            "s3": "middle",
+            "s5": "last",
+        }
+        another = table.index[table["reason"] == "another scene of that day"]
+        assert list(another) == ["s1", "s2", "s6"]
+        assert table["reason"]["s4"] == "cloud cover 9 > 5"
+        assert table["reason"]["s7"] == "spatial coverage 60 < 90"
+        assert table["fit"].sum() == 3
+
+
+def test_the_ladder_counts_days_and_not_scenes() -> None:
+    rows = scenes(
+        ("2022-04-01", 0, 100),
+        ("2022-04-01", 0, 100),
+        ("2022-06-01", 0, 100),
+        ("2022-06-01", 1, 100),
+        ("2022-08-01", 0, 72),
+        ("2022-08-01", 0, 75),
+    )
+    table = select_scenes(rows, 5, LADDER, "lower")
+    assert chosen(table) == ["s0", "s2", "s5"]
+    assert set(table["coverage_step"]) == {70.0}
+    two_days = select_scenes(rows.iloc[:4], 5, LADDER, "lower").set_index("scene_id")
+    assert chosen(two_days.reset_index()) == []
+    assert two_days["fit"].sum() == 2
+    assert two_days["reason"]["s0"] == "only 2 of 3 scenes are fit at coverage 50"
+    assert two_days["reason"]["s1"] == "another scene of that day"
+
+
+@given(many_scenes, st.sampled_from(["lower", "upper"]))
+def test_no_two_fit_scenes_are_of_one_day(rows, middle) -> None:
+    table = select_scenes(scenes(*rows), 5, LADDER, middle)
+    assert table.loc[table["fit"], "date"].is_unique
+    assert len(chosen(table)) == (3 if table["fit"].sum() >= 3 else 0)
+
+
+@pytest.mark.parametrize("value", [-9999, -0.01, 100.01, 255, float("inf"), -float("inf")])
+@pytest.mark.parametrize("column", ["cloud_cover", "spatial_coverage"])
+def test_a_percentage_that_cannot_be_is_unknown(column: str, value: float) -> None:
+    rows = scenes(*((f"2022-0{month}-01", 1.0, 100.0) for month in (4, 5, 6, 7)))
+    rows.loc[2, column] = value
+    table = select_scenes(rows, 5, LADDER, "lower").set_index("scene_id")
+    assert chosen(table.reset_index()) == ["s0", "s1", "s3"]
+    what = f"{column.replace('_', ' ')} {value:g} is not from 0 to 100"
+    assert table["reason"]["s2"] == f"cloud cover or spatial coverage unknown: {what}"
+    assert pd.isna(table[column]["s2"])

@@ -52,10 +52,13 @@ def ranking(frame: pd.DataFrame, gap: int) -> list[tuple[float, list[str]]]:
                 6 * (row.date - SEASON[0]).days + 3,
             )
             fit.append((row.date, row.scene_id, clear, at))
+    # the clearest of each day
+    fit.sort(key=lambda scene: (scene[0], -scene[2], scene[1]))
+    fit = [next(of_day) for _, of_day in itertools.groupby(fit, key=lambda scene: scene[0])]
     ranked = []
-    for three in itertools.combinations(sorted(fit), 3):
+    for three in itertools.combinations(fit, 3):
         dates = [date for date, *_ in three]
-        if min((b - a).days for a, b in itertools.pairwise(dates)) < max(gap, 1):
+        if min((b - a).days for a, b in itertools.pairwise(dates)) < gap:
             continue
         off = sum(abs(at - length * sixth) for (*_, at), sixth in zip(three, (1, 3, 5), strict=True))
         score = three[0][2] * three[1][2] * three[2][2] * (9 * length - off)
@@ -192,7 +195,7 @@ def test_a_tie_goes_to_the_earliest_date_and_then_id() -> None:
     table = spread(rows)
     assert chosen(table) == ["s0", "s2", "s3"]
     assert "come later by date or id" in table.set_index("scene_id")["reason"]["s1"]
-    assert "come later by date or id" in table.set_index("scene_id")["reason"]["s4"]
+    assert table.set_index("scene_id")["reason"]["s4"] == "another scene of that day"
     # the same product in another order of its factors
     rows = scenes(
         (IDEAL[0], 3, 97), (IDEAL[0], 1, 89), (IDEAL[1], 3, 97), (IDEAL[1], 1, 89), (IDEAL[2], 1, 89)
@@ -219,8 +222,20 @@ def test_where_no_three_keep_the_gap_the_largest_gap_is_told() -> None:
     }
     assert table["fit"].all()
     assert len(chosen(spread(rows, 11))) == 3
-    two_days = scenes(("2022-04-01", 0, 100), ("2022-04-01", 0, 100), ("2022-04-16", 0, 100))
-    assert "gap of 1 days: the largest possible is 0" in spread(two_days, 0)["reason"][0]
+
+
+def test_of_one_day_the_clearest_scene_alone_is_fit() -> None:
+    two_days = scenes(
+        ("2022-04-01", 2, 98), ("2022-04-01", 0, 97), ("2022-04-16", 0, 100), ("2022-04-16", 6, 100)
+    )
+    table = spread(two_days, 0).set_index("scene_id")
+    assert table["reason"].to_dict() == {
+        "s0": "another scene of that day",
+        "s1": "only 2 of 3 scenes are fit",
+        "s2": "only 2 of 3 scenes are fit",
+        "s3": "cloud cover 6 > 5",
+    }
+    assert list(table["fit"]) == [False, True, True, False]
 
 
 def test_a_scene_too_close_to_all_others_says_so() -> None:
