@@ -87,7 +87,7 @@ MISSING_CIDS = TableSchema(
 )
 
 
-@tile_stage("bands", BAND_CIDS, {"stac", "ipfs"}, code_version="2", refresh="ipfs_stac")
+@tile_stage("bands", BAND_CIDS, {"stac", "ipfs"}, code_version="3", refresh="ipfs_stac")
 def band_cids(run: TileRun, selected_scenes: pd.DataFrame, scene_metadata: pd.DataFrame) -> TileTable:
     """The CID of every file of the selected scenes, from the STAC catalogue with IPFS alternates; what is
     missing or malformed is named, and its HTTPS link kept to fall back on.

@@ -10,17 +10,19 @@ from typing import Any
 
 from crop_assets.scenes.granules import collection_of
 from resources.answers import read_answer, write_answer
-from resources.stac import IpfsStac
+from resources.stac import SET_ASIDE, IpfsStac
 from resources.store import DatasetStore
 
 
 def catalogue_items(
     scene_ids: Sequence[str], tile: str, catalogue: IpfsStac, store: DatasetStore, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The items of these scenes of a tile that the catalogue has; none where there is no catalogue.
+    """The items of these scenes of a tile that the catalogue has, and those that cannot be told which they are; none
+    where there is no catalogue.
 
     Items that it gave before come from the store, unless they are to be asked for anew (`refresh`). What it did not
-    have is asked for each time, for it may have been published since. Raises UnavailableError, IntegrityError.
+    have, or not in the form of an item, is asked for each time, for it may have been published since. Raises
+    UnavailableError, IntegrityError.
     """
     if not catalogue.url:
         return []
@@ -29,9 +31,15 @@ def catalogue_items(
     if not catalogue.is_file:
         known = read_answer(store, name, log) or {}
     wanted = sorted(set(scene_ids) - (set() if catalogue.refresh else set(known)))
+    unread: list[dict[str, Any]] = []
     if wanted:
         found = catalogue.items(wanted, sorted(set(map(collection_of, wanted))))
-        known |= {str(item["id"]): item for item in found}
+        unread = [item for item in found if SET_ASIDE in item]
+        for item in unread:
+            log(f"the IPFS catalogue's {item['id']} {item[SET_ASIDE]}; it is left out")
+        found = [item for item in found if item["id"] in wanted]
+        known |= {item["id"]: item for item in found}
+        fit_to_keep = {name: item for name, item in known.items() if isinstance(item.get("assets"), dict)}
         if found and not catalogue.is_file:
-            write_answer(store, name, known)
-    return [known[scene_id] for scene_id in sorted(set(scene_ids)) if scene_id in known]
+            write_answer(store, name, fit_to_keep)
+    return [known[scene_id] for scene_id in sorted(set(scene_ids)) if scene_id in known] + unread

@@ -12,11 +12,15 @@ from crop_assets.layout import file_band
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
 from resources.ipfs.cid import Cid, cid_from_href
+from resources.json_values import count, mapping
+from resources.stac import SET_ASIDE
 
 Resolve = Callable[[Cid, Sequence[str]], Cid]
 
 MOST_BAND_BYTES = 256 << 20
 """A deflated HLS band has some 15 to 20 MB; a file ten times as large is not one."""
+_LEAST_BAND_BYTES = 1 << 12
+"""An HLS band in which nothing was seen still has more; a smaller bound would refuse every file."""
 _LEAST_GRANULE_BYTES = 1 << 20
 """A granule of which the metadata says that it is smaller than this has wrong metadata."""
 
@@ -29,12 +33,14 @@ def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: 
     for NotFoundError and IntegrityError is raised here. `bytes` is 0 where no size is known.
     """
     by_id = {item["id"]: item for item in items}
+    unread = [f"{item['id']} {item[SET_ASIDE]}" for item in items if SET_ASIDE in item]
+    absent = "; ".join(["the IPFS catalogue does not have this scene", *unread[:3]])
     rows = []
     for scene in scenes.to_dict("records"):
         for band in (*REFLECTANCE_BANDS, QA_BAND):
             item = by_id.get(scene["scene_id"])
             named = file_band(scene["scene_id"], band)
-            cid, problem = _band_cid(item, named, resolve)
+            cid, problem = ("", absent) if item is None else _band_cid(item, named, resolve)
             size = _file_size(item, named)
             rows.append(
                 {
@@ -60,15 +66,13 @@ def most_bytes(granule_bytes: int) -> int:
 
 def _file_size(item: Mapping[str, Any] | None, band: str) -> int:
     """The size that the catalogue tells (STAC file extension, file:size), 0 for none or one that no band has."""
-    asset = _mapping(_mapping(_mapping(item).get("assets")).get(band))
-    size = asset.get("file:size")
-    return size if isinstance(size, int) and 0 < size <= MOST_BAND_BYTES else 0
+    asset = mapping(mapping(mapping(item).get("assets")).get(band))
+    size = count(asset.get("file:size"), MOST_BAND_BYTES) or 0
+    return size if size >= _LEAST_BAND_BYTES else 0
 
 
-def _band_cid(item: Mapping[str, Any] | None, band: str, resolve: Resolve) -> tuple[str, str]:
-    if item is None:
-        return "", "the IPFS catalogue does not have this scene"
-    asset = _mapping(item.get("assets")).get(band)
+def _band_cid(item: Mapping[str, Any], band: str, resolve: Resolve) -> tuple[str, str]:
+    asset = mapping(item.get("assets")).get(band)
     if asset is None:
         return "", "the IPFS catalogue does not list this band"
     problem = "the IPFS catalogue gives no IPFS address"
@@ -88,19 +92,14 @@ def _band_cid(item: Mapping[str, Any] | None, band: str, resolve: Resolve) -> tu
 
 
 def _candidates(asset: Any) -> list[str]:
-    alternates = _mapping(_mapping(asset).get("alternate"))
+    alternates = mapping(mapping(asset).get("alternate"))
     found = []
     for key in ("IPFS", "ipfs"):
-        alternate = _mapping(alternates.get(key))
+        alternate = mapping(alternates.get(key))
         found += [alternate[name] for name in ("href", "cid") if alternate.get(name)]
-    if str(_mapping(asset).get("href", "")).startswith("ipfs://"):
+    if str(mapping(asset).get("href", "")).startswith("ipfs://"):
         found.append(asset["href"])
     return [str(href) for href in found]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """The value, or nothing where a catalogue put something else in its place."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def tile_payloads(cids: pd.DataFrame, more: Sequence[str] = ()) -> dict[str, list[dict[str, str]]]:

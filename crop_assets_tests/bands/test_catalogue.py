@@ -60,6 +60,36 @@ def test_a_scene_that_the_catalogue_lacks_is_asked_for_again(archive: Cmr, store
     assert ask(archive, store, FIRST, SECOND) == [FIRST, SECOND]
 
 
+@pytest.mark.parametrize(
+    "spoilt", [None, "x", {}, {"id": 5}, {"id": SECOND}, {"id": SECOND, "assets": ["a"]}], ids=str
+)
+def test_a_malformed_item_costs_no_other_and_is_asked_for_again(
+    archive: Cmr, store: DatasetStore, spoilt: Any
+) -> None:
+    archive.spoilt = {SECOND: spoilt}
+    catalogue = IpfsStac(url=archive.stac, attempts=2, requests_per_second=1000)
+    said: list[str] = []
+    first, second, third = catalogue_items([FIRST, SECOND, THIRD], TILE, catalogue, store, said.append)
+    if isinstance(spoilt, dict) and spoilt.get("id") == SECOND:
+        assert (first["id"], second, third["id"]) == (FIRST, spoilt, THIRD)
+        assert said == []
+    else:
+        assert (first["id"], second["id"], third["id"]) == (FIRST, THIRD, "item 2 of the answer")
+        assert said[0].startswith("the IPFS catalogue's item 2 of the answer ")
+    archive.spoilt = {}
+    assert ask(archive, store, FIRST, SECOND, THIRD) == [FIRST, SECOND, THIRD]
+    assert searches(archive) == 1
+
+
+def test_a_partial_answer_is_unavailable_and_not_kept(archive: Cmr, store: DatasetStore) -> None:
+    archive.page, archive.one_page = 2, True
+    with pytest.raises(UnavailableError, match="matched 3 items and gave 2"):
+        ask(archive, store, FIRST, SECOND, THIRD)
+    archive.one_page = False
+    assert ask(archive, store, FIRST, SECOND, THIRD) == [FIRST, SECOND, THIRD]
+    assert searches(archive) == 2
+
+
 def test_another_catalogue_has_answers_of_its_own(archive: Cmr, store: DatasetStore) -> None:
     ask(archive, store, FIRST)
     with serving(Cmr(archive.tiles, archive.scenes)) as other:

@@ -10,6 +10,7 @@ from crop_assets.bands import cids
 from crop_assets.bands.cids import MOST_BAND_BYTES, tile_payloads
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
 from resources.ipfs.cid import Cid
+from resources.stac import SET_ASIDE
 
 SCENE = "HLS.S30.T14SMG.2022112T172221.v2.0"
 FILES = ["B02", "B03", "B04", "B8A", "B11", "B12", "Fmask"]
@@ -109,6 +110,13 @@ def test_a_folder_that_nobody_gives_now_is_no_answer() -> None:
         (-1, 0, 0, MOST_BAND_BYTES),
         ("17", 0, 0, MOST_BAND_BYTES),
         (1 << 40, 0, 0, MOST_BAND_BYTES),
+        (True, 0, 0, MOST_BAND_BYTES),
+        (119, 0, 0, MOST_BAND_BYTES),
+        (float("nan"), 0, 0, MOST_BAND_BYTES),
+        (float("inf"), 0, 0, MOST_BAND_BYTES),
+        (10**400, 0, 0, MOST_BAND_BYTES),
+        ([17_000_000], 0, 0, MOST_BAND_BYTES),
+        (17_000_000.0, 0, 17_000_000, 17_000_000),
     ],
 )
 def test_the_metadata_bound_the_size_of_a_file(told: Any, granule: int, size: int, most: int) -> None:
@@ -159,6 +167,16 @@ def test_an_asset_without_an_ipfs_address_is_named(asset: Any) -> None:
 def test_a_band_that_is_not_listed_is_named(item: dict[str, Any]) -> None:
     rows = cid_rows(scenes(SCENE), [item])
     assert rows["problem"].unique().tolist() == ["the IPFS catalogue does not list this band"]
+
+
+def test_an_item_that_cannot_be_read_is_named_by_its_place() -> None:
+    unread = [{"id": f"item {at} of the answer", SET_ASIDE: "has no id"} for at in (2, 5)]
+    other = {"id": SCENE, "assets": {"B03": {"alternate": {"IPFS": {"href": f"ipfs://{V1}"}}}}}
+    rows = cid_rows(scenes(SCENE, SCENE.replace("112", "132")), [other, *unread])
+    assert (rows["cid"] != "").sum() == 1
+    assert set(rows["problem"][7:]) == {
+        "the IPFS catalogue does not have this scene; item 2 of the answer has no id; item 5 of the answer has no id"
+    }
 
 
 def test_each_scene_has_a_row_for_each_file_whatever_the_catalogue_has() -> None:
