@@ -1,12 +1,15 @@
-"""What follows from the CDL releases that there are now.
+"""When to look for CDL releases, and what follows from those that there are now.
 
-Belongs here: the decision. Does not: looking for releases (`resources.cdl`), or acting on the decision (`sensors`).
+Belongs here: the decisions. Does not: looking for releases (`resources.cdl`), or acting on the decision (`sensors`).
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from resources.cdl import Release
+
+LOOK_SECONDS = 3600
+RETRY_MINUTES = 15
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,20 @@ def release_changes(known: Mapping[int, str] | None, releases: Iterable[Release]
         new=[release for release in found if release.year not in before],
         again=[release for release in found if before.get(release.year, release.version) != release.version],
     )
+
+
+def look_is_due(now: float, last_tick: float, since: float) -> bool:
+    """Whether to look now, at a tick of the sensor. A look is wanted from `since` on; the times are Unix times.
+
+    As long as none succeeds, looks are due at `since`, 1, 2, 4 and 8 minutes after it, and then every RETRY_MINUTES
+    minutes: one is due at the first tick after each of these times. So nothing about failed looks has to be stored.
+    """
+    return _looks_due(now - since) > _looks_due(last_tick - since)
+
+
+def _looks_due(seconds: float) -> int:
+    """How many looks are due until some seconds after the first."""
+    if seconds < 0:
+        return 0
+    minutes = int(seconds // 60)
+    return 1 + min(minutes, 8).bit_length() + minutes // RETRY_MINUTES

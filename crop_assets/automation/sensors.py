@@ -4,13 +4,15 @@ Belongs here: reading a cursor, asking, and launching what was decided. Does not
 """
 
 import json
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
 from crop_assets.automation.jobs import DATASET, DATASET_ASSETS, TILE_ASSETS, TILES, labels_job
-from crop_assets.automation.releases import release_changes
+from crop_assets.automation.releases import LOOK_SECONDS, RETRY_MINUTES, look_is_due, release_changes
 from crop_assets.automation.years import next_step, year_state
 from crop_assets.layout import Layout
 from crop_assets.lineage import Lineage
@@ -20,7 +22,9 @@ from resources.cdl import CdlReleases
 from resources.errors import IntegrityError
 from resources.store import DatasetStore
 
-_RELEASE_SECONDS = 3600
+# Dagster counts the interval from ticks that failed as well, or that never reached the code server: with an hour, the
+# next look after one of these would be an hour later
+_RELEASE_SECONDS = 60
 _YEAR_SECONDS = 30
 
 
@@ -28,15 +32,23 @@ _YEAR_SECONDS = 30
     job=labels_job,
     minimum_interval_seconds=_RELEASE_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Looks for CDL releases. The first look records what is there and launches nothing; a new year "
-    "becomes a partition, and labels_job is launched for it; so it is for a year that is released again. A look "
-    "that fails changes nothing.",
+    description="Looks for CDL releases every hour. The first look records what is there and launches nothing; a "
+    "new year becomes a partition, and labels_job is launched for it; so it is for a year that is released again. "
+    "A look that fails changes nothing, and is tried again after a minute, and later every "
+    f"{RETRY_MINUTES} minutes.",
 )
 def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlReleases) -> dg.SensorResult:
     cursor, place = _cursor(context), f"{cdl_releases.source} {cdl_releases.index}"
     # another index is looked at for the first time
     known = cursor.get("versions") if cursor.get("place") == place else None
     before = None if known is None else {int(year): str(version) for year, version in known.items()}
+    looked = None if before is None else cursor.get("looked")
+    since = looked + LOOK_SECONDS if looked else context.last_sensor_start_time or 0.0
+    # a preview in the UI has no earlier tick either, and looks at once
+    if not context.is_first_tick_since_sensor_start and not look_is_due(
+        time.time(), context.last_tick_completion_time or 0.0, since
+    ):
+        return dg.SensorResult(skip_reason=_not_due(looked, since), cursor=context.cursor)
     changes = release_changes(before, cdl_releases.releases())
     asked = [*changes.new, *changes.again]
     for release in asked:
@@ -55,7 +67,7 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
         dynamic_partitions_requests=(
             [cdl_year_partitions.build_add_request([str(release.year) for release in asked])] if asked else []
         ),
-        cursor=json.dumps({"place": place, "versions": changes.known}, sort_keys=True),
+        cursor=json.dumps({"place": place, "versions": changes.known, "looked": time.time()}, sort_keys=True),
     )
 
 
@@ -147,6 +159,13 @@ def _nothing_new(first: bool, years: list[int]) -> str:
         if first
         else f"no change: {there}"
     )
+
+
+def _not_due(looked: float | None, since: float) -> str:
+    if looked is None or since < time.time():
+        return f"the latest look failed; it is tried again within {RETRY_MINUTES} minutes"
+    at, due = (datetime.fromtimestamp(when, UTC).strftime("%H:%M") for when in (looked, since))
+    return f"looked at {at} UTC; the next look is due at {due} UTC"
 
 
 SENSORS = (cdl_release_sensor, dataset_sensor)

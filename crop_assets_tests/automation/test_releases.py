@@ -1,4 +1,8 @@
-from crop_assets.automation.releases import release_changes
+import itertools
+
+import pytest
+
+from crop_assets.automation.releases import look_is_due, release_changes
 from resources.cdl import Release
 
 
@@ -36,3 +40,26 @@ def test_a_year_that_is_not_listed_for_a_while_is_neither_lost_nor_new() -> None
 def test_after_a_first_look_at_nothing_everything_is_new() -> None:
     assert release_changes({}, [release(2021, "a")]).new == [release(2021, "a")]
     assert release_changes(None, []).known == {}
+
+
+def looks(since: float, ticks: list[float]) -> list[float]:
+    """The ticks at which a look is due, of which none succeeds."""
+    return [now for last, now in itertools.pairwise(ticks) if look_is_due(now, last, since)]
+
+
+def test_a_look_that_fails_is_tried_again_after_a_minute_and_ever_less_often() -> None:
+    every_minute = [60.0 * minute for minute in range(-3, 70)]
+    assert looks(0, every_minute) == [60 * minute for minute in (0, 1, 2, 4, 8, 15, 30, 45, 60)]
+
+
+@pytest.mark.parametrize("seconds", [61, 64.9, 75])
+def test_no_look_is_left_out_where_ticks_are_late(seconds: float) -> None:
+    ticks = [number * seconds - 30 for number in range(200)]
+    found = looks(0, ticks)
+    for minutes in (0, 1, 2, 4, 8, 15, 30, 45, 60, 75):
+        assert any(0 <= tick - 60 * minutes < seconds for tick in found)
+
+
+def test_a_look_that_became_due_while_nothing_ran_is_made_once() -> None:
+    assert looks(0, [-600.0, 86_400.0, 86_460.0, 86_520.0]) == [86_400]
+    assert looks(1000, [-600.0, 900.0]) == []

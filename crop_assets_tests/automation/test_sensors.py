@@ -3,14 +3,17 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 
+from crop_assets.automation import sensors as sensors_module
 from crop_assets.automation.sensors import cdl_release_sensor
 from crop_assets.partitions import CDL_YEAR
 from crop_assets_tests.resources.nass import Nass
 from crop_assets_tests.resources.nass import nass as nass
+from resources.cdl import CdlReleases
 from resources.errors import IntegrityError, UnavailableError
 
 
@@ -21,12 +24,17 @@ class Releases:
         self._nass, self._folder, self.instance = nass, folder, instance
         self.cursor: str | None = None
 
+    @property
+    def resource(self) -> CdlReleases:
+        return self._nass.releases(self._folder, attempts=1)
+
     def tick(self) -> dg.SensorResult:
+        """A look, as a preview in the UI makes one."""
         context = dg.build_sensor_context(
             self.instance,
             self.cursor,
             sensor_name="cdl_release_sensor",
-            resources={"cdl_releases": self._nass.releases(self._folder, attempts=1)},
+            resources={"cdl_releases": self.resource},
         )
         result = cdl_release_sensor(context)
         assert isinstance(result, dg.SensorResult)
@@ -153,3 +161,51 @@ def test_a_cursor_of_someone_else_is_refused_with_what_to_do(releases: Releases)
     releases.cursor = "2022-11-24"
     with pytest.raises(ValueError, match="run: dagster sensor cursor cdl_release_sensor --delete"):
         releases.tick()
+
+
+def test_the_page_is_looked_at_every_hour_and_sooner_after_a_failure(
+    releases: Releases, nass: Nass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ticks of the daemon, some of which do not reach the sensor, through seven hours."""
+    clock = [1_700_000_000.0]
+    monkeypatch.setattr(sensors_module, "time", SimpleNamespace(time=lambda: clock[0]))
+    start, last = clock[0], None
+    looked_at: list[int] = []
+    skipped: list[str] = []
+    for tick in range(400):
+        clock[0] = start + tick * 64
+        minutes = tick * 64 // 60
+        if 100 <= minutes < 160:
+            nass.broken["/Release/index.php"] = 503
+        else:
+            nass.broken.clear()
+        if minutes == 240:
+            nass.put(2023, b"three")
+        context = dg.SensorEvaluationContext(
+            instance_ref=None,
+            instance=releases.instance,
+            cursor=releases.cursor,
+            sensor_name="cdl_release_sensor",
+            last_tick_completion_time=last,
+            last_sensor_start_time=start,
+            resources={"cdl_releases": releases.resource},  # type: ignore[dict-item]
+        )
+        last = clock[0]
+        if tick == 0:
+            continue  # the code server was not there yet
+        before = len(nass.asked_for("GET"))
+        try:
+            result = cdl_release_sensor(context)
+        except UnavailableError:
+            assert nass.broken
+        else:
+            assert isinstance(result, dg.SensorResult)
+            releases.cursor = result.cursor
+            skipped += [str(result.skip_reason)] * (len(nass.asked_for("GET")) == before)
+            assert not asked(result) or 240 <= minutes < 320
+        looked_at += [minutes] * (len(nass.asked_for("GET")) - before)
+    assert looked_at == [1, 61, 122, 123, 124, 125, 130, 137, 152, 167, 228, 289, 349, 410]
+    told = "\n".join(skipped)
+    assert "looked at 22:14 UTC; the next look is due at 23:14 UTC" in told
+    assert "the latest look failed; it is tried again within 15 minutes" in told
+    assert json.loads(releases.cursor or "")["versions"].keys() == {"2021", "2022", "2023"}
