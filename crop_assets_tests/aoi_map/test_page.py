@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from crop_assets.cli import app
 from crop_assets.labels.aoi import filter_aoi, read_aoi
 from crop_assets_tests.aoi_map.conftest import collection, landscape, rectangle
-from crop_assets_tests.browser.test_ui import QUIET, free_port
+from crop_assets_tests.browser.test_ui import QUIET
+from crop_assets_tests.resources.loopback import free_port
 from resources.store import DatasetStore
 
 PIXEL = bytes.fromhex(

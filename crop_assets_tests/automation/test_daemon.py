@@ -1,38 +1,36 @@
 """The running daemon: from an archive on the index to a dataset, without a person but for turning a sensor on."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorTick,
+    SensorInstigatorData,
+    TickStatus,
+)
 
 from crop_assets.demo.run import server_environment
 from crop_assets.layout import Layout
-from crop_assets_tests.browser.test_ui import free_port
+from crop_assets_tests.background import Background, background
 from crop_assets_tests.graph.conftest import CHIPS, KEPT, TILES, YEAR, Served, Setting
 from crop_assets_tests.graph.conftest import processes as processes
 from crop_assets_tests.graph.conftest import served as served
 from crop_assets_tests.graph.conftest import setting as setting
+from crop_assets_tests.resources.loopback import free_port
 from crop_assets_tests.resources.nass import Nass, archive_of
 from crop_assets_tests.resources.nass import nass as nass
 
-Found = TypeVar("Found")
 DAGSTER_YAML = {"telemetry": {"enabled": False}, "run_queue": {"dequeue_interval_seconds": 1}}
-
-
-def wait_for(what: str, found: Callable[[], Found], seconds: float = 240) -> Found:
-    deadline = time.monotonic() + seconds
-    while not (result := found()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(1)
-    return result
+INDEX = "/Release/index.php"
 
 
 @pytest.fixture
@@ -40,7 +38,9 @@ def home(tmp_path: Path) -> Path:
     home = tmp_path / "dagster_home"
     home.mkdir()
     (home / "dagster.yaml").write_text(yaml.safe_dump(DAGSTER_YAML))
-    return home
+    # where two processes make Dagster's databases at the same time, one of them can fail
+    with dg.DagsterInstance.from_config(str(home)):
+        return home
 
 
 @pytest.fixture
@@ -69,21 +69,16 @@ def command(environment: dict[str, str]) -> Callable[..., None]:
     return run
 
 
-@pytest.fixture
-def daemon(environment: dict[str, str]) -> Iterator[Callable[[], None]]:
-    """Starts `dagster dev`, as a person does."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        line = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions"]
-        line += ["-h", "127.0.0.1", "-p", str(free_port())]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        running.append(subprocess.Popen(line, env=environment, **quiet))  # type: ignore[call-overload]
-
-    yield start
-    for process in running:
-        process.terminate()
-        process.wait(60)
+@contextlib.contextmanager
+def daemon(home: Path, environment: dict[str, str]) -> Iterator[tuple[Background, dg.DagsterInstance]]:
+    """`dagster dev`, as a person runs it, and its instance."""
+    line = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions"]
+    line += ["-h", "127.0.0.1", "-p", str(free_port())]
+    with (
+        background(line, home / "dev.log", environment) as running,
+        dg.DagsterInstance.from_config(str(home)) as instance,
+    ):
+        yield running, instance
 
 
 def statuses(instance: dg.DagsterInstance, job: str) -> list[dg.DagsterRunStatus]:
@@ -95,23 +90,60 @@ def dataset_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRunStatus]:
     return [run.status for run in instance.get_runs() if splits in (run.asset_selection or ())]
 
 
+def release_sensor(instance: dg.DagsterInstance) -> InstigatorState | None:
+    states = instance.all_instigator_state()
+    return next((state for state in states if state.instigator_name == "cdl_release_sensor"), None)
+
+
+def ticks(instance: dg.DagsterInstance) -> list[InstigatorTick]:
+    """The ticks of the release sensor that have ended, the latest first."""
+    state = release_sensor(instance)
+    found = instance.get_ticks(state.instigator_origin_id, state.selector_id) if state else []
+    return [tick for tick in found if tick.status != TickStatus.STARTED]
+
+
 def versions(instance: dg.DagsterInstance) -> dict[str, str]:
-    states = [s for s in instance.all_instigator_state() if s.instigator_name == "cdl_release_sensor"]
-    data = states[0].instigator_data if states else None
+    state = release_sensor(instance)
+    data = state.instigator_data if state else None
     return json.loads(getattr(data, "cursor", None) or "{}").get("versions", {})
 
 
-def test_the_first_tick_of_the_daemon_records_what_is_there(
-    nass: Nass, home: Path, daemon: Callable[[], None]
+def let_a_minute_pass(instance: dg.DagsterInstance, running: Background) -> None:
+    """Put the times that the daemon knows of the release sensor a minute back, once its tick has ended."""
+
+    def at_rest() -> InstigatorState | None:
+        state = release_sensor(instance)
+        data = state.instigator_data if state else None
+        assert isinstance(data, SensorInstigatorData)
+        return state if data.last_tick_timestamp == data.last_tick_start_timestamp else None
+
+    state = running.wait_for("the end of the tick", at_rest)
+    assert state is not None
+    times = ("last_tick_timestamp", "last_tick_start_timestamp", "last_sensor_start_timestamp")
+    earlier = {name: getattr(state.instigator_data, name) - 61 for name in times}
+    instance.update_instigator_state(state.with_data(state.instigator_data._replace(**earlier)))  # type: ignore[union-attr]
+
+
+def test_the_first_look_of_the_daemon_records_what_is_there_and_is_tried_again_if_it_fails(
+    nass: Nass, home: Path, environment: dict[str, str]
 ) -> None:
     nass.put(2020, b"an archive that nobody asked for")
-    daemon()
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        wait_for("the first tick", lambda: versions(instance))
+    nass.broken[INDEX] = 404
+    with daemon(home, environment) as (running, instance):
+        running.wait_for("the first tick", lambda: ticks(instance))
+        assert [tick.status for tick in ticks(instance)] == [TickStatus.FAILURE]
+        assert versions(instance) == {}
+        nass.broken.clear()
+        let_a_minute_pass(instance, running)
+        running.wait_for("the second tick", lambda: versions(instance))
         assert versions(instance).keys() == {"2020"}
+        asked = len(nass.asked_for("GET"))
+        let_a_minute_pass(instance, running)
+        running.wait_for("the third tick", lambda: len(ticks(instance)) == 3)
+        assert "the next look is due at" in str(ticks(instance)[0].skip_reason)
         assert instance.get_runs() == []
         assert instance.get_dynamic_partitions("cdl_year") == []
-    assert nass.asked_for("GET") == ["/Release/index.php"]
+    assert nass.asked_for("GET") == [INDEX] * asked
 
 
 def test_a_new_release_becomes_a_dataset(
@@ -119,8 +151,8 @@ def test_a_new_release_becomes_a_dataset(
     home: Path,
     tmp_path: Path,
     setting: Setting,
+    environment: dict[str, str],
     command: Callable[..., None],
-    daemon: Callable[[], None],
 ) -> None:
     nass.put(2020, b"an archive that nobody asked for")
     nass.put(YEAR, archive_of(tmp_path / "packed.zip", setting.world.cdl, f"{YEAR}_30m_cdls.tif"))
@@ -131,14 +163,13 @@ def test_a_new_release_becomes_a_dataset(
     nass.etags["/Release/datasets/2020_30m_cdls.zip"] = "as it was"
     command("sensor", "start", "cdl_release_sensor")
     command("sensor", "start", "dataset_sensor")
-    daemon()
     success = [dg.DagsterRunStatus.SUCCESS]
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        wait_for("the labels", lambda: statuses(instance, "labels_job") == success)
+    with daemon(home, environment) as (running, instance):
+        running.wait_for("the labels", lambda: statuses(instance, "labels_job") == success)
         assert instance.get_dynamic_partitions("cdl_year") == [str(YEAR)]
         assert set(instance.get_dynamic_partitions("tile")) == set(TILES)
-        backfills = wait_for("a backfill", lambda: instance.get_backfills())
-        wait_for("the dataset", lambda: dataset_runs(instance) == success)
+        backfills = running.wait_for("a backfill", lambda: instance.get_backfills())
+        running.wait_for("the dataset", lambda: dataset_runs(instance) == success)
         assert len(backfills) == len(instance.get_backfills()) == 1
         assert versions(instance).keys() == {"2020", str(YEAR)}
     assert "/Release/datasets/2020_30m_cdls.zip" not in nass.asked_for("GET")

@@ -1,16 +1,19 @@
 """The Dagster UI over the demo's results, as a person sees and uses it, in headless Chromium."""
 
 import shutil
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import requests
+
+from crop_assets_tests.background import Background, background
+from crop_assets_tests.resources.loopback import free_port
+
+Found = TypeVar("Found")
 
 ROOT = Path(__file__).resolve().parents[2] / ".demo"
 ASSETS = [
@@ -48,31 +51,44 @@ QUIET = [
 ]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+@dataclass(frozen=True)
+class Ui:
+    """The running UI."""
+
+    url: str
+    running: Background
+
+    def wait_for(self, what: str, found: Callable[[], Found]) -> Found:
+        return self.running.wait_for(what, found)
+
+    def graphql(self, query: str) -> dict[str, Any]:
+        return requests.post(f"{self.url}/graphql", json={"query": query}, timeout=60).json()["data"]
+
+    def backfills(self) -> dict[str, Any]:
+        query = "{partitionBackfillsOrError {... on PartitionBackfills {results {id status numPartitions}}}}"
+        return {row.pop("id"): row for row in self.graphql(query)["partitionBackfillsOrError"]["results"]}
+
+    def one_tile_runs(self) -> dict[str, Any]:
+        query = "{runsOrError {... on Runs {results {runId status tags {key value}}}}}"
+        runs = {run["runId"]: run for run in self.graphql(query)["runsOrError"]["results"]}
+        tag = {"key": "dagster/partition", "value": "2022|14SMG"}
+        return {run_id: run["status"] for run_id, run in runs.items() if tag in run["tags"]}
 
 
 @pytest.fixture(scope="module")
-def ui() -> Iterator[str]:
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     if not (ROOT / "data").is_dir():
         pytest.skip(f"there is no demo at {ROOT} to look at; run make demo first")
     port, ui_port = free_port(), free_port()
     command = [sys.executable, "-m", "crop_assets.cli", "ui", "--port", str(port), "--ui-port", str(ui_port)]
-    process = subprocess.Popen(
-        [*command, "--root", str(ROOT)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{ui_port}"
-    try:
-        wait_for(lambda: graphql(url, "{version}"), 120)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
+    with background([*command, "--root", str(ROOT)], tmp_path_factory.mktemp("ui") / "log") as running:
+        ui = Ui(f"http://127.0.0.1:{ui_port}", running)
+        ui.wait_for("the UI", lambda: ui.graphql("{version}"))
+        yield ui
 
 
 @pytest.fixture
-def page(ui: str) -> Iterator[Any]:
+def page(ui: Ui) -> Iterator[Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium on this machine")
@@ -80,26 +96,10 @@ def page(ui: str) -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        page = browser.new_page(viewport={"width": 1800, "height": 1100}, base_url=ui)
-        page.set_default_timeout(20_000)
+        page = browser.new_page(viewport={"width": 1800, "height": 1100}, base_url=ui.url)
+        page.set_default_timeout(120_000)
         yield page
         browser.close()
-
-
-def graphql(url: str, query: str) -> dict[str, Any]:
-    return requests.post(f"{url}/graphql", json={"query": query}, timeout=30).json()["data"]
-
-
-def wait_for(found: Any, seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if result := found():
-                return result
-        except (requests.RequestException, KeyError):
-            pass
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(1)
 
 
 def test_the_graph_shows_every_asset(page: Any) -> None:
@@ -125,7 +125,7 @@ def launch_tiles(page: Any, every: bool) -> None:
     dialog = page.get_by_role("dialog")
     whole = dialog.get_by_role("button", name="All", exact=True)
     # one for the years and one for the tiles; before both are there, the last is the first
-    wait_for(lambda: whole.count() == 2, 60)
+    whole.nth(1).wait_for()
     whole.first.click()
     if every:
         whole.last.click()
@@ -137,31 +137,19 @@ def launch_tiles(page: Any, every: bool) -> None:
     dialog.get_by_role("button", name="Launch").last.click()
 
 
-def backfills(ui: str) -> dict[str, Any]:
-    query = "{partitionBackfillsOrError {... on PartitionBackfills {results {id status numPartitions}}}}"
-    return {row.pop("id"): row for row in graphql(ui, query)["partitionBackfillsOrError"]["results"]}
-
-
-def one_tile_runs(ui: str) -> dict[str, Any]:
-    query = "{runsOrError {... on Runs {results {runId status tags {key value}}}}}"
-    runs = {run["runId"]: run for run in graphql(ui, query)["runsOrError"]["results"]}
-    tag = {"key": "dagster/partition", "value": "2022|14SMG"}
-    return {run_id: run["status"] for run_id, run in runs.items() if tag in run["tags"]}
-
-
-def test_all_tiles_are_backfilled_from_the_ui(page: Any, ui: str) -> None:
-    before = backfills(ui)
+def test_all_tiles_are_backfilled_from_the_ui(page: Any, ui: Ui) -> None:
+    before = ui.backfills()
     launch_tiles(page, every=True)
-    wait_for(lambda: len(backfills(ui)) > len(before), 60)
-    (launched,) = set(backfills(ui)) - set(before)
-    wait_for(lambda: backfills(ui)[launched]["status"].startswith("COMPLETED"), 180)
-    assert backfills(ui)[launched] == {"status": "COMPLETED_SUCCESS", "numPartitions": 2}
+    ui.wait_for("a backfill", lambda: len(ui.backfills()) > len(before))
+    (launched,) = set(ui.backfills()) - set(before)
+    ui.wait_for("its end", lambda: ui.backfills()[launched]["status"].startswith("COMPLETED"))
+    assert ui.backfills()[launched] == {"status": "COMPLETED_SUCCESS", "numPartitions": 2}
 
 
-def test_one_tile_is_materialized_from_the_ui(page: Any, ui: str) -> None:
-    before = one_tile_runs(ui)
+def test_one_tile_is_materialized_from_the_ui(page: Any, ui: Ui) -> None:
+    before = ui.one_tile_runs()
     launch_tiles(page, every=False)
-    wait_for(lambda: len(one_tile_runs(ui)) > len(before), 60)
-    (launched,) = set(one_tile_runs(ui)) - set(before)
-    wait_for(lambda: one_tile_runs(ui)[launched] in ("SUCCESS", "FAILURE"), 180)
-    assert one_tile_runs(ui)[launched] == "SUCCESS"
+    ui.wait_for("a run", lambda: len(ui.one_tile_runs()) > len(before))
+    (launched,) = set(ui.one_tile_runs()) - set(before)
+    ui.wait_for("its end", lambda: ui.one_tile_runs()[launched] in ("SUCCESS", "FAILURE"))
+    assert ui.one_tile_runs()[launched] == "SUCCESS"

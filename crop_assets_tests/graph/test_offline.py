@@ -1,6 +1,5 @@
 import json
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from crop_assets_tests.graph.conftest import (
     digests,
     items_of,
 )
+from crop_assets_tests.resources.loopback import closed_port
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
@@ -31,10 +31,7 @@ from resources.stac import IpfsStac, SceneStac
 
 @pytest.fixture
 def nowhere() -> str:
-    """An address at which nothing answers."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{unused.getsockname()[1]}"
+    return closed_port()
 
 
 def prepared(items: list[dict[str, Any]], setting: Setting, server: WorldServer, nowhere: str) -> Any:

@@ -1,6 +1,7 @@
 """Servers on loopback, and an address at which there is none."""
 
 import contextlib
+import random
 import socket
 import threading
 import time
@@ -29,7 +30,17 @@ def serving(app: Any) -> Iterator[str]:
         thread.join()
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 for a server that is started later, or for none.
+
+    Linux takes the ports of outgoing connections from 32768 on, where one could be lost before the server has it.
+    """
+    while True:
+        port = random.randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def closed_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+    """An address at which nothing answers."""
+    return f"http://127.0.0.1:{free_port()}"
