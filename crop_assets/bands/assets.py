@@ -108,7 +108,7 @@ def band_cids(run: TileRun, selected_scenes: pd.DataFrame, scene_metadata: pd.Da
     return TileTable(rows, {"files": len(rows), "without_cid": len(without)})
 
 
-@tile_stage("bands", DOWNLOADED_BANDS, {"ipfs", "geotiff"})
+@tile_stage("bands", DOWNLOADED_BANDS, {"ipfs", "geotiff"}, code_version="2")
 def downloaded_fmasks(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
     """The Fmask files of the selected scenes in the store, fetched as `downloaded_bands` are: a seventh of the
     bytes, which tells whether the rest is worth having.
@@ -116,7 +116,7 @@ def downloaded_fmasks(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
     return _download(run, band_cids[band_cids["band"] == QA_BAND])
 
 
-@tile_stage("bands", DOWNLOADED_BANDS, {"ipfs", "geotiff"}, ["fmask_first"], code_version="2")
+@tile_stage("bands", DOWNLOADED_BANDS, {"ipfs", "geotiff"}, ["fmask_first"], code_version="3")
 def downloaded_bands(
     run: TileRun, band_cids: pd.DataFrame, downloaded_fmasks: pd.DataFrame, chip_quality: pd.DataFrame
 ) -> TileTable:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crop_assets.bands.files import check_band
+from crop_assets.scenes.granules import parse_scene_id
 from resources.errors import IntegrityError
 from resources.ipfs.unixfs import matches_cid
 from resources.sources import Sources, Wanted
@@ -33,6 +34,10 @@ class BandFile:
     http: str
     max_bytes: int
 
+    @property
+    def tile(self) -> str:
+        return parse_scene_id(self.scene_file.split("/")[0]).tile
+
 
 @dataclass(frozen=True)
 class ObtainedBand:
@@ -53,8 +58,8 @@ def obtain_band(
     """Make sure that the store has the file, whole; fetch it from one of `sources` if need be.
 
     A file is adopted, and what came from elsewhere than IPFS accepted, if it matches its CID; without a CID, if it is
-    a readable raster of the band's type. Raises ResourceError that tells what each source said; the store keeps
-    what it had.
+    a readable raster of the band's type; on its tile's grid in either case. Raises ResourceError that tells what each
+    source said; the store keeps what it had.
     """
     if store.exists(file.name):
         with store.local(file.name) as local:
@@ -64,7 +69,7 @@ def obtain_band(
         log(f"{IN_STORE}: {problem}; fetching it again")
 
     def check(path: Path, verified: bool) -> None:
-        check_band(path, file.band, every_block=not verified)
+        check_band(path, file.band, file.tile, every_block=not verified)
 
     wanted = Wanted(file.scene_file, file.cid, file.http, file.max_bytes)
     with store.writing(file.name) as local:
@@ -75,9 +80,9 @@ def obtain_band(
 
 def _problem(path: Path, file: BandFile) -> str:
     try:
-        if file.cid:
-            return "" if matches_cid(path, file.cid) else f"{path.name} does not match {file.cid}"
-        check_band(path, file.band)
+        if file.cid and not matches_cid(path, file.cid):
+            return f"{path.name} does not match {file.cid}"
+        check_band(path, file.band, file.tile, every_block=not file.cid)
     except IntegrityError as error:
         return f"{path.name} {error}"
     return ""

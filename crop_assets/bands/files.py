@@ -3,20 +3,30 @@
 Belongs here: checks on one file. Does not: fetching it.
 """
 
+import functools
 from pathlib import Path
 
+import numpy as np
+import pyproj
 import rasterio
+from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 
 from crop_assets.recipe import QA_BAND
+from crop_assets.tiles.grid import HLS_SIZE, hls_bounds
 from resources.errors import IntegrityError
 
+_TOLERANCE_M = 3.0
+"""A tenth of a pixel, and more than what UTM zones of other datums than WGS 84 are off."""
 
-def check_band(path: Path, band: str, every_block: bool = True) -> None:
-    """Raise IntegrityError unless the file is a one-band raster of the band's type, with a CRS and all of its blocks.
 
-    Reflectance is int16, Fmask uint8 (HLS v2.0 user guide). `every_block` decodes all of it, which finds bytes that
-    were changed; those that are verified against a CID need it not, if only no block lies behind the end.
+def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> None:
+    """Raise IntegrityError unless the file is a one-band raster of the band's type on its tile's HLS grid, with all of
+    its blocks.
+
+    Reflectance is int16, Fmask uint8 (HLS v2.0 user guide). Of the grid counts where the pixels lie, to a tenth of one,
+    however the CRS is written. `every_block` decodes all of it, which finds bytes that were changed; those that are
+    verified against a CID need it not, if only no block lies behind the end.
     """
     expected = "uint8" if band == QA_BAND else "int16"
     try:
@@ -27,16 +37,39 @@ def check_band(path: Path, band: str, every_block: bool = True) -> None:
                 )
             if raster.crs is None or not (raster.crs.is_projected or raster.crs.is_geographic):
                 raise IntegrityError("has no coordinate reference system that says where on Earth it is")
+            _require_grid(raster, tile)
             size = path.stat().st_size
             for (row, col), window in raster.block_windows(1):
                 if every_block:
                     raster.read(1, window=window)
                 elif _block_end(raster, row, col) > size:
                     raise IntegrityError("is cut short: some of its blocks lie behind its end")
-    except RasterioError as error:
+    except (RasterioError, ProjError) as error:
         raise IntegrityError(
             f"cannot be read as a raster: {str(error).replace(str(path), path.name)}"
         ) from error
+
+
+def _require_grid(raster: rasterio.DatasetReader, tile: str) -> None:
+    epsg, left, bottom, right, top = hls_bounds(tile)
+    height, width = raster.shape
+    columns, rows = [0, width, 0, width], [0, 0, height, height]
+    corners = np.array([raster.transform @ corner for corner in zip(columns, rows, strict=True)])
+    x, y = _transformer(raster.crs.to_wkt(), epsg).transform(corners[:, 0], corners[:, 1])
+    off = np.abs([x - [left, right, left, right], y - [top, top, bottom, bottom]])
+    # a comparison with NaN is false
+    if raster.shape != (HLS_SIZE, HLS_SIZE) or not (off <= _TOLERANCE_M).all():
+        place = raster.transform
+        raise IntegrityError(
+            f"has {height} x {width} pixels of {place.a:g} x {-place.e:g} from ({place.c:.12g}, {place.f:.12g}) in "
+            f"{raster.crs.to_string()[:60]}, and not the grid of tile {tile}: {HLS_SIZE} x {HLS_SIZE} pixels of "
+            f"30 x 30 from ({left:.12g}, {top:.12g}) in EPSG:{epsg}; take the complete file of this tile"
+        )
+
+
+@functools.lru_cache(16)
+def _transformer(crs: str, epsg: int) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(crs, epsg, always_xy=True)
 
 
 def _block_end(raster: rasterio.DatasetReader, row: int, col: int) -> int:

@@ -29,8 +29,14 @@ _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs
 _TILE = re.compile(r"(0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]")
 _VECTOR_SUFFIXES = {".kml", ".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml"}
 _MOST_ARCHIVE_BYTES = 1 << 30
-_HLS_M = 109_800
+HLS_SIZE = 3660
+"""Pixels of 30 m on each side of a tile's HLS rasters."""
+_HLS_M = 30 * HLS_SIZE
 _SQUARE_M = 100_000
+_BANDS, _ROWS = "CDEFGHJKLMNPQRSTUVWX", "ABCDEFGHJKLMNPQRSTUV"
+_COLUMNS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
+_DEGREE_M = 110_900
+"""Northing of a degree of latitude, near enough to tell rows 2,000 km apart."""
 
 
 class HlsBounds(NamedTuple):
@@ -126,6 +132,31 @@ def hls_tile_bounds(tile: str, polygon: shapely.Polygon) -> HlsBounds:
             f"tile {tile}: its polygon's north-west corner is ({west_edge:.0f}, {north_edge:.0f}) "
             f"in EPSG:{epsg}, not near a corner of the 100 km grid; use the official Sentinel-2 tile grid"
         )
+    return _bounds_on(epsg, square_left, square_top)
+
+
+def hls_bounds(tile: str) -> HlsBounds:
+    """The bounds of the HLS rasters of a tile by its name alone: those of `hls_tile_bounds` for each tile of the
+    official grid.
+
+    The name is that of a 100 km square of MGRS: the UTM zone, a band of 8 degrees of latitude, and the letters of its
+    column, which repeat every three zones, and of its row, which repeat every 2,000 km.
+
+    Raises InputError for a name that no square has.
+    """
+    if not _TILE.fullmatch(tile) or tile[3] not in _COLUMNS[int(tile[:2]) % 3]:
+        raise InputError(f"tile {tile}: no square of 100 km has this name")
+    zone, band, column, row = int(tile[:2]), tile[2], tile[3], tile[4]
+    left = 1 + _COLUMNS[zone % 3].index(column)
+    # rows begin five letters later in even zones
+    letter = (_ROWS.index(row) - (0 if zone % 2 else 5)) % len(_ROWS)
+    latitude = 8 * _BANDS.index(band) - 80 + (6 if band == "X" else 4)
+    # of the rows of this letter the one nearest the middle of the band
+    bottom = letter + len(_ROWS) * round((latitude * _DEGREE_M / _SQUARE_M - 0.5 - letter) / len(_ROWS))
+    return _bounds_on(32600 + zone, left * _SQUARE_M, (bottom + 1) * _SQUARE_M)
+
+
+def _bounds_on(epsg: int, square_left: int, square_top: int) -> HlsBounds:
     left = float(60 * (square_left // 60))
     top = float(-60 * (-square_top // 60))
     return HlsBounds(epsg, left, top - _HLS_M, left + _HLS_M, top)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from rasterio.windows import Window
 
 from crop_assets.bands.cids import MOST_BAND_BYTES
 from crop_assets.bands.download import IN_STORE, NO_CID, UNKNOWN_LAYOUT, BandFile, ObtainedBand, obtain_band
@@ -28,24 +29,34 @@ from resources.store import DatasetStore
 
 SCENE = "HLS.S30.T14SMG.2022112T172221.v2.0"
 UNKNOWN = "bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4"
+GRID = Affine(30, 0, 399960, 0, -30, 4200000)
+"""The pixels of 14SMG, in EPSG:32614."""
 NOWHERE = "http://127.0.0.1:1"
 
 
 def write_band(path: Path, **profile: Any) -> Path:
-    """A raster in the manner of an HLS band, of more than one block of IPFS; `profile` changes it."""
+    """A raster in the manner of an HLS band, of more than one block of IPFS; `profile` changes it.
+
+    Sparse: some pixels in its corner, and nothing elsewhere.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     profile = {
         "count": 1,
         "dtype": "uint8" if path.name.endswith("Fmask.tif") else "int16",
         "crs": "EPSG:32614",
-        "transform": Affine(30, 0, 399960, 0, -30, 4200000),
+        "transform": GRID,
+        "width": 3660,
+        "height": 3660,
+        "tiled": True,
+        "compress": "deflate",
+        "sparse_ok": True,
         **profile,
     }
     shape = (profile["count"], 600, 500)
     seed = int.from_bytes(hashlib.sha256(path.name.encode()).digest()[:4])
     pixels = np.random.default_rng(seed).integers(0, 250, shape).astype(profile["dtype"])
-    with rasterio.open(path, "w", driver="GTiff", width=500, height=600, **profile) as raster:
-        raster.write(pixels)
+    with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
+        raster.write(pixels, window=Window(0, 0, 500, 600))
     return path
 
 
@@ -249,7 +260,7 @@ def test_what_is_no_band_is_refused_from_every_server(setting: Setting, band: st
 def test_a_band_in_a_local_coordinate_system_is_refused(tmp_path: Path) -> None:
     write_band(tmp_path / "B02.tif", crs='LOCAL_CS["site",UNIT["metre",1]]')
     with pytest.raises(IntegrityError, match="no coordinate reference system that says where on Earth it is"):
-        check_band(tmp_path / "B02.tif", "B02")
+        check_band(tmp_path / "B02.tif", "B02", "14SMG")
 
 
 def test_a_band_in_the_place_of_another_is_refused(setting: Setting) -> None:
@@ -326,8 +337,85 @@ def test_a_file_that_is_too_large_is_refused_from_every_server(
 
 
 def test_real_bands_are_bands(real: Path) -> None:
-    check_band(real / "hls" / "HLS.S30.T13RCN.2024128T173909.v2.0.Fmask.tif", "Fmask")
+    for path in (real / "hls").rglob("*.tif"):
+        _, _, tile, *_, band = path.stem.split(".")
+        check_band(path, band, tile.removeprefix("T"))
     old = real / "hls" / "HLS.S30.T29QND.2019182.v1.5"
-    check_band(old / f"{old.name}.B8A.tif", "B8A")
     with pytest.raises(IntegrityError, match=r"of uint8; B02 has one of int16"):
-        check_band(old / f"{old.name}.Fmask.tif", "B02")
+        check_band(old / f"{old.name}.Fmask.tif", "B02", "29QND")
+    with pytest.raises(IntegrityError, match="not the grid of tile 29QNE"):
+        check_band(old / f"{old.name}.B02.tif", "B02", "29QNE")
+
+
+UTM_14 = (
+    'PROJCS["UTM Zone 14, Northern Hemisphere",GEOGCS["Unknown datum based upon the WGS 84 ellipsoid",'
+    + (
+        'DATUM["Not_specified_based_on_WGS_84_spheroid",SPHEROID["WGS 84",6378137,298.257223563]],'
+        'PRIMEM["Greenwich",0],UNIT["degree",0.0174532925199433]],PROJECTION["Transverse_Mercator"],'
+        'PARAMETER["latitude_of_origin",0],PARAMETER["central_meridian",-99],PARAMETER["scale_factor",0.9996],'
+        'PARAMETER["false_easting",500000],PARAMETER["false_northing",0],UNIT["Meter",1]]'
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:32614", Affine(30.0000001, 0, 399960.0004, 0, -30, 4199999.9996)),
+        ("+proj=utm +zone=14 +datum=WGS84 +units=m", GRID),
+        (UTM_14, GRID),
+        ("EPSG:32714", Affine(30, 0, 399960, 0, -30, 14200000)),
+        ("EPSG:26914", GRID),
+    ],
+)
+def test_a_grid_in_other_words_is_the_same_grid(tmp_path: Path, crs: str, transform: Affine) -> None:
+    check_band(write_band(tmp_path / "B02.tif", crs=crs, transform=transform), "B02", "14SMG")
+
+
+OTHER_GRIDS: dict[str, dict[str, Any]] = {
+    "the tile to the north": {"transform": Affine(30, 0, 399960, 0, -30, 4300020)},
+    "the tile to the west": {"transform": Affine(30, 0, 300000, 0, -30, 4200000)},
+    "another zone": {"crs": "EPSG:32613"},
+    "another projection": {"crs": "EPSG:5070", "transform": Affine(30, 0, -2356095, 0, -30, 3172605)},
+    "degrees": {"crs": "EPSG:4326", "transform": Affine(0.0003, 0, -100.2, 0, -0.0003, 37.9)},
+    "metres as degrees": {"crs": "EPSG:4326"},
+    "half a pixel beside": {"transform": Affine(30, 0, 399975, 0, -30, 4200000)},
+    "a pixel beside": {"transform": Affine(30, 0, 399960, 0, -30, 4199970)},
+    "finer pixels": {"transform": Affine(10, 0, 399960, 0, -10, 4200000), "width": 10980, "height": 10980},
+    "coarser pixels": {"transform": Affine(60, 0, 399960, 0, -60, 4200000), "width": 1830, "height": 1830},
+    "pixels that are too small": {"transform": Affine(29.99, 0, 399960, 0, -29.99, 4200000)},
+    "upside down": {"transform": Affine(30, 0, 399960, 0, 30, 4090200)},
+    "cut at the bottom": {"height": 3000},
+    "cut all round": {"transform": Affine(30, 0, 402960, 0, -30, 4197000), "width": 3000, "height": 3000},
+    "a column too many": {"width": 3661},
+}
+
+
+@pytest.mark.parametrize("what", OTHER_GRIDS)
+def test_a_file_on_another_grid_is_refused_with_both(tmp_path: Path, what: str) -> None:
+    path = write_band(tmp_path / "B02.tif", **OTHER_GRIDS[what])
+    found = OTHER_GRIDS[what].get("transform", GRID)
+    told = (
+        rf"has \d+ x \d+ pixels of {found.a:g} x {-found.e:g} from \({found.c:.12g}, {found.f:.12g}\) in EPSG:\d+, "
+        r"and not the grid of tile 14SMG: 3660 x 3660 pixels of 30 x 30 from \(399960, 4200000\) in EPSG:32614; take"
+    )
+    with pytest.raises(IntegrityError, match=told):
+        check_band(path, "B02", "14SMG")
+
+
+@pytest.mark.parametrize("by_cid", [True, False])
+def test_a_file_of_another_tile_is_adopted_from_nowhere(setting: Setting, by_cid: bool) -> None:
+    """Neither from the store nor from a mirror, even where a catalogue gives its very CID."""
+    other = write_band(setting.mirror / SCENE / f"{SCENE}.B02.tif", **OTHER_GRIDS["the tile to the north"])
+    setting.put(other.read_bytes())
+    cid = file_cid(other) if by_cid else ""
+    with pytest.raises(
+        IntegrityError, match=rf"{SCENE}.B02.tif could not be had.*mirror: has 3660.* 14SMG: "
+    ):
+        setting.obtain(cid=cid)
+    assert f"already in the store: {SCENE}.B02.tif has 3660 x 3660 pixels" in setting.said[0]
+    if by_cid:
+        return
+    gateway, right = setting.sources.good.gateway_url, setting.sources.cid("B02")
+    assert setting.obtain(cid=right, gateway=gateway).source == gateway
+    assert setting.stored() == setting.sources.path("B02").read_bytes()

@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 import re
@@ -18,6 +19,7 @@ from crop_assets.errors import InputError
 from crop_assets.grid import chip_geobox
 from crop_assets.partitions import CDL_YEAR
 from crop_assets.recipe import load_recipe
+from crop_assets.scenes.granules import FILES
 from crop_assets_tests.graph.conftest import (
     CHIPS,
     EAST,
@@ -46,6 +48,7 @@ from crop_assets_tests.graph.conftest import (
 )
 from resources.cdl import CdlReleases
 from resources.earthdata import LpDaac
+from resources.mirror import BandMirror
 from resources.stac import IpfsStac, SceneStac
 
 Spoil = Callable[[Path, Path], None]
@@ -467,6 +470,36 @@ def test_files_without_a_usable_cid_come_from_lp_daac_and_are_told_apart(
     ours = digests(labelled_graph.dataset / "tiles")
     assert len(ours) == 21
     assert ours.items() <= theirs.items()
+
+
+def test_files_of_another_tile_are_refused_by_name_and_cost_that_tile_alone(
+    labelled_graph: Graph, finished: Finished, setting: Setting, tmp_path: Path
+) -> None:
+    mirror = tmp_path / "mirror"
+    for tile, days in itertools.product(TILES, (FIRST, MIDDLE, LAST)):
+        scene = setting.scene(tile, days[tile]).scene_id
+        # the eastern tile's last scene has the files of the western's
+        source = setting.scene(WEST, LAST[WEST]).scene_id if days is LAST else scene
+        (mirror / scene).mkdir(parents=True)
+        for band in FILES:
+            path = setting.world.scene_folder / source / f"{source}.{band}.tif"
+            shutil.copy(path, mirror / scene / f"{scene}.{band}.tif")
+    run = labelled_graph.run(
+        "tiles_job",
+        recipe=recipe(sources=["mirror"]),
+        ipfs_stac=IpfsStac(url=""),
+        mirror=BandMirror(folder=str(mirror)),
+    )
+    wrong = setting.scene(EAST, LAST[EAST]).scene_id
+    assert f"1 of 2 tiles failed; the others are done. {EAST} at downloaded_fmasks: " in run.failure
+    assert re.search(
+        rf"{wrong}\.Fmask\.tif could not be had.*: mirror: has 3660 x 3660 pixels of 30 x 30 from \(399960, 4200000\) "
+        rf"in EPSG:32614, and not the grid of tile {EAST}: .* from \(499980, 4200000\) in EPSG:32614; take",
+        run.failure,
+    )
+    assert f"{setting.scene(EAST, FIRST[EAST]).scene_id}.Fmask.tif could" not in run.failure
+    ours, theirs = labelled_graph.table("chips", WEST), finished.graph.table("chips", WEST)
+    assert list(ours["na_count"]) == list(theirs["na_count"])
 
 
 NONSENSE = [

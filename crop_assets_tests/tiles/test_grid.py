@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from crop_assets.errors import InputError
 from crop_assets.tiles import grid as grid_module
-from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
+from crop_assets.tiles.grid import hls_bounds, hls_tile_bounds, official_grid_path, read_tile_grid
 
 COLUMNS = ["tile", "lon", "lat", "x", "y", "minx", "miny", "maxx", "maxy", "geometry"]
 SQUARE = shapely.Polygon([(-99, 39), (-98, 39), (-98, 38), (-99, 38)])
@@ -268,6 +268,17 @@ def test_southern_tile_is_in_a_northern_zone(official_grid: gpd.GeoDataFrame) ->
     bounds = hls_tile_bounds("22KGG", official_grid.set_index("tile").geometry["22KGG"])
     assert bounds.epsg == 32622
     assert bounds.top < 0
+
+
+def test_the_name_of_a_tile_gives_the_bounds_that_its_polygon_gives(official_grid: gpd.GeoDataFrame) -> None:
+    tiles, polygons = official_grid["tile"].tolist(), official_grid.geometry.to_numpy()
+    for tile, polygon in zip(tiles[::11], polygons[::11], strict=True):
+        assert hls_bounds(tile) == hls_tile_bounds(tile, polygon)
+    for tile in ("14SNH", "01CDH", "22KGG", "33XWH"):
+        assert hls_bounds(tile) == hls_tile_bounds(tile, polygons[tiles.index(tile)])
+    for name in ("14SAA", "14SMI", "61SNH", "../14SNH", ""):
+        with pytest.raises(InputError, match="no square of 100 km has this name"):
+            hls_bounds(name)
 
 
 def test_polygon_off_the_100_km_grid_is_refused() -> None:
