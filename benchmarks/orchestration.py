@@ -30,6 +30,7 @@ import requests
 import shapely
 from affine import Affine
 from pydantic import TypeAdapter
+from rasterio.windows import Window
 
 from benchmarks.world import write_cdl
 from crop_assets.definitions import TILE_STAGES, build_defs, environment_resources
@@ -43,7 +44,7 @@ from crop_assets.labels.sampling import candidate_boxes, weighed_boxes, write_ch
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.tile_assets import Services, run_stages
-from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
+from crop_assets.tiles.grid import HLS_SIZE, hls_tile_bounds, official_grid_path, read_tile_grid
 from resources.ipfs.unixfs import file_cid
 from resources.machine import Machine
 
@@ -101,7 +102,7 @@ def _scene(root: Path, tile: str, day: int, outline: shapely.Polygon, cell: tupl
     row, col = cell
     middle = ORIGIN_X + CHIP_METRES * (col + 0.5), ORIGIN_Y - CHIP_METRES * (row + 0.5)
     east, north = pyproj.Transformer.from_crs(5070, epsg, always_xy=True).transform(*middle)
-    corner = left + (east - left) // 30 * 30 - 15 * _SIZE, top - (top - north) // 30 * 30 + 15 * _SIZE
+    around = Window((east - left) // 30 - _SIZE // 2, (top - north) // 30 - _SIZE // 2, _SIZE, _SIZE)
     name = f"HLS.S30.T{tile}.{YEAR}{day:03d}T172020.v2.0"
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]))
     files = {}
@@ -113,18 +114,20 @@ def _scene(root: Path, tile: str, day: int, outline: shapely.Polygon, cell: tupl
         with rasterio.open(
             path,
             "w",
-            driver="COG",
+            driver="GTiff",
             dtype=kind[0],
             nodata=kind[1],
             count=1,
-            width=_SIZE,
-            height=_SIZE,
+            width=HLS_SIZE,
+            height=HLS_SIZE,
             crs=f"EPSG:{epsg}",
-            transform=Affine(30, 0, corner[0], 0, -30, corner[1]),
+            transform=Affine(30, 0, left, 0, -30, top),
+            tiled=True,
             compress="deflate",
-            overviews="none",
+            # pixels around the chips, and nothing elsewhere
+            sparse_ok=True,
         ) as raster:
-            raster.write(pixels, 1)
+            raster.write(pixels, 1, window=around)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         files[band] = BandFile(path.stat().st_size, digest, file_cid(path))
     sensed = dt.datetime(YEAR, 1, 1, 17, 20, 20, tzinfo=dt.UTC) + dt.timedelta(days=day - 1)
