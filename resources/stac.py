@@ -151,7 +151,8 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise IntegrityError(
                 f"{path} holds {len(items)} of the {matched} items that its catalogue matched; save all pages of it"
             )
-        return [item for item in _once(items) if wanted(item) or SET_ASIDE in item]
+        named = (_named(item, place) for place, item in enumerate(items, 1))
+        return _once(item for item in named if SET_ASIDE in item or wanted(item))
 
 
 class SceneStac(_StacCatalogue):
@@ -294,7 +295,7 @@ class _Io(StacApiIO):
             matched = max(matched, _matched(page))
             if not items:
                 break
-            came.update(map(_key, items))
+            came.update(_key(item, len(came)) for item in items)
             yield page
             links = [link for link in objects(page.get("links")) if link.get("rel") == "next"]
             target = Link.from_dict(dict(links[0])) if links else ""
@@ -325,10 +326,11 @@ def _matched(page: Mapping[str, Any]) -> int:
     return max(count(number) or 0 for number in told)
 
 
-def _key(item: Any) -> str:
-    """What tells an item from the others: collections may share ids."""
+def _key(item: Any, before: int) -> str:
+    """What tells an item from the others: collections may share ids, and what has no id is like no other."""
     known = mapping(item)
-    return json.dumps([known["collection"], known["id"]] if {"collection", "id"} <= set(known) else item)
+    named = isinstance(known.get("id"), str)
+    return json.dumps([known.get("collection"), known["id"]] if named else before)
 
 
 def _once(items: Iterable[Any], before: int = 0) -> list[Item]:

@@ -17,7 +17,7 @@ from crop_assets.tiles.grid import HLS_SIZE, hls_bounds
 from resources.errors import IntegrityError
 
 _TOLERANCE_M = 3.0
-"""A tenth of a pixel, and more than what UTM zones of other datums than WGS 84 are off."""
+"""A tenth of a pixel, which leaves room for a zone of NAD 83 instead of WGS 84."""
 
 
 def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> None:

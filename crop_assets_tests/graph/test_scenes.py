@@ -1,5 +1,6 @@
 """Scenes in the whole graph: strategies, kept answers, the plan."""
 
+import dataclasses
 import datetime as dt
 import itertools
 import shutil
@@ -12,6 +13,7 @@ import rasterio
 from typer.testing import CliRunner
 
 from crop_assets.cli import app
+from crop_assets.demo.server import serve
 from crop_assets.scenes.granules import FILES
 from crop_assets_tests.graph.conftest import (
     CHIPS,
@@ -126,6 +128,26 @@ def test_the_plan_names_tiles_that_would_fail(command_line: CliRunner, labelled_
 def choice(graph: Graph, tile: str) -> dict[str, str]:
     table = graph.table("selected_scenes", tile)
     return {scene: at for scene, at in zip(table["scene_id"], table["position"], strict=True) if at}
+
+
+def test_a_catalogue_that_lacks_granules_fails_its_tile_until_it_has_them(
+    labelled_graph: Graph, finished: Finished, served: Served, setting: Setting
+) -> None:
+    lacking = setting.scene(EAST, MIDDLE[EAST]).scene_id
+    scenes = tuple(scene for scene in setting.world.scenes if scene.scene_id != lacking)
+    with serve(dataclasses.replace(setting.world, scenes=scenes), 0) as poor:
+        stac = SceneStac(url=poor.stac_url, granule_search=served.server.granule_search_url, attempts=2)
+        for _ in range(2):
+            run = labelled_graph.run("tiles_job", stages=TILE_STAGES[:2], stac=stac)
+            assert f"1 of 2 tiles failed; the others are done. {EAST} at scene_metadata: " in run.failure
+            assert f"lacks 1 of the 4 granules of {EAST} that " in run.failure
+            assert f"lists, such as {lacking}; materialize this tile again later" in run.failure
+        kept = [path.name.split("-")[0] for path in (labelled_graph.root / "answers").iterdir()]
+        assert kept == [WEST]
+    assert choice(labelled_graph, WEST) == choice(finished.graph, WEST)
+    run = labelled_graph.run("tiles_job", stages=TILE_STAGES[:2])
+    assert run.success, run.failure
+    assert choice(labelled_graph, EAST) == choice(finished.graph, EAST)
 
 
 def test_malformed_items_are_rows_with_a_reason_and_cost_no_tile(

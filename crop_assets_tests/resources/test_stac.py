@@ -309,6 +309,14 @@ def test_a_file_is_searched_by_place_and_day(write_collection: WriteCollection) 
     assert ids(stac.items(["late", "first", "none", "late"])) == ["first", "late"]
 
 
+def test_a_file_of_many_repeats_gives_each_once(write_collection: WriteCollection) -> None:
+    path = write_collection({"features": [item(name, "2022-06-01", -98) for name in "ab"] * 400})
+    assert ids(SceneStac(url=str(path)).search(KANSAS, *SEASON)) == ["a", "b"]
+    elsewhere = [item("c", "2022-06-01", -60)] * 1200
+    path = write_collection({"features": [*elsewhere, item("a", "2022-06-01", -98)]})
+    assert ids(SceneStac(url=str(path)).search(KANSAS, *SEASON)) == ["a"]
+
+
 def test_a_file_may_change_between_searches(write_collection: WriteCollection) -> None:
     path = write_collection({"features": []})
     stac = SceneStac(url=str(path))
@@ -435,6 +443,18 @@ def test_an_empty_page_of_something_is_no_answer(faulty: Faulty, told: dict[str,
 def test_a_number_that_says_nothing_loses_no_item(faulty: Faulty, told: dict[str, Any]) -> None:
     status, headers, body = faulty.page("a", "b", "c")
     assert ids(faulty.says((status, headers, body | told)).search(ANYWHERE, *SEASON)) == ["a", "b", "c"]
+
+
+def test_items_without_an_id_count_each(faulty: Faulty) -> None:
+    (status, headers, first), (_, _, second) = faulty.page("a", next_page=True), faulty.page("b")
+    first["features"] += [None, None, {}]
+    second["features"] += [None, {"id": 5}, {"id": 5}]
+    stac = faulty.says((status, headers, first | {"numberMatched": 8}), (status, headers, second))
+    found = stac.search(ANYWHERE, *SEASON)
+    assert ids(found) == ["a", "b", *(f"item {place} of the answer" for place in (2, 3, 4, 6, 7, 8))]
+    stac = faulty.says((status, headers, first | {"numberMatched": 9}), (status, headers, second))
+    with pytest.raises(UnavailableError, match="matched 9 items and gave 8"):
+        stac.search(ANYWHERE, *SEASON)
 
 
 def test_items_of_one_id_in_two_collections_count_as_two(faulty: Faulty) -> None:
