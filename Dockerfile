@@ -19,7 +19,7 @@ RUN apt-get update \
 RUN useradd --create-home --uid 10001 crop \
     && install --directory --owner=crop /data /dagster
 COPY --from=build /opt/crop-assets /opt/crop-assets
-COPY --chown=crop deploy/dagster.yaml /dagster/dagster.yaml
+COPY --chown=crop crop_assets/demo/dagster.yaml /dagster/dagster.yaml
 ENV PATH=/opt/crop-assets/bin:$PATH \
     DAGSTER_HOME=/dagster \
     CROP_ASSETS_DATA=/data

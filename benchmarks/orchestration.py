@@ -87,7 +87,7 @@ def make_world(root: Path) -> None:
     write_chip_geojson(boxes[boxes["chip_id"].isin(chosen)], root / "chips.geojson", "EPSG:4326")
     (root / "recipe.yaml").write_text(f"dataset: benchmark\nchip_boxes: {root / 'chips.geojson'}\n")
     (root / "home").mkdir()
-    (root / "home" / "dagster.yaml").write_text(DAGSTER_YAML)
+    shutil.copyfile(DAGSTER_YAML, root / "home" / "dagster.yaml")
     with _served(root), dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(CDL_YEAR, [str(YEAR)])
         job = build_defs(environment_resources()).resolve_job_def("labels_job")

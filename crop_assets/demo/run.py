@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,23 +35,7 @@ from resources.store import DatasetStore
 from resources.tables import read_table
 
 DATASET = "demo"
-DAGSTER_YAML = """\
-# No usage data leaves this machine.
-telemetry:
-  enabled: false
-nux:
-  enabled: false
-# Two cores: more runs at once would only wait for each other.
-concurrency:
-  runs:
-    max_concurrent_runs: 2
-  # Runs of tiles that ask catalogues and archives at the same time.
-  pools:
-    default_limit: 2
-# Dagster's own five seconds are half of what a short run waits for.
-run_queue:
-  dequeue_interval_seconds: 1
-"""
+DAGSTER_YAML = Path(__file__).with_name("dagster.yaml")
 
 
 @dataclass(frozen=True)
@@ -100,7 +85,7 @@ def prepare(root: Path, cdl: Path | None, year: int | None, say: Callable[[str],
         say(f"CROP_ASSETS_RECIPE is not used: the demo has a recipe of its own, {demo.recipe}")
     demo.origin.write_text(yaml.safe_dump({"cdl": str(cdl) if cdl else "", "year": year}))
     demo.recipe.write_text(yaml.safe_dump(_recipe(cdl)))
-    (demo.dagster_home / "dagster.yaml").write_text(DAGSTER_YAML)
+    shutil.copyfile(DAGSTER_YAML, demo.dagster_home / "dagster.yaml")
     return demo, world
 
 

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import csv
 import datetime as dt
@@ -5,7 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +26,7 @@ from dagster._core.execution.execute_in_process_result import ExecuteInProcessRe
 from rasterio.windows import Window
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from crop_assets.definitions import build_defs
 from crop_assets.demo import server as server_module
@@ -189,23 +190,32 @@ class Asked:
 class Traffic:
     """What was asked of the world, and which answers are spoilt: `broken` maps a piece of the path to a
     status, `corrupt` holds pieces of the path whose answers have a bit flipped at the end. `only` narrows
-    both to requests whose body holds these bytes.
+    both to requests whose body holds these bytes. `silent` holds pieces of the path that are not answered, and
+    `dripping` those that are answered a byte at a time, for as long as they are in there.
     """
 
     asked: list[Asked] = field(default_factory=list)
     broken: dict[str, int] = field(default_factory=dict)
     corrupt: set[str] = field(default_factory=set)
     only: bytes = b""
+    silent: set[str] = field(default_factory=set)
+    dripping: set[str] = field(default_factory=set)
 
     def clear(self) -> None:
         self.asked.clear()
         self.broken.clear()
         self.corrupt.clear()
+        self.silent.clear()
+        self.dripping.clear()
         self.only = b""
 
     async def answer(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         path, body = request.url.path, await request.body()
         self.asked.append(Asked(path, body, request.headers.get("authorization", "")))
+        while any(piece in path for piece in self.silent):
+            await asyncio.sleep(0.05)
+        if any(piece in path for piece in self.dripping):
+            return StreamingResponse(self._drops(path), media_type="application/vnd.ipld.car")
         if self.only in body:
             for piece, status in self.broken.items():
                 if piece in path:
@@ -216,6 +226,11 @@ class Traffic:
         data = bytearray(b"".join([piece async for piece in answer.body_iterator]))  # type: ignore[attr-defined]
         data[-1] ^= 1
         return Response(bytes(data), answer.status_code, dict(answer.headers))
+
+    async def _drops(self, path: str) -> AsyncIterator[bytes]:
+        while any(piece in path for piece in self.dripping):
+            yield b" "
+            await asyncio.sleep(0.05)
 
 
 @dataclass(frozen=True)
