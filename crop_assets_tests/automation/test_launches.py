@@ -1,0 +1,155 @@
+"""Every way to launch tiles makes all partitions that it names, and no others: looked at in the store."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import requests
+import yaml
+
+from crop_assets.layout import Layout
+from crop_assets.partitions import CDL_YEAR, TILE
+from crop_assets_tests.automation.test_daemon import daemon
+from crop_assets_tests.automation.test_daemon import environment as environment
+from crop_assets_tests.automation.test_daemon import home as home
+from crop_assets_tests.graph.conftest import EAST, TILE_STAGES, WEST, YEAR, Served, Setting, new_graph
+from crop_assets_tests.graph.conftest import processes as processes
+from crop_assets_tests.graph.conftest import served as served
+from crop_assets_tests.graph.conftest import setting as setting
+from crop_assets_tests.graph.test_one_bad_tile import SOUTH, THREE_TILES
+from crop_assets_tests.graph.test_one_bad_tile import three_tiles as three_tiles
+from crop_assets_tests.resources.nass import nass as nass
+from resources.cdl import CdlReleases
+
+EARLIER = YEAR - 1
+EMPTY = "14SPG"
+"""A tile without a chip."""
+ORDER = (EMPTY, WEST, SOUTH, EAST)
+"""The tiles as they became partitions: not by name."""
+CHIPS = {
+    (YEAR, tile): {f"{chip}{end}" for chip in THREE_TILES[tile] for end in ("_merged.tif", ".mask.tif")}
+    for tile in (WEST, EAST)
+}
+"""The files of chips that each year and tile gives; nothing is published for the others."""
+LAUNCH = """mutation($params: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $params) {
+    __typename ... on LaunchBackfillSuccess {backfillId} ... on PythonError {message}}}"""
+
+
+@pytest.fixture
+def labels(
+    tmp_path: Path,
+    home: Path,
+    environment: dict[str, str],
+    setting: Setting,
+    served: Served,
+    three_tiles: dict[str, Any],
+) -> dict[str, str]:
+    """The environment of a store with the labels of two years, and nothing of any tile."""
+    source = Path(three_tiles["cdl_releases"].source)
+    earlier = source.with_name(f"{EARLIER}_30m_cdls.tif")
+    shutil.copy(source, earlier)
+    cdl = str(source).replace(str(YEAR), "{year}")
+    boxes = three_tiles["recipe"].chip_boxes
+    Path(environment["CROP_ASSETS_RECIPE"]).write_text(
+        yaml.safe_dump({"dataset": "small", "min_classes": 1, "chip_boxes": boxes})
+    )
+    changes = three_tiles | {"cdl_releases": CdlReleases(source=cdl, index="")}
+    with new_graph(
+        tmp_path / "data", setting, served.server, dg.DagsterInstance.from_config(str(home))
+    ) as graph:
+        graph.instance.add_dynamic_partitions(CDL_YEAR, [str(EARLIER)])
+        graph.instance.add_dynamic_partitions(TILE, list(ORDER))
+        for year in (EARLIER, YEAR):
+            assert graph.run("labels_job", year=year, **changes).success
+        assert graph.instance.get_dynamic_partitions(TILE) == list(ORDER)
+    return environment | {"CROP_ASSETS_CDL": cdl, "CROP_ASSETS_TILES_PER_RUN": "2"}
+
+
+def made(data: Path) -> tuple[set[tuple[int, str]], set[str]]:
+    """The pairs of year and tile that have a table of every stage, and the names of the chips' files.
+
+    Fails for a pair that has tables of some stages alone.
+    """
+    pairs: dict[tuple[int, str], set[str]] = {}
+    chips: set[str] = set()
+    for year in (EARLIER, YEAR):
+        root = data / Layout("small", year).root
+        for stage in TILE_STAGES:
+            for table in (root / "tables" / stage).glob("*.parquet"):
+                pairs.setdefault((year, table.stem), set()).add(stage)
+        chips |= {path.name for path in (root / "chips").glob("*.tif")}
+    assert all(stages == set(TILE_STAGES) for stages in pairs.values()), pairs
+    return set(pairs), chips
+
+
+def keys(years: Sequence[int], tiles: Sequence[str]) -> list[str]:
+    return [f"{year}|{tile}" for year in years for tile in tiles]
+
+
+def test_backfills_of_a_job_and_of_assets_make_what_they_name(
+    labels: dict[str, str], home: Path, tmp_path: Path
+) -> None:
+    data, both = tmp_path / "data", (EARLIER, YEAR)
+    assert made(data) == (set(), set())
+    # what a job's page sends: two years, with a gap in the tiles, more than a run takes
+    where = {"repositoryName": "__repository__", "repositoryLocationName": "crop_assets.definitions"}
+    job = {
+        "selector": {"partitionSetName": "tiles_job_partition_set", "repositorySelector": where},
+        "partitionNames": keys(both, (EMPTY, WEST, EAST)),
+    }
+    # and the asset graph's dialog: the rest of one year
+    assets = {
+        "assetSelection": [{"path": [stage]} for stage in TILE_STAGES],
+        "partitionNames": keys([YEAR], [SOUTH]),
+    }
+    with daemon(home, labels) as (running, instance):
+        address = f"http://127.0.0.1:{running.process.args[-1]}/graphql"  # type: ignore[index]
+        running.wait_for(
+            "the webserver", lambda: requests.post(address, json={"query": "{version}"}, timeout=30)
+        )
+        for params in (job, assets):
+            answer = requests.post(
+                address, json={"query": LAUNCH, "variables": {"params": params}}, timeout=60
+            )
+            result = answer.json()["data"]["launchPartitionBackfill"]
+            assert result["__typename"] == "LaunchBackfillSuccess", result
+        running.wait_for(
+            "the end of both",
+            lambda: [one.status.value for one in instance.get_backfills()] == ["COMPLETED_SUCCESS"] * 2,
+        )
+        sizes = [
+            len(instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": one.backfill_id})))
+            for one in instance.get_backfills()
+        ]
+    named = {(year, tile) for year in both for tile in (EMPTY, WEST, EAST)} | {(YEAR, SOUTH)}
+    assert made(data) == (named, CHIPS[YEAR, WEST] | CHIPS[YEAR, EAST])
+    assert sorted(sizes) == [1, 4], "two tiles share a run where no gap lies between them"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--partition-range", f"{YEAR}|{WEST}...{YEAR}|{EAST}"], {(YEAR, t) for t in (WEST, SOUTH, EAST)}),
+        (
+            ["--partition-range", f"{YEAR}|{EMPTY}...{EARLIER}|{WEST}"],
+            {(year, tile) for year in (EARLIER, YEAR) for tile in (EMPTY, WEST)},
+        ),
+        (["--partition", f"{YEAR}|{EAST}"], {(YEAR, EAST)}),
+    ],
+)
+def test_a_command_makes_the_range_that_it_names(
+    labels: dict[str, str], tmp_path: Path, words: list[str], named: set[tuple[int, str]]
+) -> None:
+    select = ["--select", ",".join(TILE_STAGES)]
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", *select, *words]
+    done = subprocess.run(
+        [*command, "-m", "crop_assets.definitions"], env=labels, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    chips = set().union(*(CHIPS.get(pair, set()) for pair in named))
+    assert made(tmp_path / "data") == (named, chips)
