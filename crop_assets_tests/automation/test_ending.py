@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ import yaml
 
 from crop_assets.demo.run import server_environment
 from crop_assets.layout import Layout
-from crop_assets_tests.automation.test_daemon import wait_for
-from crop_assets_tests.browser.test_ui import free_port
+from crop_assets_tests.background import Background, Found
 from crop_assets_tests.graph.conftest import CHIPS, TILES, YEAR, Served, Setting, Traffic
 from crop_assets_tests.graph.conftest import labelled as labelled
 from crop_assets_tests.graph.conftest import processes as processes
 from crop_assets_tests.graph.conftest import served as served
 from crop_assets_tests.graph.conftest import setting as setting
 from crop_assets_tests.graph.conftest import traffic as traffic
+from crop_assets_tests.resources.loopback import free_port
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy/dagster.yaml"
 SHORT = {"poll_interval_seconds": 1, "free_slots_after_run_end_seconds": 1}
@@ -37,10 +37,6 @@ mutation($job: String!, $tags: [ExecutionTag!]) {
     selector: {repositoryName: "__repository__", repositoryLocationName: "crop_assets.definitions", jobName: $job},
     mode: "default", runConfigData: {}, executionMetadata: {tags: $tags}
   }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
-}"""
-_TERMINATE = """
-mutation($run: String!) {
-  terminateRun(runId: $run, terminatePolicy: SAFE_TERMINATE) { __typename }
 }"""
 
 
@@ -70,19 +66,23 @@ class Live:
 
     def start(self) -> None:
         line = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions"]
-        self.process = subprocess.Popen(
-            [*line, "-h", "127.0.0.1", "-p", str(self.port)],
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        wait_for("the webserver", lambda: self._answers())
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*line, "-h", "127.0.0.1", "-p", str(self.port)],
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.wait_for("the webserver", lambda: "data" in self.ask("{version}", {}))
 
-    def _answers(self) -> bool:
-        with contextlib.suppress(requests.RequestException):
-            return "data" in self.ask("{version}", {})
-        return False
+    @property
+    def _log(self) -> Path:
+        return self.home / "dev.log"
+
+    def wait_for(self, what: str, found: Callable[[], Found]) -> Found:
+        assert self.process is not None
+        return Background(self.process, self._log).wait_for(what, found)
 
     def ask(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         answer = requests.post(
@@ -121,11 +121,6 @@ class Live:
         tags = [{"key": f"dagster/asset_partition_range_{k}", "value": v} for k, v in where.items()]
         answer = self.ask(_LAUNCH, {"job": "tiles_job", "tags": tags})["data"]["launchRun"]
         return str(answer["run"]["runId"])
-
-    def terminate(self, run: str) -> None:
-        """What the button Terminate of the UI does."""
-        answer = self.ask(_TERMINATE, {"run": run})["data"]["terminateRun"]
-        assert answer["__typename"] == "TerminateRunSuccess"
 
     def chips(self) -> set[str]:
         folder = self.data / Layout("small", YEAR).root / "chips"
@@ -185,10 +180,6 @@ def slots_taken(instance: dg.DagsterInstance) -> set[str]:
     return {step.run_id for step in info.claimed_slots}
 
 
-def asked(traffic: Traffic, piece: str) -> int:
-    return sum(piece in request.path for request in traffic.asked)
-
-
 def test_places_of_killed_runs_go_to_the_next(live: Live, traffic: Traffic) -> None:
     live.configure(settings(SHORT))
     traffic.silent.add("/cmr/")
@@ -196,14 +187,14 @@ def test_places_of_killed_runs_go_to_the_next(live: Live, traffic: Traffic) -> N
         live.start()
         killed = [live.launch(), live.launch()]
         for run in killed:
-            wait_for("the run to ask", lambda run=run: run in slots_taken(instance))  # type: ignore[misc]
+            live.wait_for("the run to ask", lambda run=run: run in slots_taken(instance))  # type: ignore[misc]
         waiting = live.launch()
         for run in killed:
             os.kill(pid_of(instance, run), signal.SIGKILL)
         traffic.clear()
-        wait_for("the third run", lambda: status(instance, waiting) == "SUCCESS")
+        live.wait_for("the third run", lambda: status(instance, waiting) == "SUCCESS")
         assert [status(instance, run) for run in killed] == ["FAILURE", "FAILURE"]
-        wait_for("all places", lambda: not slots_taken(instance))
+        live.wait_for("all places", lambda: not slots_taken(instance))
     assert live.chips() == {chip for chips in CHIPS.values() for chip in chips}
 
 
@@ -214,12 +205,12 @@ def test_runs_that_a_reboot_has_cut_off_end_and_leave_their_places(live: Live, t
         live.start()
         runs = [live.launch(), live.launch()]
         for run in runs:
-            wait_for("the run to ask", lambda run=run: run in slots_taken(instance))  # type: ignore[misc]
+            live.wait_for("the run to ask", lambda run=run: run in slots_taken(instance))  # type: ignore[misc]
         live.kill()
         assert [status(instance, run) for run in runs] == ["STARTED", "STARTED"]
     live.configure(settings({**SHORT, "max_runtime_seconds": 1}))
     with instance_of(live) as instance:
         live.start()
         for run in runs:
-            wait_for("its end", lambda run=run: status(instance, run) == "FAILURE")  # type: ignore[misc]
-        wait_for("all places", lambda: not slots_taken(instance))
+            live.wait_for("its end", lambda run=run: status(instance, run) == "FAILURE")  # type: ignore[misc]
+        live.wait_for("all places", lambda: not slots_taken(instance))
