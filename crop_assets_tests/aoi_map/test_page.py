@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from crop_assets.cli import app
 from crop_assets.labels.aoi import filter_aoi, read_aoi
 from crop_assets_tests.aoi_map.conftest import collection, landscape, rectangle
+from crop_assets_tests.background import SECONDS
 from crop_assets_tests.browser.test_ui import QUIET
 from crop_assets_tests.resources.loopback import free_port
 from resources.store import DatasetStore
@@ -115,6 +116,7 @@ class Screen:
     def open(self, command: Command) -> None:
         self.page.goto(command.url)
         self.page.get_by_text("580 chip boxes").wait_for()
+        self.settled()
         self.page.locator("img[src^='chips/'].leaflet-tile-loaded").first.wait_for()
 
     def place(self, lon: float, lat: float) -> tuple[float, float]:
@@ -132,8 +134,11 @@ class Screen:
         self.page.mouse.move(*self.place(lon, lat), steps=3)
         # where the mouse comes to rest must count
         arrived = "(to) => !draft || pixelsBetween(draft.cursor, to) < 2"
-        deadline = time.monotonic() + 5
-        while not self.page.evaluate(arrived, [lat, lon]):
+        self.wait_until(lambda: self.page.evaluate(arrived, [lat, lon]))
+
+    def wait_until(self, found: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not found():
             assert time.monotonic() < deadline
             self.page.wait_for_timeout(10)
 
@@ -163,19 +168,9 @@ class Screen:
     def shapes(self) -> int:
         return int(self.page.locator(".area-shape").count())
 
-    def counted(self, is_right: Callable[[int], bool]) -> int:
-        """The number of boxes that is told, once it is right."""
-        deadline = time.monotonic() + 10
-        while not is_right(self.boxes):
-            assert time.monotonic() < deadline, f"{self.boxes} boxes are told"
-            self.page.wait_for_timeout(20)
-        return self.boxes
-
     def settled(self) -> int:
-        """The number of boxes that is told when no more questions are under way."""
-        # wait_for_function would need what the page's policy forbids
-        while self.page.evaluate("counting"):
-            self.page.wait_for_timeout(20)
+        """The number of boxes that is shown once the server has counted the latest state of the drawing."""
+        self.page.locator("#area[aria-busy='false']").wait_for()
         return self.boxes
 
     def save(self) -> None:
@@ -189,7 +184,7 @@ class Screen:
 @pytest.fixture
 def screen(browser: Any) -> Iterator[Screen]:
     page = browser.new_page(viewport={"width": 1200, "height": 800})
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(SECONDS * 1000)
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda told: "Content Security Policy" in told.text and problems.append(told.text))
@@ -223,9 +218,10 @@ def test_an_area_is_drawn_saved_and_changed(screen: Screen, command: Command) ->
     for corner in ((-98.6, 38.1), (-98, 38.1), (-97.8, 37.7)):
         screen.click(*corner)
     screen.move(-97.9, 37.4)
-    growing = screen.counted(lambda boxes: boxes > alone)
+    growing = screen.settled()
     screen.click(-98.3, 37.3)
-    both = screen.counted(lambda boxes: boxes > growing)
+    both = screen.settled()
+    assert alone < growing < both
     assert screen.shapes == 1 and not command.file.exists()
     screen.click(-98.6, 38.1)
     assert screen.shapes == 2 and screen.settled() == both
@@ -245,13 +241,13 @@ def test_an_area_is_drawn_saved_and_changed(screen: Screen, command: Command) ->
     screen.press("Edit")
     (corner,) = (p for p in polygons(command)[1] if p[0] < -98.5)
     screen.drag(corner, (-98.8, 38.3))
-    wider = screen.counted(lambda boxes: boxes > both)
+    wider = screen.settled()
+    assert wider > both
     # the corner that is opposite of (-99.4, 38) takes the two beside it along
     screen.drag(min(polygons(command)[0], key=lambda p: (-p[0], p[1])), (-99.2, 37.3))
-    screen.counted(lambda boxes: boxes != wider)
     now = screen.settled()
     screen.save()
-    assert command.boxes() == now
+    assert command.boxes() == now != wider
     ring = polygons(command)[0]
     assert len(ring) == 4 and len({x for x, _ in ring}) == len({y for _, y in ring}) == 2
     assert min(y for _, y in ring) == pytest.approx(37.3, abs=0.01)
@@ -259,14 +255,90 @@ def test_an_area_is_drawn_saved_and_changed(screen: Screen, command: Command) ->
     screen.press("Delete")
     screen.click(-99.3, 37.7)
     assert screen.shapes == 1
-    less = screen.counted(lambda boxes: boxes < now)
+    less = screen.settled()
+    assert less < now
     screen.press("Undo")
     assert screen.shapes == 2
-    screen.counted(lambda boxes: boxes == now)
+    assert screen.settled() == now
     screen.click(-99.3, 37.7)
-    screen.counted(lambda boxes: boxes == less)
+    assert screen.settled() == less
     screen.save()
     assert command.boxes() == less and len(polygons(command)) == 1
+
+
+def test_a_slow_answer_does_not_replace_a_later_one(screen: Screen, command: Command) -> None:
+    screen.open(command)
+    held: list[Any] = []
+    screen.page.route("**/count", lambda route: held.append(route))
+    screen.rectangle(LEFT, RIGHT)
+    screen.wait_until(lambda: held)
+    for west in (-98.3, -98.2):
+        screen.rectangle((west, 38.1), (west + 0.1, 37.6))
+    assert screen.page.locator("#area").get_attribute("aria-busy") == "true"
+    screen.says("Counting. Not saved yet.")
+    assert screen.boxes == 0 and len(held) == 1, "the next question waits for the first answer"
+    held.pop().continue_()
+    screen.page.unroute("**/count")
+    told = screen.settled()
+    screen.says(f"{told} boxes and ")
+    screen.save()
+    assert len(polygons(command)) == 3 and command.boxes() == told
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_could_not_be_counted_is_not_shown_as_the_count_of_before(
+    screen: Screen, command: Command, is_late: bool
+) -> None:
+    screen.open(command)
+    screen.rectangle(LEFT, RIGHT)
+    before = screen.settled()
+    held: list[Any] = []
+    screen.page.route("**/count", lambda route: held.append(route))
+    # without a way to it, so that one question is asked about each
+    screen.page.evaluate("change([...shapes, ...shapes])")
+    screen.wait_until(lambda: held)
+    if is_late:
+        screen.page.evaluate("change([...shapes, ...shapes])")
+    for _ in range(1 + is_late):
+        screen.wait_until(lambda: held)
+        held.pop().fulfill(status=500, json={"error": "no memory left"})
+    screen.page.locator("#area[aria-busy='false']").wait_for()
+    alert = screen.page.get_by_role("alert")
+    alert.get_by_text("no memory left").wait_for()
+    for number in ("boxes", "rich", "chips", "km2", "tiles"):
+        assert screen.page.locator(f"#{number}").inner_text() == "\u2013"
+    assert screen.page.locator("#tile-names").inner_text() == ""
+    screen.says("Not counted. Not saved yet.")
+    screen.page.unroute("**/count")
+    screen.press("Undo")
+    if is_late:
+        screen.press("Undo")
+    assert screen.settled() == before
+    assert alert.is_hidden()
+
+
+def test_what_is_being_saved_is_not_saved_twice(screen: Screen, command: Command) -> None:
+    screen.open(command)
+    held: list[Any] = []
+    screen.page.route("**/aoi", lambda route: held.append(route))
+    screen.rectangle(LEFT, RIGHT)
+    screen.press("Save")
+    screen.wait_until(lambda: held)
+    screen.settled()
+    save = screen.page.get_by_role("button", name="Save", exact=True)
+    assert save.is_disabled()
+    # what is drawn meanwhile is not what is being saved
+    screen.rectangle((-98.2, 38.1), (-98.1, 37.6))
+    screen.settled()
+    assert save.is_disabled()
+    held.pop().continue_()
+    screen.page.unroute("**/aoi")
+    screen.wait_until(save.is_enabled)
+    assert len(polygons(command)) == 1 and screen.shapes == 2
+    screen.says("Not saved yet.")
+    screen.save()
+    screen.says("Saved.")
+    assert len(polygons(command)) == 2
 
 
 def polygons(command: Command) -> list[list[tuple[float, float]]]:
@@ -294,7 +366,7 @@ def test_there_are_several_ways_to_end_a_shape(screen: Screen, command: Command)
     screen.press("Rectangle")
     screen.click(-99.4, 38)
     screen.move(-99.2, 37.8)
-    screen.counted(lambda boxes: boxes > 0)
+    assert screen.settled() > 0
     screen.click(-99.1, 37.7)
     assert screen.shapes == 1
 
@@ -313,11 +385,11 @@ def test_there_are_several_ways_to_end_a_shape(screen: Screen, command: Command)
     screen.click(-98.9, 38.2)
     screen.click(-97.7, 38.2)
     screen.move(-97.7, 37.2)
-    screen.counted(lambda boxes: boxes > before)
+    assert screen.settled() > before
     screen.page.keyboard.press("Enter")
     screen.says("A polygon needs three corners.")
     screen.page.keyboard.press("Escape")
-    screen.counted(lambda boxes: boxes == before)
+    assert screen.settled() == before
     assert screen.shapes == 3
     screen.save()
     assert [len(corners) for corners in polygons(command)] == [4, 3, 4]
@@ -426,7 +498,7 @@ def test_a_narrow_window_shows_everything(screen: Screen, command: Command) -> N
         box = screen.page.get_by_role("button", name=name, exact=True).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 400
     screen.rectangle((-99.2, 37.8), (-98.7, 37.5))
-    assert screen.counted(lambda boxes: boxes > 0) and screen.shapes == 1
+    assert screen.settled() > 0 and screen.shapes == 1
 
 
 def test_the_command_ends_by_an_interrupt_and_the_page_tells(screen: Screen, store: DatasetStore) -> None:

@@ -13,6 +13,7 @@ const MOST_HANDLES = 300;
 const NAMES_FROM_ZOOM = 7;
 const NAME_PX = 60;
 const FEW_NAMES = 14;
+const UNKNOWN = "\u2013";
 const HINTS = {
   rectangle: "Press and drag, or click two corners. Escape cancels.",
   polygon: "Click the corners. Double-click, Enter, or a click on the first corner ends it. Escape cancels.",
@@ -34,7 +35,9 @@ let draft = null; // what is being drawn: {kind, points, cursor, pressedAt}
 let savedText = ""; // the shapes as they were loaded or saved
 let savedTag = null; // the entity tag of the file, null where there is none
 let needed = new Set(); // names of the tiles that the area needs
-let counted = { boxes: 0, tiles: [] };
+let counted = null; // what the server counts in the drawing as it is now, or null
+let busy = true; // whether its answer is still to come
+let saving = false;
 
 // --- asking the server
 
@@ -77,9 +80,13 @@ let counting = false;
 let countAgain = false;
 let countFailed = false;
 
-// One question at a time, at most ten a second, and the last state is always asked about.
+// One question at a time, so that no answer overtakes a later one; at most ten a second; and the last state is always
+// asked about. The numbers may be those of an earlier state only while `aria-busy` is true.
 async function count() {
   countAgain = true;
+  setBusy(true);
+  counted = null;
+  showStatus();
   if (counting) return;
   counting = true;
   while (countAgain) {
@@ -88,31 +95,42 @@ async function count() {
     try {
       const headers = { "Content-Type": "application/geo+json" };
       const answer = await ask("count", { method: "POST", headers, body: geojson(drawing) });
-      showCount(await answer.json());
+      const told = await answer.json();
+      showNumbers(told);
+      if (!countAgain) counted = told;
       if (countFailed) tellError(null);
       countFailed = false;
     } catch (error) {
       countFailed = true;
+      showNumbers(null);
       tellError(error);
     }
+    setBusy(countAgain);
+    showStatus();
     await new Promise((done) => setTimeout(done, COUNT_EVERY_MS));
   }
   counting = false;
 }
 
-function showCount(told) {
-  counted = told;
-  for (const name of ["boxes", "rich", "chips", "km2"]) $(name).textContent = number(told[name]);
-  $("tiles").textContent = number(told.tiles.length);
-  const more = told.tiles.length - FEW_NAMES;
-  const names = told.tiles.slice(0, FEW_NAMES).join(", ");
+function setBusy(isBusy) {
+  busy = isBusy;
+  $("area").setAttribute("aria-busy", busy);
+}
+
+// Null stands for what is not known.
+function showNumbers(told) {
+  for (const name of ["boxes", "rich", "chips", "km2"]) $(name).textContent = told ? number(told[name]) : UNKNOWN;
+  const tiles = told ? told.tiles : [];
+  $("tiles").textContent = told ? number(tiles.length) : UNKNOWN;
+  const more = tiles.length - FEW_NAMES;
+  const names = tiles.slice(0, FEW_NAMES).join(", ");
   $("tile-names").textContent = more > 0 ? `${names} and ${number(more)} more` : names;
-  $("repaired").hidden = !told.repaired;
+  const repaired = told ? told.repaired : 0;
+  $("repaired").hidden = !repaired;
   $("repaired").textContent =
-    (told.repaired > 1 ? `${told.repaired} polygons cross their own edges.` : "A polygon crosses its own edge.") +
+    (repaired > 1 ? `${repaired} polygons cross their own edges.` : "A polygon crosses its own edge.") +
     " It is saved as drawn and repaired when it is used; the numbers are those of the repaired area.";
-  showNeeded(new Set(told.tiles));
-  showStatus();
+  showNeeded(new Set(tiles));
 }
 
 function showNeeded(names) {
@@ -262,10 +280,14 @@ function undo() {
 
 function showStatus() {
   const isChanged = text() !== savedText;
-  $("save").disabled = !isChanged || !shapes.length;
+  $("save").disabled = saving || !isChanged || !shapes.length;
   if (isChanged) $("saved").hidden = true;
   if (draft) return;
-  const inside = `${number(counted.boxes)} boxes and ${number(counted.tiles.length)} HLS tiles inside.`;
+  const inside = counted
+    ? `${number(counted.boxes)} boxes and ${number(counted.tiles.length)} HLS tiles inside.`
+    : busy
+      ? "Counting."
+      : "Not counted.";
   if (!shapes.length) $("status").textContent = "Draw a rectangle or a polygon to begin.";
   else $("status").textContent = isChanged ? `${inside} Not saved yet.` : `${inside} Saved.`;
 }
@@ -491,14 +513,17 @@ async function load() {
   setMode("");
   showShapes();
   count();
-  if (shapes.length) map.fitBounds(L.featureGroup(shapeLayers.getLayers()).getBounds().pad(0.15));
+  if (!shapes.length) return;
+  // what is pressed during an animation would be taken for where the map was before
+  map.fitBounds(L.featureGroup(shapeLayers.getLayers()).getBounds().pad(0.15), { animate: false });
 }
 
 async function save() {
   const body = text();
   const condition = savedTag ? { "If-Match": savedTag } : { "If-None-Match": "*" };
   const headers = { "Content-Type": "application/geo+json", ...condition };
-  $("save").disabled = true;
+  saving = true;
+  showStatus();
   try {
     const answer = await ask("aoi", { method: "PUT", headers, body });
     const told = await answer.json();
@@ -514,6 +539,7 @@ async function save() {
   } catch (error) {
     tellError(error);
   } finally {
+    saving = false;
     showStatus();
   }
 }
@@ -579,6 +605,7 @@ async function start() {
     // what is drawn before would be lost
     for (const name of ["rectangle", "polygon"]) $(name).disabled = false;
   } catch (error) {
+    setBusy(false);
     tellError(error);
   }
 }
