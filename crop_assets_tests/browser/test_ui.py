@@ -126,15 +126,23 @@ def launch_tiles(page: Any, every: bool) -> None:
     whole = dialog.get_by_role("button", name="All", exact=True)
     # one for the years and one for the tiles; before both are there, the last is the first
     whole.nth(1).wait_for()
+    launch = dialog.get_by_role("button", name="Launch").last
     whole.first.click()
     if every:
         whole.last.click()
+        # a click while the dialog still loads its partitions chooses none of them
+        for _ in range(20):
+            if launch.is_enabled():
+                break
+            page.wait_for_timeout(500)
+            whole.first.click()
+            whole.last.click()
     else:
         dialog.get_by_text("Select a partition").last.click()
         page.get_by_title("14SMG").last.click()
         page.keyboard.press("Escape")
         dialog.get_by_text("1 partition", exact=True).wait_for()
-    dialog.get_by_role("button", name="Launch").last.click()
+    launch.click()
 
 
 def test_all_tiles_are_backfilled_from_the_ui(page: Any, ui: Ui) -> None:
