@@ -38,6 +38,16 @@ Year = Annotated[
     int | None,
     typer.Option(help="CDL year; by default the one in the raster's name, or 2022.", min=1997, max=2100),
 ]
+DemoRecipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="Follow this recipe file instead of the demo's own.",
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+    ),
+]
 Port = Annotated[
     int | None,
     typer.Option(help="Loopback port of the demo's STAC and IPFS gateway; by default a free one, then kept."),
@@ -77,7 +87,9 @@ def _main(
 
 
 @app.command()
-def demo(root: Root = _ROOT, cdl: Cdl = None, year: Year = None, port: Port = None) -> None:
+def demo(
+    root: Root = _ROOT, cdl: Cdl = None, year: Year = None, recipe: DemoRecipe = None, port: Port = None
+) -> None:
     """Run the whole graph over a small world made on the spot, without the network.
 
     Makes a CDL raster, HLS scenes, a STAC catalogue and an IPFS gateway on loopback, then runs the labels,
@@ -86,7 +98,7 @@ def demo(root: Root = _ROOT, cdl: Cdl = None, year: Year = None, port: Port = No
     """
     from crop_assets.demo.run import run_demo
 
-    _finish(lambda: 0 if run_demo(root, cdl, year, port, typer.echo) else 1)
+    _finish(lambda: 0 if run_demo(root, cdl, year, recipe, port, typer.echo) else 1)
 
 
 @app.command()
@@ -94,13 +106,14 @@ def ui(
     root: Root = _ROOT,
     cdl: Cdl = None,
     year: Year = None,
+    recipe: DemoRecipe = None,
     port: Port = None,
     ui_port: Annotated[int, typer.Option(help="Loopback port of the Dagster UI.")] = 3000,
 ) -> None:
     """Open the Dagster UI over the demo's results, with the demo's world at hand for more runs."""
     from crop_assets.demo.run import run_ui
 
-    _finish(lambda: run_ui(root, cdl, year, port, ui_port, typer.echo))
+    _finish(lambda: run_ui(root, cdl, year, recipe, port, ui_port, typer.echo))
 
 
 @app.command()

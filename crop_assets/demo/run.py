@@ -26,10 +26,12 @@ import yaml
 from crop_assets.automation.jobs import MAIN_JOBS, labels_job, tiles_job
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
 from crop_assets.definitions import build_defs, environment_resources
+from crop_assets.demo.fit import require_fit
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World, build_world
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
+from crop_assets.recipe import DatasetRecipe, load_recipe
 from resources.errors import ResourceError
 from resources.store import DatasetStore
 from resources.tables import read_table
@@ -40,9 +42,11 @@ DAGSTER_YAML = Path(__file__).with_name("dagster.yaml")
 
 @dataclass(frozen=True)
 class Demo:
-    """The folders of a demo, all below one root."""
+    """The folders of a demo, all below one root, and the recipe that it follows."""
 
     root: Path
+    recipe_file: Path
+    recipe: DatasetRecipe
 
     @property
     def world(self) -> Path:
@@ -56,42 +60,45 @@ class Demo:
     def dagster_home(self) -> Path:
         return self.root / "dagster_home"
 
-    @property
-    def origin(self) -> Path:
-        return self.root / "origin.yaml"
-
-    @property
-    def recipe(self) -> Path:
-        return self.root / "recipe.yaml"
-
-    def dataset(self, year: int) -> Path:
-        return self.data / Layout(DATASET, year).root
+    def layout(self, year: int) -> Layout:
+        return Layout(self.recipe.dataset, year)
 
 
-def prepare(root: Path, cdl: Path | None, year: int | None, say: Callable[[str], None]) -> tuple[Demo, World]:
-    """Build the world, or find it built, and write the demo's recipe and Dagster configuration.
+def prepare(
+    root: Path, cdl: Path | None, year: int | None, recipe: Path | None, say: Callable[[str], None]
+) -> tuple[Demo, World]:
+    """Build the world, or find it built, and write the demo's Dagster configuration and, where no `recipe` is given,
+    its own recipe.
 
     A root keeps the raster and year that it was first given: without `cdl` and `year` it is the same demo again.
+    Raises InputError also where the recipe cannot be followed over the world.
     """
-    demo = Demo(root.resolve())
-    demo.dagster_home.mkdir(parents=True, exist_ok=True)
-    if cdl is None and year is None and demo.origin.is_file():
-        origin = yaml.safe_load(demo.origin.read_text())
+    root = root.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    origin_file = root / "origin.yaml"
+    if cdl is None and year is None and origin_file.is_file():
+        origin = yaml.safe_load(origin_file.read_text())
         cdl, year = Path(origin["cdl"]) if origin["cdl"] else None, origin["year"]
+    recipe_file = recipe or root / "recipe.yaml"
+    if recipe is None:
+        recipe_file.write_text(yaml.safe_dump(own_recipe(cdl)))
+    demo = Demo(root, recipe_file, load_recipe(str(recipe_file)))
+    demo.dagster_home.mkdir(exist_ok=True)
     named = re.search(r"(?<!\d)(19|20)\d{2}(?!\d)", cdl.name) if cdl else None
     year = year or (int(named[0]) if named else 2022)
     world = build_world(demo.world, cdl, year, say)
-    if os.environ.get("CROP_ASSETS_RECIPE", str(demo.recipe)) != str(demo.recipe):
-        say(f"CROP_ASSETS_RECIPE is not used: the demo has a recipe of its own, {demo.recipe}")
-    demo.origin.write_text(yaml.safe_dump({"cdl": str(cdl) if cdl else "", "year": year}))
-    demo.recipe.write_text(yaml.safe_dump(_recipe(cdl)))
+    require_fit(demo.recipe, world)
+    if os.environ.get("CROP_ASSETS_RECIPE", str(recipe_file)) != str(recipe_file):
+        say(f"CROP_ASSETS_RECIPE is not used: the demo follows {recipe_file}; --recipe names another")
+    origin_file.write_text(yaml.safe_dump({"cdl": str(cdl) if cdl else "", "year": year}))
     shutil.copyfile(DAGSTER_YAML, demo.dagster_home / "dagster.yaml")
     return demo, world
 
 
-def _recipe(cdl: Path | None) -> dict[str, Any]:
+def own_recipe(cdl: Path | None) -> dict[str, Any]:
+    """The recipe of a demo that is given none: over its own landscape, fewer chips than there are boxes."""
     # a raster that someone brings may hold few classes; each of its chips is wanted all the same
-    return {"dataset": DATASET} | ({"sampling": "all"} if cdl else {"min_classes": 6, "chips": 48})
+    return {"dataset": DATASET} | ({"sampling": "all"} if cdl else {"min_classes": 6, "chips": 36})
 
 
 def environment(demo: Demo, world: World, server: WorldServer) -> dict[str, str]:
@@ -99,10 +106,14 @@ def environment(demo: Demo, world: World, server: WorldServer) -> dict[str, str]
     return {
         "DAGSTER_HOME": str(demo.dagster_home),
         "CROP_ASSETS_DATA": str(demo.data),
-        "CROP_ASSETS_RECIPE": str(demo.recipe),
+        "CROP_ASSETS_RECIPE": str(demo.recipe_file),
         "CROP_ASSETS_CDL": str(world.cdl),
         "CROP_ASSETS_CDL_INDEX": "",
         **server_environment(server),
+        # its LP DAAC takes any token, and a real one is to stay where it is
+        "EARTHDATA_TOKEN": "demo",
+        # the specification's sources ask a mirror first, and would never show what comes by CID
+        "CROP_ASSETS_BANDS": "" if "gateways" in demo.recipe.sources else str(world.scene_folder),
     }
 
 
@@ -149,11 +160,16 @@ def _serves(server: WorldServer, world: World) -> bool:
 
 
 def run_demo(
-    root: Path, cdl: Path | None, year: int | None, port: int | None, say: Callable[[str], None]
+    root: Path,
+    cdl: Path | None,
+    year: int | None,
+    recipe: Path | None,
+    port: int | None,
+    say: Callable[[str], None],
 ) -> bool:
     """Build the world and run labels, tiles and dataset over it; True where all of it succeeded."""
     started = time.monotonic()
-    demo, world = prepare(root, cdl, year, say)
+    demo, world = prepare(root, cdl, year, recipe, say)
     with served_world(demo, world, port) as url:
         say(f"the world is served at {url}: STAC, metadata documents, IPFS gateway")
         with dg.DagsterInstance.get() as instance:
@@ -256,19 +272,21 @@ def _summary(
     except (ResourceError, ValueError) as error:
         say(f"there is no funnel to show: {error}")
     say("")
-    say(f"dataset   {demo.dataset(year)}")
+    say(f"dataset   {demo.data / demo.layout(year).root}")
     say(f"the UI    {_ui_command(demo)}, then open the printed address")
     say(f"in all    {seconds:.0f} s")
 
 
 def _ui_command(demo: Demo) -> str:
-    if demo.root == Path(".demo").resolve():
+    own = demo.recipe_file == demo.root / "recipe.yaml"
+    if own and demo.root == Path(".demo").resolve():
         return "make ui"
-    return f"{Path(sys.executable).with_name('crop-assets')} ui --root {demo.root}"
+    recipe = "" if own else f" --recipe {demo.recipe_file}"
+    return f"{Path(sys.executable).with_name('crop-assets')} ui --root {demo.root}{recipe}"
 
 
 def _funnel(demo: Demo, year: int) -> pd.DataFrame:
-    store, layout = DatasetStore(root=str(demo.data)), Layout(DATASET, year)
+    store, layout = DatasetStore(root=str(demo.data)), demo.layout(year)
     tile_map = read_table(store, layout.table("tile_map"))
     frames, missing = [], {}
     for tile in sorted(set(tile_map["tile"]) - {""}):
@@ -283,12 +301,13 @@ def run_ui(
     root: Path,
     cdl: Path | None,
     year: int | None,
+    recipe: Path | None,
     port: int | None,
     ui_port: int | None,
     say: Callable[[str], None],
 ) -> int:
     """Serve the world and the Dagster UI with its daemon on loopback until interrupted; the UI's exit code."""
-    demo, world = prepare(root, cdl, year, say)
+    demo, world = prepare(root, cdl, year, recipe, say)
     with served_world(demo, world, port):
         with dg.DagsterInstance.get() as instance:
             instance.add_dynamic_partitions(CDL_YEAR, [str(world.year)])

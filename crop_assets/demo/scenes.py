@@ -1,4 +1,4 @@
-"""HLS v2.0 S30 scenes made up over a CDL raster, written as LP DAAC's files are.
+"""HLS v2.0 scenes, S30 and L30, made up over a CDL raster, written as LP DAAC's files are.
 
 Belongs here: how land, season, clouds and gaps look in six bands and an Fmask, and the form of the
 files. Does not: which scenes there are and what goes wrong over which chip (`world`).
@@ -25,12 +25,14 @@ from scipy import ndimage
 
 from crop_assets.demo.landscape import smooth_surface
 from crop_assets.labels.classes import reclassify
+from crop_assets.layout import file_band
 from resources.ipfs.unixfs import file_cid
 
 SIZE = 3660
 """Rows and columns of an HLS tile."""
 
 BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
+"""By their S30 names; the files of an L30 scene have those of Landsat."""
 QA = "Fmask"
 
 FILL, QA_FILL = -9999, 255
@@ -120,7 +122,8 @@ class Scene:
     `cloud_coverage` is the share of cloud or shadow in what was seen, `spatial_coverage` the share
     of the tile that was seen, both in whole percent. That shadow counts was measured: in the Fmask of
     HLS.S30.T13RCN.2024128T173909.v2.0, tagged 9, 8.3 % is cloud and 8.9 % cloud or shadow.
-    `footprint` is a closed ring of longitudes and latitudes; `files` has one entry per band.
+    `footprint` is a closed ring of longitudes and latitudes; `files` has one entry per band, by the name that the
+    scene's files have for it.
     """
 
     scene_id: str
@@ -159,9 +162,10 @@ def render_scene(plan: ScenePlan, cdl: Path, folder: Path) -> Scene:
     writing.mkdir(parents=True)
     files: dict[str, BandFile] = {}
     for band, pixels in _reflectance(rng, plan, land, fmask, opacity):
-        path = writing / f"{plan.scene_id}.{band}.tif"
+        name = file_band(plan.scene_id, band)
+        path = writing / f"{plan.scene_id}.{name}.tif"
         _write(path, pixels, frame, FILL, tags | _BAND_TAGS)
-        files[band] = _measure(path)
+        files[name] = _measure(path)
     path = writing / f"{plan.scene_id}.{QA}.tif"
     _write(path, fmask, frame, QA_FILL, tags | _QA_TAGS)
     files[QA] = _measure(path)
@@ -512,7 +516,7 @@ _QA_TAGS = {
 
 
 def _tags(plan: ScenePlan, cloud: int, coverage: int) -> dict[str, str]:
-    """Metadata under the names that HLS v2.0 S30 files use."""
+    """Metadata under the names that HLS v2.0 files use."""
     frame = plan.frame
     return {
         "ACCODE": "LaSRC",

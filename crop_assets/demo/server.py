@@ -31,12 +31,15 @@ from crop_assets.demo.scenes import FILL as BAND_FILL
 from crop_assets.demo.scenes import QA_FILL, SIZE, Scene
 from crop_assets.demo.world import World
 from crop_assets.errors import InputError
+from crop_assets.scenes.granules import collection_of
 
-COLLECTION = "HLSS30_2.0"
 PAGE = 10
 """Most items of an answer, so that even a small world comes in pages; CMR-STAC's is 100."""
 
-_TITLE = "HLS Sentinel-2 Multi-spectral Instrument Surface Reflectance Daily Global 30m v2.0"
+_TITLES = {
+    "HLSS30_2.0": "HLS Sentinel-2 Multi-spectral Instrument Surface Reflectance Daily Global 30m v2.0",
+    "HLSL30_2.0": "HLS Landsat Operational Land Imager Surface Reflectance and TOA Brightness Daily Global 30m v2.0",
+}
 _CONFORMS_TO = [
     "https://api.stacspec.org/v1.0.0/core",
     "https://api.stacspec.org/v1.0.0/collections",
@@ -177,7 +180,8 @@ def _lpdaac(base: str, scene: Scene, band: str) -> str:
 
 
 def _s3(scene: Scene, band: str) -> str:
-    return f"s3://lp-prod-protected/HLSS30.020/{scene.scene_id}/{scene.file_name(band)}"
+    product = collection_of(scene.scene_id).partition("_")[0]
+    return f"s3://lp-prod-protected/{product}.020/{scene.scene_id}/{scene.file_name(band)}"
 
 
 @dataclass(frozen=True)
@@ -194,15 +198,20 @@ class _Catalogue:
                 ("/", self._landing, ["GET"]),
                 ("/conformance", self._conformance, ["GET"]),
                 ("/collections", self._collections, ["GET"]),
-                (f"/collections/{COLLECTION}", self._collection, ["GET"]),
-                (f"/collections/{COLLECTION}/items", self._search, ["GET"]),
-                (f"/collections/{COLLECTION}/items/{{id}}", self._one_item, ["GET"]),
+                ("/collections/{collection}", self._collection, ["GET"]),
+                ("/collections/{collection}/items", self._search, ["GET"]),
+                ("/collections/{collection}/items/{id}", self._one_item, ["GET"]),
                 ("/search", self._search, ["GET", "POST"]),
             )
         ]
 
     def _root(self, request: Request) -> str:
         return _base(request) + ("/cmr/stac" if self.kind == "cmr" else "/ipfs-stac")
+
+    @property
+    def _held(self) -> list[str]:
+        """The collections that have scenes."""
+        return sorted({collection_of(scene.scene_id) for scene in self.world.scenes}, reverse=True)
 
     def _landing(self, request: Request) -> Response:
         root = self._root(request)
@@ -220,7 +229,10 @@ class _Catalogue:
                     {"rel": "root", "href": f"{root}/", "type": json_type},
                     {"rel": "conformance", "href": f"{root}/conformance", "type": json_type},
                     {"rel": "data", "href": f"{root}/collections", "type": json_type},
-                    {"rel": "child", "href": f"{root}/collections/{COLLECTION}", "type": json_type},
+                    *(
+                        {"rel": "child", "href": f"{root}/collections/{name}", "type": json_type}
+                        for name in self._held
+                    ),
                     {"rel": "search", "href": f"{root}/search", "type": geojson, "method": "GET"},
                     {"rel": "search", "href": f"{root}/search", "type": geojson, "method": "POST"},
                 ],
@@ -236,24 +248,27 @@ class _Catalogue:
             {"rel": rel, "href": href}
             for rel, href in (("self", f"{root}/collections"), ("root", f"{root}/"))
         ]
-        return JSONResponse({"collections": [self._describe(root)], "links": links})
+        return JSONResponse(
+            {"collections": [self._describe(root, name) for name in self._held], "links": links}
+        )
 
     def _collection(self, request: Request) -> Response:
-        return JSONResponse(self._describe(self._root(request)))
+        if request.path_params["collection"] not in self._held:
+            raise HTTPException(404, "no such collection")
+        return JSONResponse(self._describe(self._root(request), request.path_params["collection"]))
 
-    def _describe(self, root: str) -> Json:
-        bounds = shapely.MultiPolygon(
-            [shapely.Polygon(scene.footprint) for scene in self.world.scenes]
-        ).bounds
-        times = sorted(scene.sensed for scene in self.world.scenes)
-        own = f"{root}/collections/{COLLECTION}"
+    def _describe(self, root: str, collection: str) -> Json:
+        scenes = [scene for scene in self.world.scenes if collection_of(scene.scene_id) == collection]
+        bounds = shapely.MultiPolygon([shapely.Polygon(scene.footprint) for scene in scenes]).bounds
+        times = sorted(scene.sensed for scene in scenes)
+        own = f"{root}/collections/{collection}"
         return {
             "type": "Collection",
             "stac_version": "1.0.0",
             "stac_extensions": [],
-            "id": COLLECTION,
-            "title": _TITLE,
-            "description": "Made-up scenes in the form of HLSS30 v2.0.",
+            "id": collection,
+            "title": _TITLES[collection],
+            "description": f"Made-up scenes in the form of {collection.partition('_')[0]} v2.0.",
             "license": "other",
             "extent": {
                 "spatial": {"bbox": [list(bounds)]},
@@ -269,13 +284,14 @@ class _Catalogue:
 
     def _one_item(self, request: Request) -> Response:
         for scene in self.world.scenes:
-            if scene.scene_id == request.path_params["id"]:
+            place = {"collection": collection_of(scene.scene_id), "id": scene.scene_id}
+            if request.path_params == place:
                 return JSONResponse(self._item(request, scene), media_type="application/geo+json")
         raise HTTPException(404, "no such item")
 
     def _item(self, request: Request, scene: Scene) -> Json:
         base, root = _base(request), self._root(request)
-        collection = f"{root}/collections/{COLLECTION}"
+        collection = f"{root}/collections/{collection_of(scene.scene_id)}"
         concept = f"{base}/cmr/search/concepts/{_concept_id(scene)}"
         assets: Json = {
             band: {"href": _lpdaac(base, scene, band), "title": f"Download {scene.file_name(band)}"}
@@ -305,7 +321,7 @@ class _Catalogue:
             "stac_version": "1.0.0",
             "stac_extensions": [_EO] if self.kind == "cmr" else [_EO, _ALTERNATE, _FILE],
             "id": scene.scene_id,
-            "collection": COLLECTION,
+            "collection": collection_of(scene.scene_id),
             "bbox": _bbox(scene),
             "geometry": {"type": "Polygon", "coordinates": [scene.footprint]},
             "properties": {
@@ -322,6 +338,8 @@ class _Catalogue:
         """Item search; a `token` is the number of items already given."""
         try:
             query = await request.json() if request.method == "POST" else _from_url(request)
+            if collection := request.path_params.get("collection"):
+                query["collections"] = [collection]
             scenes = _matching(self.world.scenes, query)
             start, size = int(query.get("token", 0)), min(PAGE, max(1, int(query.get("limit", PAGE))))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -361,9 +379,12 @@ def _from_url(request: Request) -> Json:
 
 def _matching(scenes: tuple[Scene, ...], query: Json) -> list[Scene]:
     """The scenes that a search asks for. Raises HTTPException 500 as CMR-STAC does for odd polygons."""
-    if query.get("collections") and COLLECTION not in query["collections"]:
-        return []
-    found = [scene for scene in scenes if not query.get("ids") or scene.scene_id in query["ids"]]
+    found = [
+        scene
+        for scene in scenes
+        if (not query.get("collections") or collection_of(scene.scene_id) in query["collections"])
+        and (not query.get("ids") or scene.scene_id in query["ids"])
+    ]
     area: shapely.Geometry | None = None
     if query.get("bbox"):
         west, south, east, north = map(float, query["bbox"])
@@ -446,7 +467,7 @@ def _granules_route(world: World) -> Callable[[Request], Response]:
         found = [
             scene
             for scene in world.scenes
-            if query["short_name"] == COLLECTION.partition("_")[0]
+            if query["short_name"] == collection_of(scene.scene_id).partition("_")[0]
             and scene.tile == tile
             and first <= scene.sensed <= last
         ]
@@ -493,7 +514,7 @@ def _umm(base: str, scene: Scene) -> Json:
             "SpatialExtent": {
                 "HorizontalSpatialDomain": {"Geometry": {"GPolygons": [{"Boundary": {"Points": corners}}]}}
             },
-            "CollectionReference": {"EntryTitle": _TITLE},
+            "CollectionReference": {"EntryTitle": _TITLES[collection_of(scene.scene_id)]},
             "DataGranule": {
                 "ArchiveAndDistributionInformation": [
                     {"Name": "Not provided", "SizeInBytes": sum(file.size for file in scene.files.values())}
@@ -525,7 +546,8 @@ def _short_json(base: str, scene: Scene) -> Json:
 def _echo_xml(base: str, scene: Scene) -> bytes:
     granule = ET.Element("Granule")
     ET.SubElement(granule, "GranuleUR").text = scene.scene_id
-    ET.SubElement(ET.SubElement(granule, "Collection"), "DataSetId").text = _TITLE
+    title = _TITLES[collection_of(scene.scene_id)]
+    ET.SubElement(ET.SubElement(granule, "Collection"), "DataSetId").text = title
     times = ET.SubElement(ET.SubElement(granule, "Temporal"), "RangeDateTime")
     for name in ("BeginningDateTime", "EndingDateTime"):
         ET.SubElement(times, name).text = _when(scene.sensed)

@@ -30,7 +30,7 @@ from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_til
 from crop_assets.tiles.mapping import map_chips
 from resources.machine import Machine
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint: raise it with any change that alters a file's bytes."""
 
 MOST_TILES = 6
@@ -194,7 +194,7 @@ def _make_scenes(
 class _Pass:
     """An overpass on a day of the year; `later` seconds tell a second granule of that day apart.
 
-    `role` is what a selection of the default recipe makes of the scene.
+    `role` is what a selection of the default recipe makes of the scene. Landsat's are `L30`.
     """
 
     day: int
@@ -203,6 +203,7 @@ class _Pass:
     seen: float = 1.0
     later: int = 0
     role: Role | None = None
+    sensor: Literal["S30", "L30"] = "S30"
 
 
 # Every fifth day from day 2 on: HLS.S30.T14SMF.2021062T172221 is one of them, and 365 is a multiple of 5.
@@ -216,6 +217,10 @@ _ODD_PASSES = (
     _Pass(212, clouds=0.006),
     _Pass(212, clouds=0.006, seen=0.95, later=10),
     _Pass(262, clouds=0.002, role="last"),
+    # Landsat 8 and 9 pass every eighth day; of the two scenes of day 112 that of S30 is clearer
+    _Pass(64, sensor="L30"),
+    _Pass(112, clouds=0.012, sensor="L30"),
+    _Pass(232, clouds=0.004, sensor="L30"),
 )
 _EVEN_PASSES = (
     _Pass(77, clouds=0.004, role="first"),
@@ -226,6 +231,10 @@ _EVEN_PASSES = (
     _Pass(207, clouds=0.008),
     _Pass(242, clouds=0.025),
     _Pass(267, clouds=0.002, role="last"),
+    _Pass(65, clouds=0.004, sensor="L30"),
+    # on the day of a clouded scene of S30
+    _Pass(137, sensor="L30"),
+    _Pass(233, clouds=0.008, sensor="L30"),
 )
 
 # In the order in which a tile's chips are struck: a few chips have the first of them only.
@@ -245,7 +254,7 @@ _SLIGHT_CLOUD = 26
 
 
 def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
-    """The scenes of all tiles that a dataset of `cdl` may ask for, eight a tile, sorted by id.
+    """The scenes of all tiles that a dataset of `cdl` may ask for, eight of S30 and three of L30 a tile, sorted by id.
 
     Tiles take turns between a season with an odd and one with an even number of scenes that qualify.
     At most a quarter of a tile's chips meet with trouble on a date that is selected. Raises
@@ -288,12 +297,17 @@ def _scene_plan(frame: TileFrame, year: int, overpass: _Pass, troubles: dict[Rol
     meridian = frame.epsg % 100 * 6 - 183
     hour = dt.timedelta(hours=10.739 - meridian / 15)
     midnight = dt.datetime(year, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=overpass.day - 1)
-    taken = midnight + hour + dt.timedelta(seconds=overpass.later)
-    return ScenePlan(
-        scene_id=f"HLS.S30.T{frame.tile}.{year}{overpass.day:03d}T{taken:%H%M%S}.v2.0",
-        frame=frame,
+    named = midnight + hour + dt.timedelta(seconds=overpass.later)
+    sensed = named.replace(microsecond=493000)
+    if overpass.sensor == "L30":
+        named, sensed = (moment - dt.timedelta(minutes=6) for moment in (named, sensed))
+    else:
         # a datatake's first line, which names it, is taken some minutes before the tile is reached
-        sensed=taken.replace(microsecond=493000) + dt.timedelta(minutes=11, seconds=24),
+        sensed += dt.timedelta(minutes=11, seconds=24)
+    return ScenePlan(
+        scene_id=f"HLS.{overpass.sensor}.T{frame.tile}.{year}{overpass.day:03d}T{named:%H%M%S}.v2.0",
+        frame=frame,
+        sensed=sensed,
         clouds=overpass.clouds,
         overcast=overpass.overcast,
         seen=overpass.seen,

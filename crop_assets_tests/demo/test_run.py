@@ -1,8 +1,159 @@
-import dagster as dg
-import pytest
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import dagster as dg
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import yaml
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+from typer.testing import CliRunner
+
+from crop_assets.cli import app
 from crop_assets.demo.run import _console
 from crop_assets.errors import InputError
+from crop_assets.grid import chip_geobox
+from crop_assets.layout import Layout, file_band
+from crop_assets.recipe import REFLECTANCE_BANDS
+from crop_assets_tests.demo.conftest import SmallWorld
+from resources.store import DatasetStore
+from resources.tables import read_table
+
+
+def demo(world: SmallWorld, recipe: Path) -> str:
+    """What `crop-assets demo` prints over the world of nine chips."""
+    root = world.world.root.parent
+    command = ["demo", "--root", str(root), "--cdl", str(world.world.cdl), "--recipe", str(recipe)]
+    # the command points its own process at the world
+    with mock.patch.dict(os.environ):
+        shown = CliRunner().invoke(app, command)
+    return f"{shown.exit_code}: {shown.output}"
+
+
+def a_recipe(folder: Path, **fields: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "both": {"sensors": ["S30", "L30"], "sampling": "all", "chips": 4, "sources": ["mirror"]},
+    "landsat": {"sensors": ["L30"], "chips": 4, "min_classes": 3, "sources": ["lp_daac"]},
+    "spread": {
+        "sensors": ["S30", "L30"],
+        "scene_rule": "season_spread",
+        "sampling": "balanced",
+        "chips": 4,
+        "class_target": {"Winter Wheat": 20},
+    },
+}
+DATES = {
+    "both": ("L30.T14SMG.2022064", "S30.T14SMG.2022162", "S30.T14SMG.2022262"),
+    "landsat": ("L30.T14SMG.2022064", "L30.T14SMG.2022112", "L30.T14SMG.2022232"),
+    "spread": ("S30.T14SMG.2022112", "S30.T14SMG.2022162", "L30.T14SMG.2022232"),
+}
+
+
+def test_recipes_of_ones_own_are_followed_over_the_world(small_world: SmallWorld, tmp_path: Path) -> None:
+    root = small_world.world.root.parent
+    assert not (root / "data").exists()
+    store, chosen = DatasetStore(root=str(root / "data")), {}
+    for name, fields in RECIPES.items():
+        shown = demo(small_world, a_recipe(tmp_path, dataset=name, **fields))
+        assert shown.startswith("0: "), shown
+        layout = Layout(name, 2022)
+        chosen[name] = list(read_table(store, layout.table("chip_bboxes"))["chip_id"])
+        selected = read_table(store, layout.table("selected_scenes", "14SMG")).set_index("position")
+        scenes = [selected.loc[position, "scene_id"] for position in ("first", "middle", "last")]
+        assert tuple(scene[4:22] for scene in scenes) == DATES[name]
+        filtered = read_table(store, layout.table("filtered_chips", "14SMG"))
+        assert set(filtered["chip_id"]) == set(chosen[name])
+        files = {path.name for path in (root / "data" / layout.root / "chips").iterdir()}
+        assert files == {f"{chip}{end}" for chip in chosen[name] for end in ("_merged.tif", ".mask.tif")}
+        for chip_id in chosen[name]:
+            with rasterio.open(root / "data" / layout.merged(chip_id)) as raster:
+                assert np.abs(raster.read().astype(int) - warped(small_world, scenes, chip_id)).max() <= 1
+    assert {name: {chip.removeprefix("chip_") for chip in chips} for name, chips in chosen.items()} == {
+        "both": {"230_308", "230_309", "230_310", "231_308"},
+        "landsat": {"230_308", "230_309", "231_310", "232_308"},
+        "spread": {"230_309", "230_310", "231_310", "232_310"},
+    }
+    with dg.DagsterInstance.from_config(str(root / "dagster_home")) as instance:
+        records = instance.fetch_materializations(dg.AssetKey("downloaded_bands"), limit=9).records
+        sources = [str(record.asset_materialization.metadata["sources"].value) for record in records]  # type: ignore[union-attr]
+    for words, source in zip(sources, ("http://127.0.0.1:", "LP DAAC", "mirror"), strict=True):
+        assert source in words
+
+
+def warped(world: SmallWorld, scenes: list[str], chip_id: str) -> "np.ndarray[Any, Any]":
+    """The 18 bands of a chip as GDAL makes them."""
+    box, bands = chip_geobox(chip_id), []
+    for scene in scenes:
+        for band in REFLECTANCE_BANDS:
+            path = world.world.scene_folder / scene / f"{scene}.{file_band(scene, band)}.tif"
+            with (
+                rasterio.open(path) as raster,
+                WarpedVRT(
+                    raster,
+                    crs=box.crs.to_wkt(),
+                    transform=box.transform,
+                    width=224,
+                    height=224,
+                    resampling=Resampling.bilinear,
+                    tolerance=1e-6,
+                    XSCALE=1,
+                    YSCALE=1,
+                ) as there,
+            ):
+                bands.append(there.read(1).astype(int))
+    return np.stack(bands)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"season_start": "10-01", "season_end": "12-31", "sensors": ["L30"]},
+            "season_start and season_end: from 2022-10-01 to 2022-12-31 the demo's world has 0 scenes by L30, and a "
+            "chip needs three dates; its scenes are from 2022-03-05 to 2022-08-20",
+        ),
+        ({"season_end": "04-01"}, "by S30, and a chip needs three dates; its scenes are from 2022-03-13 to"),
+        ({"season_start": "02-29"}, "2022 has no 02-29"),
+        (
+            {"sources": ["kubo", "ipfs_cli"]},
+            "sources: kubo, ipfs_cli cannot give the files of the demo's world",
+        ),
+        ({"aoi": "iowa.geojson"}, "aoi: the AOI touches no chip box: in EPSG:4326 the AOI lies within"),
+        (
+            {"chip_boxes": "boxes.json"},
+            "not wholly inside the CDL raster: chip_257_266; the demo's world has the boxes ",
+        ),
+    ],
+)
+def test_a_recipe_that_does_not_fit_the_world_is_refused_by_field(
+    small_world: SmallWorld, tmp_path: Path, fields: dict[str, Any], said: str
+) -> None:
+    gpd.GeoSeries([shapely.box(-94, 42, -93, 43)], crs=4326).to_file(tmp_path / "iowa.geojson")
+    ring = shapely.get_coordinates(chip_geobox("chip_257_266").boundingbox.polygon.geom).tolist()
+    box = {
+        "type": "Feature",
+        "properties": {"id": "chip_257_266"},
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+    }
+    crs = {"type": "name", "properties": {"name": "EPSG:5070"}}
+    boxes = {"type": "FeatureCollection", "crs": crs, "features": [box]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    shown = demo(small_world, a_recipe(tmp_path, dataset="unfit", **fields))
+    assert shown.startswith("2: ")
+    assert said in shown
+    assert "Traceback" not in shown
+    assert not (small_world.world.root.parent / "data" / Layout("unfit", 2022).root).exists()
 
 
 def test_a_failed_step_is_shown_with_its_cause(capsys: pytest.CaptureFixture[str]) -> None:

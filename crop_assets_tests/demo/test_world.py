@@ -16,17 +16,25 @@ from pystac_client import Client
 from rasterio.vrt import WarpedVRT
 
 from crop_assets.demo.landscape import draw_landscape, write_landscape
+from crop_assets.demo.run import own_recipe
 from crop_assets.demo.scenes import CLOUD, FILL, QA_FILL, SHADOW, Scene
-from crop_assets.demo.server import COLLECTION, PAGE, WorldServer, serve
+from crop_assets.demo.server import PAGE, WorldServer, serve
 from crop_assets.demo.world import World, build_world, plan_scenes
 from crop_assets.errors import InputError
 from crop_assets.grid import chip_geobox
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.classes import lookup_table
+from crop_assets.labels.sampling import candidate_boxes, choose_boxes, weighed_boxes
 from crop_assets_tests.demo.conftest import SmallWorld
 from resources.ipfs.unixfs import file_cid
 
 BANDS = {"B02", "B03", "B04", "B8A", "B11", "B12"}
+LANDSAT_BANDS = {"B02", "B03", "B04", "B05", "B06", "B07"}
+SENTINEL, LANDSAT = "HLSS30_2.0", "HLSL30_2.0"
+
+
+def by(sensor: str, world: World) -> list[Scene]:
+    return [scene for scene in world.scenes if scene.scene_id.startswith(f"HLS.{sensor}.")]
 
 
 def read(world: World, scene: Scene, band: str) -> "np.ndarray[Any, Any]":
@@ -67,6 +75,16 @@ def test_landscape_is_a_cdl_raster_with_chips_of_every_sort(landscape: Path, poo
     assert (counts[:, 0] > 0).sum() == 1
 
 
+def test_the_demo_chooses_other_chips_by_evenness_than_balanced(landscape: Path, pool: Executor) -> None:
+    wanted = own_recipe(None)
+    boxes = weighed_boxes(candidate_boxes(chip_histograms(check_cdl(landscape), pool)), wanted["min_classes"])
+    even, balanced = (
+        set(choose_boxes(boxes, how, wanted["chips"])["chip_id"]) for how in ("evenness", "balanced")
+    )
+    assert len(even) == len(balanced) == 36
+    assert len(even - balanced) == 6
+
+
 def test_landscape_is_the_same_every_time(tmp_path: Path) -> None:
     for name in ("one.tif", "two.tif"):
         write_landscape(tmp_path / name, draw_landscape(2, 5))
@@ -77,9 +95,12 @@ def test_landscape_is_the_same_every_time(tmp_path: Path) -> None:
 def test_plans_of_the_landscape(landscape: Path) -> None:
     plans = plan_scenes(landscape, 2022)
     assert {plan.frame.tile for plan in plans} == {"14SMG", "14SNG"}
-    assert len({plan.scene_id for plan in plans}) == len(plans) == 16
+    assert len({plan.scene_id for plan in plans}) == len(plans) == 22
     for tile, qualifying in (("14SMG", 5), ("14SNG", 6)):
-        mine = [plan for plan in plans if plan.frame.tile == tile]
+        landsat = [plan for plan in plans if plan.scene_id.startswith(f"HLS.L30.T{tile}.")]
+        assert len(landsat) == 3
+        assert all(plan.sensed.strftime("T%H%M%S") in plan.scene_id for plan in landsat)
+        mine = [plan for plan in plans if plan.scene_id.startswith(f"HLS.S30.T{tile}.")]
         good = [plan for plan in mine if plan.seen == 1 and plan.clouds < 0.03]
         assert len(good) == qualifying
         assert sum(bool(plan.events) for plan in good) == 3
@@ -90,15 +111,20 @@ def test_plans_of_the_landscape(landscape: Path) -> None:
 def test_small_world_holds_a_season_of_one_tile(small_world: SmallWorld) -> None:
     world = small_world.world
     assert world.tiles == ("14SMG",)
-    assert len(world.scenes) == 8
-    assert len(world.files) == 8 * 7
-    good = [s for s in world.scenes if s.cloud_coverage <= 5 and s.spatial_coverage == 100]
+    assert len(world.scenes) == 11
+    assert len(world.files) == 11 * 7
+    for scene in world.scenes:
+        landsat = scene.scene_id.startswith("HLS.L30.")
+        assert set(scene.files) == (LANDSAT_BANDS if landsat else BANDS) | {"Fmask"}
+    scenes = by("S30", world)
+    good = [s for s in scenes if s.cloud_coverage <= 5 and s.spatial_coverage == 100]
     assert len(good) == 5
-    assert max(s.cloud_coverage for s in world.scenes) > 5
-    assert min(s.spatial_coverage for s in world.scenes) == 60
-    days = [s.sensed.date() for s in world.scenes]
+    assert max(s.cloud_coverage for s in scenes) > 5
+    assert min(s.spatial_coverage for s in scenes) == 60
+    days = [s.sensed.date() for s in scenes]
     assert len(set(days)) == 7, "two granules of one day"
-    assert sum("scene" in line for line in small_world.said) == 8
+    assert len(set(days) & {s.sensed.date() for s in by("L30", world)}) == 1
+    assert sum("scene" in line for line in small_world.said) == 11
 
 
 def test_metadata_is_what_the_rasters_hold(small_world: SmallWorld) -> None:
@@ -109,7 +135,7 @@ def test_metadata_is_what_the_rasters_hold(small_world: SmallWorld) -> None:
         hidden = (fmask & (CLOUD | SHADOW) != 0) & seen
         assert scene.spatial_coverage == round(100 * seen.mean())
         assert scene.cloud_coverage == round(100 * hidden.sum() / seen.sum())
-        with rasterio.open(world.band_path(scene, "B8A")) as raster:
+        with rasterio.open(world.band_path(scene, "B04")) as raster:
             tags = raster.tags()
         assert tags["cloud_coverage"] == str(scene.cloud_coverage)
         assert tags["spatial_coverage"] == str(scene.spatial_coverage)
@@ -129,8 +155,9 @@ def test_files_have_the_form_of_hls(small_world: SmallWorld, real: Path) -> None
     with rasterio.open(real / "hls/HLS.S30.T13RCN.2024128T173909.v2.0.Fmask.tif") as raster:
         wanted, wanted_layout = raster.profile, raster.tags(ns="IMAGE_STRUCTURE")
         wanted_overviews, wanted_tags = raster.overviews(1), raster.tags()
-    for band in (*BANDS, "Fmask"):
-        with rasterio.open(world.band_path(world.scenes[0], band)) as raster:
+    files = [(by("S30", world)[0], band) for band in (*BANDS, "Fmask")]
+    for scene, band in [*files, (by("L30", world)[0], "B07")]:
+        with rasterio.open(world.band_path(scene, band)) as raster:
             profile, layout, tags = raster.profile, raster.tags(ns="IMAGE_STRUCTURE"), raster.tags()
             assert raster.overviews(1) == wanted_overviews
             # HLS bounds of the 100 km square at (400000, 4100000)
@@ -163,7 +190,7 @@ def test_files_have_the_form_of_hls(small_world: SmallWorld, real: Path) -> None
 
 def test_crops_turn_green_in_their_season(small_world: SmallWorld) -> None:
     world = small_world.world
-    clear = [s for s in world.scenes if s.cloud_coverage <= 5 and s.spatial_coverage == 100]
+    clear = [s for s in by("S30", world) if s.cloud_coverage <= 5 and s.spatial_coverage == 100]
     with rasterio.open(world.cdl) as raster:
         classes = lookup_table()[raster.read(1, window=((0, 224), (0, 224)))]
     greenness: dict[int, list[float]] = {3: [], 7: [], 8: []}
@@ -182,7 +209,7 @@ def test_crops_turn_green_in_their_season(small_world: SmallWorld) -> None:
 def test_trouble_strikes_few_chips(small_world: SmallWorld) -> None:
     world = small_world.world
     rows, cols = check_cdl(world.cdl).chip_rows, check_cdl(world.cdl).chip_cols
-    clear = [s for s in world.scenes if s.cloud_coverage <= 5 and s.spatial_coverage == 100]
+    clear = [s for s in by("S30", world) if s.cloud_coverage <= 5 and s.spatial_coverage == 100]
     cloudy, missing = set(), set()
     for scene in (clear[0], clear[2], clear[4]):
         for chip_id in (f"chip_{row:03d}_{col:03d}" for row in rows for col in cols):
@@ -222,7 +249,7 @@ def test_a_second_build_does_nothing_and_a_torn_one_goes_on(small_world: SmallWo
     shutil.rmtree(torn / "scenes" / lost.scene_id)
     said.clear()
     again = build_world(torn, world.cdl, 2022, said.append)
-    assert said[0] == "7 of 8 scenes are there already"
+    assert said[0] == "10 of 11 scenes are there already"
     assert sum(line.startswith("scene ") for line in said) == 1
     assert again.scenes == world.scenes, "the scene made anew has the same bytes"
 
@@ -248,7 +275,7 @@ def test_search_pages_through_the_whole_season(
     client = Client.open(getattr(server, kind))
     search = client.search(
         method=method,
-        collections=[COLLECTION],
+        collections=[SENTINEL],
         bbox=(-100.2, 36.9, -98.8, 38.0),
         datetime="2022-03-01T00:00:00Z/2022-09-30T23:59:59Z",
         limit=3,
@@ -256,18 +283,40 @@ def test_search_pages_through_the_whole_season(
     pages = list(search.pages_as_dicts())
     assert [len(page["features"]) for page in pages] == [3, 3, 2]
     assert [f["id"] for page in pages for f in page["features"]] == [
-        s.scene_id for s in small_world.world.scenes
+        s.scene_id for s in by("S30", small_world.world)
     ]
     assert search.matched() == 8
     assert all(isinstance(item, pystac.Item) for item in search.items())
 
 
+def test_landsat_has_a_collection_and_band_names_of_its_own(
+    server: WorldServer, small_world: SmallWorld
+) -> None:
+    client = Client.open(server.stac_url)
+    assert [collection.id for collection in client.get_collections()] == [SENTINEL, LANDSAT]
+    items = list(client.search(collections=[LANDSAT]).items())
+    assert [item.id for item in items] == [scene.scene_id for scene in by("L30", small_world.world)]
+    assert all(set(item.assets) == LANDSAT_BANDS | {"Fmask", "metadata"} for item in items)
+    assert client.search(collections=[SENTINEL, LANDSAT]).matched() == 11
+    listed = requests.get(f"{server.stac_url}/collections/{LANDSAT}/items?limit=2", timeout=10).json()
+    assert (listed["numberMatched"], len(listed["features"])) == (3, 2)
+    one = f"{server.stac_url}/collections/%s/items/{items[0].id}"
+    assert requests.get(one % LANDSAT, timeout=10).json()["id"] == items[0].id
+    assert requests.get(one % SENTINEL, timeout=10).status_code == 404
+    assert requests.get(f"{server.stac_url}/collections/HLSX30_2.0", timeout=10).status_code == 404
+    season = {"temporal": "2022-03-01T00:00:00Z,2022-09-30T23:59:59Z", "page_size": "2000"}
+    query = {"short_name": "HLSL30", "attribute[]": "string,MGRS_TILE_ID,14SMG", **season}
+    found = requests.get(server.granule_search_url, params=query, timeout=10).json()
+    assert [record["umm"]["GranuleUR"] for record in found["items"]] == [item.id for item in items]
+
+
 def test_search_honours_ids_dates_places_and_the_largest_page(
     server: WorldServer, small_world: SmallWorld
 ) -> None:
-    scenes = small_world.world.scenes
+    scenes = by("S30", small_world.world)
 
     def ids(**query: Any) -> list[str]:
+        query = {"collections": [SENTINEL]} | query
         answer = requests.post(f"{server.stac_url}/search", json=query, timeout=10)
         answer.raise_for_status()
         assert len(answer.json()["features"]) <= PAGE
@@ -275,7 +324,7 @@ def test_search_honours_ids_dates_places_and_the_largest_page(
 
     assert ids(ids=[scenes[2].scene_id]) == [scenes[2].scene_id]
     assert ids(limit=1) == [scenes[0].scene_id]
-    assert ids(collections=["HLSL30_2.0"]) == []
+    assert ids(collections=["HLSX30_2.0"]) == []
     assert ids(bbox=[-90, 30, -89, 31]) == []
     assert ids(datetime="2022-06-01T00:00:00Z/2022-06-30T00:00:00Z") == [scenes[3].scene_id]
     assert ids(datetime="../2022-04-30T00:00:00Z") == [scenes[0].scene_id, scenes[1].scene_id]
@@ -324,7 +373,7 @@ def test_items_lead_to_metadata_and_files(server: WorldServer, small_world: Smal
 
 def test_ipfs_items_tell_cids_in_several_forms(server: WorldServer, small_world: SmallWorld) -> None:
     forms = set()
-    for item in Client.open(server.ipfs_stac_url).search(collections=[COLLECTION]).items_as_dicts():
+    for item in Client.open(server.ipfs_stac_url).search(collections=[SENTINEL, LANDSAT]).items_as_dicts():
         scene = next(s for s in small_world.world.scenes if s.scene_id == item["id"])
         assert not [link for link in item["links"] if link["rel"] == "via"]
         for band, file in scene.files.items():
