@@ -12,7 +12,6 @@ import hashlib
 import os
 import queue
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -46,6 +45,7 @@ from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.tile_assets import Services, run_stages
 from crop_assets.tiles.grid import HLS_SIZE, hls_tile_bounds, official_grid_path, read_tile_grid
 from resources.ipfs.unixfs import file_cid
+from resources.loopback import free_port
 from resources.machine import Machine
 
 YEAR = 2022
@@ -186,9 +186,8 @@ def bare(root: Path) -> Work:
 @contextlib.contextmanager
 def through_dagster(root: Path) -> Work:
     """A backfill of all tiles, launched over GraphQL as the UI does, run by the daemon."""
-    with _served(root), socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-        unused.close()
+    with _served(root):
+        port = free_port()
         url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions", "-p", str(port)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

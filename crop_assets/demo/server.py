@@ -32,6 +32,7 @@ from crop_assets.demo.scenes import QA_FILL, SIZE, Scene
 from crop_assets.demo.world import World
 from crop_assets.errors import InputError
 from crop_assets.scenes.granules import collection_of
+from resources.loopback import free_port
 
 PAGE = 10
 """Most items of an answer, so that even a small world comes in pages; CMR-STAC's is 100."""
@@ -98,12 +99,13 @@ def create_app(world: World) -> Starlette:
 
 @contextlib.contextmanager
 def serve(world: World, port: int = 0) -> Iterator[WorldServer]:
-    """Serve `world` on 127.0.0.1 for as long as the context lasts; port 0 takes any free one.
+    """Serve `world` on 127.0.0.1 for as long as the context lasts; port 0 takes a free one, which
+    is likely to be free later as well.
 
     Raises InputError where the port is taken.
     """
     try:
-        listener = socket.create_server(("127.0.0.1", port))
+        listener = socket.create_server(("127.0.0.1", port or free_port()))
     except OSError as error:
         raise InputError(
             f"port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}; take another, or 0"

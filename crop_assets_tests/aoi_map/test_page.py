@@ -21,7 +21,7 @@ from crop_assets.labels.aoi import filter_aoi, read_aoi
 from crop_assets_tests.aoi_map.conftest import collection, landscape, rectangle
 from crop_assets_tests.background import SECONDS
 from crop_assets_tests.browser.test_ui import QUIET
-from crop_assets_tests.resources.loopback import free_port
+from resources.loopback import free_port
 from resources.store import DatasetStore
 
 PIXEL = bytes.fromhex(

@@ -25,9 +25,9 @@ from crop_assets_tests.graph.conftest import CHIPS, KEPT, TILES, YEAR, Served, S
 from crop_assets_tests.graph.conftest import processes as processes
 from crop_assets_tests.graph.conftest import served as served
 from crop_assets_tests.graph.conftest import setting as setting
-from crop_assets_tests.resources.loopback import free_port
 from crop_assets_tests.resources.nass import Nass, archive_of
 from crop_assets_tests.resources.nass import nass as nass
+from resources.loopback import free_port
 
 DAGSTER_YAML = {"telemetry": {"enabled": False}, "run_queue": {"dequeue_interval_seconds": 1}}
 INDEX = "/Release/index.php"

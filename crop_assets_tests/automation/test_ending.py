@@ -27,7 +27,7 @@ from crop_assets_tests.graph.conftest import processes as processes
 from crop_assets_tests.graph.conftest import served as served
 from crop_assets_tests.graph.conftest import setting as setting
 from crop_assets_tests.graph.conftest import traffic as traffic
-from crop_assets_tests.resources.loopback import free_port
+from resources.loopback import free_port
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy/dagster.yaml"
 SHORT = {"poll_interval_seconds": 1, "free_slots_after_run_end_seconds": 1}

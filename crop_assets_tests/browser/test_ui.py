@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from crop_assets_tests.background import Background, background
-from crop_assets_tests.resources.loopback import free_port
+from resources.loopback import free_port
 
 Found = TypeVar("Found")
 

@@ -1,14 +1,14 @@
 """Servers on loopback, and an address at which there is none."""
 
 import contextlib
-import random
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+
+from resources.loopback import free_port
 
 
 @contextlib.contextmanager
@@ -28,17 +28,6 @@ def serving(app: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 for a server that is started later, or for none.
-
-    Linux takes the ports of outgoing connections from 32768 on, where one could be lost before the server has it.
-    """
-    while True:
-        port = random.randrange(20_000, 32_768)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 def closed_port() -> str:
