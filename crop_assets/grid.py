@@ -1,13 +1,17 @@
 """The national CDL grid and the chip grid on it.
 
-Belongs here: where chips and rasters lie, as odc-geo GeoBoxes. Does not: what is in them.
+Belongs here: where chips and rasters lie, as odc-geo GeoBoxes, and whether two have their pixels in the same places.
+Does not: what is in them.
 """
 
 import functools
 
+import numpy as np
 import pyproj
+import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from pyproj.exceptions import ProjError
 from rasterio.windows import Window
 from shapely import Polygon
 
@@ -26,6 +30,8 @@ GRID_ROWS = 430
 """Whole chips in the 96,523 rows of the national CDL raster."""
 GRID_COLS = 686
 """Whole chips in the 153,811 columns of the national CDL raster."""
+TOLERANCE = 0.1
+"""Pixels that two grids may be apart and count as the same; leaves room for a zone of NAD 83 instead of WGS 84."""
 
 
 def chip_id(row: int, col: int) -> str:
@@ -62,13 +68,8 @@ def chip_geobox(chip: str) -> GeoBox:
 def chip_outline(chip: str) -> Polygon:
     """The outline of a chip in degrees (EPSG:4326, longitude first) by its four corners; its edges bow by under 2 m."""
     left, bottom, right, top = chip_geobox(chip).boundingbox.bbox
-    lon, lat = _to_degrees().transform([left, right, right, left], [top, top, bottom, bottom])
+    lon, lat = transformer(CRS, "EPSG:4326").transform([left, right, right, left], [top, top, bottom, bottom])
     return Polygon(zip(lon, lat, strict=True))
-
-
-@functools.cache
-def _to_degrees() -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
 
 
 def chip_cover(left: float, bottom: float, right: float, top: float) -> tuple[range, range]:
@@ -90,3 +91,51 @@ def chip_window(transform: Affine, row: int, col: int) -> Window:
     """Where the chip of a row and column lies in a raster on the CDL grid, in pixels."""
     left, top = round((transform.c - ORIGIN_X) / RESOLUTION), round((ORIGIN_Y - transform.f) / RESOLUTION)
     return Window(col * CHIP_SIZE - left, row * CHIP_SIZE - top, CHIP_SIZE, CHIP_SIZE)
+
+
+def raster_geobox(raster: rasterio.DatasetReader) -> GeoBox:
+    """The grid of an open raster that has a CRS."""
+    return GeoBox(raster.shape, raster.transform, raster.crs.to_wkt())
+
+
+def same_pixels(grid: GeoBox, wanted: GeoBox) -> bool:
+    """Whether two grids have as many rows and columns, and each pixel of one is where it is in the other.
+
+    Their places decide, to `TOLERANCE` pixels of `wanted`, and not how the CRS is written or numbers were rounded.
+    False where there is no way from one CRS to the other.
+    """
+    if grid == wanted:
+        return True
+    if grid.shape != wanted.shape:
+        return False
+    height, width = grid.shape
+    # corners, middles of the edges, and the centre
+    at = np.array(np.meshgrid(np.linspace(0, width, 3), np.linspace(0, height, 3)))
+    try:
+        x, y = transformer(wkt(grid), wkt(wanted)).transform(*(grid.affine @ tuple(at)))
+    except ProjError:
+        return False
+    # places that the other CRS does not have are infinite, which no comparison holds for
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(~wanted.affine @ (x, y) - at)
+    return bool((apart <= TOLERANCE).all())
+
+
+def grid_text(grid: GeoBox) -> str:
+    """A grid in words, for messages."""
+    (height, width), place, crs = grid.shape, grid.affine, grid.crs
+    assert crs is not None
+    where = f"EPSG:{crs.epsg}" if crs.epsg else f"the CRS {crs.proj.name!r}"
+    pixels = f"{height} x {width} pixels of {place.a:.12g} x {-place.e:.12g}"
+    return f"{pixels} from ({place.c:.12g}, {place.f:.12g}) in {where}"
+
+
+@functools.lru_cache(maxsize=64)
+def transformer(from_crs: str, to_crs: str) -> pyproj.Transformer:
+    """From one CRS to another, x or longitude first in both."""
+    return pyproj.Transformer.from_crs(from_crs, to_crs, always_xy=True)
+
+
+def wkt(box: GeoBox) -> str:
+    assert box.crs is not None
+    return str(box.crs.to_wkt())

@@ -12,14 +12,18 @@ import geopandas as gpd
 import shapely
 
 from crop_assets.errors import InputError
-from crop_assets.labels.sampling import LONLAT_CRS
 
 MOST_BYTES = 4_000_000
 MOST_VERTICES = 10_000
 
 _DIGITS = 7
 """Decimals of a degree that are kept: 1 cm."""
-_LONLAT_CRS = LONLAT_CRS | {"urn:ogc:def:crs:OGC::CRS84"}
+_LONLAT_CRS = {
+    "EPSG:4326",
+    "urn:ogc:def:crs:EPSG::4326",
+    "urn:ogc:def:crs:OGC:1.3:CRS84",
+    "urn:ogc:def:crs:OGC::CRS84",
+}
 
 Ring = list[list[float]]
 

@@ -3,21 +3,18 @@
 Belongs here: checks on one file. Does not: fetching it.
 """
 
-import functools
 from pathlib import Path
 
-import numpy as np
-import pyproj
 import rasterio
+from affine import Affine
+from odc.geo.geobox import GeoBox
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 
+from crop_assets.grid import RESOLUTION, grid_text, raster_geobox, same_pixels
 from crop_assets.recipe import QA_BAND
 from crop_assets.tiles.grid import HLS_SIZE, hls_bounds
 from resources.errors import IntegrityError
-
-_TOLERANCE_M = 3.0
-"""A tenth of a pixel, which leaves room for a zone of NAD 83 instead of WGS 84."""
 
 
 def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> None:
@@ -51,25 +48,14 @@ def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> No
 
 
 def _require_grid(raster: rasterio.DatasetReader, tile: str) -> None:
-    epsg, left, bottom, right, top = hls_bounds(tile)
-    height, width = raster.shape
-    columns, rows = [0, width, 0, width], [0, 0, height, height]
-    corners = np.array([raster.transform @ corner for corner in zip(columns, rows, strict=True)])
-    x, y = _transformer(raster.crs.to_wkt(), epsg).transform(corners[:, 0], corners[:, 1])
-    off = np.abs([x - [left, right, left, right], y - [top, top, bottom, bottom]])
-    # a comparison with NaN is false
-    if raster.shape != (HLS_SIZE, HLS_SIZE) or not (off <= _TOLERANCE_M).all():
-        place = raster.transform
+    epsg, left, _, _, top = hls_bounds(tile)
+    place = Affine(RESOLUTION, 0, left, 0, -RESOLUTION, top)
+    found, wanted = raster_geobox(raster), GeoBox((HLS_SIZE, HLS_SIZE), place, f"EPSG:{epsg}")
+    if not same_pixels(found, wanted):
         raise IntegrityError(
-            f"has {height} x {width} pixels of {place.a:g} x {-place.e:g} from ({place.c:.12g}, {place.f:.12g}) in "
-            f"{raster.crs.to_string()[:60]}, and not the grid of tile {tile}: {HLS_SIZE} x {HLS_SIZE} pixels of "
-            f"30 x 30 from ({left:.12g}, {top:.12g}) in EPSG:{epsg}; take the complete file of this tile"
+            f"has {grid_text(found)}, and not the grid of tile {tile}: {grid_text(wanted)}; "
+            "take the complete file of this tile"
         )
-
-
-@functools.lru_cache(16)
-def _transformer(crs: str, epsg: int) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(crs, epsg, always_xy=True)
 
 
 def _block_end(raster: rasterio.DatasetReader, row: int, col: int) -> int:

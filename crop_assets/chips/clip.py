@@ -21,6 +21,7 @@ from crop_assets.chips.rasters import require_whole
 from crop_assets.chips.warp import NODATA, QA_NODATA
 from crop_assets.errors import InputError
 from crop_assets.grid import CHIP_SIZE, CRS, chip_geobox, chip_position, chip_window
+from crop_assets.labels.cdl import check_cdl
 from crop_assets.labels.classes import CLASSES, class_colormap, reclassify
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
@@ -49,10 +50,10 @@ class TileReader(contextlib.ExitStack):
     """
 
     def __init__(self, bands: Mapping[tuple[str, str], str], cdl: str) -> None:
-        """`bands` and `cdl` are paths for GDAL."""
+        """`bands` and `cdl` are paths for GDAL. Raises InputError where `cdl` is no CDL raster, as `check_cdl`."""
         super().__init__()
         self._bands = bands
-        self._cdl = cdl
+        self._cdl = check_cdl(cdl)
         self._opened: dict[str, rasterio.DatasetReader] = {}
 
     def read(self, chip_ids: Sequence[str], pool: Executor) -> list[Chip]:
@@ -64,7 +65,7 @@ class TileReader(contextlib.ExitStack):
         images = np.empty((count, len(POSITIONS), len(REFLECTANCE_BANDS), CHIP_SIZE, CHIP_SIZE), np.int16)
         fmasks = np.empty((count, len(POSITIONS), CHIP_SIZE, CHIP_SIZE), np.uint8)
         codes = np.empty((count, CHIP_SIZE, CHIP_SIZE), np.uint8)
-        jobs: list[tuple[str, str, NDArray[Any]]] = [(self._cdl, "cdl", codes)]
+        jobs: list[tuple[str, str, NDArray[Any]]] = [(self._cdl.path, "cdl", codes)]
         for (position, band), path in self._bands.items():
             at = POSITIONS.index(position)
             place = fmasks[:, at] if band == QA_BAND else images[:, at, REFLECTANCE_BANDS.index(band)]
@@ -72,7 +73,7 @@ class TileReader(contextlib.ExitStack):
         in_parallel(pool, lambda job: self._read_blocks(*job, chip_ids), jobs)
 
         def chip(i: int) -> Chip:
-            mask = reclassify(codes[i], f"{Path(self._cdl).name}, {chip_ids[i]}")
+            mask = reclassify(codes[i], f"{Path(self._cdl.path).name}, {chip_ids[i]}")
             return _chip(images[i], mask, fmasks[i])
 
         return in_parallel(pool, chip, range(count))
@@ -83,8 +84,9 @@ class TileReader(contextlib.ExitStack):
                 # not `with`, which ties a raster to the thread that opened it
                 self._opened[path] = self.enter_context(contextlib.closing(rasterio.open(path)))
             raster = self._opened[path]
+            place = self._cdl.transform if asset == "cdl" else raster.transform
             for chip_id, block in zip(chip_ids, out, strict=True):
-                values = raster.read(1, window=chip_window(raster.transform, *chip_position(chip_id)))
+                values = raster.read(1, window=chip_window(place, *chip_position(chip_id)))
                 if values.shape != block.shape:
                     raise InputError(
                         f"{chip_id} does not lie within {Path(path).name}; materialize {asset} again"

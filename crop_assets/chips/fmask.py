@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from crop_assets.chips.quality import quality_counts
-from crop_assets.chips.reproject import raster_geobox
 from crop_assets.chips.warp import QA_NODATA, SourcePixels, nearest, source_pixels
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_SIZE, chip_geobox
+from crop_assets.grid import CHIP_SIZE, chip_geobox, raster_geobox
 from crop_assets.parallel import in_parallel
 
 _CHIPS_AT_ONCE = 16

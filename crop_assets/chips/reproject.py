@@ -28,8 +28,6 @@ from crop_assets.chips.warp import (
     bilinear,
     nearest,
     source_pixels,
-    transformer,
-    wkt,
 )
 from crop_assets.errors import InputError
 from crop_assets.grid import (
@@ -39,7 +37,12 @@ from crop_assets.grid import (
     chip_cover,
     chip_position,
     chip_window,
+    grid_text,
     positions_in,
+    raster_geobox,
+    same_pixels,
+    transformer,
+    wkt,
 )
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import QA_BAND
@@ -57,10 +60,6 @@ def tile_geobox(sources: Sequence[GeoBox], chips: Sequence[str]) -> GeoBox:
         at += [(rows.start, cols.start), (rows.stop - 1, cols.stop - 1)]
     all_rows, all_cols = zip(*at, strict=True)
     return chip_blocks(range(min(all_rows), max(all_rows) + 1), range(min(all_cols), max(all_cols) + 1))
-
-
-def raster_geobox(raster: rasterio.DatasetReader) -> GeoBox:
-    return GeoBox(raster.shape, raster.transform, raster.crs.to_wkt())
 
 
 def fill_value(raster: rasterio.DatasetReader, band: str, version: str) -> float:
@@ -113,7 +112,7 @@ def reproject_bands(
         # scenes of a tile may differ in their grid, as a cropped one does; the bands of one scene may not
         leaders = {band.file.scene: band for band in reversed(bands)}
         boxes = list(dict.fromkeys(leader.box for leader in leaders.values()))
-        grid = tile_geobox([box.geobox for box in boxes], chips)
+        grid = tile_geobox(boxes, chips)
         blocks = positions_in(grid) if whole_tile else sorted(map(chip_position, chips))
         for start in range(0, len(blocks), _BLOCKS_AT_ONCE):
             some = blocks[start : start + _BLOCKS_AT_ONCE]
@@ -121,8 +120,7 @@ def reproject_bands(
             windows = [chip_window(grid.affine, *at) for at in some]
             targets = [chip_blocks(range(row, row + 1), range(col, col + 1)) for row, col in some]
             places = {
-                box: in_parallel(pool, functools.partial(source_pixels, source=box.geobox), targets)
-                for box in boxes
+                box: in_parallel(pool, functools.partial(source_pixels, source=box), targets) for box in boxes
             }
             jobs = [
                 (band, leader, list(zip(windows, places[leader.box], strict=True)), last)
@@ -131,25 +129,6 @@ def reproject_bands(
             ]
             in_parallel(pool, lambda job: job[0].reproject(grid, tags, *job[1:]), jobs)
     return Reprojection(grid, [band.stored for band in bands])
-
-
-@dataclass(frozen=True)
-class _Box:
-    """The grid of a source, to compare by."""
-
-    shape: tuple[int, int]
-    transform: Any
-    crs: str
-
-    @property
-    def geobox(self) -> GeoBox:
-        return GeoBox(self.shape, self.transform, self.crs)
-
-    def __str__(self) -> str:
-        height, width = self.shape
-        place = self.transform
-        grid = f"{height} x {width} pixels of {place.a:g} m from ({place.c:.0f}, {place.f:.0f})"
-        return f"{grid} in {rasterio.CRS.from_wkt(self.crs).to_string()[:60]}"
 
 
 class _Band:
@@ -192,8 +171,8 @@ class _Band:
         return self._source
 
     @functools.cached_property
-    def box(self) -> _Box:
-        return _Box(self.source.shape, self.source.transform, self.source.crs.to_wkt())
+    def box(self) -> GeoBox:
+        return raster_geobox(self.source)
 
     @property
     def name(self) -> str:
@@ -208,9 +187,9 @@ class _Band:
         last: bool,
     ) -> None:
         """Compute blocks, and write those that hold data."""
-        if self.box != leader.box:
+        if not same_pixels(self.box, leader.box):
             raise InputError(
-                f"{self.name} has {self.box}, but {leader.name} of the same scene {leader.box}; "
+                f"{self.name} has {grid_text(self.box)}, but {leader.name} of the same scene {grid_text(leader.box)}; "
                 "delete the wrong one and materialize downloaded_bands again"
             )
         target = self._created(grid, tags)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyproj
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 from scipy.sparse import csr_array
+
+from crop_assets.grid import transformer, wkt
 
 NODATA = -9999
 """Fill of reflectance in HLS v2.0 (HLS user guide), and of every raster made here."""
@@ -47,11 +48,6 @@ class SourcePixels:
     nearest: NDArray[np.intp]
     inside: NDArray[np.bool_]
     within: bool
-
-
-@functools.lru_cache(maxsize=64)
-def transformer(target_crs: str, source_crs: str) -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(target_crs, source_crs, always_xy=True)
 
 
 def source_coordinates(target: GeoBox, source: GeoBox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -91,11 +87,6 @@ def _spread(
     for node in range(_NODES):
         spread += down[node][:, None] * rows[node]
     return spread
-
-
-def wkt(box: GeoBox) -> str:
-    assert box.crs is not None
-    return str(box.crs.to_wkt())
 
 
 def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels | None:

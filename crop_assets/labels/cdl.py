@@ -15,12 +15,27 @@ import pyproj
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from crop_assets.crs import require_place, require_proj
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_SIZE, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y, RESOLUTION, chip_id
+from crop_assets.grid import (
+    CHIP_SIZE,
+    CRS,
+    GRID_COLS,
+    GRID_ROWS,
+    ORIGIN_X,
+    ORIGIN_Y,
+    RESOLUTION,
+    chip_id,
+    raster_geobox,
+    same_pixels,
+    transformer,
+    wkt,
+)
 from crop_assets.labels.classes import CLASSES, UNKNOWN, lookup_table, reclassify
 
 _MOST_COLS, _MOST_ROWS = 160_000, 100_000
@@ -31,7 +46,10 @@ _COLS_PER_READ = 128
 
 @dataclass(frozen=True)
 class CdlRaster:
-    """A raster that passed `check_cdl`: uint8 codes, EPSG:5070, 30 m, on the national grid."""
+    """A raster that passed `check_cdl`: uint8 codes, EPSG:5070, 30 m, on the national grid.
+
+    `transform` is that of the national grid, where the file's own may be off by a rounding.
+    """
 
     path: str
     transform: Affine
@@ -87,7 +105,7 @@ def check_cdl(path: str | Path) -> CdlRaster:
 
     `path` is a local file or any path that GDAL opens. Raises InputError that says what is wrong
     and how to mend it: unreadable, more than one band, not uint8, not EPSG:5070 (an equal CRS
-    without a code will do), not 30 m, off the national grid.
+    without a code will do), not 30 m, off the national grid by more than a tenth of a pixel.
     """
     name = str(path)
     if name.lower().endswith(".zip"):
@@ -95,12 +113,12 @@ def check_cdl(path: str | Path) -> CdlRaster:
     require_proj()
     try:
         with rasterio.open(name) as raster:
-            _check_grid(name, raster)
+            grid = _national_grid(name, raster)
             # the last pixel's block lies at the end of the file, which a broken download lacks
             for row, col in ((0, 0), (raster.height - 1, raster.width - 1)):
                 raster.read(1, window=Window(col, row, 1, 1))
-            return CdlRaster(name, raster.transform, raster.width, raster.height)
-    except RasterioError as error:
+            return CdlRaster(name, grid.affine, raster.width, raster.height)
+    except (RasterioError, ProjError) as error:
         raise _unreadable(name, error) from None
 
 
@@ -195,7 +213,8 @@ def _whole(offset: int, size: int, limit: int) -> range:
     return range(first, max(first, min(limit, (offset + size) // CHIP_SIZE)))
 
 
-def _check_grid(name: str, raster: rasterio.DatasetReader) -> None:
+def _national_grid(name: str, raster: rasterio.DatasetReader) -> GeoBox:
+    """The part of the national grid on which a raster's pixels are."""
     if raster.count != 1 or raster.dtypes[0] != "uint8":
         raise InputError(
             f"{name} has {raster.count} band(s) of {raster.dtypes[0]}; a CDL has one band of uint8 codes. "
@@ -205,47 +224,31 @@ def _check_grid(name: str, raster: rasterio.DatasetReader) -> None:
         raise InputError(f"{name} has no CRS; if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {name}")
     crs = pyproj.CRS.from_wkt(raster.crs.to_wkt())
     require_place(crs, name, f"if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {name}")
-    if not _is_conus_albers(crs):
-        raise InputError(f"{name} is in {_short(raster.crs)}, not EPSG:5070; run: {_gdalwarp(name, raster)}")
     if raster.width > _MOST_COLS or raster.height > _MOST_ROWS:
         raise InputError(
             f"{name} has {raster.width:,} x {raster.height:,} pixels, more than the whole country; "
             "check that it is the national release of 30 m"
         )
-    transform = raster.transform
-    if (transform.a, transform.b, transform.d, transform.e) != (RESOLUTION, 0, 0, -RESOLUTION):
+    found, place = raster_geobox(raster), raster.transform
+    x, y = transformer(wkt(found), CRS).transform(place.c, place.f)
+    if math.isfinite(x) and math.isfinite(y):
+        left, down = (RESOLUTION * round(metres / RESOLUTION) for metres in (x - ORIGIN_X, ORIGIN_Y - y))
+        corner = Affine(RESOLUTION, 0, ORIGIN_X + left, 0, -RESOLUTION, ORIGIN_Y - down)
+        if same_pixels(found, grid := GeoBox(found.shape, corner, CRS)):
+            return grid
+    if not same_pixels(found, GeoBox(found.shape, place, CRS)):
+        raise InputError(f"{name} is in {_short(raster.crs)}, not EPSG:5070; run: {_gdalwarp(name, raster)}")
+    if not same_pixels(
+        found, GeoBox(found.shape, Affine(RESOLUTION, 0, place.c, 0, -RESOLUTION, place.f), CRS)
+    ):
         raise InputError(
-            f"{name} has pixels of {transform.a:g} x {-transform.e:g} m, not 30 x 30 m north up; "
+            f"{name} has pixels of {place.a:.12g} x {-place.e:.12g} m, not 30 x 30 m north up; "
             f"take the 30 m release, or run: {_gdalwarp(name, raster)}"
         )
-    off_grid = [(transform.c - ORIGIN_X) % RESOLUTION, (ORIGIN_Y - transform.f) % RESOLUTION]
-    if any(min(off, RESOLUTION - off) > 0.01 for off in off_grid):
-        raise InputError(
-            f"{name}: its corner ({transform.c}, {transform.f}) is not a whole number of pixels "
-            f"from the national CDL's ({ORIGIN_X}, {ORIGIN_Y}); run: {_gdalwarp(name, raster)}"
-        )
-
-
-def _is_conus_albers(crs: pyproj.CRS) -> bool:
-    """Whether `crs` puts places where EPSG:5070 does, by whatever name.
-
-    Older releases carry no EPSG code, and names of the datum and projection that match no registry;
-    the ellipsoid and the coordinates of places from coast to coast decide.
-    """
-    conus = pyproj.CRS.from_epsg(5070)
-    if crs == conus:
-        return True
-    if not crs.is_projected or crs.ellipsoid is None or conus.ellipsoid is None:
-        return False
-    if (crs.ellipsoid.semi_major_metre, crs.ellipsoid.inverse_flattening) != (
-        conus.ellipsoid.semi_major_metre,
-        conus.ellipsoid.inverse_flattening,
-    ):
-        return False
-    x, y = np.meshgrid([-2_300_000.0, 0.0, 2_200_000.0], [300_000.0, 1_700_000.0, 3_100_000.0])
-    there = pyproj.Transformer.from_crs(conus, crs, always_xy=True)
-    moved = np.array(there.transform(x, y)) - np.array([x, y])
-    return bool(np.abs(moved).max() < 0.001)
+    raise InputError(
+        f"{name}: its corner ({place.c}, {place.f}) is not a whole number of pixels "
+        f"from the national CDL's ({ORIGIN_X}, {ORIGIN_Y}); run: {_gdalwarp(name, raster)}"
+    )
 
 
 def _gdalwarp(name: str, raster: rasterio.DatasetReader) -> str:

@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +23,24 @@ import pandas as pd
 import pyproj
 import shapely
 from numpy.typing import NDArray
+from pyproj.exceptions import ProjError
 from shapely.errors import ShapelyError
 
+from crop_assets.crs import require_place
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y, chip_id, chip_position
+from crop_assets.grid import (
+    CHIP_METRES,
+    CRS,
+    GRID_COLS,
+    GRID_ROWS,
+    ORIGIN_X,
+    ORIGIN_Y,
+    RESOLUTION,
+    TOLERANCE,
+    chip_id,
+    chip_position,
+    transformer,
+)
 from crop_assets.labels.balance import Balance, choose_balanced, distance
 from crop_assets.labels.cdl import ChipHistograms
 from crop_assets.labels.classes import CLASSES
@@ -35,8 +48,8 @@ from crop_assets.labels.classes import CLASSES
 Strategy = Literal["evenness", "balanced", "all"]
 CLASS_COLUMNS = [f"class_{value}" for value in range(len(CLASSES))]
 
-LONLAT_CRS = {"EPSG:4326", "urn:ogc:def:crs:EPSG::4326", "urn:ogc:def:crs:OGC:1.3:CRS84"}
-_CONUS_CRS = {"EPSG:5070", "urn:ogc:def:crs:EPSG::5070"}
+_APART_M = TOLERANCE * RESOLUTION
+_SAVE_IT = "save it in EPSG:4326 or EPSG:5070"
 
 
 def evenness(counts: NDArray[np.int32], min_classes: int) -> NDArray[np.float64]:
@@ -59,7 +72,7 @@ def candidate_boxes(histograms: ChipHistograms) -> pd.DataFrame:
     rows, cols, counts = histograms.rows, histograms.cols, histograms.counts
     x = ORIGIN_X + CHIP_METRES * (cols + 0.5)
     y = ORIGIN_Y - CHIP_METRES * (rows + 0.5)
-    lon, lat = _to_lonlat().transform(x, y)
+    lon, lat = transformer(CRS, "EPSG:4326").transform(x, y)
     return pd.DataFrame(
         {
             "chip_id": pd.Series(
@@ -272,12 +285,12 @@ def compare_choices(choices: Mapping[str, pd.DataFrame], balance: Balance) -> pd
 def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     """The chip boxes that a GeoJSON names, in its order, with the columns of `boxes`.
 
-    `boxes` are all boxes of the CDL raster. The GeoJSON is in EPSG:4326 or EPSG:5070, as its `crs`
-    member says; coordinates that cannot be degrees are taken for metres of EPSG:5070 though it does not say so, which
-    the check against the grid confirms. Each feature has a property `id` and the box as polygon.
+    `boxes` are all boxes of the CDL raster. The GeoJSON is in the CRS that its `crs` member names,
+    else in EPSG:4326; coordinates that cannot be degrees are taken for metres of EPSG:5070 though it does not say so,
+    which the check against the grid confirms. Each feature has a property `id` and the box as polygon.
 
     Raises InputError, naming up to five features, for an id that is missing, doubled or off the national chip
-    grid, a geometry more than 1 m from its id's square, and a box that the CDL raster does not hold.
+    grid, a geometry more than a tenth of a pixel from its id's square, and a box that the CDL raster does not hold.
     """
     features, crs = _features(path)
     ids = [str((feature.get("properties") or {}).get("id") or "") for feature in features]
@@ -293,16 +306,19 @@ def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataF
     left, top = ORIGIN_X + CHIP_METRES * cols, ORIGIN_Y - CHIP_METRES * rows
     squares = shapely.box(left, top - CHIP_METRES, left + CHIP_METRES, top)
     shapes = _shapes(path, ids, features)
-    lonlat = crs in LONLAT_CRS and _may_be_degrees(shapes)
-    if lonlat:
-        shapes = _projected(shapes)
+    if crs.is_geographic and not _may_be_degrees(shapes):
+        crs = pyproj.CRS(CRS)
+    to_conus = transformer(crs.to_wkt(), CRS)
+    projected = shapely.transform(
+        shapes, lambda points: np.column_stack(to_conus.transform(points[:, 0], points[:, 1]))
+    )
     # infinite where a coordinate has no place in EPSG:5070
     with np.errstate(invalid="ignore"):
-        apart = ~(shapely.hausdorff_distance(shapes, squares) <= 1)
-    read_as = "longitude and latitude" if lonlat else "metres of EPSG:5070"
+        apart = ~(shapely.hausdorff_distance(projected, squares) <= _APART_M)
+    read_as = "longitude and latitude" if crs.is_geographic else f"metres of {_short(crs)}"
     _refuse(
         path,
-        f"a geometry more than 1 m from the square that the id names, its coordinates read as {read_as}",
+        f"a geometry more than {_APART_M:g} m from the square that the id names, its coordinates read as {read_as}",
         [name for name, bad in zip(ids, apart, strict=True) if bad],
     )
     places = {name: i for i, name in enumerate(boxes["chip_id"])}
@@ -326,7 +342,7 @@ def write_chip_geojson(
     y = np.column_stack([top, top - CHIP_METRES, top - CHIP_METRES, top, top])
     centres = boxes[["x", "y"]].to_numpy()
     if crs == "EPSG:4326":
-        x, y = _to_lonlat().transform(x, y)
+        x, y = transformer(CRS, "EPSG:4326").transform(x, y)
         centres = boxes[["lon", "lat"]].to_numpy()
     rings = np.stack([x, y], axis=-1).tolist()
     features = [
@@ -349,11 +365,6 @@ def write_chip_geojson(
     Path(path).write_text(f'{json.dumps(head)[:-1]}, "features": [\n{body}\n]}}\n', encoding="utf-8")
 
 
-@lru_cache
-def _to_lonlat() -> pyproj.Transformer:
-    return pyproj.Transformer.from_crs(5070, 4326, always_xy=True)
-
-
 def _cell(name: str) -> tuple[int, int] | None:
     try:
         row, col = chip_position(name)
@@ -363,8 +374,8 @@ def _cell(name: str) -> tuple[int, int] | None:
     return (row, col) if in_grid else None
 
 
-def _features(path: str | Path) -> tuple[list[dict[str, Any]], str]:
-    """The features of a chip GeoJSON, and the name of its CRS."""
+def _features(path: str | Path) -> tuple[list[dict[str, Any]], pyproj.CRS]:
+    """The features of a chip GeoJSON, and its CRS."""
     try:
         document = json.loads(Path(path).read_bytes())
     except OSError as error:
@@ -378,14 +389,17 @@ def _features(path: str | Path) -> tuple[list[dict[str, Any]], str]:
         raise InputError(f"chip GeoJSON {path} has no features")
     crs = document.get("crs")
     if crs is None:
-        return features, "EPSG:4326"
+        return features, pyproj.CRS("EPSG:4326")
     try:
         name = str(crs["properties"]["name"])
     except (TypeError, KeyError, IndexError):
         name = json.dumps(crs)
-    if name not in LONLAT_CRS | _CONUS_CRS:
-        raise InputError(f"chip GeoJSON {path} is in {name}; it must be in EPSG:4326 or EPSG:5070")
-    return features, name
+    try:
+        found = pyproj.CRS.from_user_input(name)
+    except ProjError:
+        raise InputError(f"chip GeoJSON {path} is in {name}, which PROJ does not know; {_SAVE_IT}") from None
+    require_place(found, f"chip GeoJSON {path}", _SAVE_IT)
+    return features, found
 
 
 def _shapes(path: str | Path, ids: list[str], features: list[dict[str, Any]]) -> NDArray[np.object_]:
@@ -405,13 +419,8 @@ def _may_be_degrees(shapes: NDArray[np.object_]) -> bool:
     return bool((np.abs(shapely.get_coordinates(shapes)) <= [360, 90]).all())
 
 
-def _projected(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
-    """Geometries in longitude and latitude in EPSG:5070."""
-    to_conus = pyproj.Transformer.from_crs(4326, 5070, always_xy=True)
-    projected: NDArray[np.object_] = shapely.transform(
-        shapes, lambda points: np.column_stack(to_conus.transform(points[:, 0], points[:, 1]))
-    )
-    return projected
+def _short(crs: pyproj.CRS) -> str:
+    return f"EPSG:{code}" if (code := crs.to_epsg()) else repr(crs.name)
 
 
 def _refuse(path: str | Path, problem: str, names: list[str]) -> None:

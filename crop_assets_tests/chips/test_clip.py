@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
 from crop_assets.chips.clip import Chip, TileReader, chip_facts, write_chip
-from crop_assets.chips.reproject import raster_geobox
 from crop_assets.errors import InputError
-from crop_assets.grid import chip_blocks, chip_geobox
+from crop_assets.grid import chip_blocks, chip_geobox, raster_geobox
 from crop_assets.labels.classes import CDL_CLASSES, class_colormap
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.scenes.selection import POSITIONS
@@ -312,14 +312,25 @@ def test_a_missing_raster_is_an_error_that_names_it(
         reader.read(CHIPS, pool)
 
 
-def test_a_truncated_cdl_is_an_error_that_names_it(tmp_path: Path, codes: np.ndarray, pool: Executor) -> None:
+def test_a_mask_holds_the_codes_of_a_cdl_in_another_unit(
+    tmp_path: Path, codes: np.ndarray, pool: Executor
+) -> None:
+    feet = rasterio.CRS.from_string(
+        "+proj=aea +lat_0=23 +lon_0=-96 +lat_1=29.5 +lat_2=45.5 +datum=NAD83 +units=us-ft"
+    )
+    grid = GeoBox(CDL_GRID.shape, Affine.scale(3937 / 1200) @ CDL_GRID.affine, feet.to_wkt())
+    names = ["chip_223_337", "chip_224_339"]
+    with TileReader({}, write_cdl(tmp_path, codes, grid)) as reader:
+        found = [chip.mask for chip in reader.read(names, pool)]
+    with TileReader({}, write_cdl(tmp_path, codes)) as reader:
+        np.testing.assert_array_equal(found, [chip.mask for chip in reader.read(names, pool)])
+
+
+def test_a_truncated_cdl_is_an_error_that_names_it(tmp_path: Path, codes: np.ndarray) -> None:
     path = Path(write_cdl(tmp_path, codes))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    with (
-        TileReader({}, str(path)) as reader,
-        pytest.raises(InputError, match=r"2022_30m_cdls\.tif cannot be read.*materialize cdl again"),
-    ):
-        reader.read(["chip_224_339"], pool)
+    with pytest.raises(InputError, match=r"2022_30m_cdls\.tif cannot be read.*fetch it again"):
+        TileReader({}, str(path))
 
 
 def test_the_mask_of_the_real_cdl_holds_its_codes_classes(real: Path, pool: Executor) -> None:

@@ -13,10 +13,10 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 
-from crop_assets.chips.reproject import BandFile, fill_value, raster_geobox, reproject_bands
+from crop_assets.chips.reproject import BandFile, fill_value, reproject_bands
 from crop_assets.chips.warp import bilinear, nearest, source_pixels
 from crop_assets.errors import InputError
-from crop_assets.grid import chip_geobox, chip_id, chip_position, chip_window, positions_in
+from crop_assets.grid import chip_geobox, chip_id, chip_position, chip_window, positions_in, raster_geobox
 from crop_assets_tests.chips.test_warp import (
     CHIP,
     assert_equal_but_for_ties,
@@ -381,7 +381,7 @@ def of_another_shape(path: Path, values: np.ndarray, box: GeoBox) -> None:
 
 
 def shifted(path: Path, values: np.ndarray, box: GeoBox) -> None:
-    write(path, values, GeoBox(box.shape, box.affine @ Affine.translation(1, 0), box.crs), -9999)
+    write(path, values, GeoBox(box.shape, box.affine @ Affine.translation(0.5, 0), box.crs), -9999)
 
 
 def in_another_zone(path: Path, values: np.ndarray, box: GeoBox) -> None:
@@ -407,10 +407,10 @@ def missing(path: Path, values: np.ndarray, box: GeoBox) -> None:
 BAD_BANDS: list[tuple[Spoil, str]] = [
     (truncated, "cannot be read"),
     (with_a_corrupt_block, "cannot be read"),
-    (of_another_shape, "has 399 x 400 pixels of 30 m .* of the same scene 400 x 400"),
+    (of_another_shape, "has 399 x 400 pixels of 30 x 30 .* of the same scene 400 x 400"),
     (
         shifted,
-        r"has .* from \(668250, 4221000\) in EPSG:32614, but .* of the same scene .* from \(668220, 4221000\)",
+        r"has .* from \(668235, 4221000\) in EPSG:32614, but .* of the same scene .* from \(668220, 4221000\)",
     ),
     (in_another_zone, r"has .*32615.* of the same scene .*32614"),
     (without_crs, "has no coordinate reference system"),
@@ -418,6 +418,37 @@ BAD_BANDS: list[tuple[Spoil, str]] = [
     (empty, "cannot be opened"),
     (missing, "cannot be opened"),
 ]
+
+
+def test_bands_of_one_grid_in_other_words_have_the_pixels_of_one_grid(
+    tmp_path: Path, rng: np.random.Generator, pool: Executor
+) -> None:
+    source = utm_box(CHIP)
+    a, values = source.affine, reflectance(rng, source)
+    zone = rasterio.CRS.from_string(
+        "+proj=tmerc +lat_0=0 +lon_0=-99 +k=0.9996 +x_0=500000 +y_0=0 +ellps=WGS84"
+    )
+    boxes = {
+        "B02": source,
+        "B03": GeoBox(
+            source.shape, Affine(30.00000000000029, 0, a.c, 0, -30.00000000000029, a.f + 1e-6), source.crs
+        ),
+        "B04": GeoBox(source.shape, a, without_authority(14)),
+        "B8A": GeoBox(source.shape, a, zone.to_wkt()),
+        "B11": GeoBox(source.shape, a, "EPSG:26914"),
+        # the southern zone of the same meridian counts from 10,000 km further south
+        "B12": GeoBox(source.shape, Affine(30, 0, a.c, 0, -30, a.f + 10_000_000), "EPSG:32714"),
+    }
+    files = [
+        band_file(band, write(tmp_path / f"a.{band}.tif", values, box, -9999), tmp_path / f"{band}.tif")
+        for band, box in boxes.items()
+    ]
+    made = reproject_bands(files, [CHIP], {}, pool)
+    assert made.blocks == [1] * 6
+    expected = read_block(tmp_path / "B02.tif", *chip_position(CHIP))
+    assert (expected != -9999).any()
+    for band in boxes:
+        np.testing.assert_array_equal(read_block(tmp_path / f"{band}.tif", *chip_position(CHIP)), expected)
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_BANDS)

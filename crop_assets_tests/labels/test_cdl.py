@@ -96,6 +96,30 @@ def test_equal_crs_without_a_code_is_accepted(write_cdl: WriteCdl) -> None:
     assert check_cdl(path).width == 40
 
 
+NATIONAL = Affine(30, 0, ORIGIN_X, 0, -30, ORIGIN_Y)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:5070", Affine(30.00000000000029, 0, ORIGIN_X, 0, -29.999999999999, ORIGIN_Y)),
+        ("EPSG:5070", Affine(30, 1e-9, ORIGIN_X + 1.5, -1e-9, -30, ORIGIN_Y - 2.5)),
+        ("ESRI:102039", NATIONAL),
+        ("+proj=aea +lat_0=23 +lon_0=-96 +lat_1=45.5 +lat_2=29.5 +ellps=WGS84", NATIONAL),
+        (
+            "+proj=aea +lat_0=23 +lon_0=-96 +lat_1=29.5 +lat_2=45.5 +x_0=5e6 +datum=NAD83",
+            Affine.translation(5e6, 0) @ NATIONAL,
+        ),
+    ],
+)
+def test_a_raster_on_the_national_grid_in_other_words_is_one(
+    write_cdl: WriteCdl, crs: str, transform: Affine
+) -> None:
+    path = write_cdl(GRASS, crs=crs, transform=transform @ Affine.translation(224 * 300 - 3, 224 * 200 - 5))
+    cdl = check_cdl(path)
+    assert cdl.transform == NATIONAL @ Affine.translation(224 * 300 - 3, 224 * 200 - 5)
+
+
 @pytest.mark.parametrize(
     "crs",
     [
@@ -137,6 +161,17 @@ def test_advised_gdalwarp_puts_the_raster_on_the_national_grid(write_cdl: WriteC
         (GRASS, {"crs": None}, "has no CRS; if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070"),
         (GRASS, {"transform": Affine(10, 0, ORIGIN_X, 0, -10, ORIGIN_Y)}, "pixels of 10 x 10 m"),
         (GRASS, {"transform": Affine(30, 1, ORIGIN_X, 1, -30, ORIGIN_Y)}, "north up"),
+        (
+            GRASS,
+            {"transform": Affine(30, 0, ORIGIN_X, 0, 30, ORIGIN_Y)},
+            "pixels of 30 x -30 m, not .* north up",
+        ),
+        (GRASS, {"transform": Affine(30.2, 0, ORIGIN_X, 0, -30.2, ORIGIN_Y)}, r"pixels of 30\.2 x 30\.2 m"),
+        (
+            GRASS,
+            {"transform": Affine(30, 0, ORIGIN_X + 4, 0, -30, ORIGIN_Y)},
+            "corner .* is not a whole number",
+        ),
     ],
 )
 def test_what_is_no_cdl_is_refused(

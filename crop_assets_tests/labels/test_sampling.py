@@ -312,6 +312,33 @@ def test_metres_that_a_chip_geojson_does_not_name_are_those_of_the_grid(
         read_chip_geojson(path, boxes)
 
 
+@pytest.mark.parametrize(
+    "crs",
+    [
+        "urn:ogc:def:crs:EPSG:6.9:5070",
+        "ESRI:102039",
+        "EPSG:32614",
+        "EPSG:3857",
+        "EPSG:4269",
+        "urn:ogc:def:crs:OGC::CRS84",
+    ],
+)
+def test_chip_boxes_count_by_where_they_are_in_whatever_crs(
+    block: gpd.GeoDataFrame, tmp_path: Path, crs: str
+) -> None:
+    content = document(block, tmp_path)
+    for feature, shape in zip(content["features"], block.geometry.to_crs(crs), strict=True):
+        feature["geometry"] = shapely.geometry.mapping(shape)
+    content["crs"]["properties"]["name"] = crs
+    path = tmp_path / "chips.geojson"
+    path.write_text(json.dumps(content))
+    pd.testing.assert_frame_equal(read_chip_geojson(path, block), block)
+    content["crs"]["properties"]["name"] = "EPSG:32613"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="more than 3 m from the square that the id names"):
+        read_chip_geojson(path, block)
+
+
 @given(
     st.lists(st.tuples(st.integers(0, GRID_ROWS - 1), st.integers(0, GRID_COLS - 1)), min_size=1, unique=True)
 )
@@ -343,7 +370,7 @@ def _off_grid(features: list[dict[str, Any]]) -> None:
 def _moved(features: list[dict[str, Any]]) -> None:
     for feature in features:
         for point in feature["geometry"]["coordinates"][0][0]:
-            point[0] += 1.5
+            point[0] += 15
 
 
 def _no_geometry(features: list[dict[str, Any]]) -> None:
@@ -365,7 +392,7 @@ def _elsewhere(features: list[dict[str, Any]]) -> None:
         (_nameless, "no property 'id': feature 2$"),
         (_no_properties, "no property 'id': feature 2$"),
         (_off_grid, "row below 430 and column below 686: chip_430_000, chip_0230_307$"),
-        (_moved, r"more than 1 m from the square .*: chip_230_307(, chip_\d+_\d+){4} and 7 more$"),
+        (_moved, r"more than 3 m from the square .*: chip_230_307(, chip_\d+_\d+){4} and 7 more$"),
         (_no_geometry, "no readable geometry: chip_230_310, chip_231_307$"),
         (_elsewhere, "not wholly inside the CDL raster: chip_001_000"),
     ],
@@ -388,8 +415,8 @@ def test_bad_chip_geojson_is_refused(
         ("[]", "is not a FeatureCollection"),
         ('{"features": [1]}', "is not a FeatureCollection"),
         ('{"features": []}', "has no features"),
-        ('{"features": [{}], "crs": {"properties": {"name": "EPSG:3857"}}}', "is in EPSG:3857"),
-        ('{"features": [{}], "crs": "EPSG:5070"}', 'is in "EPSG:5070"; it must be'),
+        ('{"features": [{}], "crs": {"properties": {"name": "EPSG:5700000"}}}', "is in EPSG:5700000, which"),
+        ('{"features": [{}], "crs": "EPSG:5070"}', 'is in "EPSG:5070", which PROJ does not know; save it in'),
         ('{"features": [{}], "crs": {"type": "link"}}', 'is in {"type": "link"}'),
     ],
 )
