@@ -25,7 +25,8 @@ from resources.store import require_room
 
 INDEX = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
 
-_ARCHIVE = re.compile(r"(\d{4})_30m_cdls\.zip", re.ASCII)
+_ARCHIVE = re.compile(r"\d{4}_30m_cdls\.zip", re.ASCII)
+_YEAR = re.compile(r"(?<!\d)\d{4}(?!\d)", re.ASCII)
 _YEARS = range(1997, 2101)
 """From the first CDL of any state on."""
 _FILE_SUFFIXES = {".tif", ".tiff", ".img", ".vrt", ".zip"}
@@ -83,9 +84,23 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _is_folder(self) -> bool:
         return Path(self.source).suffix.lower() not in _FILE_SUFFIXES and "{year}" not in self.source
 
-    def _names(self, raster: Path, year: int) -> bool:
-        """Whether a path says which year's raster it is."""
-        return "{year}" in self.source or str(year) in raster.name
+    def _names(self, year: int) -> bool:
+        """Whether the source says where a year's raster is: by its name, or a {year} in its folder's."""
+        name = Path(self.source).name
+        if self._is_folder or ("{year}" in self.source and "{year}" not in name):
+            return True
+        return year_of(name.replace("{year}", str(year))) == year
+
+    def require_year(self, year: int) -> None:
+        """Raise NotFoundError where the source is a file of another year, or of none, by its name."""
+        if not self._names(year):
+            path = Path(self.source.replace("{year}", str(year)))
+            named = year_of(path.name)
+            what = f"is the raster of {named} by its name" if named else "has no year in its name"
+            raise NotFoundError(
+                f"{path} {what}, and that of {year} is wanted (the first four-digit number counts); materialize the "
+                f"partition of its year, or set CROP_ASSETS_CDL to a file such as {year}_30m_cdls{path.suffix.lower()}"
+            )
 
     def raster_path(self, year: int) -> Path:
         """Where the raster of a year is, or will be."""
@@ -94,22 +109,23 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             return path / f"{year}_30m_cdls.tif"
         return path.with_suffix(".tif") if path.suffix.lower() == ".zip" else path
 
+    def archive_path(self, year: int) -> Path:
+        """Where the archive of a year is that someone brought."""
+        path = Path(self.source.replace("{year}", str(year)))
+        return path if path.suffix.lower() == ".zip" else self.raster_path(year).with_suffix(".zip")
+
     def partials(self, year: int) -> Partials:
         """Where what is not finished yet of a year's raster is kept."""
         return Partials(self.raster_path(year).parent / ".partial")
 
     def find(self, year: int) -> Path:
         """The raster of a year. Raises NotFoundError that says where to get it and where to put it."""
+        self.require_year(year)
         path = self.raster_path(year)
         if not path.is_file():
             raise NotFoundError(
                 f"there is no CDL raster of {year} at {path}; put {year}_30m_cdls.zip, or the GeoTIFF inside, there, "
                 f"from {INDEX}, or set CROP_ASSETS_CDL to where it is"
-            )
-        if path.suffix.lower() in (".tif", ".tiff") and not self._names(path, year):
-            raise NotFoundError(
-                f"{path} does not carry {year} in its name, so it may be another year's release; "
-                f"name it {year}_30m_cdls.tif, or materialize the partition of its year"
             )
         return path
 
@@ -128,7 +144,8 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         Raises NotFoundError where the index does not list the year, and otherwise as `releases`.
         """
-        archive = self.raster_path(year).with_suffix(".zip")
+        self.require_year(year)
+        archive = self.archive_path(year)
         if archive.is_file():
             return _local(year, archive)
         if not self.fetches:
@@ -210,10 +227,9 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         return [release for year in _YEARS if (release := self._own_of(year))]
 
     def _own_of(self, year: int) -> Release | None:
-        raster = self.raster_path(year)
-        if not self._names(raster, year):
+        if not self._names(year):
             return None
-        archive = raster.with_suffix(".zip")
+        raster, archive = self.raster_path(year), self.archive_path(year)
         made = record_path(raster).is_file()
         if raster.is_file() and not made:
             return _local(year, raster)
@@ -245,6 +261,15 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         return Release(year, version, url, int(length) if length.isdecimal() else 0)
 
 
+def year_of(name: str) -> int | None:
+    """The year that a file's name says: its first four-digit number; None without one.
+
+    A longer run of digits is none: CDL_2021_clip_20220315112233_42.tif is of 2021.
+    """
+    found = _YEAR.search(name)
+    return int(found[0]) if found else None
+
+
 class _Links(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -270,9 +295,10 @@ def archive_links(page: str, url: str) -> dict[int, str]:
     for link in links.found:
         with contextlib.suppress(ValueError):
             address = urljoin(urljoin(url, links.base), link.strip())
-            match = _ARCHIVE.fullmatch(urlsplit(address).path.rsplit("/", 1)[-1])
-            if match and same_site(url, address):
-                found.setdefault(int(match[1]), address)
+            name = urlsplit(address).path.rsplit("/", 1)[-1]
+            year = year_of(name) if _ARCHIVE.fullmatch(name) else None
+            if year and year in _YEARS and same_site(url, address):
+                found.setdefault(year, address)
     return found
 
 

@@ -7,7 +7,6 @@ world (`world`), or any stage of the graph.
 import contextlib
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +31,7 @@ from crop_assets.demo.world import World, build_world
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe, load_recipe
+from resources.cdl import CdlReleases, year_of
 from resources.errors import ResourceError
 from resources.store import DatasetStore
 from resources.tables import read_table
@@ -84,8 +84,9 @@ def prepare(
         recipe_file.write_text(yaml.safe_dump(own_recipe(cdl)))
     demo = Demo(root, recipe_file, load_recipe(str(recipe_file)))
     demo.dagster_home.mkdir(exist_ok=True)
-    named = re.search(r"(?<!\d)(19|20)\d{2}(?!\d)", cdl.name) if cdl else None
-    year = year or (int(named[0]) if named else 2022)
+    year = year or (year_of(cdl.name) if cdl else None) or 2022
+    if cdl:
+        CdlReleases(source=str(cdl)).require_year(year)
     world = build_world(demo.world, cdl, year, say)
     require_fit(demo.recipe, world)
     if os.environ.get("CROP_ASSETS_RECIPE", str(recipe_file)) != str(recipe_file):

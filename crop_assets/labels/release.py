@@ -74,8 +74,9 @@ def obtain_raster(
     want a new release, one fetches it and the others wait.
 
     Raises InputError for a release that is no CDL, IntegrityError for an archive that is damaged or unsafe, and
-    NotFoundError where there is no raster and none can be had.
+    NotFoundError where there is no raster and none can be had, or the file that is named is another year's.
     """
+    releases.require_year(year)
     raster = releases.raster_path(year)
     there = _there(raster)
     if there is not None and there.origin is None:

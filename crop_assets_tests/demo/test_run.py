@@ -156,6 +156,18 @@ def test_a_recipe_that_does_not_fit_the_world_is_refused_by_field(
     assert not (small_world.world.root.parent / "data" / Layout("unfit", 2022).root).exists()
 
 
+@pytest.mark.parametrize(("name", "year"), [("CDL_2019_clip_2023.tif", "2023"), ("mine.tif", "2022")])
+def test_a_raster_of_another_year_is_refused_before_a_world_is_made(
+    tmp_path: Path, name: str, year: str
+) -> None:
+    (tmp_path / name).touch()
+    command = ["demo", "--root", str(tmp_path / "demo"), "--cdl", str(tmp_path / name), "--year", year]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert f"and that of {year} is wanted" in result.output
+    assert not (tmp_path / "demo" / "world").exists()
+
+
 def test_a_failed_step_is_shown_with_its_cause(capsys: pytest.CaptureFixture[str]) -> None:
     @dg.op
     def cdl(context: dg.OpExecutionContext) -> None:

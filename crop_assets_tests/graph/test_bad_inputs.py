@@ -118,10 +118,11 @@ def test_a_cdl_that_is_not_there_or_of_another_year_says_where_it_belongs(
     run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(tmp_path), index=""))
     assert f"there is no CDL raster of {YEAR} at {tmp_path}/{YEAR}_30m_cdls.tif; put {YEAR}_" in run.failure
     assert "www.nass.usda.gov" in run.failure
-    other = tmp_path / "2021_30m_cdls.tif"
-    shutil.copy(setting.world.cdl, other)
-    run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(other)))
-    assert f"{other} does not carry {YEAR} in its name, so it may be another year's release" in run.failure
+    for name in (f"CDL_2019_clip_{YEAR}0315_{YEAR}.tif", "2019_30m_cdls.IMG"):
+        other = tmp_path / name
+        shutil.copy(setting.world.cdl, other)
+        run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(other)))
+        assert f"{other} is the raster of 2019 by its name, and that of {YEAR} is wanted" in run.failure
 
 
 def test_an_unknown_cdl_code_is_named_with_its_place(

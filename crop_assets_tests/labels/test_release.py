@@ -24,6 +24,7 @@ from crop_assets_tests.resources.nass import Nass, archive_of
 from crop_assets_tests.resources.nass import nass as nass
 from resources import cdl as cdl_module
 from resources import store as store_module
+from resources.cdl import CdlReleases
 from resources.errors import CutShortError, IntegrityError, NotFoundError
 
 NAME = "2022_30m_cdls.tif"
@@ -492,3 +493,16 @@ def test_the_real_release_keeps_its_pixels_and_palette(
         np.testing.assert_array_equal(ours.read(1), theirs.read(1))
         assert ours.transform == theirs.transform
         assert ours.colormap(1) == theirs.colormap(1)
+
+
+def test_an_archive_of_another_year_is_refused_also_when_its_raster_is_there(
+    obtain: Obtain, pack: Pack, tmp_path: Path, pool: ThreadPoolExecutor
+) -> None:
+    archive = tmp_path / "2019_30m_cdls.zip"
+    archive.write_bytes(pack(codes(), "2019_30m_cdls.tif"))
+    releases = CdlReleases(source=str(archive))
+    assert obtain_raster(releases, 2019, pool, print, print).origin is not None
+    with pytest.raises(
+        NotFoundError, match=r"2019_30m_cdls\.zip is the raster of 2019 by its name, and that of 2022"
+    ):
+        obtain_raster(releases, 2022, pool, print, print)

@@ -6,7 +6,7 @@ import pytest
 from crop_assets_tests.resources.loopback import closed_port
 from crop_assets_tests.resources.nass import Nass
 from crop_assets_tests.resources.nass import nass as nass
-from resources.cdl import CdlReleases, archive_links
+from resources.cdl import CdlReleases, archive_links, year_of
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
 
 NASS = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
@@ -35,6 +35,9 @@ def test_a_link_to_a_national_archive_is_found(href: str, address: str) -> None:
         "datasets/2022_10m_cdls.zip",
         "datasets/2022_30m_cdls.zip.md5",
         "datasets/022_30m_cdls.zip",
+        "datasets/2021_2022_30m_cdls.zip",
+        "datasets/12022_30m_cdls.zip",
+        "datasets/0022_30m_cdls.zip",
         "https://elsewhere.example/2022_30m_cdls.zip",
         "http://www.nass.usda.gov/2022_30m_cdls.zip",
         "https://user@www.nass.usda.gov/2022_30m_cdls.zip",
@@ -171,6 +174,43 @@ def test_a_path_with_the_year_in_it_lists_all_years(tmp_path: Path) -> None:
     assert [release.year for release in releases.releases()] == [2020, 2021]
     assert not releases.fetches
     assert releases.release(2023) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "year"),
+    [
+        ("2019_30m_cdls.tif", 2019),
+        ("CDL_2019_clip_20220315112233_2020.tif", 2019),
+        ("20220315-cdl-2019.img", 2019),
+        ("cdl_30m_2019_v2022.TIFF", 2019),
+        ("2019.vrt", 2019),
+        ("cdl20221_2019.ZIP", 2019),
+        ("cdl-20190.tif", None),
+        ("cdl-201.img", None),
+    ],
+)
+def test_a_file_is_of_the_year_that_its_name_says_first(tmp_path: Path, name: str, year: int | None) -> None:
+    assert year_of(name) == year
+    path = own(tmp_path, name)
+    releases = CdlReleases(source=str(path))
+    # what the sensor sees: once, and of no other year
+    assert [(r.year, r.place) for r in releases.releases()] == ([(year, str(path))] if year else [])
+    for other in {2019, 2020, 2022} - {year}:
+        what = f"is the raster of {year} by its name" if year else "has no year in its name"
+        with pytest.raises(NotFoundError, match=rf"{name} {what}, and that of {other} is wanted"):
+            releases.find(other)
+        with pytest.raises(NotFoundError, match=what):
+            releases.release(other)
+    if year and path.suffix != ".ZIP":
+        assert releases.find(year) == path
+
+
+def test_the_year_in_a_path_is_where_the_name_has_its_year(tmp_path: Path) -> None:
+    own(tmp_path, "CDL_2021_clip_2022.tif")
+    releases = CdlReleases(source=str(tmp_path / "CDL_2021_clip_{year}.tif"))
+    assert releases.releases() == []
+    with pytest.raises(NotFoundError, match="is the raster of 2021 by its name, and that of 2022 is wanted"):
+        releases.find(2022)
 
 
 def test_the_year_may_be_in_a_folders_name(tmp_path: Path) -> None:
