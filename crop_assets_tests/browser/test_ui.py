@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,14 @@ class Ui:
     def graphql(self, query: str) -> dict[str, Any]:
         return requests.post(f"{self.url}/graphql", json={"query": query}, timeout=60).json()["data"]
 
+    def runs_of_jobs(self) -> dict[str, list[dict[str, Any]]]:
+        """The runs in each job's history, the latest first, as the pages of the jobs ask for them."""
+        query = """{repositoryOrError(repositorySelector: {
+            repositoryName: "__repository__", repositoryLocationName: "crop_assets.definitions"}) {
+            ... on Repository {pipelines {name runs {runId status startTime tags {key value}}}}}}"""
+        jobs = self.graphql(query)["repositoryOrError"]["pipelines"]
+        return {job["name"]: job["runs"] for job in jobs}
+
     def backfills(self) -> dict[str, Any]:
         query = "{partitionBackfillsOrError {... on PartitionBackfills {results {id status numPartitions}}}}"
         return {row.pop("id"): row for row in self.graphql(query)["partitionBackfillsOrError"]["results"]}
@@ -116,6 +125,26 @@ def test_a_chip_can_be_looked_at(page: Any) -> None:
     picture = page.get_by_role("img", name="chip_").first
     picture.wait_for()
     assert picture.evaluate("image => image.naturalWidth") > 600
+
+
+def test_the_runs_of_the_demo_are_in_the_histories_of_their_jobs(page: Any, ui: Ui) -> None:
+    runs = ui.runs_of_jobs()
+    for job in ("labels_job", "tiles_job", "dataset_job"):
+        latest = runs[job][0]
+        assert latest["status"] == "SUCCESS"
+        page.goto(f"/locations/crop_assets.definitions/jobs/{job}/runs")
+        page.get_by_text(latest["runId"][:8], exact=True).first.wait_for()
+    tags = {tag["key"]: tag["value"] for tag in runs["tiles_job"][-1]["tags"]}
+    assert tags["dagster/asset_partition_range_start"] == "2022|14SMG"
+    assert tags["dagster/asset_partition_range_end"] == "2022|14SNG"
+
+
+def test_the_runs_of_the_demo_are_in_the_timeline(page: Any, ui: Ui) -> None:
+    if ui.runs_of_jobs()["labels_job"][0]["startTime"] < time.time() - 11 * 3600:
+        pytest.skip("the timeline shows twelve hours, and the demo ran before; run make demo again")
+    page.goto("/overview/activity/timeline")
+    for job in ("labels_job", "tiles_job", "dataset_job"):
+        page.get_by_role("link", name=job).first.wait_for()
 
 
 def launch_tiles(page: Any, every: bool) -> None:

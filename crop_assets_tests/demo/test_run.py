@@ -15,7 +15,9 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from typer.testing import CliRunner
 
+from crop_assets.automation.jobs import MAIN_JOBS
 from crop_assets.cli import app
+from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.demo.run import _console
 from crop_assets.errors import InputError
 from crop_assets.grid import chip_geobox
@@ -85,6 +87,10 @@ def test_recipes_of_ones_own_are_followed_over_the_world(small_world: SmallWorld
         "spread": {"230_309", "230_310", "231_310", "232_310"},
     }
     with dg.DagsterInstance.from_config(str(root / "dagster_home")) as instance:
+        of_location = {".dagster/repository": "__repository__@crop_assets.definitions"}
+        for job in ("labels_job", "tiles_job", "dataset_job"):
+            runs = instance.get_runs(dg.RunsFilter(job_name=job, tags=of_location))
+            assert [run.status for run in runs] == [dg.DagsterRunStatus.SUCCESS] * len(RECIPES)
         records = instance.fetch_materializations(dg.AssetKey("downloaded_bands"), limit=9).records
         sources = [str(record.asset_materialization.metadata["sources"].value) for record in records]  # type: ignore[union-attr]
     for words, source in zip(sources, ("http://127.0.0.1:", "LP DAAC", "mirror"), strict=True):
@@ -166,6 +172,14 @@ def test_a_raster_of_another_year_is_refused_before_a_world_is_made(
     assert result.exit_code == 2
     assert f"and that of {year} is wanted" in result.output
     assert not (tmp_path / "demo" / "world").exists()
+
+
+def test_the_jobs_that_the_demo_runs_are_to_dagster_those_of_the_location() -> None:
+    location = build_defs(environment_resources())
+    shown = dg.Definitions.merge(location, dg.Definitions(loggers={"console": _console}))
+    for job in MAIN_JOBS:
+        snapshots = {defs.resolve_job_def(job.name).get_job_snapshot_id() for defs in (location, shown)}
+        assert len(snapshots) == 1
 
 
 def test_a_failed_step_is_shown_with_its_cause(capsys: pytest.CaptureFixture[str]) -> None:
