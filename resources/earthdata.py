@@ -64,7 +64,12 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         return bool(wanted.url)
 
     def fetch(
-        self, wanted: Wanted, destination: Path, partials: Partials, progress: Callable[[int], None]
+        self,
+        wanted: Wanted,
+        destination: Path,
+        partials: Partials,
+        progress: Callable[[int], None],
+        brief: bool = False,
     ) -> bool:
         """Download the file at `wanted.url`; True where it has the CID, in a layout in common use.
 

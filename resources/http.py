@@ -159,7 +159,8 @@ def check_status(answer: requests.Response, url: str = "", not_found: bool = Fal
     if status in (401, 403):
         raise (LoginError if status == 401 else ForbiddenError)(f"{said}: not allowed with these credentials")
     if status in RETRIED_STATUSES or status >= 500:
-        raise TryAgainError(said, retry_after(answer))
+        # a gateway that has looked elsewhere for as long as it may, and heard nothing
+        raise (SlowError if status == 504 else TryAgainError)(said, retry_after(answer))
     raise UnavailableError(said)
 
 

@@ -39,7 +39,12 @@ class BandMirror(dg.ConfigurableResource):  # type: ignore[type-arg]
         return bool(self.folder)
 
     def fetch(
-        self, wanted: Wanted, destination: Path, partials: Partials, progress: Callable[[int], None]
+        self,
+        wanted: Wanted,
+        destination: Path,
+        partials: Partials,
+        progress: Callable[[int], None],
+        brief: bool = False,
     ) -> bool:
         """Copy the file; True where it has the CID. Raises NotFoundError, IntegrityError for one of another content."""
         try:

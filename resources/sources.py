@@ -18,6 +18,7 @@ from resources.errors import (
     IntegrityError,
     NotFoundError,
     ResourceError,
+    SlowError,
     TryAgainError,
     UnavailableError,
     UnreachableError,
@@ -70,12 +71,18 @@ class Source(Protocol):
         ...
 
     def fetch(
-        self, wanted: Wanted, destination: Path, partials: Partials, progress: Callable[[int], None]
+        self,
+        wanted: Wanted,
+        destination: Path,
+        partials: Partials,
+        progress: Callable[[int], None],
+        brief: bool = False,
     ) -> bool:
         """Write the file to `destination`; True where its bytes are those that the CID promises.
 
-        Asks once. Tells `progress` of bytes as they arrive. Raises TryAgainError where asking
-        again may help, else another ResourceError.
+        Asks once. Tells `progress` of bytes as they arrive. `brief` where others may have the file too: a source
+        that looks for what it lacks then waits a few seconds only. Raises SlowError where it is silent,
+        TryAgainError where asking again may help, else another ResourceError.
         """
         ...
 
@@ -90,12 +97,18 @@ class Obtained:
 
 @dataclass
 class _Health:
-    """What is remembered of a source: until when it is left out, not asked, or asked last."""
+    """What is remembered of a source: until when it is left out, not asked, or asked after the others."""
 
     unreachable_until: float = 0.0
     busy_until: float = 0.0
-    last_until: float = 0.0
+    late_until: float = 0.0
+    silent_until: float = 0.0
     failures: int = 0
+
+    def rest(self) -> float:
+        """Seconds to spare a source that cannot be reached or is silent: a minute, twice as long each time."""
+        self.failures += 1
+        return min(_REST_SECONDS * 2.0 ** (self.failures - 1), _LONGEST_REST_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,8 @@ class Sources:
     """Sources in the order in which they are asked, with a memory of how they fared.
 
     A source that cannot be reached is left out by other files for a minute, and longer each time, up to ten; one that
-    asks for a pause gets it; one that failed otherwise is asked last for a minute.
+    is silent is asked last for as long; one that asks for a pause gets it; one that failed otherwise is asked after
+    the others for a minute. While there are others to ask, a source is asked briefly, and with all its time after them.
     """
 
     sources: Sequence[Source]
@@ -135,24 +149,32 @@ class Sources:
         left = self._awake(wanted, said)
 
         def turn() -> Obtained | None:
-            for source in list(left):
+            queue = sorted(left, key=self._silent)
+            briefly: list[Source] = []
+            while queue:
+                source = queue.pop(0)
                 if source not in left:
                     continue
+                brief = bool(queue) and source not in briefly
                 if (pause := self._busy(source)) > 0:
                     said.setdefault(source.name, UnavailableError(f"asked for a pause of {pause:.0f} s"))
                     continue
                 try:
-                    return self._ask(source, wanted, destination, partials, check, progress or _ignore)
+                    return self._ask(source, wanted, destination, partials, check, progress or _ignore, brief)
                 except ResourceError as error:
                     said[source.name] = error
                     self._remember(source, error)
-                    if isinstance(error, _UnfitError):
+                    if isinstance(error, SlowError) and brief:
+                        briefly.append(source)
+                        queue.append(source)
+                    elif isinstance(error, _UnfitError):
                         left[:] = [other for other in left if not other.by_cid and other is not source]
                     elif not isinstance(error, TryAgainError):
                         left.remove(source)
                 # a folder that lacks a file is no news
                 if source.host or not isinstance(said[source.name], NotFoundError):
-                    say(f"{wanted.file_name}: {source.name}: {said[source.name]}")
+                    later = "; asked again, for longer, if no other source has it" if source in queue else ""
+                    say(f"{wanted.file_name}: {source.name}: {said[source.name]}{later}")
             return None
 
         backoff = tenacity.wait_exponential(
@@ -188,14 +210,18 @@ class Sources:
         partials: Partials,
         check: Callable[[Path, bool], None],
         progress: Callable[[int], None],
+        brief: bool,
     ) -> Obtained:
+        silent = self._silent(source)
         with self._slot(source):
             # another file may have been asked to wait while this one waited for its turn
             if (pause := self._busy(source)) > 0:
                 raise TryAgainError(f"asked for a pause of {pause:.0f} s", pause)
-            verified = source.fetch(wanted, destination, partials, progress)
+            if brief and not silent and self._silent(source):
+                raise SlowError("was silent just now")
+            verified = source.fetch(wanted, destination, partials, progress, brief)
         health = self._health[source.name]
-        health.unreachable_until, health.last_until, health.failures = 0.0, 0.0, 0
+        health.unreachable_until, health.late_until, health.silent_until, health.failures = 0.0, 0.0, 0.0, 0
         try:
             check(destination, verified)
         except IntegrityError as error:
@@ -205,6 +231,9 @@ class Sources:
     def _busy(self, source: Source) -> float:
         """Seconds for which the source has asked to be left alone."""
         return self._health[source.name].busy_until - time.monotonic()
+
+    def _silent(self, source: Source) -> bool:
+        return self._health[source.name].silent_until > time.monotonic()
 
     def _slot(self, source: Source) -> threading.BoundedSemaphore:
         with self._lock:
@@ -223,7 +252,7 @@ class Sources:
                 said[source.name] = UnavailableError(f"unreachable lately, asked again in {rest:.0f} s")
             else:
                 awake.append(source)
-        return sorted(awake, key=lambda source: self._health[source.name].last_until > now)
+        return sorted(awake, key=lambda source: self._health[source.name].late_until > now)
 
     def _remember(self, source: Source, error: ResourceError) -> None:
         """Spare other files the wait, or the wrong bytes, that this one had."""
@@ -231,13 +260,14 @@ class Sources:
         if isinstance(error, UnreachableError):
             # several threads may find it out at once
             if health.unreachable_until <= now:
-                rest = min(_REST_SECONDS * 2**health.failures, _LONGEST_REST_SECONDS)
-                health.failures += 1
-                health.unreachable_until = now + rest
+                health.unreachable_until = now + health.rest()
+        elif isinstance(error, SlowError):
+            if health.silent_until <= now:
+                health.silent_until = now + health.rest()
         elif isinstance(error, TryAgainError) and error.retry_after:
             health.busy_until = now + error.retry_after
         elif not isinstance(error, NotFoundError) and (source.host or source.by_cid):
-            health.last_until = now + _REST_SECONDS
+            health.late_until = now + _REST_SECONDS
 
 
 class _UnfitError(IntegrityError):

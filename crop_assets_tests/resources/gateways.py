@@ -149,6 +149,15 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
         await asyncio.sleep(1.5)
         return _car(dag)
 
+    async def pausing(request: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            for at, piece in enumerate(write_car(dag)):
+                if at == 3:
+                    await asyncio.sleep(1)
+                yield piece
+
+        return _stream(pieces())
+
     async def lingering(request: Request) -> Response:
         async def pieces() -> AsyncIterator[bytes]:
             for piece in write_car(dag):
@@ -215,6 +224,8 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
         "chatty": chatty,
         "dripping": dripping,
         "silent": silent,
+        "announcing": _announcing(dag),
+        "pausing": pausing,
         "lingering": lingering,
         "crowded": crowded,
         "crowded-too": crowded,
@@ -230,6 +241,7 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
         "unlawful": answering(451, "blocked"),
         "teapot": answering(418),
         "broken": answering(502),
+        "timed-out": answering(504, "failed to find the content"),
         "too-many": answering(429, "slow down", Retry_After="7"),
         "too-many-for-ever": answering(429, "", Retry_After="9" * 400),
         "too-early": answering(425),
@@ -249,8 +261,21 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
     }
 
 
+def _announcing(dag: FileDag) -> Callable[..., Any]:
+    """Sends the header of a CAR, and then looks for blocks that it does not have, as Kubo's `dag export`."""
+
+    async def announcing(request: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield next(write_car(dag))
+            await asyncio.sleep(1.5)
+
+        return _stream(pieces())
+
+    return announcing
+
+
 def _kubo(world: World, dag: FileDag) -> list[Route]:
-    """Two nodes as Kubo answers: one with the first file, one that is in trouble."""
+    """Nodes as Kubo answers: one with the first file, the others in trouble."""
     not_here = {"Message": "block was not found locally (offline): ipld: could not find it", "Code": 0}
 
     def export(request: Request) -> Response:
@@ -269,11 +294,18 @@ def _kubo(world: World, dag: FileDag) -> list[Route]:
     def moved(request: Request) -> Response:
         return RedirectResponse(f"/kubo/api/v0/dag/export?arg={dag.root}", 307)
 
+    async def silent(request: Request) -> Response:
+        await asyncio.sleep(1.5)
+        return Response(json.dumps(not_here), 500, media_type="application/json")
+
+    announcing = _announcing(dag)
     routes = []
     for name, answers in (
         ("kubo", (export, block)),
         ("late-kubo", (late, late)),
         ("moved-kubo", (moved, moved)),
+        ("silent-kubo", (silent, silent)),
+        ("announcing-kubo", (announcing, silent)),
     ):
         for path, answer in zip(("dag/export", "block/get"), answers, strict=True):
             routes.append(Route(f"/{name}/api/v0/{path}", answer, methods=["POST"]))

@@ -54,15 +54,22 @@ class Scripted:
         self.script = list(script)
         self.asked = 0
         self.asked_at: list[float] = []
+        self.briefly: list[bool] = []
         self.verifies = by_cid
 
     def offers(self, wanted: Wanted) -> bool:
         return bool(wanted.cid if self.by_cid else wanted.url)
 
     def fetch(
-        self, wanted: Wanted, destination: Path, partials: Partials, progress: Callable[[int], None]
+        self,
+        wanted: Wanted,
+        destination: Path,
+        partials: Partials,
+        progress: Callable[[int], None],
+        brief: bool,
     ) -> bool:
         self.asked += 1
+        self.briefly.append(brief)
         self.asked_at.append(time.monotonic())
         said = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(said, Exception):
@@ -102,9 +109,10 @@ def getting(tmp_path: Path) -> Callable[..., Getting]:
     return lambda *sources, **bounds: Getting(tmp_path, *sources, **bounds)
 
 
-def gateways(world: World, *names: str, timeout_seconds: float = 10) -> list[IpfsSource]:
+def gateways(world: World, *names: str, **seconds: float) -> list[IpfsSource]:
     addresses = [name if name.startswith("http") else world.gateway(name) for name in names]
-    return IpfsContent(kubo_api="", gateways=addresses, timeout_seconds=timeout_seconds).sources("gateways")
+    ipfs = IpfsContent(kubo_api="", gateways=addresses, **({"timeout_seconds": 10} | seconds))
+    return ipfs.sources("gateways")
 
 
 def kubo(world: World, name: str = "kubo") -> IpfsSource:
@@ -399,6 +407,71 @@ def test_an_unreachable_source_rests_longer_each_time(
     assert [seconds_of_rest(dead, get, clock) for _ in range(6)] == [60, 120, 240, 480, 600, 600]
 
 
+def test_a_silent_source_is_asked_last_for_longer_each_time(
+    clock: list[float], getting: Callable[..., Getting]
+) -> None:
+    silent = Scripted("a", SlowError("is too slow"))
+    get = getting(silent, Scripted("b", b"x"), attempts=1)
+    get()
+    assert [seconds_of_rest(silent, get, clock) for _ in range(5)] == [60, 120, 240, 480, 600]
+    assert set(silent.briefly) == {True}
+
+
+def test_a_silent_source_that_gives_a_file_is_forgiven(
+    clock: list[float], getting: Callable[..., Getting]
+) -> None:
+    silent = Scripted("a", *[SlowError("is too slow")] * 3, b"x", SlowError("is too slow"))
+    get = getting(silent, Scripted("b", b"y"), attempts=1)
+    get()
+    assert [seconds_of_rest(silent, get, clock) for _ in range(3)] == [60, 120, 240]
+    assert get().source == "b", "it gave a file, and is silent once more"
+    assert seconds_of_rest(silent, get, clock) == 60
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_a_slow_source_is_asked_with_all_its_time_when_no_other_has_the_file(
+    getting: Callable[..., Getting], attempts: int
+) -> None:
+    slow, silent = Scripted("a", SlowError("is too slow"), b"x"), Scripted("b", SlowError("is silent"))
+    lacking = Scripted("c", NotFoundError("answered 404"))
+    get = getting(slow, silent, lacking, attempts=attempts)
+    assert get().source == "a"
+    assert (slow.briefly, silent.briefly, lacking.asked) == ([True, False], [True], 1)
+    assert get.said == [
+        f"{FILE}: a: is too slow; asked again, for longer, if no other source has it",
+        f"{FILE}: b: is silent; asked again, for longer, if no other source has it",
+        f"{FILE}: c: answered 404",
+    ]
+
+
+def test_a_single_source_has_all_its_time_at_once(getting: Callable[..., Getting]) -> None:
+    alone, elsewhere = Scripted("a", SlowError("is too slow"), b"x"), Scripted("b", b"y", by_cid=False)
+    assert getting(alone, elsewhere)(url="").source == "a"
+    assert alone.briefly == [False, False]
+    assert elsewhere.asked == 0
+
+
+def test_files_that_wait_for_their_turn_do_not_wait_for_a_silent_source_too(tmp_path: Path) -> None:
+    coming: list[Wanted] = []
+
+    class Silent(Scripted):
+        def offers(self, wanted: Wanted) -> bool:
+            coming.append(wanted)
+            return True
+
+        def fetch(self, *arguments: object) -> bool:
+            while len(coming) < 6:
+                time.sleep(0.01)
+            time.sleep(0.3)  # by then the others wait
+            return super().fetch(*arguments)  # type: ignore[arg-type]
+
+    silent = Silent("a", SlowError("is too slow"))
+    get = Getting(tmp_path, silent, Scripted("b", b"x"), per_host=2)
+    with ThreadPoolExecutor(6) as pool:
+        assert {one.source for one in pool.map(lambda i: get(out=tmp_path / str(i)), range(6))} == {"b"}
+    assert silent.asked == 2
+
+
 def test_a_source_that_answers_again_is_forgiven(clock: list[float], getting: Callable[..., Getting]) -> None:
     dead = Scripted("a", *[UnreachableError("cannot be reached")] * 3, b"x", UnreachableError("again"))
     get = getting(dead, Scripted("b", b"y"), attempts=1)
@@ -425,6 +498,67 @@ def test_threads_that_find_a_source_unreachable_at_once_count_as_one(
         list(pool.map(lambda i: get(out=tmp_path / str(i)), range(4)))
     together.abort()
     assert seconds_of_rest(dead, get, clock) == 60
+
+
+@pytest.mark.parametrize(
+    "fault", ["silent", "dripping", "announcing", "silent-kubo", "announcing-kubo", "command"]
+)
+def test_a_node_that_lacks_the_content_and_goes_on_looking_costs_one_short_wait(
+    world: World, tmp_path: Path, getting: Callable[..., Getting], fault: str
+) -> None:
+    """Files of three tiles: a node that is silent stands first, and the mirror has all of them."""
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    cids = list(world.files)[:9]
+    for tile, (cid, name) in enumerate(zip(cids, range(9), strict=True)):
+        scene = f"HLS.S30.T{10 + tile // 3}SMG.2022112T172221.v2.0"
+        (mirror / f"{scene}.B0{name}.tif").write_bytes(world.files[cid].read_bytes())
+    if fault == "command":
+        command = tmp_path / "ipfs"
+        command.write_text("#!/bin/sh\nexec sleep 60\n")
+        command.chmod(0o755)
+        node: IpfsSource = IpfsSource(IpfsCommand(str(command), 60), 0.3)
+    elif fault.endswith("kubo"):
+        node = IpfsSource(KuboNode(world.gateway(fault), 60), 0.3)
+    else:
+        (node,) = gateways(world, fault, timeout_seconds=60, first_seconds=0.3)
+    get = getting(node, BandMirror(folder=str(mirror)))
+    begun = time.monotonic()
+    for path in sorted(mirror.iterdir()):
+        wanted = Wanted(f"{path.name[:-8]}/{path.name}", cids[int(path.name[-5])], "", LIMIT)
+        got = get.sources.obtain(wanted, get.out, get.partials, lambda path, verified: None, get.said.append)
+        assert got == Obtained("mirror", True)
+        assert get.out.read_bytes() == path.read_bytes()
+    assert time.monotonic() - begun < 20
+    assert len(get.said) == 1
+    assert "slow" in get.said[0] or "silent" in get.said[0]
+    assert sum(world.asked.values()) == (0 if fault == "command" else 1)
+
+
+def test_a_node_that_has_the_content_and_is_slow_gives_it_when_no_other_does(
+    world: World, getting: Callable[..., Getting]
+) -> None:
+    get = getting(*gateways(world, "silent", "gone", first_seconds=0.3), attempts=1)
+    assert get(world.cid).source == world.gateway("silent")
+    assert get.out.read_bytes() == world.data
+    assert world.asked == {"silent": 2, "gone": 1}
+
+
+def test_a_node_may_pause_for_longer_once_it_has_begun(world: World, getting: Callable[..., Getting]) -> None:
+    get = getting(*gateways(world, "pausing", "good", first_seconds=0.3))
+    assert get(world.cid).source == world.gateway("pausing")
+    assert get.out.read_bytes() == world.data
+    assert world.asked == {"pausing": 1}
+
+
+def test_a_gateway_that_has_looked_in_vain_is_asked_last_for_longer(
+    world: World, getting: Callable[..., Getting]
+) -> None:
+    get = getting(*gateways(world, "timed-out", "good"))
+    assert [get(world.cid).source for _ in range(3)] == [world.gateway("good")] * 3
+    assert world.asked == {"timed-out": 1, "good": 3}
+    health = get.sources._health[world.gateway("timed-out")]
+    assert health.silent_until > time.monotonic()
 
 
 @pytest.mark.parametrize("fault", ["dripping", "silent"])

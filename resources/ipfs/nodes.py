@@ -41,7 +41,10 @@ from resources.sources import Wanted
 _RAW = "application/vnd.ipld.raw"
 _PIECE = 1 << 18
 _LINGER_SECONDS = 1.0
+_BEGINNING = 512
+"""Bytes of an answer that its node may send before it has found any content: the header of a CAR takes some 60."""
 _NOT_FOUND = ("not found", "could not find")
+_LOOKED_IN_VAIN = ("deadline exceeded", "timed out")
 
 
 class IpfsNode(Protocol):
@@ -50,9 +53,12 @@ class IpfsNode(Protocol):
     name: str
     host: str
 
-    def car(self, root: Cid, offset: int) -> AbstractContextManager[Iterator[bytes]]:
+    def car(
+        self, root: Cid, offset: int, first_seconds: float | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]:
         """A CAR of the file `root`, in pieces: all of it, or what it takes from byte `offset` on.
 
+        `first_seconds` is the longest wait for the first block, if less than that for what follows.
         Raises NotFoundError, TryAgainError, UnavailableError, IntegrityError; while it is read, CutShortError too.
         """
         ...
@@ -67,6 +73,8 @@ class IpfsSource:
     """A node as a source of files: every byte is verified on its way, and what was verified is not lost."""
 
     node: IpfsNode
+    first_seconds: float = 5.0
+    """Longest wait for the first block of a file that others may have too."""
     by_cid: bool = True
 
     @property
@@ -81,13 +89,19 @@ class IpfsSource:
         return bool(wanted.cid)
 
     def fetch(
-        self, wanted: Wanted, destination: Path, partials: Partials, progress: Callable[[int], None]
+        self,
+        wanted: Wanted,
+        destination: Path,
+        partials: Partials,
+        progress: Callable[[int], None],
+        brief: bool = False,
     ) -> bool:
+        first_seconds = self.first_seconds if brief else None
         root = Cid.parse(wanted.cid)
         with partials.holding(str(root)) as path:
             with Retrieval(root, path, wanted.max_bytes, progress) as retrieval:
                 if not retrieval.whole:
-                    with self.node.car(root, retrieval.at) as pieces:
+                    with self.node.car(root, retrieval.at, first_seconds) as pieces:
                         retrieval.feed(pieces)
             retrieval.move_to(destination)
         return True
@@ -110,9 +124,16 @@ class _Web:
 
     @contextlib.contextmanager
     def _ask(
-        self, method: str, path: str, parameters: dict[str, str], accept: str, types: tuple[str, ...]
+        self,
+        method: str,
+        path: str,
+        parameters: dict[str, str],
+        accept: str,
+        types: tuple[str, ...],
+        first_seconds: float | None = None,
     ) -> Iterator[Iterator[bytes]]:
         """The body of one answer, which must be of one of `types`."""
+        first = min(first_seconds or self._timeout_seconds, self._timeout_seconds)
         with (
             telling(),
             self._session().request(
@@ -121,23 +142,30 @@ class _Web:
                 params=parameters,
                 headers={"Accept": accept, "Accept-Encoding": "identity"},
                 stream=True,
-                timeout=(min(CONNECT_SECONDS, self._timeout_seconds), self._timeout_seconds),
+                timeout=(min(CONNECT_SECONDS, self._timeout_seconds), first),
                 allow_redirects=method == "GET",
             ) as answer,
         ):
             words = "" if answer.status_code == 200 else _first_words(answer)
             # a Kubo node answers 500 to every error
             not_found = method == "POST" and any(part in words for part in _NOT_FOUND)
+            if method == "POST" and any(part in words for part in _LOOKED_IN_VAIN):
+                raise SlowError(f"answered {answer.status_code} {words}")
             check_status(answer, "", not_found, words)
             told = answer.headers.get("Content-Type", "")
             if told.split(";")[0].strip().lower() not in types:
                 raise IntegrityError(f"answered with {told[:80]!r} instead of {accept.split(';')[0]}")
-            pieces = body(answer, self._timeout_seconds)
-            yield pieces
+
+            def read(seconds: float) -> Iterator[bytes]:
+                # where the server closes the connection after this answer, its wait cannot be changed any more
+                with contextlib.suppress(AttributeError):
+                    answer.raw.connection.sock.settimeout(seconds)  # type: ignore[union-attr]
+                return body(answer, seconds)
+
+            yield _begun_within(first, read, self._timeout_seconds)
             # the connection can be used again once the end of the answer is read, which is there or is not
             with contextlib.suppress(Exception):
-                answer.raw.connection.sock.settimeout(_LINGER_SECONDS)  # type: ignore[union-attr]
-                next(pieces, None)
+                next(read(_LINGER_SECONDS), None)
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
@@ -152,11 +180,14 @@ class Gateway(_Web):
     def __init__(self, address: str, timeout_seconds: float) -> None:
         super().__init__(address, "gateways", timeout_seconds)
 
-    def car(self, root: Cid, offset: int) -> AbstractContextManager[Iterator[bytes]]:
+    def car(
+        self, root: Cid, offset: int, first_seconds: float | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]:
         parameters = {"format": "car", "dag-scope": "entity"}
         if offset:
             parameters["entity-bytes"] = f"{offset}:*"
-        return self._ask("GET", f"/ipfs/{root}", parameters, DFS_CONTENT_TYPE, (CONTENT_TYPE,))
+        path = f"/ipfs/{root}"
+        return self._ask("GET", path, parameters, DFS_CONTENT_TYPE, (CONTENT_TYPE,), first_seconds)
 
     def block(self, cid: Cid) -> bytes:
         with self._ask("GET", f"/ipfs/{cid}", {"format": "raw"}, _RAW, (_RAW,)) as pieces:
@@ -175,9 +206,12 @@ class KuboNode(_Web):
     def __init__(self, address: str, timeout_seconds: float) -> None:
         super().__init__(address, "kubo_api", timeout_seconds)
 
-    def car(self, root: Cid, offset: int) -> AbstractContextManager[Iterator[bytes]]:
+    def car(
+        self, root: Cid, offset: int, first_seconds: float | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]:
         # it takes no offset, but has near at hand what it has sent before
-        return self._ask("POST", "/api/v0/dag/export", {"arg": str(root)}, CONTENT_TYPE, self._TYPES)
+        path, parameters = "/api/v0/dag/export", {"arg": str(root)}
+        return self._ask("POST", path, parameters, CONTENT_TYPE, self._TYPES, first_seconds)
 
     def block(self, cid: Cid) -> bytes:
         # a node that lacks a block looks for it as long as it is let, and says so only in the end
@@ -222,16 +256,16 @@ class IpfsCommand:
         self._timeout_seconds = timeout_seconds
 
     @contextlib.contextmanager
-    def car(self, root: Cid, offset: int) -> Iterator[Iterator[bytes]]:
-        with self._run("dag", "export", str(root)) as pieces:
+    def car(self, root: Cid, offset: int, first_seconds: float | None = None) -> Iterator[Iterator[bytes]]:
+        with self._run(first_seconds, "dag", "export", str(root)) as pieces:
             yield pieces
 
     def block(self, cid: Cid) -> bytes:
-        with self._run("block", "get", str(cid)) as pieces:
+        with self._run(None, "block", "get", str(cid)) as pieces:
             return _bounded(pieces)
 
     @contextlib.contextmanager
-    def _run(self, *arguments: str) -> Iterator[Iterator[bytes]]:
+    def _run(self, first_seconds: float | None, *arguments: str) -> Iterator[Iterator[bytes]]:
         command = shutil.which(self.name)
         if command is None:
             raise UnreachableError(f"there is no command {self.name} on this machine")
@@ -250,31 +284,53 @@ class IpfsCommand:
             assert process.stdout is not None
             with process.stdout:
                 try:
-                    yield in_time(self._output(process, words), self._timeout_seconds)
+                    first = min(first_seconds or self._timeout_seconds, self._timeout_seconds)
+                    yield _begun_within(
+                        first,
+                        lambda seconds: in_time(_output(process, words, seconds), seconds),
+                        self._timeout_seconds,
+                    )
                 finally:
                     # with its children, as of a script around it
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
 
-    def _output(self, process: "subprocess.Popen[bytes]", words: IO[bytes]) -> Iterator[bytes]:
-        assert process.stdout is not None
-        out = process.stdout.fileno()
-        # not select, which takes none but the first 1024 files of a process
-        ready = select.poll()
-        ready.register(out, select.POLLIN)
-        while True:
-            if not ready.poll(1000 * self._timeout_seconds):
-                raise SlowError(f"was silent for {self._timeout_seconds:.0f} s")
-            piece = os.read(out, _PIECE)
-            if not piece:
-                break
-            yield piece
-        if process.wait() != 0:
-            words.seek(0)
-            said = _printable(words.read(512))
-            error = NotFoundError if any(part in said for part in _NOT_FOUND) else TryAgainError
-            raise error(f"ended with code {process.returncode}: {said}")
+
+def _begun_within(first: float, read: Callable[[float], Iterator[bytes]], then: float) -> Iterator[bytes]:
+    """The pieces of an answer that `read` gives, which waits `first` seconds until content comes, and then `then`."""
+    received = 0
+    for piece in read(first):
+        yield piece
+        received += len(piece)
+        if received > _BEGINNING:
+            yield from read(then)
+            return
+
+
+def _output(process: "subprocess.Popen[bytes]", words: IO[bytes], seconds: float) -> Iterator[bytes]:
+    """What the process prints; raises what its end means, and SlowError after `seconds` of silence."""
+    assert process.stdout is not None
+    out = process.stdout.fileno()
+    # not select, which takes none but the first 1024 files of a process
+    ready = select.poll()
+    ready.register(out, select.POLLIN)
+    while True:
+        if not ready.poll(1000 * seconds):
+            raise SlowError(f"was silent for {seconds:.0f} s")
+        piece = os.read(out, _PIECE)
+        if not piece:
+            break
+        yield piece
+    if process.wait() != 0:
+        words.seek(0)
+        said = _printable(words.read(512))
+        error: type[ResourceError] = TryAgainError
+        if any(part in said for part in _NOT_FOUND):
+            error = NotFoundError
+        elif any(part in said for part in _LOOKED_IN_VAIN):
+            error = SlowError
+        raise error(f"ended with code {process.returncode}: {said}")
 
 
 def _pinned(line: bytes, root: Cid) -> bool:

@@ -41,6 +41,12 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
     timeout_seconds: float = Field(
         default=60.0, gt=0, description="Longest wait for the next bytes of an answer, in seconds."
     )
+    first_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        description="Longest wait for the first block of a file, in seconds, while other sources may have it. "
+        "After these, a silent source is asked with `timeout_seconds`.",
+    )
     probe_seconds: float = Field(
         default=20.0,
         gt=0,
@@ -53,7 +59,7 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         Raises ValueError for an address that is none.
         """
-        return [IpfsSource(node) for node in self._nodes(kind, self.timeout_seconds)]
+        return [IpfsSource(node, self.first_seconds) for node in self._nodes(kind, self.timeout_seconds)]
 
     def probes(self, kinds: Sequence[str]) -> list[IpfsNode]:
         """The nodes of these kinds, in their order, to ask for single blocks. Kinds and errors as for `sources`."""
