@@ -19,7 +19,7 @@ from crop_assets.lineage import Lineage
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_tile_partitions
 from crop_assets.recipe import DatasetRecipe
 from resources.cdl import CdlReleases
-from resources.errors import IntegrityError
+from resources.errors import IntegrityError, ResourceError
 from resources.store import DatasetStore
 
 # Dagster counts the interval from ticks that failed as well, or that never reached the code server: with an hour, the
@@ -48,8 +48,13 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
     if not context.is_first_tick_since_sensor_start and not look_is_due(
         time.time(), context.last_tick_completion_time or 0.0, since
     ):
-        return dg.SensorResult(skip_reason=_not_due(looked, since), cursor=context.cursor)
-    changes = release_changes(before, cdl_releases.releases())
+        told = _not_due(looked, since, str(cursor.get("problem", "")))
+        return dg.SensorResult(skip_reason=told, cursor=context.cursor)
+    try:
+        changes = release_changes(before, cdl_releases.releases())
+    except (ResourceError, OSError) as error:
+        # what is known stays known
+        return _look_failed(error, json.dumps({**cursor, "problem": str(error)}, sort_keys=True))
     asked = [*changes.new, *changes.again]
     for release in asked:
         context.log.info(f"{release.year}: {release.place}, version {release.version}")
@@ -95,6 +100,9 @@ def dataset_sensor(
         except IntegrityError as error:
             told.append(f"{year}: {error}")
             continue
+        except (ResourceError, OSError) as error:
+            # with the cursor of before, so that the next tick looks again
+            return _look_failed(error, context.cursor)
         if state is None:
             continue
         before = asked.setdefault(year, {"tiles": "", "dataset": ""})
@@ -161,9 +169,17 @@ def _nothing_new(first: bool, years: list[int]) -> str:
     )
 
 
-def _not_due(looked: float | None, since: float) -> str:
+def _look_failed(error: Exception, cursor: str | None) -> dg.SensorResult:
+    """A tick whose look failed: skipped, with the cause. One that raised would put two tracebacks into the log, of
+    Dagster's own code.
+    """
+    return dg.SensorResult(skip_reason=f"the look failed: {error}; nothing was changed", cursor=cursor)
+
+
+def _not_due(looked: float | None, since: float, problem: str) -> str:
     if looked is None or since < time.time():
-        return f"the latest look failed; it is tried again within {RETRY_MINUTES} minutes"
+        why = f": {problem}" if problem else ""
+        return f"the latest look failed{why}; it is tried again within {RETRY_MINUTES} minutes"
     at, due = (datetime.fromtimestamp(when, UTC).strftime("%H:%M") for when in (looked, since))
     return f"looked at {at} UTC; the next look is due at {due} UTC"
 

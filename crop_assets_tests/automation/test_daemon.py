@@ -131,8 +131,13 @@ def test_the_first_look_of_the_daemon_records_what_is_there_and_is_tried_again_i
     nass.broken[INDEX] = 404
     with daemon(home, environment) as (running, instance):
         running.wait_for("the first tick", lambda: ticks(instance))
-        assert [tick.status for tick in ticks(instance)] == [TickStatus.FAILURE]
+        assert [tick.status for tick in ticks(instance)] == [TickStatus.SKIPPED]
+        assert f"{INDEX} answered 404" in str(ticks(instance)[0].skip_reason)
         assert versions(instance) == {}
+        lines = [line for line in running.output.splitlines() if "answered 404" in line]
+        assert len(lines) == 1
+        assert "Sensor cdl_release_sensor skipped: the look failed: " in lines[0]
+        assert "Traceback" not in running.output
         nass.broken.clear()
         let_a_minute_pass(instance, running)
         running.wait_for("the second tick", lambda: versions(instance))

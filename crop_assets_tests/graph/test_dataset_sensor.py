@@ -7,6 +7,7 @@ import dagster as dg
 from crop_assets.automation.sensors import dataset_sensor
 from crop_assets.partitions import TILE
 from crop_assets_tests.graph.conftest import DATASET, EAST, TILE_STAGES, TILES, WEST, YEAR, Graph, recipe
+from resources.loopback import free_port
 from resources.store import DatasetStore
 
 
@@ -17,8 +18,8 @@ class Years:
         self.graph = graph
         self.cursor: str | None = None
 
-    def tick(self, **changes: object) -> dg.SensorResult:
-        resources = {"recipe": recipe(**changes), "store": DatasetStore(root=str(self.graph.root))}
+    def tick(self, root: str = "", **changes: object) -> dg.SensorResult:
+        resources = {"recipe": recipe(**changes), "store": DatasetStore(root=root or str(self.graph.root))}
         context = dg.build_sensor_context(
             self.graph.instance, self.cursor, sensor_name="dataset_sensor", resources=resources
         )
@@ -75,6 +76,15 @@ def test_a_tile_map_is_followed_by_its_tiles_and_these_by_the_dataset(labelled_g
     (again,) = years.tick(**changed).run_requests or []
     assert assets_of(again) == set(DATASET)
     assert again.run_key != request.run_key
+
+
+def test_a_store_that_cannot_be_reached_is_looked_at_again(labelled_graph: Graph) -> None:
+    years = Years(labelled_graph)
+    for _ in range(2):
+        away = years.tick(root=f"ftp://127.0.0.1:{free_port()}/data")
+        assert not away.run_requests
+        assert "the look failed: [Errno 111] Connection refused" in str(away.skip_reason)
+    assert tiles_of(years.tick()) == set(TILES)
 
 
 def test_what_a_person_has_made_already_is_not_asked_for(finished_graph: Graph) -> None:
