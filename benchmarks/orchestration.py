@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from crop_assets.tiles.grid import HLS_SIZE, hls_tile_bounds, official_grid_path
 from resources.ipfs.unixfs import file_cid
 from resources.loopback import free_port
 from resources.machine import Machine
+from resources.stop import StoppablePool
 
 YEAR = 2022
 TILES = [f"14S{column}{row}" for column in "LMNP" for row in "FGHJ"]
@@ -173,11 +173,9 @@ def bare(root: Path) -> Work:
         def work() -> None:
             _fresh_store(root)
             said: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            with services.machine.pool() as pool, ThreadPoolExecutor(services.machine.threads) as tiles:
+            with services.machine.pool() as pool, StoppablePool(services.machine.threads) as tiles:
                 for key in keys:
-                    tiles.submit(
-                        run_stages, key, services, TILE_STAGES, names, said.put, threading.Event(), pool
-                    )
+                    tiles.submit(run_stages, key, services, TILE_STAGES, names, said.put, pool)
             assert len(list((root / "data").rglob("chips_filtered/*_merged.tif"))) == len(TILES)
 
         yield work

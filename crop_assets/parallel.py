@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Executor, wait
 from typing import TypeVar
 
+from resources.stop import GRACE_SECONDS
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -15,14 +17,19 @@ _Result = TypeVar("_Result")
 def in_parallel(pool: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """The results of `work` in the order of `items`.
 
-    Raises the error of the first item that failed. Nothing of the batch runs any more when this ends, in whatever
-    way, so that the caller can close what the work was using.
+    Raises the error of the first item that failed. Nothing of the batch runs any more when this ends, so that the
+    caller can close what the work was using; after an interrupt it waits for that for `GRACE_SECONDS` at most.
     """
     futures = [pool.submit(work, item) for item in items]
+    seconds: float | None = None
     try:
         wait(futures, return_when=FIRST_EXCEPTION)
+    except BaseException:
+        # the run is stopped, and work that hangs must not keep it
+        seconds = GRACE_SECONDS
+        raise
     finally:
         for future in futures:
             future.cancel()
-        wait(futures)
+        wait(futures, seconds)
     return [future.result() for future in futures if not future.cancelled()]

@@ -11,11 +11,10 @@ Belongs here: the glue between Dagster and the stages. Does not: what any stage 
 
 import inspect
 import queue
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +55,7 @@ from resources.machine import Machine
 from resources.mirror import BandMirror
 from resources.sources import Sources
 from resources.stac import IpfsStac, SceneStac
+from resources.stop import StoppablePool, check
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, write_table
 
@@ -364,23 +364,22 @@ def _run_tiles(
     tile_assets: frozenset[str],
 ) -> list[_Failure]:
     messages: queue.SimpleQueue[str | _Done | _Failure | None] = queue.SimpleQueue()
-    stopped = threading.Event()
 
     def work(key: dg.MultiPartitionKey, pool: Executor) -> None:
         try:
-            run_stages(key, services, stages, tile_assets, messages.put, stopped, pool)
+            run_stages(key, services, stages, tile_assets, messages.put, pool)
         finally:
             messages.put(None)
 
     # the tiles have threads of their own, so that those who wait for work leave the ones who do it
-    with services.machine.pool() as pool, ThreadPoolExecutor(services.machine.threads) as tiles:
-        for key in keys:
-            tiles.submit(work, key, pool)
+    with services.machine.pool() as pool, StoppablePool(services.machine.threads) as tiles:
+        futures = [tiles.submit(work, key, pool) for key in keys]
         try:
             return _record(context, messages, len(keys), [stage.name for stage in stages])
         finally:
-            # a run that is terminated ends with the stages that its tiles are in
-            stopped.set()
+            # where the event log fails
+            for future in futures:
+                future.cancel()
 
 
 def _record(
@@ -416,13 +415,11 @@ def run_stages(
     stages: Sequence[TileStage],
     tile_assets: frozenset[str],
     report: Callable[[str | _Done | _Failure], None],
-    stopped: threading.Event,
     pool: Executor,
 ) -> None:
     tile = key.keys_by_dimension[TILE]
     for stage in stages:
-        if stopped.is_set():
-            return
+        check()
         try:
             run = TileRun(
                 int(key.keys_by_dimension[CDL_YEAR]),

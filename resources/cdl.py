@@ -18,6 +18,7 @@ import requests
 import tenacity
 from pydantic import Field, field_validator
 
+from resources import stop
 from resources.errors import IntegrityError, NotFoundError, TryAgainError
 from resources.http import ask, get_file, new_session, same_site
 from resources.partials import Partials
@@ -219,6 +220,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             tenacity.Retrying(
                 stop=tenacity.stop_after_attempt(self.attempts),
                 wait=pause,
+                sleep=stop.pause,
                 retry=tenacity.retry_if_exception_type(TryAgainError),
                 reraise=True,
             )(get_file, session, url, self.timeout, _MOST_ARCHIVE_BYTES, path, None, told)

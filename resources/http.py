@@ -28,6 +28,7 @@ from resources.errors import (
     UnavailableError,
     UnreachableError,
 )
+from resources.stop import check, pause
 
 CONNECT_SECONDS = 5.0
 RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
@@ -43,7 +44,7 @@ Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
 def retry_rule(attempts: int) -> Retry:
     """Retries with exponential backoff and jitter; Retry-After is honoured up to two minutes."""
-    return Retry(
+    return _StoppableRetry(
         total=attempts - 1,
         backoff_factor=0.5,
         backoff_max=30,
@@ -63,6 +64,14 @@ def new_session(attempts: int) -> requests.Session:
     return session
 
 
+class _StoppableRetry(Retry):
+    """Retries whose pauses end when the run is stopped."""
+
+    def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
+        asked = self.get_retry_after(response) if response else None
+        pause(asked or self.get_backoff_time())
+
+
 class WarySession(requests.Session):
     """A session that goes only where `allowed` lets it, and sends a login to the first host alone.
 
@@ -77,6 +86,10 @@ class WarySession(requests.Session):
         self.max_redirects = _MAX_REDIRECTS
         # a callable that adds nothing keeps requests from looking for credentials in a netrc file
         self.auth = _no_login
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        check()
+        return super().send(request, **kwargs)
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         try:
@@ -187,6 +200,7 @@ def in_time(pieces: Iterator[bytes], patience: float) -> Iterator[bytes]:
     since = time.monotonic()
     received = 0
     for piece in pieces:
+        check()
         received += len(piece)
         seconds = time.monotonic() - since
         if seconds > patience:
@@ -244,7 +258,7 @@ class RateLimit:
             now = time.monotonic()
             turn = max(now, self._next)
             self._next = turn + self._between
-        time.sleep(turn - now)
+        pause(turn - now)
 
 
 def get_file(

@@ -6,13 +6,15 @@ Belongs here: the choice by cores and memory, and the pool of threads. Does not:
 import contextlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 
 import dagster as dg
 import psutil
 import rasterio
 from pydantic import Field
+
+from resources.stop import StoppablePool
 
 _BYTES_PER_THREAD = 512 << 20
 """More than the peak of a whole process that works on one tile, which the benchmarks measure."""
@@ -35,9 +37,9 @@ class Machine(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self.workers if self.workers > 0 else max(1, min(_cores(), _memory() // _BYTES_PER_THREAD))
 
     @contextlib.contextmanager
-    def pool(self) -> Iterator[ThreadPoolExecutor]:
+    def pool(self) -> Iterator[Executor]:
         """Threads for the length of the block, during which GDAL's cache is bounded."""
-        with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES), ThreadPoolExecutor(self.threads) as pool:
+        with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES), StoppablePool(self.threads) as pool:
             yield pool
 
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import tenacity
 
+from resources import stop
 from resources.errors import (
     IntegrityError,
     NotFoundError,
@@ -187,6 +188,7 @@ class Sources:
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self.attempts),
             wait=pause,
+            sleep=stop.pause,
             retry=tenacity.retry_if_result(lambda found: found is None and bool(left)),
             retry_error_callback=lambda state: None,
         )

@@ -6,7 +6,7 @@ Belongs here: the glue between the graph and the band logic. Does not: the logic
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from typing import Any
 
 import dagster as dg
@@ -25,6 +25,7 @@ from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.tile_assets import TileRun, TileTable, every_tile_is_in, read_tiles, tile_stage
 from crop_assets.year_assets import YearRun, markdown, year_asset
 from resources.errors import ResourceError
+from resources.stop import StoppablePool
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema
 
@@ -154,7 +155,7 @@ def _download(run: TileRun, wanted: pd.DataFrame) -> TileTable:
     missing = [row for row in rows if not run.store.exists(run.layout.band(row["scene_id"], row["band"]))]
     run.store.require_room(sum(expected_bytes(row["bytes"], row["max_bytes"]) for row in missing))
     transfer = Transfer(run.log, len(rows))
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+    with StoppablePool(FILES_AT_ONCE) as pool:
         futures = {pool.submit(_obtain, run, row, transfer): at for at, row in enumerate(rows)}
         for future in as_completed(futures):
             try:

@@ -4,7 +4,6 @@ Belongs here: asking for many CIDs at once, within bounds. Does not: how a sourc
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 
@@ -13,6 +12,7 @@ from resources.errors import ResourceError
 from resources.ipfs.cid import Cid
 from resources.ipfs.nodes import IpfsNode
 from resources.ipfs.resource import IpfsContent
+from resources.stop import StoppablePool
 
 
 def ask_cids(
@@ -29,7 +29,7 @@ def ask_cids(
     """
     progress = Progress(log, len(files), "CIDs asked for")
     answers = []
-    with ThreadPoolExecutor(at_once) as pool:
+    with StoppablePool(at_once) as pool:
         asked = pool.map(lambda cid: _ask(cid, nodes, ipfs), files["cid"])
         for (source, problem), known in zip(asked, files["problem"], strict=True):
             answers.append(

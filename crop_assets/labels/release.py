@@ -160,7 +160,7 @@ def _make_raster(
         require_room(raster.parent, 2 * member.file_size)
         unpack(archive, member, unpacked, _megabytes(say, "MB unpacked", member.file_size))
         # GDAL goes by content, and other formats lead to other files and servers
-        with rasterio.open(unpacked, driver="GTiff") as source:
+        with rasterio.open(unpacked, driver="GTiff"):
             cdl = check_cdl(unpacked)
             if not (cdl.chip_rows and cdl.chip_cols):
                 raise InputError(
@@ -168,7 +168,8 @@ def _make_raster(
                 )
             check_codes(cdl, pool, Progress(say, 100, "% of the codes checked"))
             say("writing it in blocks, with overviews; some minutes for the whole country")
-            rasterio.shutil.copy(source, raster, driver="COG", **_COG)
+        # in a thread and with a handle of its own: GDAL does not let an interrupt through before it is done
+        pool.submit(_write_cog, unpacked, raster).result()
         check_cdl(raster)
     except (RasterioError, CPLE_BaseError) as error:
         raise InputError(
@@ -184,6 +185,11 @@ def _make_raster(
         raise InputError(f"{release.place}: {told}") from None
     finally:
         unpacked.unlink(missing_ok=True)
+
+
+def _write_cog(unpacked: Path, raster: Path) -> None:
+    with rasterio.open(unpacked, driver="GTiff") as source:
+        rasterio.shutil.copy(source, raster, driver="COG", **_COG)
 
 
 def _raster_member(archive: Path, name: str) -> zipfile.ZipInfo:

@@ -8,7 +8,6 @@ import datetime as dt
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from crop_assets.scenes.granules import document_url, parse_document, parse_scen
 from resources.answers import read_answer, write_answer
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
 from resources.stac import SET_ASIDE, SceneStac
+from resources.stop import StoppablePool
 from resources.store import DatasetStore
 
 _DOCUMENTS_AT_ONCE = 8
@@ -130,7 +130,7 @@ def _by_place(
     aside = [item for item in found if unusable(item)]
     items = [item for item in found if not unusable(item) and _is_asked_for(item, question)]
     urls = {str(item["id"]): url for item in items if (url := document_url(item))}
-    with ThreadPoolExecutor(_DOCUMENTS_AT_ONCE) as pool:
+    with StoppablePool(_DOCUMENTS_AT_ONCE) as pool:
         texts = dict(zip(urls, pool.map(read, urls.values()), strict=True))
     return _answer(items, aside, texts)
 

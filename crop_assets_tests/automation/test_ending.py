@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,14 @@ class Live:
     def kill(self) -> None:
         """What the power button does to all of its processes, those of runs among them."""
         assert self.process is not None
-        for process in self._family():
+        for process in self.family():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait(30)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            family = self._family()
+            family = self.family()
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(30)
@@ -110,12 +110,12 @@ class Live:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
 
-    def _family(self) -> list[psutil.Process]:
+    def family(self) -> list[psutil.Process]:
         assert self.process is not None
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
 
-    def launch(self, tiles: tuple[str, str] = TILES) -> str:
+    def launch(self, tiles: Sequence[str] = TILES) -> str:
         """The id of a new run of the tiles job."""
         where = {"start": f"{YEAR}|{tiles[0]}", "end": f"{YEAR}|{tiles[-1]}"}
         tags = [{"key": f"dagster/asset_partition_range_{k}", "value": v} for k, v in where.items()]
@@ -155,10 +155,10 @@ def live(
 
 
 @contextlib.contextmanager
-def instance_of(live: Live) -> Iterator[dg.DagsterInstance]:
+def instance_of(live: Live, tiles: Sequence[str] = TILES) -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.from_config(str(live.home)) as instance:
         instance.add_dynamic_partitions("cdl_year", [str(YEAR)])
-        instance.add_dynamic_partitions("tile", list(TILES))
+        instance.add_dynamic_partitions("tile", list(tiles))
         yield instance
 
 

@@ -191,7 +191,8 @@ class Traffic:
     """What was asked of the world, and which answers are spoilt: `broken` maps a piece of the path to a
     status, `corrupt` holds pieces of the path whose answers have a bit flipped at the end. `only` narrows
     both to requests whose body holds these bytes. `silent` holds pieces of the path that are not answered, and
-    `dripping` those that are answered a byte at a time, for as long as they are in there.
+    `dripping` those that are answered a byte at a time, for as long as they are in there; `busy` those that are
+    answered with 503 and a Retry-After of ten minutes.
     """
 
     asked: list[Asked] = field(default_factory=list)
@@ -200,6 +201,7 @@ class Traffic:
     only: bytes = b""
     silent: set[str] = field(default_factory=set)
     dripping: set[str] = field(default_factory=set)
+    busy: set[str] = field(default_factory=set)
 
     def clear(self) -> None:
         self.asked.clear()
@@ -207,6 +209,7 @@ class Traffic:
         self.corrupt.clear()
         self.silent.clear()
         self.dripping.clear()
+        self.busy.clear()
         self.only = b""
 
     async def answer(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
@@ -216,6 +219,8 @@ class Traffic:
             await asyncio.sleep(0.05)
         if any(piece in path for piece in self.dripping):
             return StreamingResponse(self._drops(path), media_type="application/vnd.ipld.car")
+        if any(piece in path for piece in self.busy):
+            return Response("come back later", 503, {"Retry-After": "600"})
         if self.only in body:
             for piece, status in self.broken.items():
                 if piece in path:

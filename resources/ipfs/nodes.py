@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -37,12 +38,15 @@ from resources.ipfs.cid import Cid
 from resources.ipfs.retrieve import Retrieval
 from resources.partials import Partials
 from resources.sources import Wanted
+from resources.stop import check
 
 _RAW = "application/vnd.ipld.raw"
 _PIECE = 1 << 18
 _LINGER_SECONDS = 1.0
 _BEGINNING = 512
 """Bytes of an answer that its node may send before it has found any content: the header of a CAR takes some 60."""
+_POLL_SECONDS = 0.2
+"""Longest wait until a command sees that the run is stopped."""
 _NOT_FOUND = ("not found", "could not find")
 _LOOKED_IN_VAIN = ("deadline exceeded", "timed out")
 
@@ -316,8 +320,11 @@ def _output(process: "subprocess.Popen[bytes]", words: IO[bytes], seconds: float
     ready = select.poll()
     ready.register(out, select.POLLIN)
     while True:
-        if not ready.poll(1000 * seconds):
-            raise SlowError(f"was silent for {seconds:.0f} s")
+        silent_since = time.monotonic()
+        while not ready.poll(1000 * min(_POLL_SECONDS, seconds)):
+            check()
+            if time.monotonic() - silent_since >= seconds:
+                raise SlowError(f"was silent for {seconds:.0f} s")
         piece = os.read(out, _PIECE)
         if not piece:
             break

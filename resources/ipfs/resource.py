@@ -11,6 +11,7 @@ import dagster as dg
 import tenacity
 from pydantic import Field, PrivateAttr
 
+from resources import stop
 from resources.errors import (
     IntegrityError,
     ResourceError,
@@ -105,6 +106,7 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
             retry=tenacity.retry_if_exception_type(UnavailableError),
+            sleep=stop.pause,
             reraise=True,
         )
         return resolve_path(cid, path, lambda block: retrying(self.find_block, block, nodes)[1])

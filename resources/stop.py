@@ -1,0 +1,115 @@
+"""Stopping a run: its threads end, whatever they wait for.
+
+Dagster interrupts the main thread of a run, and nothing else. Work that other threads do is therefore given to a
+`StoppablePool`. When an interrupt leaves the block of a pool, `check` and `pause` raise StoppedError in its threads,
+and in those of the pools that they opened: before each request and piece of work, and in the pauses between them.
+A thread that hangs in a call of the system (a silent socket, GDAL) is not waited for longer than `GRACE_SECONDS`, and
+does not keep the process from ending, which ends it too.
+"""
+
+import contextvars
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+GRACE_SECONDS = 2.0
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_stopped: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stopped", default=None)
+"""Of the run that a thread works for. Each run has its own, for the next one in the process is not stopped."""
+
+
+class StoppedError(BaseException):
+    """The run is stopped. Like KeyboardInterrupt it is no Exception, so that nothing retries or records it."""
+
+
+def check() -> None:
+    """Raise StoppedError in a run that is stopped."""
+    stopped = _stopped.get()
+    if stopped is not None and stopped.is_set():
+        raise StoppedError
+
+
+def pause(seconds: float) -> None:
+    """Sleep. Raises StoppedError as soon as the run is stopped."""
+    stopped = _stopped.get()
+    if stopped is None:
+        time.sleep(seconds)
+    elif stopped.wait(seconds):
+        raise StoppedError
+
+
+class StoppablePool(Executor):
+    """A pool of `threads`, to be used in a `with` block, that an interrupt stops with the pools inside it.
+
+    Unlike ThreadPoolExecutor's, its threads do not keep the process from ending.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._stopped = _stopped.get() or threading.Event()
+        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, fn: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
+    ) -> Future[_Result]:
+        if self._closed:
+            raise RuntimeError("cannot submit work after shutdown")
+        future: Future[_Result] = Future()
+        self._work.put((future, partial(fn, *args, **kwargs)))
+        return future
+
+    def _run(self) -> None:
+        _stopped.set(self._stopped)
+        while (item := self._work.get()) is not None:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    check()
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            # else the last result stays in memory while there is nothing to do
+            del item, future, call
+
+    def __enter__(self) -> "StoppablePool":
+        self._outer = _stopped.set(self._stopped)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _stopped.reset(self._outer)
+        if kind is not None and not issubclass(kind, Exception):
+            self._stopped.set()
+        self.shutdown()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Return once all work is done, or `GRACE_SECONDS` after a stop. `cancel_futures` has no effect."""
+        self._closed = True
+        for _ in self._threads:
+            self._work.put(None)
+        if not wait:
+            return
+        try:
+            for thread in self._threads:
+                while thread.is_alive() and not self._stopped.is_set():
+                    thread.join(0.1)
+        except BaseException:
+            self._stopped.set()
+            raise
+        finally:
+            # no thread is alive by now, unless the run is stopped
+            until = time.monotonic() + GRACE_SECONDS
+            for thread in self._threads:
+                thread.join(max(0.0, until - time.monotonic()))
