@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
     help="Crop-classification training data from the Cropland Data Layer and HLS, as a Dagster asset graph.\n\n"
-    "The graph itself is worked in Dagster: `dagster dev` in a folder with workspace.yaml opens its UI. "
+    "The graph itself is worked in Dagster: `dg dev` in the project's folder opens its UI. "
     "These commands do the rest.",
 )
 
