@@ -6,17 +6,22 @@ a new release (`crop_assets.automation`).
 """
 
 import contextlib
+import functools
+import hashlib
 import html.parser
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import dagster as dg
+import rasterio
 import requests
 import tenacity
 from pydantic import Field, field_validator
+from rasterio.errors import RasterioError
 
 from resources import stop
 from resources.errors import IntegrityError, NotFoundError, TryAgainError
@@ -31,6 +36,7 @@ _YEAR = re.compile(r"(?<!\d)\d{4}(?!\d)", re.ASCII)
 _YEARS = range(1997, 2101)
 """From the first CDL of any state on."""
 _FILE_SUFFIXES = {".tif", ".tiff", ".img", ".vrt", ".zip"}
+_HASHING = threading.Lock()
 _MOST_INDEX_BYTES = 4 << 20
 _MOST_ARCHIVE_BYTES = 20 << 30
 
@@ -130,13 +136,13 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             )
         return path
 
-    def find_same(self, year: int, size: int) -> Path:
-        """The raster that the asset `cdl` described, by its size in bytes.
+    def find_same(self, year: int, sha256: str) -> Path:
+        """The raster that the asset `cdl` described, by its checksum.
 
         Raises NotFoundError where there is none, or another one now.
         """
         path = self.find(year)
-        if path.stat().st_size != size:
+        if raster_sha256(path) != sha256:
             raise NotFoundError(f"{path} is not the file that cdl described any more; materialize cdl again")
         return path
 
@@ -309,6 +315,58 @@ def record_path(raster: Path) -> Path:
     return raster.with_suffix(".release.json")
 
 
-def _local(year: int, path: Path) -> Release:
+def raster_files(path: Path) -> list[Path]:
+    """A raster's files: `path`, then the others that its pixels, place and nodata are read from, sorted.
+
+    These are the .ige with the pixels of an .img, the sources of a .vrt with theirs, an .aux.xml, a world file; an
+    .ovr, whose pixels nothing here reads, is none. Raises NotFoundError for one that is no local file.
+    """
+    found = [path]
+    for file in found:
+        try:
+            with rasterio.open(file) as raster:
+                others = map(Path, raster.files)
+        except RasterioError:
+            # no raster by itself, such as an .ige; what is wrong with `path` is said by those who read it
+            continue
+        found += [other for other in others if other not in found and other.suffix.lower() != ".ovr"]
+    for file in found:
+        if not file.is_file():
+            raise NotFoundError(
+                f"{path} is read from {file}, which is no local file, so that a change of it could not be told; fetch "
+                f"that, or make one file of it all: gdal_translate {path} {path.stem}.tif"
+            )
+    return [path, *sorted(found[1:])]
+
+
+def raster_sha256(path: Path) -> str:
+    """The checksum of a raster's files: of one file its SHA-256, of several that of their names and checksums.
+
+    A file is read once a process, unless it changes. Raises as `raster_files`.
+    """
+    digests = {file: file_sha256(file) for file in raster_files(path)}
+    if len(digests) == 1:
+        return digests[path]
+    listed = "".join(f"{digest}  {file.name}\n" for file, digest in digests.items())
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
     status = path.stat()
-    return Release(year, f"{status.st_size}-{status.st_mtime_ns}", str(path), status.st_size)
+    # tiles of one run ask at once
+    with _HASHING:
+        return _sha256_of(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256_of(path: Path, inode: int, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _local(year: int, path: Path) -> Release:
+    stats = [file.stat() for file in raster_files(path)]
+    version, *others = (f"{status.st_size}-{status.st_mtime_ns}" for status in stats)
+    if others:
+        version += f"+{hashlib.sha256(' '.join(others).encode()).hexdigest()[:16]}"
+    return Release(year, version, str(path), sum(status.st_size for status in stats))

@@ -190,7 +190,7 @@ def chips(
         "SCENES": " ".join(scenes["scene_id"]),
     }
     rows: list[dict[str, Any]] = []
-    cdl_path = run.services.cdl_releases.find_same(run.year, release["bytes"])
+    cdl_path = run.services.cdl_releases.find_same(run.year, release["sha256"])
     with TileReader(paths, str(cdl_path)) as reader:
         for start in range(0, len(ids), _CHIPS_AT_ONCE):
             some = ids[start : start + _CHIPS_AT_ONCE]

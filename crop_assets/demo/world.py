@@ -28,6 +28,7 @@ from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import candidate_boxes, choose_boxes, weighed_boxes
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
+from resources.cdl import raster_sha256
 from resources.machine import Machine
 
 VERSION = 2
@@ -103,8 +104,7 @@ def build_world(
     if cdl is not None:
         cdl = cdl.absolute()
         check_cdl(cdl)
-        with cdl.open("rb") as file:
-            source = hashlib.file_digest(file, "sha256").hexdigest()
+        source = raster_sha256(cdl)
     fingerprint = hashlib.sha256(json.dumps([VERSION, year, source]).encode()).hexdigest()[:16]
     raster = cdl or root / "cdl" / f"{year}_30m_cdls.tif"
 

@@ -38,7 +38,7 @@ from crop_assets.labels.sampling import (
 from crop_assets.progress import Progress
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.year_assets import YearRun, markdown, picture, year_asset
-from resources.cdl import CdlReleases
+from resources.cdl import CdlReleases, raster_files
 from resources.machine import Machine
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema
@@ -49,8 +49,8 @@ CDL = TableSchema(
         Column(
             "release", pa.string(), "archive that the raster was made of; empty for a raster of one's own"
         ),
-        Column("bytes", pa.int64(), "size of the file"),
-        Column("sha256", pa.string(), "checksum of the file"),
+        Column("bytes", pa.int64(), "size of the file, with those that its pixels are in"),
+        Column("sha256", pa.string(), "checksum of the file, with those that its pixels are in"),
         Column("width", pa.int64(), "columns"),
         Column("height", pa.int64(), "rows"),
         Column("left", pa.float64(), "left edge in EPSG:5070, metres"),
@@ -111,7 +111,11 @@ def cdl(
         metadata |= {"release_version": origin.version, "release_sha256": origin.archive_sha256}
     if done := run.unchanged(row, metadata=metadata):
         return done
-    size = {"bytes": made.path.stat().st_size, "width": raster.width, "height": raster.height}
+    size = {
+        "bytes": sum(file.stat().st_size for file in raster_files(made.path)),
+        "width": raster.width,
+        "height": raster.height,
+    }
     table = pd.DataFrame([{**row, **size, "left": raster.transform.c, "top": raster.transform.f}])
     return run.finish(table, {**metadata, "raster": markdown(table.T.reset_index())})
 
@@ -131,12 +135,12 @@ def candidate_chips(
     release = run.read("cdl").iloc[0]
     if done := run.unchanged(upstream=["cdl"]):
         return done
-    raster = check_cdl(cdl_releases.find_same(run.year, release["bytes"]))
+    raster = check_cdl(cdl_releases.find_same(run.year, release["sha256"]))
     report = Progress(context.log.info, len(raster.chip_rows), "chip rows scanned")
     with machine.pool() as pool:
         table = candidate_boxes(chip_histograms(raster, pool, report))
     # threads open the file one after the other: it must have been one and the same to the end
-    cdl_releases.find_same(run.year, release["bytes"])
+    cdl_releases.find_same(run.year, release["sha256"])
     histogram = picture(class_histogram_png(table[CLASS_COLUMNS].sum().to_numpy()), "classes")
     no_data = int((table["class_0"] > 0).sum())
     return run.finish(table, {"with_no_data": no_data, "class_histogram": histogram})

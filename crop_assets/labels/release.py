@@ -4,7 +4,6 @@ Belongs here: checking what is in an archive, and the tiled raster with overview
 archives come from (`resources.cdl`), or what makes a raster a CDL (`cdl`).
 """
 
-import hashlib
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from crop_assets.grid import CHIP_SIZE
 from crop_assets.labels.cdl import check_cdl, check_codes
 from crop_assets.progress import Progress
 from resources.archives import members, unpack
-from resources.cdl import CdlReleases, Release, record_path
+from resources.cdl import CdlReleases, Release, file_sha256, raster_sha256, record_path
 from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.store import require_room
 
@@ -128,16 +127,16 @@ def _make_anew(
     earlier = before.origin if before else None
     with releases.archive(release, _megabytes(say, "MB fetched", release.size)) as archive:
         name = Path(release.place).name if release.is_local else release.place
-        found = Origin(name, release.version, _sha256(archive), before.sha256 if before else "")
-        if earlier and earlier.archive_sha256 == found.archive_sha256:
+        found = Origin(name, release.version, file_sha256(archive), earlier.raster_sha256 if earlier else "")
+        if before and earlier and earlier.archive_sha256 == found.archive_sha256:
             say("its bytes are those of before; nothing to unpack")
             _note(raster, found, None)
-            return YearRaster(raster, found.raster_sha256, found)
+            return YearRaster(raster, before.sha256, found)
         with releases.partials(release.year).holding(f"the raster of {raster}") as path:
             new = path.with_name(f"{path.name}.tif")
             try:
                 _make_raster(archive, release, new, pool, say)
-                found = replace(found, raster_sha256=_sha256(new))
+                found = replace(found, raster_sha256=file_sha256(new))
                 now = _there(raster)
                 if now is not None and now != before:
                     say(f"{raster} was put there meanwhile; it is left as it is")
@@ -146,21 +145,29 @@ def _make_anew(
                 _put(new, raster)
             finally:
                 new.unlink(missing_ok=True)
-    return YearRaster(raster, found.raster_sha256, found)
+    return YearRaster(raster, raster_sha256(raster), found)
 
 
 def _make_raster(
     archive: Path, release: Release, raster: Path, pool: Executor, say: Callable[[str], None]
 ) -> None:
     """Unpack the archive of a release, check it, and write it to `raster` in blocks and with overviews."""
-    name = f"{release.year}_30m_cdls.tif"
+    name = f"{release.year}_30m_cdls"
     unpacked = raster.with_name(f"{raster.name}.unpacked")
+    parts: list[Path] = []
     try:
-        member = _raster_member(archive, name)
-        require_room(raster.parent, 2 * member.file_size)
-        unpack(archive, member, unpacked, _megabytes(say, "MB unpacked", member.file_size))
+        found = _raster_members(archive, name)
+        require_room(raster.parent, 2 * sum(member.file_size for member in found.values()))
+        for suffix, member in found.items():
+            # an .img finds its .ige by its own name where there is none by the name that it had
+            parts.append(unpacked.with_name(f"{unpacked.name}{suffix}"))
+            unpack(archive, member, parts[-1], _megabytes(say, "MB unpacked", member.file_size))
+        unpacked, name = parts[0], f"{name}{parts[0].suffix}"
         # GDAL goes by content, and other formats lead to other files and servers
-        with rasterio.open(unpacked, driver="GTiff"):
+        driver = "HFA" if unpacked.suffix == ".img" else "GTiff"
+        with rasterio.open(unpacked, driver=driver) as source:
+            if foreign := set(map(Path, source.files)) - set(parts):
+                raise InputError(f"{name} is read from {min(foreign).name}, which the archive does not hold")
             cdl = check_cdl(unpacked)
             if not (cdl.chip_rows and cdl.chip_cols):
                 raise InputError(
@@ -169,7 +176,7 @@ def _make_raster(
             check_codes(cdl, pool, Progress(say, 100, "% of the codes checked"))
             say("writing it in blocks, with overviews; some minutes for the whole country")
         # in a thread and with a handle of its own: GDAL does not let an interrupt through before it is done
-        pool.submit(_write_cog, unpacked, raster).result()
+        pool.submit(_write_cog, unpacked, driver, raster).result()
         check_cdl(raster)
     except (RasterioError, CPLE_BaseError) as error:
         raise InputError(
@@ -184,24 +191,36 @@ def _make_raster(
         told = str(error).replace(str(unpacked), name).replace(str(raster), name)
         raise InputError(f"{release.place}: {told}") from None
     finally:
-        unpacked.unlink(missing_ok=True)
+        for part in parts:
+            part.unlink(missing_ok=True)
 
 
-def _write_cog(unpacked: Path, raster: Path) -> None:
-    with rasterio.open(unpacked, driver="GTiff") as source:
+def _write_cog(unpacked: Path, driver: str, raster: Path) -> None:
+    with rasterio.open(unpacked, driver=driver) as source:
         rasterio.shutil.copy(source, raster, driver="COG", **_COG)
 
 
-def _raster_member(archive: Path, name: str) -> zipfile.ZipInfo:
-    found = members(archive, _MOST_UNPACKED_BYTES)
-    wanted = [member for member in found if PurePosixPath(member.filename).name.lower() == name]
-    if len(wanted) != 1:
-        held = ", ".join(member.filename for member in found[:5]) or "nothing"
+def _raster_members(archive: Path, name: str) -> dict[str, zipfile.ZipInfo]:
+    """The members of an archive that the raster consists of, by suffix, the one to open first.
+
+    Its GeoTIFF, else its .img with the .ige that has the pixels where they do not fit into the .img.
+    """
+    held = members(archive, _MOST_UNPACKED_BYTES)
+    for suffixes in ((".tif",), (".img", ".ige")):
+        found = {
+            suffix: [one for one in held if PurePosixPath(one.filename).name.lower() == f"{name}{suffix}"]
+            for suffix in suffixes
+        }
+        first = found[suffixes[0]]
+        if first:
+            break
+    if len(first) != 1 or any(len(others) > 1 for others in found.values()):
+        listed = ", ".join(member.filename for member in held[:5]) or "nothing"
         raise IntegrityError(
-            f"{archive} must hold one {name}, and holds {len(wanted)} ({held}); if it has the raster in another form, "
-            f"convert that to {name} and put it where rasters of your own are looked for"
+            f"{archive} must hold one {name}.tif or .img, and holds {len(first)} ({listed}); if it has the raster in "
+            f"another form, convert that to {name}.tif and put it where rasters of your own are looked for"
         )
-    return wanted[0]
+    return {suffix: others[0] for suffix, others in found.items() if others}
 
 
 def _there(raster: Path) -> YearRaster | None:
@@ -211,13 +230,15 @@ def _there(raster: Path) -> YearRaster | None:
     """
     if not raster.is_file():
         return None
-    digest = _sha256(raster)
+    digest = file_sha256(raster)
     try:
         noted = [Origin(**origin) for origin in json.loads(record_path(raster).read_bytes())]
     except (OSError, ValueError, TypeError):
         noted = []
     return YearRaster(
-        raster, digest, next((origin for origin in noted if origin.raster_sha256 == digest), None)
+        raster,
+        raster_sha256(raster),
+        next((origin for origin in noted if origin.raster_sha256 == digest), None),
     )
 
 
@@ -234,11 +255,6 @@ def _put(written: Path, target: Path) -> None:
     with written.open("rb+") as file:
         os.fsync(file.fileno())
     written.replace(target)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _megabytes(say: Callable[[str], None], what: str, total: int) -> Callable[[int], None]:

@@ -125,6 +125,28 @@ def test_a_cdl_that_is_not_there_or_of_another_year_says_where_it_belongs(
         assert f"{other} is the raster of 2019 by its name, and that of {YEAR} is wanted" in run.failure
 
 
+def test_pixels_that_are_replaced_beside_their_header_are_noticed(
+    finished_graph: Graph, setting: Setting, tmp_path: Path
+) -> None:
+    paths = [tmp_path / folder / f"{YEAR}_30m_cdls.img" for folder in ("before", "after")]
+    with rasterio.open(setting.world.cdl) as source:
+        codes, profile = source.read(1), source.profile
+    for path, corn in zip(paths, (1, 5), strict=True):
+        path.parent.mkdir()
+        plain = {name: profile[name] for name in ("width", "height", "count", "dtype", "crs", "transform")}
+        with rasterio.open(path, "w", driver="HFA", USE_SPILL="YES", **plain) as raster:
+            raster.write(np.where(codes == 1, corn, codes), 1)
+    releases = CdlReleases(source=str(paths[0]))
+    labels = {"stages": ["cdl", "candidate_chips"], "cdl_releases": releases}
+    before = {name for name, _ in finished_graph.run("labels_job", **labels).made}
+    assert before == {"cdl", "candidate_chips"}
+    corn = finished_graph.table("candidate_chips")["class_3"].sum()
+    assert corn > 0
+    shutil.copyfile(paths[1].with_suffix(".ige"), paths[0].with_suffix(".ige"))
+    assert {name for name, _ in finished_graph.run("labels_job", **labels).made} == before
+    assert finished_graph.table("candidate_chips")["class_3"].sum() == 0
+
+
 def test_an_unknown_cdl_code_is_named_with_its_place(
     finished_graph: Graph, finished: Finished, setting: Setting, tmp_path: Path
 ) -> None:

@@ -324,7 +324,7 @@ UNFIT = {
     "a name with a drive": (zipped((f"C:{NAME}", b"x")), "unsafe name"),
     "another year": (
         zipped(("2021_30m_cdls.tif", b"x")),
-        r"must hold one 2022_30m_cdls\.tif, and holds 0 \(2021_30m_cdls\.tif\)",
+        r"must hold one 2022_30m_cdls\.tif or \.img, and holds 0 \(2021_30m_cdls\.tif\)",
     ),
     "two rasters": (zipped((NAME, b"x"), (f"again/{NAME}", b"x")), "and holds 2"),
     "nothing in it": (zipped(), r"and holds 0 \(nothing\)"),
@@ -506,3 +506,43 @@ def test_an_archive_of_another_year_is_refused_also_when_its_raster_is_there(
         NotFoundError, match=r"2019_30m_cdls\.zip is the raster of 2019 by its name, and that of 2022"
     ):
         obtain_raster(releases, 2022, pool, print, print)
+
+
+def img_parts(folder: Path, write_cdl: WriteCdl, pixels: NDArray[Any]) -> dict[str, bytes]:
+    """The .img of a release and the .ige with its pixels, by suffix."""
+    with rasterio.open(write_cdl(pixels, 67_100, 51_700)) as raster:
+        rasterio.shutil.copy(raster, folder / "2022_30m_cdls.img", driver="HFA", USE_SPILL="YES")
+    return {suffix: (folder / f"2022_30m_cdls{suffix}").read_bytes() for suffix in (".img", ".ige")}
+
+
+def test_an_archive_of_an_img_and_its_pixels_becomes_a_tiled_raster(
+    nass: Nass, obtain: Obtain, write_cdl: WriteCdl, tmp_path: Path
+) -> None:
+    parts = img_parts(tmp_path, write_cdl, codes(8))
+    named = [(f"cdl/2022_30m_cdls{suffix}", data) for suffix, data in parts.items()]
+    nass.put(2022, zipped(*reversed(named), ("2022_30m_cdls.htm", b"<html>")))
+    made = obtain()
+    with rasterio.open(made.path) as raster:
+        np.testing.assert_array_equal(raster.read(1), codes(8))
+        assert (raster.driver, raster.crs.to_epsg()) == ("GTiff", 5070)
+    assert obtain.names() == {NAME, "2022_30m_cdls.release.json"}
+    # without its pixels it is no raster
+    nass.put(2022, zipped(named[0]))
+    with pytest.raises(
+        InputError,
+        match=r"2022_30m_cdls\.img is read from 2022_30m_cdls\.ige, which the archive does not hold",
+    ):
+        obtain()
+    assert obtain.names() >= {NAME}
+
+
+def test_a_raster_beside_which_statistics_are_kept_is_still_that_of_its_release(
+    nass: Nass, obtain: Obtain, pack: Pack
+) -> None:
+    nass.put(2022, pack(codes()))
+    before = obtain()
+    obtain.raster.with_name(f"{NAME}.aux.xml").write_text("<PAMDataset><Metadata/></PAMDataset>")
+    assert obtain().origin == before.origin
+    nass.put(2022, pack(codes(1)))
+    with rasterio.open(obtain().path) as raster:
+        np.testing.assert_array_equal(raster.read(1), codes(1))

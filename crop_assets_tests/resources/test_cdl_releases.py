@@ -1,12 +1,17 @@
+import hashlib
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
+import rasterio.shutil
 
 from crop_assets_tests.resources.loopback import closed_port
 from crop_assets_tests.resources.nass import Nass
 from crop_assets_tests.resources.nass import nass as nass
-from resources.cdl import CdlReleases, archive_links, year_of
+from resources.cdl import CdlReleases, archive_links, raster_files, raster_sha256, year_of
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
 
 NASS = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
@@ -229,3 +234,62 @@ def test_a_year_that_the_index_does_not_list_is_told_with_those_that_it_does(
     nass.put(2022, b"two")
     with pytest.raises(NotFoundError, match=r"lists no release of 2031, but those of 2021, 2022$"):
         nass.releases(tmp_path).release(2031)
+
+
+def made_of(folder: Path, value: int) -> Path:
+    """A .vrt of a .vrt of an .img whose pixels are in an .ige, all with the place of the national grid."""
+    folder.mkdir()
+    place = rasterio.Affine(30, 0, -2356095, 0, -30, 3172605)
+    profile = {
+        "width": 300,
+        "height": 300,
+        "count": 1,
+        "dtype": "uint8",
+        "crs": "EPSG:5070",
+        "transform": place,
+    }
+    with rasterio.open(folder / "usda.img", "w", driver="HFA", USE_SPILL="YES", **profile) as raster:
+        raster.write(np.full((1, 300, 300), value, np.uint8))
+    with rasterio.open(folder / "usda.img") as raster:
+        rasterio.shutil.copy(raster, folder / "inner.vrt", driver="VRT")
+    inner = (folder / "inner.vrt").read_text()
+    assert "usda.img" in inner
+    (folder / "2019.vrt").write_text(inner.replace("usda.img", "inner.vrt"))
+    return folder / "2019.vrt"
+
+
+def test_a_raster_is_all_the_files_that_its_pixels_are_read_from(tmp_path: Path) -> None:
+    path, other = made_of(tmp_path / "a", 1), made_of(tmp_path / "b", 5)
+    assert [file.name for file in raster_files(path)] == ["2019.vrt", "inner.vrt", "usda.ige", "usda.img"]
+    releases = CdlReleases(source=str(path))
+    (before,), sha256 = releases.releases(), raster_sha256(path)
+    assert (raster_sha256(path), releases.find_same(2019, sha256)) == (sha256, path)
+    # the same size, and the header as it was
+    shutil.copyfile(other.with_name("usda.ige"), path.with_name("usda.ige"))
+    with rasterio.open(path) as raster:
+        assert (raster.read(1) == 5).all()
+    assert raster_sha256(path) == raster_sha256(other) != sha256
+    (after,) = releases.releases()
+    assert (after.version != before.version, after.size) == (True, before.size)
+    with pytest.raises(NotFoundError, match=r"2019\.vrt is not the file that cdl described any more"):
+        releases.find_same(2019, sha256)
+    path.with_name("usda.img").unlink()
+    with pytest.raises(NotFoundError, match=r"2019\.vrt is read from .*usda\.img, which is no local file"):
+        releases.find_same(2019, sha256)
+
+
+def test_georeferencing_beside_a_raster_counts_and_overviews_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "2019.tif"
+    with rasterio.open(made_of(tmp_path / "a", 1)) as raster:
+        rasterio.shutil.copy(raster, path, driver="GTiff", BLOCKXSIZE=128, BLOCKYSIZE=128, TILED="YES")
+    plain = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert raster_sha256(path) == plain
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(path, "r+") as raster:
+        raster.build_overviews([2])
+    assert path.with_name("2019.tif.ovr").is_file()
+    assert raster_sha256(path) == plain
+    place = "<PAMDataset><GeoTransform>-2356065, 30, 0, 3172605, 0, -30</GeoTransform></PAMDataset>"
+    path.with_name("2019.tif.aux.xml").write_text(place)
+    with rasterio.open(path) as raster:
+        assert raster.transform.c == -2356065
+    assert raster_sha256(path) != plain
