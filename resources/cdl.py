@@ -6,6 +6,7 @@ a new release (`crop_assets.automation`).
 """
 
 import contextlib
+import email.utils
 import functools
 import hashlib
 import html.parser
@@ -13,6 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
@@ -33,6 +35,9 @@ INDEX = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
 
 _ARCHIVE = re.compile(r"\d{4}_30m_cdls\.zip", re.ASCII)
 _YEAR = re.compile(r"(?<!\d)\d{4}(?!\d)", re.ASCII)
+_VERSION = re.compile(
+    r"(?P<date>\w{3}, .{20} GMT)? ?(?P<size>[1-9]\d*(?!\S))? ?(?P<etag>.*)", re.ASCII | re.DOTALL
+)
 _YEARS = range(1997, 2101)
 """From the first CDL of any state on."""
 _FILE_SUFFIXES = {".tif", ".tiff", ".img", ".vrt", ".zip"}
@@ -43,7 +48,8 @@ _MOST_ARCHIVE_BYTES = 20 << 30
 
 @dataclass(frozen=True)
 class Release:
-    """A release of a year. `version` tells it from a later one of the same year; `place` is a URL or a local path;
+    """A release of a year. `version` tells it from a later one of the same year
+    (`same_release`); `place` is a URL or a local path;
     `size` is in bytes, 0 where that is not told.
     """
 
@@ -259,14 +265,50 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _release(self, session: requests.Session, year: int, url: str) -> Release:
         _, answer = ask(session, "HEAD", url, self.timeout, 0, {"Accept-Encoding": "identity"})
         headers = answer.headers
-        stamps = [headers.get(name, "") for name in ("Last-Modified", "Content-Length")]
-        version = headers.get("ETag") or " ".join(filter(None, stamps))
+        length = headers.get("Content-Length", "")
+        size = int(length) if length.isdecimal() else 0
+        version = _version(headers.get("Last-Modified", ""), size, headers.get("ETag", ""))
         if not version:
             raise IntegrityError(
                 f"{url} tells no ETag, date or size, so that a new release of {year} could not be told"
             )
-        length = headers.get("Content-Length", "")
-        return Release(year, version, url, int(length) if length.isdecimal() else 0)
+        return Release(year, version, url, size)
+
+
+def _version(date: str, size: int, etag: str) -> str:
+    """What tells a release from a later one: date and size, and the ETag where there is no date.
+
+    ETags also change when a server moves, or by which of several servers answers.
+    """
+    try:
+        date = email.utils.format_datetime(
+            email.utils.parsedate_to_datetime(date).astimezone(UTC), usegmt=True
+        )
+    except (ValueError, OverflowError):
+        date = ""
+    return " ".join(filter(None, (date, str(size or ""), "" if date else etag)))
+
+
+def same_release(known: str, version: str) -> bool:
+    """Whether two versions of a year's raster are of one release.
+
+    Another size is another release. Otherwise the dates decide; if one is missing, the ETags, weak or not; and if one
+    of these is missing too, the size.
+    """
+    if known == version:
+        return True
+    old, new = _VERSION.fullmatch(known), _VERSION.fullmatch(version)
+    if not old or not new or (old["size"] and new["size"] and old["size"] != new["size"]):
+        return False
+    if old["date"] and new["date"]:
+        return old["date"] == new["date"]
+    if old["etag"] and new["etag"]:
+        return _opaque(old["etag"]) == _opaque(new["etag"])
+    return bool(old["size"] and new["size"])
+
+
+def _opaque(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
 
 
 def year_of(name: str) -> int | None:

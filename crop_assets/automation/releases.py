@@ -3,35 +3,60 @@
 Belongs here: the decisions. Does not: looking for releases (`resources.cdl`), or acting on the decision (`sensors`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from resources.cdl import Release
+from resources.cdl import Release, same_release
 
 LOOK_SECONDS = 3600
 RETRY_MINUTES = 15
+MAX_RUNS_PER_LOOK = 3
+"""A run fetches 2 GB; all years at once are 34 GB."""
 
 
 @dataclass(frozen=True)
 class ReleaseChanges:
-    """`known` is the version of each year to be remembered; `new` and `again` are releases to be worked on."""
+    """`known` is the version of each year to be remembered; `new` and `again` are releases to be worked on.
+
+    `later` waits for the next look, and is not remembered until then; `unused` was released again, and its year is not
+    a partition.
+    """
 
     known: dict[int, str]
     new: list[Release]
     again: list[Release]
+    later: list[Release]
+    unused: list[Release]
 
 
-def release_changes(known: Mapping[int, str] | None, releases: Iterable[Release]) -> ReleaseChanges:
+def release_changes(
+    known: Mapping[int, str] | None,
+    releases: Iterable[Release],
+    partitions: Collection[int],
+    max_runs: int = MAX_RUNS_PER_LOOK,
+) -> ReleaseChanges:
     """Compare the releases with the versions known so far; None is the first look, to which nothing is new.
 
     A year that is not among the releases any more stays known, so that a page with a gap does not make it new later.
+    `partitions` are the years that are worked on when they are released again. Together `new` and `again` are
+    `max_runs` at most: new years first, the latest of them first, as in `again`.
     """
-    found = sorted(releases, key=lambda release: release.year)
+    found = sorted(releases, key=lambda release: release.year, reverse=True)
     before = {release.year: release.version for release in found} if known is None else known
+    new = [release for release in found if release.year not in before]
+    changed = [
+        release
+        for release in found
+        if release.year in before and not same_release(before[release.year], release.version)
+    ]
+    again = [release for release in changed if release.year in partitions]
+    later = [*new, *again][max_runs:]
     return ReleaseChanges(
-        known={**before, **{release.year: release.version for release in found}},
-        new=[release for release in found if release.year not in before],
-        again=[release for release in found if before.get(release.year, release.version) != release.version],
+        known={**before, **{release.year: release.version for release in found if release not in later}},
+        new=new[:max_runs],
+        again=again[: max(max_runs - len(new), 0)],
+        later=later,
+        unused=[release for release in changed if release not in again],
     )
 
 

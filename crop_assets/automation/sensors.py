@@ -12,13 +12,19 @@ import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
 from crop_assets.automation.jobs import DATASET, DATASET_ASSETS, TILE_ASSETS, TILES, labels_job
-from crop_assets.automation.releases import LOOK_SECONDS, RETRY_MINUTES, look_is_due, release_changes
+from crop_assets.automation.releases import (
+    LOOK_SECONDS,
+    MAX_RUNS_PER_LOOK,
+    RETRY_MINUTES,
+    look_is_due,
+    release_changes,
+)
 from crop_assets.automation.years import next_step, year_state
 from crop_assets.layout import Layout
 from crop_assets.lineage import Lineage
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_tile_partitions
 from crop_assets.recipe import DatasetRecipe
-from resources.cdl import CdlReleases
+from resources.cdl import CdlReleases, Release
 from resources.errors import IntegrityError, ResourceError
 from resources.store import DatasetStore
 
@@ -33,7 +39,8 @@ _YEAR_SECONDS = 30
     minimum_interval_seconds=_RELEASE_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Looks for CDL releases every hour. The first look records what is there and launches nothing; a "
-    "new year becomes a partition, and labels_job is launched for it; so it is for a year that is released again. "
+    "new year becomes a partition, and labels_job is launched for it; so it is for a partition that is released again, "
+    f"for {MAX_RUNS_PER_LOOK} years a look at most. "
     "A look that fails changes nothing, and is tried again after a minute, and later every "
     f"{RETRY_MINUTES} minutes.",
 )
@@ -50,14 +57,26 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
     ):
         told = _not_due(looked, since, str(cursor.get("problem", "")))
         return dg.SensorResult(skip_reason=told, cursor=context.cursor)
+    partitions = {int(year) for year in context.instance.get_dynamic_partitions(CDL_YEAR) if year.isdecimal()}
     try:
-        changes = release_changes(before, cdl_releases.releases())
+        changes = release_changes(before, cdl_releases.releases(), partitions)
     except (ResourceError, OSError) as error:
         # what is known stays known
         return _look_failed(error, json.dumps({**cursor, "problem": str(error)}, sort_keys=True))
     asked = [*changes.new, *changes.again]
+    said = _nothing_new(before is None, sorted(changes.known))
+    if changes.unused:
+        said = (
+            f"released again: {_years(changes.unused)}; nothing is launched for years that are no partition"
+        )
+        context.log.info(said)
     for release in asked:
         context.log.info(f"{release.year}: {release.place}, version {release.version}")
+    if changes.later:
+        context.log.info(
+            f"{_years(changes.later)} changed too, and will be launched by later looks: a look launches "
+            f"{MAX_RUNS_PER_LOOK} runs at most"
+        )
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
@@ -68,7 +87,7 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
             )
             for release in asked
         ],
-        skip_reason=None if asked else _nothing_new(before is None, sorted(changes.known)),
+        skip_reason=None if asked else said,
         dynamic_partitions_requests=(
             [cdl_year_partitions.build_add_request([str(release.year) for release in asked])] if asked else []
         ),
@@ -158,6 +177,10 @@ def _cursor(context: dg.SensorEvaluationContext) -> dict[str, Any]:
             f"the cursor of {context.sensor_name} is {context.cursor!r}, which is not one of its own; "
             f"run: dagster sensor cursor {context.sensor_name} --delete"
         ) from None
+
+
+def _years(releases: list[Release]) -> str:
+    return ", ".join(str(release.year) for release in releases)
 
 
 def _nothing_new(first: bool, years: list[int]) -> str:

@@ -23,7 +23,7 @@ from crop_assets.grid import CHIP_SIZE
 from crop_assets.labels.cdl import check_cdl, check_codes
 from crop_assets.progress import Progress
 from resources.archives import members, unpack
-from resources.cdl import CdlReleases, Release, file_sha256, raster_sha256, record_path
+from resources.cdl import CdlReleases, Release, file_sha256, raster_sha256, record_path, same_release
 from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.store import require_room
 
@@ -86,14 +86,18 @@ def obtain_raster(
             )
         return YearRaster(releases.find(year), there.sha256, None)
     release = _latest(releases, year, there, warn)
-    if there is not None and (release is None or (there.origin and there.origin.version == release.version)):
+    if there is not None and (
+        release is None or (there.origin and same_release(there.origin.version, release.version))
+    ):
         return there
     if release is None:
         # there is none to be found, which it says with where it belongs
         return YearRaster(releases.find(year), "", None)
     with releases.partials(year).alone(f"{year}", say):
         before = _there(raster)
-        if before is not None and (before.origin is None or before.origin.version == release.version):
+        if before is not None and (
+            before.origin is None or same_release(before.origin.version, release.version)
+        ):
             return before
         return _make_anew(releases, release, raster, before, pool, say)
 

@@ -10,36 +10,56 @@ def release(year: int, version: str) -> Release:
     return Release(year, version, f"https://nass.example/{year}_30m_cdls.zip", 1)
 
 
+YEARS = range(1997, 2026)
+
+
 def test_to_the_first_look_nothing_is_new() -> None:
-    changes = release_changes(None, [release(2022, "b"), release(2021, "a")])
+    changes = release_changes(None, [release(2022, "b"), release(2021, "a")], YEARS)
     assert changes.known == {2021: "a", 2022: "b"}
     assert changes.new == changes.again == []
 
 
 def test_a_year_that_was_not_there_is_new() -> None:
-    changes = release_changes({2021: "a"}, [release(2023, "c"), release(2021, "a"), release(2022, "b")])
-    assert changes.new == [release(2022, "b"), release(2023, "c")]
+    changes = release_changes(
+        {2021: "a"}, [release(2023, "c"), release(2021, "a"), release(2022, "b")], YEARS
+    )
+    assert changes.new == [release(2023, "c"), release(2022, "b")]
     assert changes.again == []
     assert changes.known == {2021: "a", 2022: "b", 2023: "c"}
 
 
 def test_a_year_with_another_version_is_released_again() -> None:
-    changes = release_changes({2021: "a", 2022: "b"}, [release(2021, "a2"), release(2022, "b")])
+    changes = release_changes({2021: "a", 2022: "b"}, [release(2021, "a2"), release(2022, "b")], YEARS)
     assert changes.again == [release(2021, "a2")]
     assert changes.new == []
     assert changes.known == {2021: "a2", 2022: "b"}
 
 
 def test_a_year_that_is_not_listed_for_a_while_is_neither_lost_nor_new() -> None:
-    changes = release_changes({2021: "a", 2022: "b"}, [release(2022, "b")])
+    changes = release_changes({2021: "a", 2022: "b"}, [release(2022, "b")], YEARS)
     assert (changes.new, changes.again, changes.known) == ([], [], {2021: "a", 2022: "b"})
-    changes = release_changes(changes.known, [release(2021, "a"), release(2022, "b")])
+    changes = release_changes(changes.known, [release(2021, "a"), release(2022, "b")], YEARS)
     assert (changes.new, changes.again) == ([], [])
 
 
 def test_after_a_first_look_at_nothing_everything_is_new() -> None:
-    assert release_changes({}, [release(2021, "a")]).new == [release(2021, "a")]
-    assert release_changes(None, []).known == {}
+    assert release_changes({}, [release(2021, "a")], YEARS).new == [release(2021, "a")]
+    assert release_changes(None, [], YEARS).known == {}
+
+
+def test_all_years_are_worked_on_in_the_end_a_few_at_each_look() -> None:
+    known = dict.fromkeys(range(2008, 2020), "a")
+    listed = [release(year, "b") for year in range(2008, 2022)]
+    partitions = [2009, 2010, 2012, 2015, 2030]
+    looked = []
+    for _ in range(4):
+        changes = release_changes(known, listed, partitions, 2)
+        known = changes.known
+        looked.append([found.year for found in (*changes.new, *changes.again)])
+        unused = [found.year for found in changes.unused]
+        assert unused == ([2019, 2018, 2017, 2016, 2014, 2013, 2011, 2008] if len(looked) == 1 else [])
+    assert looked == [[2021, 2020], [2015, 2012], [2010, 2009], []]
+    assert known == dict.fromkeys(range(2008, 2022), "b")
 
 
 def looks(since: float, ticks: list[float]) -> list[float]:

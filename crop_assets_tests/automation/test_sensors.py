@@ -85,7 +85,9 @@ def test_a_new_year_becomes_a_partition_and_a_run_of_the_labels(releases: Releas
 def test_a_year_that_is_released_again_is_asked_for_by_another_key(releases: Releases, nass: Nass) -> None:
     releases.tick()
     nass.put(2023, b"three")
-    (first,) = releases.tick().run_requests or []
+    new = releases.tick()
+    (first,) = new.run_requests or []
+    releases.instance.add_dynamic_partitions(CDL_YEAR, added(new))
     nass.put(2023, b"three, mended")
     result = releases.tick()
     assert asked(result) == added(result) == ["2023"]
@@ -93,6 +95,35 @@ def test_a_year_that_is_released_again_is_asked_for_by_another_key(releases: Rel
     assert first.run_key != second.run_key
     assert first.run_key is not None
     assert first.run_key.startswith("cdl-2023-")
+
+
+def test_years_whose_etags_alone_changed_are_not_released_again(releases: Releases, nass: Nass) -> None:
+    for year in range(2008, 2025):
+        nass.put(year, b"archive of %d" % year)
+    nass.dates = dict.fromkeys(nass.archives, "Fri, 27 Jan 2023 15:04:05 GMT")
+    releases.instance.add_dynamic_partitions(CDL_YEAR, [str(year) for year in range(2010, 2025)])
+    assert asked(releases.tick()) == []
+    for server in ("a", "b"):
+        nass.etags = {path: f'"{server}-{path[-18:-14]}"' for path in nass.archives}
+        assert asked(releases.tick()) == []
+    # a later date on six, of the same size: two of them are no partitions
+    for year in (2008, 2009, 2011, 2012, 2013, 2014):
+        nass.dates[f"/Release/datasets/{year}_30m_cdls.zip"] = "Wed, 01 Feb 2023 15:04:05 GMT"
+    assert asked(releases.tick()) == ["2014", "2013", "2012"]
+    assert asked(releases.tick()) == ["2011"]
+    assert asked(releases.tick()) == []
+
+
+def test_a_year_that_is_no_partition_is_not_run_again_and_the_tick_says_so(
+    releases: Releases, nass: Nass
+) -> None:
+    releases.instance.add_dynamic_partitions(CDL_YEAR, ["2021"])
+    releases.tick()
+    nass.put(2022, b"two, mended")
+    result = releases.tick()
+    assert asked(result) == added(result) == []
+    assert "released again: 2022; nothing is launched" in str(result.skip_reason)
+    assert "no change" in str(releases.tick().skip_reason)
 
 
 @pytest.mark.parametrize("failure", ["the page", "a file", "another page"])
@@ -120,6 +151,7 @@ def test_a_look_that_fails_changes_nothing(releases: Releases, nass: Nass, failu
 
 
 def test_a_year_that_goes_back_to_what_it_was_is_asked_for_again(releases: Releases, nass: Nass) -> None:
+    releases.instance.add_dynamic_partitions(CDL_YEAR, ["2022"])
     releases.tick()
     keys = set()
     for archive in (b"two, mended", b"two"):

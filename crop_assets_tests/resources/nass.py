@@ -24,7 +24,8 @@ class Nass:
     """The index page and the archives below `datasets/`, each with a strong ETag of its content.
 
     `broken` maps a path to the status that it is answered with, `moved` to where it is now, `cut` to the number of
-    bytes after which the line breaks, once.
+    bytes after which the line breaks, once. `dates` has what Last-Modified says, if anything; without a `sizeless`
+    HEAD, Content-Length is told.
     """
 
     address: str = ""
@@ -33,7 +34,9 @@ class Nass:
     broken: dict[str, int] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
+    dates: dict[str, str] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
+    sizeless: bool = False
     asked: list[tuple[str, str, str]] = field(default_factory=list)
 
     @property
@@ -56,7 +59,8 @@ class Nass:
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.asked.append((method, path, headers.get("range", "")))
         status, fields, data = self._answer(path, headers)
-        fields["Content-Length"] = str(len(data))
+        if not (self.sizeless and method == "HEAD"):
+            fields["Content-Length"] = str(len(data))
         head = [(name.encode(), value.encode()) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": status, "headers": head})
         if method == "GET" and path in self.cut:
@@ -80,6 +84,8 @@ class Nass:
         data = self.archives[path]
         tag = self.etags.get(path, f'"{hashlib.sha256(data).hexdigest()[:16]}"')
         fields = {"ETag": tag, "Accept-Ranges": "bytes"}
+        if path in self.dates:
+            fields["Last-Modified"] = self.dates[path]
         if "range" in headers and headers.get("if-range") == tag:
             first = int(headers["range"].removeprefix("bytes=").removesuffix("-"))
             part = f"bytes {first}-{len(data) - 1}/{len(data)}"

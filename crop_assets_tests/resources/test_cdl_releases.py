@@ -2,6 +2,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import rasterio.shutil
 from crop_assets_tests.resources.loopback import closed_port
 from crop_assets_tests.resources.nass import Nass
 from crop_assets_tests.resources.nass import nass as nass
-from resources.cdl import CdlReleases, archive_links, raster_files, raster_sha256, year_of
+from resources.cdl import CdlReleases, archive_links, raster_files, raster_sha256, same_release, year_of
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
 
 NASS = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
@@ -293,3 +294,60 @@ def test_georeferencing_beside_a_raster_counts_and_overviews_do_not(tmp_path: Pa
     with rasterio.open(path) as raster:
         assert raster.transform.c == -2356065
     assert raster_sha256(path) != plain
+
+
+MONDAY, TUESDAY = "Mon, 24 Feb 2025 13:00:00 GMT", "Tue, 25 Feb 2025 13:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ({"date": MONDAY, "etag": '"a"'}, {"date": MONDAY, "etag": '"b"'}, True),
+        ({"date": MONDAY, "etag": '"a"'}, {"date": "Mon, 24 Feb 2025 14:00:00 +0100", "etag": ""}, True),
+        ({"date": MONDAY, "etag": '"a"'}, {"date": TUESDAY, "etag": '"b"'}, False),
+        ({"date": MONDAY, "etag": '"a"'}, {"date": MONDAY, "etag": '"a"', "size": 4}, False),
+        ({"date": MONDAY}, {"date": TUESDAY}, False),
+        ({"date": MONDAY, "etag": '"a"'}, {"etag": '"b"'}, True),
+        ({"date": "yesterday", "etag": '"a"'}, {"date": "today", "etag": '"a"'}, True),
+        ({"date": MONDAY, "size": 0}, {"date": MONDAY, "size": 0, "etag": '"b"'}, True),
+        ({"date": MONDAY, "size": 0}, {"date": TUESDAY, "size": 0}, False),
+        ({"etag": '"a"'}, {"etag": 'W/"a"'}, True),
+        ({"etag": 'W/"a"'}, {"etag": 'W/"b"'}, False),
+        ({"etag": '"a"', "size": 0}, {"etag": '"a"', "size": 3}, True),
+        ({"etag": '"a"', "size": 0}, {"etag": '"b"', "size": 0}, False),
+        ({"etag": "as it was"}, {"etag": '"as it was"'}, True),
+        ({}, {}, True),
+        ({}, {"size": 4}, False),
+        ({"etag": '"a"'}, {"date": MONDAY, "size": 4}, False),
+    ],
+)
+def test_date_and_size_tell_a_release_and_an_etag_where_there_is_no_date(
+    nass: Nass, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], same: bool
+) -> None:
+    versions = []
+    for told in (before, after):
+        path = "/Release/datasets/2019_30m_cdls.zip"
+        nass.put(2019, b"x" * (told.get("size", 3) or 3))
+        nass.sizeless = told.get("size") == 0
+        nass.etags[path] = told.get("etag", "")
+        nass.dates[path] = told.get("date", "")
+        (found,) = nass.releases(tmp_path).releases()
+        versions.append(found.version)
+    assert same_release(*versions) is same
+
+
+def test_a_version_that_an_earlier_look_kept_as_the_bare_etag_is_known(nass: Nass, tmp_path: Path) -> None:
+    nass.put(2019, b"one")
+    nass.etags["/Release/datasets/2019_30m_cdls.zip"] = 'W/"a-1"'
+    (found,) = nass.releases(tmp_path).releases()
+    assert same_release('"a-1"', found.version)
+    assert not same_release('"a-2"', found.version)
+    assert not same_release("3-1700000000000000000", found.version), "a file of one's own"
+
+
+def test_a_file_that_tells_neither_date_nor_size_nor_etag_is_an_error(nass: Nass, tmp_path: Path) -> None:
+    nass.put(2019, b"one")
+    nass.etags["/Release/datasets/2019_30m_cdls.zip"] = ""
+    nass.sizeless = True
+    with pytest.raises(IntegrityError, match="tells no ETag, date or size"):
+        nass.releases(tmp_path).releases()
