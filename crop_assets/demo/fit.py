@@ -4,8 +4,9 @@ Belongs here: the fields that name places, days or sources which the world may l
 says of a recipe, such as how many boxes it can choose.
 """
 
-from collections.abc import Collection
+import datetime as dt
 
+from crop_assets.demo.scenes import Scene
 from crop_assets.demo.world import World
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import filter_aoi, read_aoi
@@ -25,7 +26,7 @@ def require_fit(recipe: DatasetRecipe, world: World) -> None:
             f"sources: {', '.join(recipe.sources)} cannot give the files of the demo's world; add one of "
             f"{', '.join(_SOURCES)}"
         )
-    _require_season(recipe, world)
+    _require_scenes(recipe, world)
     if not (recipe.aoi or recipe.chip_boxes):
         return
     with Machine().pool() as pool:
@@ -44,18 +45,43 @@ def require_fit(recipe: DatasetRecipe, world: World) -> None:
         ) from None
 
 
-def _require_season(recipe: DatasetRecipe, world: World) -> None:
+def _require_scenes(recipe: DatasetRecipe, world: World) -> None:
     start, end = recipe.season(world.year)
-    names = [parse_scene_id(scene.scene_id) for scene in world.scenes]
-    seen = [(name.tile, name.sensed.date()) for name in names if name.sensor in recipe.sensors]
-    inside = {(tile, day) for tile, day in seen if start <= day <= end}
-    if max(_days(inside, tile) for tile in world.tiles) < 3:
-        first, last = min(day for _, day in seen), max(day for _, day in seen)
-        raise InputError(
-            f"season_start and season_end: from {start} to {end} the demo's world has {len(inside)} scenes by "
-            f"{', '.join(recipe.sensors)}, and a chip needs three dates; its scenes are from {first} to {last}"
+    scenes = [scene for scene in world.scenes if parse_scene_id(scene.scene_id).sensor in recipe.sensors]
+    who = f"scenes by {', '.join(recipe.sensors)}"
+
+    def require_dates(fit: list[Scene], gap: int, field: str, has: str) -> None:
+        if not any(
+            _three_dates([s.sensed.date() for s in fit if s.tile == tile], gap) for tile in world.tiles
+        ):
+            raise InputError(
+                f"{field}: no tile of the demo's world has three dates by this recipe, and a chip needs them; its "
+                f"{who} {has}"
+            )
+
+    days = sorted(scene.sensed.date() for scene in scenes)
+    scenes = [scene for scene in scenes if start <= scene.sensed.date() <= end]
+    require_dates(scenes, 1, "season_start and season_end", f"are from {days[0]} to {days[-1]}")
+    clouds = sorted(scene.cloud_coverage for scene in scenes)
+    scenes = [scene for scene in scenes if scene.cloud_coverage <= recipe.max_cloud_cover]
+    require_dates(scenes, 1, "max_cloud_cover", f"of the season have {', '.join(map(str, clouds))} % cloud")
+    if recipe.scene_rule == "season_spread":
+        days = sorted({scene.sensed.date() for scene in scenes})
+        require_dates(
+            scenes, recipe.min_gap_days, "min_gap_days", f"that fit are of {', '.join(map(str, days))}"
+        )
+    else:
+        seen = sorted(scene.spatial_coverage for scene in scenes)
+        scenes = [scene for scene in scenes if scene.spatial_coverage >= recipe.coverage_ladder[-1]]
+        require_dates(
+            scenes, 1, "coverage_ladder", f"that fit otherwise see {', '.join(map(str, seen))} % of it"
         )
 
 
-def _days(seen: Collection[tuple[str, object]], tile: str) -> int:
-    return sum(one == tile for one, _ in seen)
+def _three_dates(days: list[dt.date], gap: int) -> bool:
+    """Whether three of the days are each at least `gap` days after the one before."""
+    kept: list[dt.date] = []
+    for day in sorted(days):
+        if not kept or (day - kept[-1]).days >= max(gap, 1):
+            kept.append(day)
+    return len(kept) >= 3
