@@ -89,7 +89,9 @@ def environment_resources() -> dict[str, Any]:
         "recipe": load_recipe(os.environ.get("CROP_ASSETS_RECIPE", "")),
         "store": DatasetStore(root=data),
         "cdl_releases": CdlReleases(
-            source=os.environ.get("CROP_ASSETS_CDL", cdl), **_set(index="CROP_ASSETS_CDL_INDEX")
+            source=os.environ.get("CROP_ASSETS_CDL", cdl),
+            **_set(index="CROP_ASSETS_CDL_INDEX"),
+            **_set_list(hosts="CROP_ASSETS_CDL_HOSTS"),
         ),
         "tile_grid_source": TileGridSource(path=os.environ.get("CROP_ASSETS_TILE_GRID", "")),
         "stac": SceneStac(

@@ -8,6 +8,7 @@ PREFIX = "CROP_ASSETS_"
 _NAMES = (
     "BANDS",
     "CDL",
+    "CDL_HOSTS",
     "CDL_INDEX",
     "DATA",
     "GRANULE_SEARCH",

@@ -26,8 +26,8 @@ from pydantic import Field, field_validator
 from rasterio.errors import RasterioError
 
 from resources import stop
-from resources.errors import IntegrityError, NotFoundError, TryAgainError
-from resources.http import ask, get_file, new_session, same_site
+from resources.errors import IntegrityError, NotFoundError, TryAgainError, UnavailableError
+from resources.http import ask, get_file, leads_to, new_session, same_site
 from resources.partials import Partials
 from resources.store import require_room
 
@@ -74,6 +74,11 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     index: str = Field(
         default=INDEX,
         description="Address of the page that lists the releases' archives; empty for no network.",
+    )
+    hosts: list[str] = Field(
+        default=["nass.usda.gov"],
+        description="Hosts, with all below them, that links of the page and redirects may lead to over https, beside "
+        "the page's own.",
     )
     attempts: int = Field(default=4, ge=1, description="How often a request is tried before it is given up.")
     timeout: float = Field(default=60, description="Seconds without an answer after which a request fails.")
@@ -163,7 +168,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             return _local(year, archive)
         if not self.fetches:
             return None
-        with new_session(self.attempts) as session:
+        with new_session(self.attempts, self._may_redirect) as session:
             listed = self._listed(session)
             if year not in listed:
                 raise NotFoundError(
@@ -181,7 +186,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         found = {release.year: release for release in self._own()}
         if not self.fetches:
             return [found[year] for year in sorted(found)]
-        with new_session(self.attempts) as session:
+        with new_session(self.attempts, self._may_redirect) as session:
             listed = self._listed(session)
             for year in listed.keys() - found.keys():
                 with contextlib.suppress(NotFoundError):
@@ -228,7 +233,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             error = state.outcome.exception() if state.outcome else None
             return max(backoff(state), getattr(error, "retry_after", 0.0))
 
-        with new_session(1) as session:
+        with new_session(1, self._may_redirect) as session:
             tenacity.Retrying(
                 stop=tenacity.stop_after_attempt(self.attempts),
                 wait=pause,
@@ -236,6 +241,27 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
                 retry=tenacity.retry_if_exception_type(TryAgainError),
                 reraise=True,
             )(get_file, session, url, self.timeout, _MOST_ARCHIVE_BYTES, path, None, told)
+
+    def _may_redirect(self, url: str, target: str) -> bool:
+        """True, or raises UnavailableError that names both, and the hosts that are configured."""
+        if not self._allows(url, target):
+            old, new = urlsplit(url), urlsplit(target)
+            raise UnavailableError(
+                f"{old.scheme}://{old.hostname}{old.path} redirects to {new.scheme}://{(new.hostname or '')[:80]}, "
+                f"which is not followed: {self._hosts_told()}"
+            )
+        return True
+
+    def _allows(self, url: str, target: str) -> bool:
+        return same_site(url, target) or (
+            urlsplit(target).scheme == "https" and leads_to(target, [host.lower() for host in self.hosts])
+        )
+
+    def _hosts_told(self) -> str:
+        return (
+            f"releases come over https from {', '.join(self.hosts) or 'no other host'}; if its owner publishes them, "
+            "add it to CROP_ASSETS_CDL_HOSTS"
+        )
 
     def _own(self) -> list[Release]:
         return [release for year in _YEARS if (release := self._own_of(year))]
@@ -254,7 +280,12 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _listed(self, session: requests.Session) -> dict[int, str]:
         """The address of each year's archive on the index."""
         page, answer = ask(session, "GET", self.index, self.timeout, _MOST_INDEX_BYTES)
-        found = archive_links(page.decode(errors="replace"), answer.url)
+        text = page.decode(errors="replace")
+        found = archive_links(text, answer.url, self._allows)
+        if not found and (elsewhere := archive_links(text, answer.url, lambda *_: True)):
+            raise IntegrityError(
+                f"{self.index} links to {elsewhere[max(elsewhere)][:200]}, which is not fetched: {self._hosts_told()}"
+            )
         if not found:
             raise IntegrityError(
                 f"{self.index} has no link to a <year>_30m_cdls.zip; its page may have changed, and "
@@ -334,10 +365,10 @@ class _Links(html.parser.HTMLParser):
                 self.base = self.base or value
 
 
-def archive_links(page: str, url: str) -> dict[int, str]:
-    """The address of each year's <year>_30m_cdls.zip that an HTML page at `url` links to, on its own site.
+def archive_links(page: str, url: str, allowed: Callable[[str, str], bool] = same_site) -> dict[int, str]:
+    """The address of each year's <year>_30m_cdls.zip that an HTML page at `url` links to and may, by `allowed`.
 
-    Of several links of a year the first counts.
+    Of several links of a year the first that is allowed counts.
     """
     links = _Links()
     links.feed(page)
@@ -347,7 +378,7 @@ def archive_links(page: str, url: str) -> dict[int, str]:
             address = urljoin(urljoin(url, links.base), link.strip())
             name = urlsplit(address).path.rsplit("/", 1)[-1]
             year = year_of(name) if _ARCHIVE.fullmatch(name) else None
-            if year and year in _YEARS and same_site(url, address):
+            if year and year in _YEARS and allowed(url, address):
                 found.setdefault(year, address)
     return found
 

@@ -16,7 +16,15 @@ import requests
 from pydantic import Field, PrivateAttr
 
 from resources.errors import ForbiddenError, IntegrityError, LoginError, ResourceError, TryAgainError
-from resources.http import RETRIED_STATUSES, WarySession, get_file, require_host, retry_after, telling
+from resources.http import (
+    RETRIED_STATUSES,
+    WarySession,
+    get_file,
+    leads_to,
+    require_host,
+    retry_after,
+    telling,
+)
 from resources.ipfs.unixfs import matches_cid
 from resources.partials import Partials, move
 from resources.sources import Wanted
@@ -117,10 +125,7 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         host = parts.hostname or ""
         if parts.scheme != "https" and not (parts.scheme == "http" and host in _LOOPBACK):
             return False
-        places = [*self.hosts, *self.storage_hosts]
-        return "@" not in parts.netloc and any(
-            host == place or host.endswith(f".{place}") for place in places
-        )
+        return leads_to(target, [*self.hosts, *self.storage_hosts])
 
     def _bearer(self) -> tuple[str, bool]:
         """The token as configured or of the login in netrc, or ""; and whether it is a new one."""

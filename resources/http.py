@@ -56,9 +56,11 @@ def retry_rule(attempts: int) -> Retry:
     )
 
 
-def new_session(attempts: int) -> requests.Session:
-    """A session for catalogues: retries by `retry_rule`, no login, redirects on the same site alone."""
-    session = WarySession(same_site)
+def new_session(attempts: int, allowed: Callable[[str, str], bool] | None = None) -> requests.Session:
+    """A session for catalogues: retries by `retry_rule`, no login, redirects that `allowed` lets through, as in
+    `WarySession`; by default those on the same site.
+    """
+    session = WarySession(allowed or same_site)
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry_rule(attempts)))
     return session
@@ -120,9 +122,20 @@ def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
 def same_site(url: str, target: str) -> bool:
     """Whether `target` is http(s) without a user name, on the host of `url` or below it, and as safe as `url`."""
     old, new = urlsplit(url), urlsplit(target)
-    host, other = old.hostname or "", new.hostname or ""
     as_safe = new.scheme == "https" or (new.scheme == "http" and old.scheme == "http")
-    return as_safe and "@" not in new.netloc and (other == host or other.endswith(f".{host}"))
+    return as_safe and leads_to(target, [old.hostname or ""])
+
+
+def leads_to(url: str, hosts: Collection[str]) -> bool:
+    """Whether a URL without a user name leads to one of the hosts or below it."""
+    parts = urlsplit(url)
+    name = parts.hostname or ""
+    # urllib3 ends a host at a backslash, and urlsplit does not
+    return (
+        "@" not in parts.netloc
+        and "\\" not in parts.netloc
+        and any(host and (name == host or name.endswith(f".{host}")) for host in hosts)
+    )
 
 
 def require_host(url: str, hosts: Collection[str]) -> None:

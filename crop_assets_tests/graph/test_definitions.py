@@ -278,6 +278,7 @@ def test_the_variables_reach_the_resources(monkeypatch: pytest.MonkeyPatch, tmp_
         "CROP_ASSETS_KUBO_API": "http://127.0.0.1:1",
         "CROP_ASSETS_IPFS_GATEWAYS": "http://127.0.0.1:2,http://127.0.0.1:3,",
         "CROP_ASSETS_LP_DAAC_HOSTS": "127.0.0.1",
+        "CROP_ASSETS_CDL_HOSTS": "usda.example,nass.usda.gov",
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -285,6 +286,7 @@ def test_the_variables_reach_the_resources(monkeypatch: pytest.MonkeyPatch, tmp_
     assert found["recipe"].seed == 7
     assert found["ipfs"].gateways == ["http://127.0.0.1:2", "http://127.0.0.1:3"]
     assert found["lp_daac"].hosts == ["127.0.0.1"]
+    assert found["cdl_releases"].hosts == ["usda.example", "nass.usda.gov"]
     for resource, field, variable in (
         ("store", "root", "CROP_ASSETS_DATA"),
         ("cdl_releases", "source", "CROP_ASSETS_CDL"),

@@ -1,22 +1,28 @@
 """Servers on loopback, and an address at which there is none."""
 
 import contextlib
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import trustme
 import uvicorn
 
 from resources.loopback import free_port
 
 
 @contextlib.contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """The address of an ASGI application that is served for as long as the context lasts."""
+def serving(app: Any, certificate: trustme.LeafCert | None = None) -> Iterator[str]:
+    """The address of an ASGI application that is served for as long as the context lasts, over TLS if certified."""
     config = uvicorn.Config(
         app, port=0, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1
     )
+    if certificate:
+        config.load()
+        config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate.configure_cert(config.ssl)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

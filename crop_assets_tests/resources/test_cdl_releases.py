@@ -1,6 +1,8 @@
 import hashlib
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,13 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import trustme
 
-from crop_assets_tests.resources.loopback import closed_port
+from crop_assets_tests.resources.loopback import closed_port, serving
 from crop_assets_tests.resources.nass import Nass
 from crop_assets_tests.resources.nass import nass as nass
+from crop_assets_tests.resources.test_http_earthdata import authority as authority
+from crop_assets_tests.resources.test_http_earthdata import names as names
 from resources.cdl import CdlReleases, archive_links, raster_files, raster_sha256, same_release, year_of
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
 
@@ -351,3 +356,81 @@ def test_a_file_that_tells_neither_date_nor_size_nor_etag_is_an_error(nass: Nass
     nass.sizeless = True
     with pytest.raises(IntegrityError, match="tells no ETag, date or size"):
         nass.releases(tmp_path).releases()
+
+
+@pytest.fixture
+def sister(nass: Nass, authority: trustme.CA, names: dict[str, int]) -> Iterator[Nass]:
+    """NASS by its real names over TLS, where it has moved to another path and host."""
+    hosts = ("www.nass.usda.gov", "nass.usda.gov", "data.nass.usda.gov", "mirror.example")
+    with serving(nass, authority.issue_cert(*hosts)) as address:
+        names.update(dict.fromkeys(hosts, int(address.rsplit(":", 1)[1])))
+        yield nass
+
+
+@pytest.mark.parametrize(
+    ("page", "host"),
+    [
+        ("https://www.nass.usda.gov/old", "data.nass.usda.gov"),
+        ("https://data.nass.usda.gov/old", "nass.usda.gov"),
+    ],
+)
+def test_a_page_that_has_moved_to_another_host_of_the_publisher_is_followed(
+    sister: Nass, tmp_path: Path, page: str, host: str
+) -> None:
+    sister.put(2019, b"nineteen")
+    sister.put(2020, b"twenty")
+    sister.moved["/old"] = f"https://{host}/Release/index.php"
+    sister.moved["/a/2020_30m_cdls.zip"] = "https://data.nass.usda.gov/Release/datasets/2020_30m_cdls.zip"
+    sister.page = """<a href="datasets/2019_30m_cdls.zip">2019</a>
+        <a href="https://evilnass.usda.gov/2020_30m_cdls.zip">2020</a>
+        <a href="https://www.nass.usda.gov/a/2020_30m_cdls.zip">2020</a>"""
+    releases = sister.releases(tmp_path, index=page)
+    found = releases.releases()
+    assert [(one.year, one.place, one.size) for one in found] == [
+        (2019, f"https://{host}/Release/datasets/2019_30m_cdls.zip", 8),
+        (2020, "https://www.nass.usda.gov/a/2020_30m_cdls.zip", 6),
+    ]
+    for one, content in zip(found, (b"nineteen", b"twenty"), strict=True):
+        with releases.archive(one, lambda _: None) as archive:
+            assert archive.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://evilnass.usda.gov/",
+        "https://nass.usda.gov.example/",
+        "https://usda.gov/",
+        "http://data.nass.usda.gov/",
+        "http://localhost/",
+        "https://me@data.nass.usda.gov/",
+        "https://mirror.example/",
+        "https://mirror.example\\.data.nass.usda.gov/",
+        "ftp://data.nass.usda.gov/",
+    ],
+)
+def test_other_hosts_and_no_tls_are_refused_by_name(nass: Nass, tmp_path: Path, address: str) -> None:
+    nass.put(2019, b"nineteen")
+    name = "2019_30m_cdls.zip"
+    nass.moved["/old"] = nass.moved[f"/Release/datasets/{name}"] = f"{address}{name}"
+    host = re.escape(address.split("/")[2].rpartition("@")[2].lower())
+    told = rf"redirects to \w+://{host}, which is not followed: .*nass\.usda\.gov.*CROP_ASSETS_CDL_HOSTS"
+    with pytest.raises(UnavailableError, match=told):
+        nass.releases(tmp_path, index=f"{nass.address}/old").releases()
+    with pytest.raises(UnavailableError, match=told):
+        nass.releases(tmp_path).release(2019)
+    nass.page = f'<a href="{address}{name}">2019</a>'
+    with pytest.raises(
+        IntegrityError, match=r"links to .*2019_30m_cdls\.zip, which is not fetched: releases come"
+    ):
+        nass.releases(tmp_path).releases()
+
+
+def test_another_host_is_followed_where_it_is_configured(sister: Nass, tmp_path: Path) -> None:
+    sister.put(2019, b"nineteen")
+    sister.moved["/old"] = "https://mirror.example/Release/index.php"
+    index = "https://www.nass.usda.gov/old"
+    with pytest.raises(UnavailableError, match=r"redirects to https://mirror\.example, which"):
+        sister.releases(tmp_path, index=index).releases()
+    (found,) = sister.releases(tmp_path, index=index, hosts=["Mirror.example"]).releases()
+    assert found.place == "https://mirror.example/Release/datasets/2019_30m_cdls.zip"

@@ -902,6 +902,7 @@ def test_a_good_status_is_no_error(status: int) -> None:
         ("https://ipfs.io/ipfs/a", "ftp://ipfs.io/ipfs/a", False),
         ("https://ipfs.io/ipfs/a", "file:///etc/passwd", False),
         ("https://ipfs.io/ipfs/a", "", False),
+        ("https://ipfs.io/ipfs/a", "https://example.org\\.ipfs.io/a", False),
     ],
 )
 def test_what_counts_as_the_same_site(url: str, target: str, same: bool) -> None:
