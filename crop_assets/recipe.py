@@ -67,6 +67,11 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     chip_boxes: str = Field(
         default="", description="Path of an existing chip GeoJSON to use instead of choosing boxes."
     )
+    unknown_codes: Literal["refuse", "other", "nodata"] = Field(
+        default="refuse",
+        description="What becomes of CDL codes that no class has, such as 40: 'refuse' stops with their number and "
+        "places; their pixels are of class 13 as 'other', or of class 0 as 'nodata'.",
+    )
     aoi: str = Field(
         default="",
         description="Path of a vector file, in a recipe file relative to it; only chip boxes that touch its area are "

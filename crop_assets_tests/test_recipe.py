@@ -24,6 +24,7 @@ ANOTHER: dict[str, Any] = {
     "sampling_seed": 7,
     "block_chips": 10,
     "chip_boxes": "chip_bbox.geojson",
+    "unknown_codes": "other",
     "aoi": "kansas.geojson",
     "tile_rule": "degrees",
     "season_start": "04-01",

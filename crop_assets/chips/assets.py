@@ -157,7 +157,7 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
     return TileTable(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
-@tile_stage("chips", CHIPS, {"geotiff"}, code_version="2")
+@tile_stage("chips", CHIPS, {"geotiff"}, ["unknown_codes"], code_version="3")
 def chips(
     run: TileRun,
     reprojected_tiles: pd.DataFrame,
@@ -191,7 +191,7 @@ def chips(
     }
     rows: list[dict[str, Any]] = []
     cdl_path = run.services.cdl_releases.find_same(run.year, release["sha256"])
-    with TileReader(paths, str(cdl_path)) as reader:
+    with TileReader(paths, str(cdl_path), run.recipe.unknown_codes) as reader:
         for start in range(0, len(ids), _CHIPS_AT_ONCE):
             some = ids[start : start + _CHIPS_AT_ONCE]
             pixels = reader.read(some, run.pool)

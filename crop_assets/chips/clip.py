@@ -49,11 +49,11 @@ class TileReader(contextlib.ExitStack):
     Each is opened once, by the thread that first reads it, and closed when the block ends.
     """
 
-    def __init__(self, bands: Mapping[tuple[str, str], str], cdl: str) -> None:
+    def __init__(self, bands: Mapping[tuple[str, str], str], cdl: str, unknown_codes: str = "refuse") -> None:
         """`bands` and `cdl` are paths for GDAL. Raises InputError where `cdl` is no CDL raster, as `check_cdl`."""
         super().__init__()
         self._bands = bands
-        self._cdl = check_cdl(cdl)
+        self._cdl = check_cdl(cdl, unknown_codes)
         self._opened: dict[str, rasterio.DatasetReader] = {}
 
     def read(self, chip_ids: Sequence[str], pool: Executor) -> list[Chip]:
@@ -72,8 +72,10 @@ class TileReader(contextlib.ExitStack):
             jobs.append((path, "reprojected_tiles", place))
         in_parallel(pool, lambda job: self._read_blocks(*job, chip_ids), jobs)
 
+        table = self._cdl.table
+
         def chip(i: int) -> Chip:
-            mask = reclassify(codes[i], f"{Path(self._cdl.path).name}, {chip_ids[i]}")
+            mask = reclassify(codes[i], f"{Path(self._cdl.path).name}, {chip_ids[i]}", table)
             return _chip(images[i], mask, fmasks[i])
 
         return in_parallel(pool, chip, range(count))

@@ -24,6 +24,7 @@ from affine import Affine
 from scipy import ndimage
 
 from crop_assets.demo.landscape import smooth_surface
+from crop_assets.labels.cdl import check_cdl
 from crop_assets.labels.classes import reclassify
 from crop_assets.layout import file_band
 from resources.ipfs.unixfs import file_cid
@@ -145,8 +146,8 @@ def render_scene(plan: ScenePlan, cdl: Path, folder: Path) -> Scene:
     """Write the seven files of a scene as `folder`; the same plan and CDL give the same bytes.
 
     Reflectance is int16 in 0.0001 with fill -9999, the Fmask uint8 with fill 255. The folder appears
-    whole, in place of an older one. A process reads `cdl` once for all scenes. Raises InputError for
-    a code in it that no CDL legend has.
+    whole, in place of an older one. A process reads `cdl` once for all scenes; codes without a
+    class are drawn as other land.
     """
     land = _land(cdl, plan.frame)
     rng = np.random.default_rng(_seed(plan.scene_id))
@@ -226,7 +227,7 @@ def _patches(cdl: Path) -> tuple[Int32s, Codes, str, Affine]:
     with rasterio.open(cdl) as raster:
         codes = raster.read(1)
         crs, transform = raster.crs.to_wkt(), raster.transform
-    classes = reclassify(codes, str(cdl))
+    classes = reclassify(codes, str(cdl), check_cdl(cdl, "other").table)
     relief = np.digitize(smooth_surface(np.random.default_rng(1), codes.shape, 14), (-1, -0.3, 0.3, 1))
     kinds = codes.astype(np.int16) * 8 + np.where(np.isin(classes, (0, 1, 2)), relief, 0)
     labels = np.zeros(codes.shape, np.int32)

@@ -103,7 +103,7 @@ def build_world(
     source = hashlib.sha256(b"landscape").hexdigest()
     if cdl is not None:
         cdl = cdl.absolute()
-        check_cdl(cdl)
+        check_cdl(cdl, "other")
         source = raster_sha256(cdl)
     fingerprint = hashlib.sha256(json.dumps([VERSION, year, source]).encode()).hexdigest()[:16]
     raster = cdl or root / "cdl" / f"{year}_30m_cdls.tif"
@@ -260,7 +260,7 @@ def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
     At most a quarter of a tile's chips meet with trouble on a date that is selected. Raises
     InputError as `build_world` does.
     """
-    raster = check_cdl(cdl)
+    raster = check_cdl(cdl, "other")
     count = len(raster.chip_rows) * len(raster.chip_cols)
     if count == 0:
         raise InputError(

@@ -102,7 +102,9 @@ def cdl(
     """
     run = YearRun.of(context, recipe, store, CDL)
     with machine.pool() as pool:
-        made = obtain_raster(cdl_releases, run.year, pool, context.log.info, context.log.warning)
+        made = obtain_raster(
+            cdl_releases, run.year, pool, context.log.info, context.log.warning, recipe.unknown_codes
+        )
     raster, origin = check_cdl(made.path.resolve()), made.origin
     row = {"file": made.path.name, "release": origin.release if origin else "", "sha256": made.sha256}
     chips = len(raster.chip_rows) * len(raster.chip_cols)
@@ -120,7 +122,7 @@ def cdl(
     return run.finish(table, {**metadata, "raster": markdown(table.T.reset_index())})
 
 
-@dg.asset(**year_asset("labels", CANDIDATE_CHIPS, {"parquet"}, deps=["cdl"]))
+@dg.asset(**year_asset("labels", CANDIDATE_CHIPS, {"parquet"}, deps=["cdl"], code_version="2"))
 def candidate_chips(
     context: dg.AssetExecutionContext,
     recipe: DatasetRecipe,
@@ -133,17 +135,22 @@ def candidate_chips(
     """
     run = YearRun.of(context, recipe, store, CANDIDATE_CHIPS)
     release = run.read("cdl").iloc[0]
-    if done := run.unchanged(upstream=["cdl"]):
+    if done := run.unchanged(upstream=["cdl"], fields=["unknown_codes"]):
         return done
-    raster = check_cdl(cdl_releases.find_same(run.year, release["sha256"]))
+    raster = check_cdl(cdl_releases.find_same(run.year, release["sha256"]), recipe.unknown_codes)
     report = Progress(context.log.info, len(raster.chip_rows), "chip rows scanned")
     with machine.pool() as pool:
-        table = candidate_boxes(chip_histograms(raster, pool, report))
+        histograms = chip_histograms(raster, pool, report)
+    table = candidate_boxes(histograms)
     # threads open the file one after the other: it must have been one and the same to the end
     cdl_releases.find_same(run.year, release["sha256"])
     histogram = picture(class_histogram_png(table[CLASS_COLUMNS].sum().to_numpy()), "classes")
     no_data = int((table["class_0"] > 0).sum())
-    return run.finish(table, {"with_no_data": no_data, "class_histogram": histogram})
+    metadata = {"with_no_data": no_data, "class_histogram": histogram}
+    if histograms.unknown:
+        metadata["unknown_codes"] = f"{histograms.unknown}, made {recipe.unknown_codes!r} by the recipe"
+        context.log.warning(f"the raster has {metadata['unknown_codes']}")
+    return run.finish(table, metadata)
 
 
 @dg.asset(

@@ -30,18 +30,21 @@ from crop_assets.grid import (
     ORIGIN_X,
     ORIGIN_Y,
     RESOLUTION,
-    chip_id,
     raster_geobox,
     same_pixels,
     transformer,
     wkt,
 )
-from crop_assets.labels.classes import CLASSES, UNKNOWN, lookup_table, reclassify
+from crop_assets.labels.classes import CLASSES, UNKNOWN, UNKNOWN_ADVICE, lookup_table
 
 _MOST_COLS, _MOST_ROWS = 160_000, 100_000
 """Above the 153,811 columns and 96,523 rows of the national raster."""
 _STRIPS_PER_TASK = 8
 _COLS_PER_READ = 128
+_PLACES = 3
+"""Pixels with an unknown code that an error names."""
+_Place = tuple[int, int, int]
+"""A code, and its row and column in the raster."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,13 @@ class CdlRaster:
     transform: Affine
     width: int
     height: int
+    nodata: float | None = None
+    unknown_codes: str = "refuse"
+
+    @property
+    def table(self) -> NDArray[np.uint8]:
+        """Class by code: uint8[256], of the tagged nodata value 0, and of codes without a class by `unknown_codes`."""
+        return lookup_table(self.nodata, self.unknown_codes)
 
     @property
     def _left(self) -> int:
@@ -98,14 +108,16 @@ class ChipHistograms:
     """int32[n, 14], pixels by class value; each row adds up to 224 * 224."""
     codes: NDArray[np.int64]
     """int64[256], pixels by CDL code over all boxes."""
+    unknown: str = ""
+    """How many pixels have which codes without a class; empty where none has."""
 
 
-def check_cdl(path: str | Path) -> CdlRaster:
+def check_cdl(path: str | Path, unknown_codes: str = "refuse") -> CdlRaster:
     """Open a CDL raster and make sure that its pixels are the national grid's.
 
-    `path` is a local file or any path that GDAL opens. Raises InputError that says what is wrong
-    and how to mend it: unreadable, more than one band, not uint8, not EPSG:5070 (an equal CRS
-    without a code will do), not 30 m, off the national grid by more than a tenth of a pixel.
+    `path` is a local file or any path that GDAL opens; `unknown_codes` is the recipe's. Raises InputError that says
+    what is wrong and how to mend it: unreadable, more than one band, not uint8, not EPSG:5070 (an equal CRS without a
+    code will do), not 30 m, off the national grid by more than a tenth of a pixel.
     """
     name = str(path)
     if name.lower().endswith(".zip"):
@@ -117,7 +129,7 @@ def check_cdl(path: str | Path) -> CdlRaster:
             # the last pixel's block lies at the end of the file, which a broken download lacks
             for row, col in ((0, 0), (raster.height - 1, raster.width - 1)):
                 raster.read(1, window=Window(col, row, 1, 1))
-            return CdlRaster(name, grid.affine, raster.width, raster.height)
+            return CdlRaster(name, grid.affine, raster.width, raster.height, raster.nodata, unknown_codes)
     except (RasterioError, ProjError) as error:
         raise _unreadable(name, error) from None
 
@@ -129,13 +141,15 @@ def chip_histograms(
 
     `progress` gets the number of finished chip rows, from the calling thread. Holds some 60 MB of pixels for each
     thread of `pool`, and GDAL's block cache, however large the raster. Raises InputError
-    for a code that the CDL does not define, and where the file cannot be read.
+    where the file cannot be read, and for codes without a class that are to be refused, with their number and places.
     """
     rows, cols = cdl.chip_rows, cdl.chip_cols
     counts = np.zeros((len(rows), len(cols), len(CLASSES)), np.int32)
     codes = np.zeros(256, np.int64)
 
-    def scan(strips: range) -> tuple[range, NDArray[np.int32], NDArray[np.int64]]:
+    places: list[_Place] = []
+
+    def scan(strips: range) -> tuple[range, NDArray[np.int32], NDArray[np.int64], list[_Place]]:
         try:
             # a handle of its own: GDAL datasets are not shared between threads
             with rasterio.open(cdl.path) as raster:
@@ -144,46 +158,52 @@ def chip_histograms(
             raise _unreadable(cdl.path, error) from None
 
     tasks = [rows[i : i + _STRIPS_PER_TASK] for i in range(0, len(rows), _STRIPS_PER_TASK)] if cols else []
-    for strips, strip_counts, strip_codes in pool.map(scan, tasks):
+    for strips, strip_counts, strip_codes, strip_places in pool.map(scan, tasks):
         counts[strips.start - rows.start : strips.stop - rows.start] = strip_counts
         codes += strip_codes
+        places += strip_places
         if progress:
             progress(strips.stop - rows.start)
+    _refuse_unknown(cdl, codes, places)
     return ChipHistograms(
         rows=np.repeat(np.arange(rows.start, rows.stop, dtype=np.int32), len(cols)),
         cols=np.tile(np.arange(cols.start, cols.stop, dtype=np.int32), len(rows)),
         counts=counts.reshape(-1, len(CLASSES)),
         codes=codes,
+        unknown=_counted(cdl, codes),
     )
 
 
 def check_codes(cdl: CdlRaster, pool: Executor, progress: Callable[[int], None] | None = None) -> None:
-    """Read all of a raster, and raise InputError for a code that the CDL does not define, or what cannot be read.
+    """Read all of a raster, and raise InputError for what cannot be read, and for codes without a class that are to be
+    refused, with their number and places.
 
     `progress` gets the share that is done in percent.
     """
-    unknown = lookup_table() == UNKNOWN
+    codes, places = np.zeros(256, np.int64), list[_Place]()
     starts = range(0, cdl.height, 2 * CHIP_SIZE)
 
-    def check(start: int) -> None:
+    def check(start: int) -> tuple[NDArray[np.int64], list[_Place]]:
         window = Window(0, start, cdl.width, min(2 * CHIP_SIZE, cdl.height - start))
         try:
             with rasterio.open(cdl.path) as raster:
                 pixels = raster.read(1, window=window)
         except RasterioError as error:
             raise _unreadable(cdl.path, error) from None
-        if unknown[pixels].any():
-            reclassify(pixels, f"{cdl.path}, from row {start}")
+        return np.bincount(pixels.ravel(), minlength=256), _places(cdl, pixels, start, 0)
 
-    for done, _ in enumerate(pool.map(check, starts), start=1):
+    for done, (found, where) in enumerate(pool.map(check, starts), start=1):
+        codes += found
+        places += where
         if progress:
             progress(100 * done // len(starts))
+    _refuse_unknown(cdl, codes, places)
 
 
 def _scan(
     cdl: CdlRaster, raster: rasterio.DatasetReader, strips: range, cols: range
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    table = lookup_table()
+) -> tuple[NDArray[np.int32], NDArray[np.int64], list[_Place]]:
+    table, places = cdl.table, list[_Place]()
     members = (table[:, None] == np.arange(len(CLASSES))).astype(np.float64)
     counts = np.empty((len(strips), len(cols), len(CLASSES)), np.int32)
     codes = np.zeros(256, np.int64)
@@ -194,12 +214,41 @@ def _scan(
             # a chip's 400 kB of indices stay in the processor's cache: one bincount per chip takes a
             # third of the time of one bincount over (chip, code) for the whole strip
             by_code = np.stack([np.bincount(chip.ravel(), minlength=256) for chip in chips])
-            for i in np.flatnonzero(by_code[:, table == UNKNOWN].any(axis=1)):
-                reclassify(chips[i], f"{cdl.path}, {chip_id(row, part[int(i)])}")
+            if by_code[:, table == UNKNOWN].any() and len(places) < _PLACES:
+                window = cdl.window(row, part)
+                places += _places(cdl, pixels, window.row_off, window.col_off)
             codes += by_code.sum(axis=0)
             first = part.start - cols.start
             counts[row - strips.start, first : first + len(part)] = by_code @ members
-    return counts, codes
+    return counts, codes, places
+
+
+def _places(cdl: CdlRaster, pixels: NDArray[np.uint8], top: int, left: int) -> list[_Place]:
+    """The first codes to be refused in `pixels`, which are those from row `top` and column `left` on."""
+    at = np.argwhere(cdl.table[pixels] == UNKNOWN)[:_PLACES]
+    return [(int(pixels[row, col]), top + int(row), left + int(col)) for row, col in at]
+
+
+def _refuse_unknown(cdl: CdlRaster, codes: NDArray[np.int64], places: list[_Place]) -> None:
+    if not places:
+        return
+    some = []
+    for code, row, col in places[:_PLACES]:
+        x, y = cdl.transform @ (col + 0.5, row + 0.5)
+        lon, lat = transformer(CRS, "EPSG:4326").transform(x, y)
+        some.append(
+            f"{code} at ({x:.0f}, {y:.0f}), {abs(lat):.5f} {'NS'[lat < 0]} {abs(lon):.5f} {'EW'[lon < 0]}"
+        )
+    raise InputError(
+        f"{cdl.path} has codes without a class: {_counted(cdl, codes)}; such as {'; '.join(some)} ({CRS}); "
+        f"{UNKNOWN_ADVICE}"
+    )
+
+
+def _counted(cdl: CdlRaster, codes: NDArray[np.int64]) -> str:
+    """How many pixels there are of the codes without a class."""
+    found = np.flatnonzero((codes > 0) & (lookup_table(cdl.nodata) == UNKNOWN))
+    return ", ".join(f"{codes[code]:,} pixels of code {code}" for code in found)
 
 
 def _parts(cols: range) -> Iterator[range]:

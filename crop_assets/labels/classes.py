@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from crop_assets.errors import InputError
 
 UNKNOWN = 255
-"""What `lookup_table` holds for a code that the CDL does not define."""
+"""What `lookup_table` holds for a code that has no class, such as 40, which the CDL's palette has and no legend."""
+
+UNKNOWN_CODES = {"refuse": UNKNOWN, "other": 13, "nodata": 0}
+"""What the recipe's `unknown_codes` makes of these codes."""
+
+UNKNOWN_ADVICE = (
+    "check that the raster is an unaltered CDL release; if it is, unknown_codes in the recipe makes such pixels "
+    "'other' or 'nodata'"
+)
 
 CLASSES = (
     "No Data",
@@ -81,29 +89,32 @@ own to 13, the pre-2008 land covers 62 to 88 included. Code 0, the CDL's backgro
 """
 
 
-def lookup_table() -> NDArray[np.uint8]:
-    """Class by CDL code: uint8[256], `UNKNOWN` (255) where the CDL has no such code."""
-    table = np.full(256, UNKNOWN, np.uint8)
+def lookup_table(nodata: float | None = None, unknown_codes: str = "refuse") -> NDArray[np.uint8]:
+    """Class by CDL code: uint8[256]; 0 for `nodata`, a raster's tag; by `unknown_codes` where the CDL has no such code,
+    which under 'refuse' is `UNKNOWN` (255).
+    """
+    table = np.full(256, UNKNOWN_CODES[unknown_codes], np.uint8)
     table[list(CDL_CLASSES)] = list(CDL_CLASSES.values())
+    # GDAL tags any number, such as -9999
+    if nodata is not None and nodata in range(256):
+        table[int(nodata)] = 0
     return table
 
 
-def reclassify(codes: NDArray[np.uint8], source: str) -> NDArray[np.uint8]:
-    """The class of each CDL code: uint8 0 to 13, in the shape of `codes`.
+def reclassify(codes: NDArray[np.uint8], source: str, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The class of each CDL code by a `lookup_table`: uint8 0 to 13, in the shape of `codes`.
 
-    `source` says in an error where the codes are from. Raises InputError for a code that the CDL
-    does not define, with the code, how often it occurs and the first place of it.
+    `source` says in an error where the codes are from. Raises InputError for a code without a class, with the code,
+    how often it occurs and the first place of it.
     """
-    classes: NDArray[np.uint8] = lookup_table()[codes]
+    classes: NDArray[np.uint8] = table[codes]
     unknown = classes == UNKNOWN
     if unknown.any():
         first = tuple(int(i) for i in np.argwhere(unknown)[0])
         raise InputError(
-            f"{source}: CDL code {codes[first]} at (row, column) {first} is in no CDL legend "
+            f"{source}: CDL code {codes[first]} at (row, column) {first} has no class "
             f"({np.count_nonzero(unknown)} pixels hold such codes: "
-            f"{', '.join(map(str, np.unique(codes[unknown])))}); "
-            "check that the raster is an unaltered CDL release, "
-            "or give the code a class in crop_assets/labels/classes.py"
+            f"{', '.join(map(str, np.unique(codes[unknown])))}); {UNKNOWN_ADVICE}"
         )
     return classes
 

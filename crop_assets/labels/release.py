@@ -64,7 +64,12 @@ class YearRaster:
 
 
 def obtain_raster(
-    releases: CdlReleases, year: int, pool: Executor, say: Callable[[str], None], warn: Callable[[str], None]
+    releases: CdlReleases,
+    year: int,
+    pool: Executor,
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
+    unknown_codes: str = "refuse",
 ) -> YearRaster:
     """The raster of a year: one's own, or that of the latest release, which is fetched and unpacked if it is new.
 
@@ -99,7 +104,7 @@ def obtain_raster(
             before.origin is None or same_release(before.origin.version, release.version)
         ):
             return before
-        return _make_anew(releases, release, raster, before, pool, say)
+        return _make_anew(releases, release, raster, before, pool, say, unknown_codes)
 
 
 def _latest(
@@ -125,6 +130,7 @@ def _make_anew(
     before: YearRaster | None,
     pool: Executor,
     say: Callable[[str], None],
+    unknown_codes: str,
 ) -> YearRaster:
     """Fetch and unpack a release in place of what is there."""
     say(f"{release.place} is {'another release than before' if before else 'new'}; taking it")
@@ -139,7 +145,7 @@ def _make_anew(
         with releases.partials(release.year).holding(f"the raster of {raster}") as path:
             new = path.with_name(f"{path.name}.tif")
             try:
-                _make_raster(archive, release, new, pool, say)
+                _make_raster(archive, release, new, pool, say, unknown_codes)
                 found = replace(found, raster_sha256=file_sha256(new))
                 now = _there(raster)
                 if now is not None and now != before:
@@ -153,7 +159,12 @@ def _make_anew(
 
 
 def _make_raster(
-    archive: Path, release: Release, raster: Path, pool: Executor, say: Callable[[str], None]
+    archive: Path,
+    release: Release,
+    raster: Path,
+    pool: Executor,
+    say: Callable[[str], None],
+    unknown_codes: str,
 ) -> None:
     """Unpack the archive of a release, check it, and write it to `raster` in blocks and with overviews."""
     name = f"{release.year}_30m_cdls"
@@ -172,7 +183,7 @@ def _make_raster(
         with rasterio.open(unpacked, driver=driver) as source:
             if foreign := set(map(Path, source.files)) - set(parts):
                 raise InputError(f"{name} is read from {min(foreign).name}, which the archive does not hold")
-            cdl = check_cdl(unpacked)
+            cdl = check_cdl(unpacked, unknown_codes)
             if not (cdl.chip_rows and cdl.chip_cols):
                 raise InputError(
                     f"{name} holds no whole chip of the national grid; it is not a national release"

@@ -264,6 +264,18 @@ def test_a_code_without_a_class_is_an_error_that_names_the_cdl_and_the_chip(
         read(tmp_path, tile, codes, CHIPS, pool)
 
 
+@pytest.mark.parametrize(("unknown_codes", "value"), [("other", 13), ("nodata", 0)])
+def test_a_code_without_a_class_has_the_one_that_the_recipe_says(
+    tmp_path: Path, codes: np.ndarray, pool: Executor, unknown_codes: str, value: int
+) -> None:
+    codes[224 + 10, 20], codes[224 + 11, 20] = 99, 250
+    path = str(write(tmp_path / "2022_30m_cdls.tif", codes, CDL_GRID, 250))
+    with TileReader({}, path, unknown_codes) as reader:
+        (chip,) = reader.read(["chip_223_337"], pool)
+    # 250 has a class, and is the raster's nodata
+    assert (chip.mask[10, 20], chip.mask[11, 20]) == (value, 0)
+
+
 def spoil(path: str) -> None:
     """Flip bytes at the start of the block of the first chip."""
     with rasterio.open(path) as raster:

@@ -154,17 +154,38 @@ def test_an_unknown_cdl_code_is_named_with_its_place(
     with_an_unknown_code(setting.world.cdl, path)
     run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(path)))
     assert not run.success
-    # 400 and 500 pixels from the raster's corner, which lies 50 and 100 pixels within chip_231_309
-    row, col = 400 - (224 - 50), 500 - (224 - 100)
-    assert (
-        f"{path}, chip_{232 + row // 224}_{310 + col // 224}: "
-        f"CDL code 99 at (row, column) ({row % 224}, {col % 224}) is in no CDL legend "
-        "(6 pixels hold such codes: 99); check that the raster is an unaltered CDL release"
-    ) in run.failure
+    with rasterio.open(path) as raster:
+        x, y = raster.xy(400, 500)
+    told = f"{path} has codes without a class: 6 pixels of code 99; such as 99 at ({x:.0f}, {y:.0f}), "
+    assert told in run.failure
     unlike = digests(finished_graph.root).items() ^ digests(finished.graph.root).items()
     assert {Path(name).name for name, _ in unlike} == {"cdl.parquet"}
     assert all(run.success for run in finished_graph.run_all())
     assert digests(finished_graph.root) == digests(finished.graph.root)
+
+
+def test_an_unknown_cdl_code_is_of_the_class_that_the_recipe_says(
+    labelled_graph: Graph, setting: Setting, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{YEAR}_30m_cdls.tif"
+    with_an_unknown_code(setting.world.cdl, path)
+    before = labelled_graph.table("candidate_chips")
+    for unknown_codes, class_ in (("other", "class_13"), ("nodata", "class_0")):
+        run = labelled_graph.run(
+            "labels_job",
+            stages=["cdl", "candidate_chips"],
+            cdl_releases=CdlReleases(source=str(path)),
+            recipe=recipe(unknown_codes=unknown_codes),
+        )
+        assert run.success
+        assert ("candidate_chips", str(YEAR)) in run.made
+        metadata = run.made["candidate_chips", str(YEAR)].metadata
+        assert (metadata["reused"].value, metadata["unknown_codes"].value) == (
+            False,
+            f"6 pixels of code 99, made '{unknown_codes}' by the recipe",
+        )
+        after = labelled_graph.table("candidate_chips")
+        assert after[class_].sum() - before[class_].sum() == 6
 
 
 def test_a_dataset_never_mixes_two_releases_of_the_cdl(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from crop_assets.errors import InputError
 from crop_assets.grid import GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y, chip_geobox, chip_id
 from crop_assets.labels import cdl as cdl_module
-from crop_assets.labels.cdl import CdlRaster, check_cdl, chip_histograms
+from crop_assets.labels.cdl import CdlRaster, check_cdl, check_codes, chip_histograms
 from crop_assets.labels.classes import CDL_CLASSES
 from crop_assets_tests.labels.conftest import WriteCdl
 
@@ -213,9 +213,39 @@ def test_raster_damaged_in_the_middle_is_refused_by_the_scan(write_cdl: WriteCdl
         chip_histograms(cdl, pool)
 
 
-def test_unknown_code_is_reported_with_file_chip_and_pixel(write_cdl: WriteCdl, pool: Executor) -> None:
+@pytest.fixture
+def with_unknown_codes(write_cdl: WriteCdl) -> Path:
+    """Two by two chips of corn, in them four pixels of 40, two of 93, and three of the tagged 255."""
     codes = np.full((448, 448), 1, np.uint8)
-    codes[230, 5] = 40
-    path = write_cdl(codes, col=224 * 300, row=224 * 100)
-    with pytest.raises(InputError, match=r"cdls\.tif, chip_101_300: CDL code 40 at \(row, column\) \(6, 5\)"):
-        chip_histograms(check_cdl(path), pool)
+    codes[230, 5:8] = codes[400, 400] = 40
+    codes[10, 300:302] = 93
+    codes[100, 100:103] = 255
+    return write_cdl(codes, col=224 * 300, row=224 * 100, nodata=255)
+
+
+def test_unknown_codes_are_reported_with_number_and_places(with_unknown_codes: Path, pool: Executor) -> None:
+    cdl = check_cdl(with_unknown_codes)
+    # two degrees west of the central meridian of EPSG:5070 and more; of 255, which is tagged, no word
+    told = (
+        "2022_30m_cdls.tif has codes without a class: 4 pixels of code 40, 2 pixels of code 93; such as "
+        f"93 at ({ORIGIN_X + 30 * (67200 + 300) + 15}, {ORIGIN_Y - 30 * (22400 + 10) - 15}), "
+    )
+    for ask in (lambda: chip_histograms(cdl, pool), lambda: check_codes(cdl, pool)):
+        with pytest.raises(InputError, match=re.escape(told)) as error:
+            ask()
+        assert re.search(r"\d+\.\d{5} N \d+\.\d{5} W; .*unknown_codes in the recipe", str(error.value))
+
+
+@pytest.mark.parametrize(("unknown_codes", "value"), [("other", 13), ("nodata", 0)])
+def test_unknown_codes_are_counted_as_the_recipe_says(
+    with_unknown_codes: Path, pool: Executor, unknown_codes: str, value: int
+) -> None:
+    cdl = check_cdl(with_unknown_codes, unknown_codes)
+    check_codes(cdl, pool)
+    found = chip_histograms(cdl, pool)
+    assert found.unknown == "4 pixels of code 40, 2 pixels of code 93"
+    expected = np.zeros((4, 14), int)
+    expected[:, value] = [0, 2, 3, 1]
+    expected[0, 0] += 3
+    expected[:, 3] = 224 * 224 - expected.sum(axis=1)
+    np.testing.assert_array_equal(found.counts, expected)

@@ -46,9 +46,20 @@ def test_lookup_table_marks_codes_that_the_cdl_lacks() -> None:
     assert {code for code in range(256) if table[code] == UNKNOWN} == set(range(256)) - set(CDL_CLASSES)
 
 
+@pytest.mark.parametrize(("unknown_codes", "value"), [("refuse", UNKNOWN), ("other", 13), ("nodata", 0)])
+def test_codes_without_a_class_are_of_the_one_that_the_recipe_says(unknown_codes: str, value: int) -> None:
+    plain, table = lookup_table(), lookup_table(61, unknown_codes)
+    unlike = set(np.flatnonzero(plain != table).tolist())
+    assert unlike - {61} == (set() if value == UNKNOWN else set(range(256)) - set(CDL_CLASSES))
+    assert (table[[40, 255, 90]] == value).all()
+    assert table[61] == 0, "a tagged nodata value is class 0 though it is a code"
+    for odd in (None, -9999, 256, float("nan"), 60.5):
+        np.testing.assert_array_equal(lookup_table(odd), plain)
+
+
 @given(nps.arrays(np.uint8, nps.array_shapes(max_dims=2), elements=st.sampled_from(sorted(CDL_CLASSES))))
 def test_reclassify_keeps_the_shape_and_takes_each_code_to_its_class(codes: np.ndarray) -> None:
-    classes = reclassify(codes, "codes")
+    classes = reclassify(codes, "codes", lookup_table())
     assert (classes.dtype, classes.shape) == (np.uint8, codes.shape)
     assert classes.ravel().tolist() == [CDL_CLASSES[code] for code in codes.ravel().tolist()]
 
@@ -57,7 +68,7 @@ def test_real_cdl_is_reclassified_pixel_for_pixel(real: Path) -> None:
     with rasterio.open(real / "cdl" / "2021_30m_cdls.tif") as raster:
         codes = raster.read(1)
     by_dict = np.array([CDL_CLASSES[code] for code in codes.ravel().tolist()], np.uint8)
-    np.testing.assert_array_equal(reclassify(codes, "2021"), by_dict.reshape(codes.shape))
+    np.testing.assert_array_equal(reclassify(codes, "2021", lookup_table()), by_dict.reshape(codes.shape))
 
 
 def test_unknown_code_is_named_with_its_source_and_place() -> None:
@@ -65,11 +76,11 @@ def test_unknown_code_is_named_with_its_source_and_place() -> None:
     codes[2, 3] = codes[3, 0] = 40
     codes[3, 4] = 255
     expected = (
-        "2022.tif, chip_001_002: CDL code 40 at (row, column) (2, 3) is in no CDL legend "
+        "2022.tif, chip_001_002: CDL code 40 at (row, column) (2, 3) has no class "
         "(3 pixels hold such codes: 40, 255)"
     )
     with pytest.raises(InputError, match=re.escape(expected)):
-        reclassify(codes, "2022.tif, chip_001_002")
+        reclassify(codes, "2022.tif, chip_001_002", lookup_table())
 
 
 def test_palette_is_distinct_and_fits_matplotlib_and_geotiff(tmp_path: Path) -> None:
