@@ -10,6 +10,7 @@ import email.utils
 import functools
 import hashlib
 import html.parser
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from pydantic import Field, field_validator
 from rasterio.errors import RasterioError
 
 from resources import stop
-from resources.errors import IntegrityError, NotFoundError, TryAgainError, UnavailableError
+from resources.errors import DamagedError, IntegrityError, NotFoundError, TryAgainError, UnavailableError
 from resources.http import ask, get_file, leads_to, new_session, same_site
 from resources.partials import Partials
 from resources.store import require_room
@@ -202,7 +203,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The archive of a release as a local file, whole, and gone at the end of the block if it was fetched.
 
         A fetch goes on behind what an earlier one left. `progress` gets the bytes there are so far. Raises as
-        `get_file`. An IntegrityError of the block means that the archive is fetched anew next time.
+        `get_file`. After a DamagedError of the block the archive is fetched again next time; after others it stays.
         """
         if release.is_local:
             yield Path(release.place)
@@ -214,11 +215,13 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
                 require_room(whole.parent, release.size - (path.stat().st_size if path.is_file() else 0))
                 self._fetch(release.place, path, progress)
                 path.replace(whole)
+            # so that it is kept for as long as it is used
+            os.utime(whole)
             try:
                 if release.size not in (0, size := whole.stat().st_size):
-                    raise IntegrityError(f"{release.place} gave {size:,} bytes, and told of {release.size:,}")
+                    raise DamagedError(f"{release.place} gave {size:,} bytes, and told of {release.size:,}")
                 yield whole
-            except IntegrityError:
+            except DamagedError:
                 whole.unlink()
                 raise
             whole.unlink()

@@ -45,6 +45,10 @@ class IntegrityError(ResourceError):
     """Bytes are not what they were promised to be: wrong hash, too large, malformed."""
 
 
+class DamagedError(IntegrityError):
+    """Bytes were damaged on their way, or where they come from. Fetching them again may help."""
+
+
 class CutShortError(TryAgainError):
     """The stream ended before what it carried did."""
 

@@ -24,7 +24,7 @@ from crop_assets.labels.cdl import check_cdl, check_codes
 from crop_assets.progress import Progress
 from resources.archives import members, unpack
 from resources.cdl import CdlReleases, Release, file_sha256, raster_sha256, record_path, same_release
-from resources.errors import IntegrityError, NotFoundError, ResourceError
+from resources.errors import DamagedError, IntegrityError, NotFoundError, ResourceError
 from resources.store import require_room
 
 _MOST_UNPACKED_BYTES = 40 << 30
@@ -145,7 +145,7 @@ def _make_anew(
         with releases.partials(release.year).holding(f"the raster of {raster}") as path:
             new = path.with_name(f"{path.name}.tif")
             try:
-                _make_raster(archive, release, new, pool, say, unknown_codes)
+                _make_raster(archive, release, new, raster, pool, say, unknown_codes)
                 found = replace(found, raster_sha256=file_sha256(new))
                 now = _there(raster)
                 if now is not None and now != before:
@@ -162,11 +162,15 @@ def _make_raster(
     archive: Path,
     release: Release,
     raster: Path,
+    target: Path,
     pool: Executor,
     say: Callable[[str], None],
     unknown_codes: str,
 ) -> None:
-    """Unpack the archive of a release, check it, and write it to `raster` in blocks and with overviews."""
+    """Unpack the archive of a release, check it, and write it to `raster` in blocks and with overviews.
+
+    `target` is where it is put later, as errors say.
+    """
     name = f"{release.year}_30m_cdls"
     unpacked = raster.with_name(f"{raster.name}.unpacked")
     parts: list[Path] = []
@@ -197,10 +201,16 @@ def _make_raster(
         raise InputError(
             f"{release.place}: {name} cannot be read or converted: {error.__cause__ or error}"
         ) from None
-    except IntegrityError as error:
-        raise IntegrityError(
+    except DamagedError as error:
+        raise DamagedError(
             f"{str(error).replace(str(archive), release.place)}. Nothing of it was used, and a raster of before is as "
             "it was; a new run takes the archive anew, and an empty CROP_ASSETS_CDL_INDEX keeps to what is there"
+        ) from None
+    except IntegrityError as error:
+        kept = archive if release.is_local else f"{archive}, and is not fetched again unless you remove it"
+        raise IntegrityError(
+            f"{str(error).replace(str(archive), release.place)}. The archive stays at {kept}. Unpack it with 7-Zip or "
+            f"unzip, and put {target.name} at {target}, or set CROP_ASSETS_CDL to the path of its .tif or .img"
         ) from None
     except InputError as error:
         told = str(error).replace(str(unpacked), name).replace(str(raster), name)

@@ -1,7 +1,9 @@
 """From the index to the raster: what is fetched, what is refused, and what is left as it was."""
 
+import errno
 import io
 import json
+import re
 import shutil
 import struct
 import zipfile
@@ -363,6 +365,103 @@ def test_an_archive_that_is_none_or_unsafe_is_refused(nass: Nass, obtain: Obtain
     nass.put(2022, b"another")
     with pytest.raises(IntegrityError, match="is not a zip archive"):
         obtain()
+
+
+def altered(archive: bytes, method: int, flags: int = 0, part: int = 0) -> bytes:
+    """The archive with another method and flags of its first member, or as the last part of several.
+
+    Stored blocks, as of level 0, are the same in Deflate64.
+    """
+    data, entry, end = bytearray(archive), archive.index(b"PK\1\2"), archive.rindex(b"PK\5\6")
+    for place in (8, entry + 10):
+        struct.pack_into("<H", data, place, method)
+        struct.pack_into("<H", data, place - 2, flags)
+    struct.pack_into("<H", data, end + 4, part)
+    return bytes(data)
+
+
+KEPT = {
+    "Deflate64": (9, 0, 0, "cannot be unpacked by Python: it is compressed by Deflate64"),
+    "Zstandard": (93, 0, 0, "it is compressed by Zstandard"),
+    "encrypted": (8, 1, 0, "cannot be unpacked by Python: .* is encrypted"),
+    "AES": (99, 1, 0, "it is compressed by AES encryption|is encrypted"),
+    "patched": (8, 0x20, 0, "cannot be unpacked by Python: compressed patched data"),
+    "strong encryption": (8, 0x41, 0, "cannot be unpacked by Python: strong encryption"),
+    "the last of several parts": (8, 0, 3, "is part 4 of a zip archive in several"),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_an_archive_that_python_cannot_unpack_is_fetched_once_and_kept(
+    nass: Nass, obtain: Obtain, pack: Pack, tmp_path: Path, case: str
+) -> None:
+    with zipfile.ZipFile(io.BytesIO(pack(codes()))) as whole:
+        raster = whole.read(NAME)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as archive:
+        archive.writestr(NAME, raster)
+    method, flags, part, why = KEPT[case]
+    data = altered(out.getvalue(), method, flags, part)
+    nass.put(2022, data)
+    told = []
+    for fetched in (1, 0, 0):
+        with pytest.raises(IntegrityError, match=why) as error:
+            obtain()
+        assert nass.asked_for("GET").count(ARCHIVE) == fetched
+        told.append(str(error.value))
+    assert told[0] == told[1] == told[2]
+    found = re.search(
+        r"The archive stays at (\S+), and is not .* 7-Zip or unzip, and put \S+ at (\S+), or set", told[0]
+    )
+    assert found
+    assert Path(found[1]).read_bytes() == data
+    assert Path(found[2]) == obtain.raster
+    # what the advice says
+    obtain.raster.write_bytes(raster)
+    assert obtain().origin is None
+    obtain.raster.rename(tmp_path / NAME)
+    assert obtain(source=str(tmp_path / NAME)).path == tmp_path / NAME
+
+
+@pytest.mark.parametrize(
+    "case", ["a bomb", "a name that climbs", "another year", "two rasters", "a method of no format", "a page"]
+)
+def test_only_a_damaged_archive_is_fetched_again(nass: Nass, obtain: Obtain, case: str) -> None:
+    damaged = case in ("a method of no format", "a page")
+    nass.put(2022, UNFIT[case][0] if case in UNFIT else altered(zipped((NAME, b"x" * 99)), 77))
+    for fetched in (1, int(damaged), int(damaged)):
+        with pytest.raises(IntegrityError) as error:
+            obtain()
+        assert ("The archive stays at" in str(error.value)) is not damaged
+        assert nass.asked_for("GET").count(ARCHIVE) == fetched
+
+
+def test_a_full_disk_while_unpacking_costs_no_second_fetch(
+    nass: Nass, obtain: Obtain, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nass.put(2022, pack(codes()))
+    with monkeypatch.context() as patch:
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(release_module, "unpack", full)
+        with pytest.raises(OSError, match="No space left"):
+            obtain()
+    assert obtain().origin
+    assert ARCHIVE not in nass.asked_for("GET")
+
+
+def test_an_archive_of_ones_own_that_python_cannot_unpack_stays(obtain: Obtain, nass: Nass) -> None:
+    obtain.folder.mkdir()
+    archive = obtain.folder / "2022_30m_cdls.zip"
+    archive.write_bytes(altered(zipped((NAME, b"x" * 99)), 98))
+    with pytest.raises(
+        IntegrityError, match=rf"compressed by PPMd\. The archive stays at {archive}\. Unpack"
+    ):
+        obtain()
+    assert archive.is_file()
+    assert nass.asked == []
 
 
 def test_an_archive_that_unpacks_beyond_the_limit_is_refused(
