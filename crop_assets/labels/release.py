@@ -24,7 +24,7 @@ from crop_assets.labels.cdl import check_cdl, check_codes
 from crop_assets.progress import Progress
 from resources.archives import members, unpack
 from resources.cdl import CdlReleases, Release, file_sha256, raster_sha256, record_path, same_release
-from resources.errors import DamagedError, IntegrityError, NotFoundError, ResourceError
+from resources.errors import DamagedError, IntegrityError, ResourceError, TryAgainError, UnavailableError
 from resources.store import require_room
 
 _MOST_UNPACKED_BYTES = 40 << 30
@@ -78,7 +78,8 @@ def obtain_raster(
     want a new release, one fetches it and the others wait.
 
     Raises InputError for a release that is no CDL, IntegrityError for an archive that is damaged or unsafe, and
-    NotFoundError where there is no raster and none can be had, or the file that is named is another year's.
+    NotFoundError where there is no raster and none is listed, or the file that is named is another year's. Raises
+    UnavailableError where a retry may help, and ForbiddenError.
     """
     releases.require_year(year)
     raster = releases.raster_path(year)
@@ -110,15 +111,23 @@ def obtain_raster(
 def _latest(
     releases: CdlReleases, year: int, there: YearRaster | None, warn: Callable[[str], None]
 ) -> Release | None:
-    """The release that there should be; None where there is none, or none is to be had and a raster is there."""
+    """The release that there should be; None where there is none, or none is to be had and a raster is there.
+
+    Raises what `CdlReleases.release` raises, with what to do, where no raster is there.
+    """
     try:
         return releases.release(year)
     except ResourceError as error:
         if there is None:
-            raise NotFoundError(
+            # the kind stays, for it says whether a retry can help
+            failed = type(error)(
                 f"there is no CDL raster of {year} at {releases.raster_path(year)}, and none could be fetched: "
-                f"{error}. Put {year}_30m_cdls.zip, or the GeoTIFF inside, there yourself, or try again later"
-            ) from None
+                f"{error}. Put {year}_30m_cdls.zip, or the GeoTIFF inside, there yourself"
+                f"{', or try again later' if isinstance(error, UnavailableError) else ''}"
+            )
+            if isinstance(error, TryAgainError) and isinstance(failed, TryAgainError):
+                failed.retry_after = error.retry_after
+            raise failed from None
         warn(f"{error}; going on with the release that was fetched before")
         return None
 

@@ -22,12 +22,23 @@ from crop_assets.errors import InputError
 from crop_assets.labels import release as release_module
 from crop_assets.labels.release import YearRaster, obtain_raster
 from crop_assets_tests.labels.conftest import WriteCdl
+from crop_assets_tests.resources.loopback import closed_port
 from crop_assets_tests.resources.nass import Nass, archive_of
 from crop_assets_tests.resources.nass import nass as nass
 from resources import cdl as cdl_module
 from resources import store as store_module
 from resources.cdl import CdlReleases
-from resources.errors import CutShortError, IntegrityError, NotFoundError
+from resources.errors import (
+    CutShortError,
+    ForbiddenError,
+    IntegrityError,
+    LoginError,
+    NotFoundError,
+    ResourceError,
+    TryAgainError,
+    UnavailableError,
+    UnreachableError,
+)
 
 NAME = "2022_30m_cdls.tif"
 ARCHIVE = "/Release/datasets/2022_30m_cdls.zip"
@@ -297,9 +308,47 @@ def test_without_an_answer_the_release_that_was_fetched_before_serves(
     assert "going on with the release that was fetched before" in obtain.warned[0]
     obtain.raster.unlink()
     with pytest.raises(
-        NotFoundError, match=r"there is no CDL raster of 2022 at .*answered 503.*yourself, or try again"
+        TryAgainError, match=r"there is no CDL raster of 2022 at .*answered 503.*yourself, or try again"
     ):
         obtain(attempts=1)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "may_help"),
+    [
+        (429, TryAgainError, True),
+        (500, TryAgainError, True),
+        (418, UnavailableError, True),
+        (403, ForbiddenError, False),
+        (401, LoginError, False),
+        (410, NotFoundError, False),
+        (0, UnreachableError, True),
+        (200, IntegrityError, False),
+    ],
+)
+@pytest.mark.parametrize("broken", ["/Release/index.php", ARCHIVE])
+def test_the_error_without_a_release_says_whether_a_retry_can_help(
+    nass: Nass, obtain: Obtain, status: int, kind: type[ResourceError], may_help: bool, broken: str
+) -> None:
+    nass.put(2022, b"an archive")
+    if status == 200:
+        nass.page, nass.etags[ARCHIVE], nass.sizeless = ("moved" if broken != ARCHIVE else None), "", True
+    elif status:
+        nass.broken[broken] = status
+    settings = {} if status else {"index": f"{closed_port()}/Release/"}
+    with pytest.raises(ResourceError, match=r"there is no CDL raster of 2022 at .*Put 2022_") as error:
+        obtain(attempts=1, **settings)
+    assert type(error.value) is kind
+    assert isinstance(error.value, UnavailableError) is may_help
+    assert ("or try again later" in str(error.value)) is may_help
+
+
+def test_the_pause_that_a_server_asks_for_is_kept(nass: Nass, obtain: Obtain) -> None:
+    nass.broken["/Release/index.php"] = 503
+    nass.pause = 7
+    with pytest.raises(TryAgainError) as error:
+        obtain(attempts=1)
+    assert error.value.retry_after == 7
 
 
 def test_without_an_index_the_error_says_where_the_file_belongs(obtain: Obtain) -> None:

@@ -37,6 +37,7 @@ class Nass:
     dates: dict[str, str] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
     sizeless: bool = False
+    pause: int = 0
     asked: list[tuple[str, str, str]] = field(default_factory=list)
 
     @property
@@ -74,7 +75,7 @@ class Nass:
         if path in self.moved:
             return 301, {"Location": self.moved[path]}, b""
         if path in self.broken:
-            return self.broken[path], {}, b"out of order"
+            return self.broken[path], {"Retry-After": str(self.pause)} if self.pause else {}, b"out of order"
         if path == "/Release/index.php":
             links = [f'<tr><td><a href="datasets{name[17:]}">{name[18:]}</a>' for name in self.archives]
             page = self.page if self.page is not None else PAGE.format(rows="".join(links))
