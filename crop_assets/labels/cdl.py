@@ -248,7 +248,9 @@ def _refuse_unknown(cdl: CdlRaster, codes: NDArray[np.int64], places: list[_Plac
 def _counted(cdl: CdlRaster, codes: NDArray[np.int64]) -> str:
     """How many pixels there are of the codes without a class."""
     found = np.flatnonzero((codes > 0) & (lookup_table(cdl.nodata) == UNKNOWN))
-    return ", ".join(f"{codes[code]:,} pixels of code {code}" for code in found)
+    return ", ".join(
+        f"{codes[code]:,} pixel{'s' if codes[code] > 1 else ''} of code {code}" for code in found
+    )
 
 
 def _parts(cols: range) -> Iterator[range]:

@@ -711,3 +711,19 @@ def test_a_raster_beside_which_statistics_are_kept_is_still_that_of_its_release(
     nass.put(2022, pack(codes(1)))
     with rasterio.open(obtain().path) as raster:
         np.testing.assert_array_equal(raster.read(1), codes(1))
+
+
+def test_a_release_with_an_unknown_code_is_taken_when_the_recipe_allows_it_and_not_fetched_twice(
+    nass: Nass, obtain: Obtain, pack: Pack, pool: ThreadPoolExecutor
+) -> None:
+    odd = codes(9)
+    odd[40, 60] = 40
+    nass.put(2022, pack(odd, nodata=255))
+    with pytest.raises(InputError, match="codes without a class: 1 pixel of code 40; such as 40 at"):
+        obtain()
+    nass.asked.clear()
+    made = obtain_raster(nass.releases(obtain.folder), 2022, pool, print, print, "other")
+    assert nass.asked_for("GET") == ["/Release/index.php"]
+    with rasterio.open(made.path) as raster:
+        np.testing.assert_array_equal(raster.read(1), odd)
+        assert raster.nodata == 255
