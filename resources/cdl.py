@@ -282,7 +282,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _listed(self, session: requests.Session) -> dict[int, str]:
         """The address of each year's archive on the index."""
-        page, answer = ask(session, "GET", self.index, self.timeout, _MOST_INDEX_BYTES)
+        page, answer = ask(session, "GET", self.index, self.timeout, _MOST_INDEX_BYTES, page=True)
         text = page.decode(errors="replace")
         found = archive_links(text, answer.url, self._allows)
         if not found and (elsewhere := archive_links(text, answer.url, lambda *_: True)):

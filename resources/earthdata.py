@@ -15,12 +15,21 @@ import dagster as dg
 import requests
 from pydantic import Field, PrivateAttr
 
-from resources.errors import ForbiddenError, IntegrityError, LoginError, ResourceError, TryAgainError
+from resources.errors import (
+    ForbiddenError,
+    IntegrityError,
+    LoginError,
+    NotAFileError,
+    ResourceError,
+    TryAgainError,
+)
 from resources.http import (
     RETRIED_STATUSES,
     WarySession,
     get_file,
+    is_loopback,
     leads_to,
+    mount,
     require_host,
     retry_after,
     telling,
@@ -28,8 +37,6 @@ from resources.http import (
 from resources.ipfs.unixfs import matches_cid
 from resources.partials import Partials, move
 from resources.sources import Wanted
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -88,7 +95,7 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         url = wanted.url
         require_host(url, self.hosts)
         parts = urlsplit(url)
-        if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+        if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
             raise IntegrityError(
                 f"{url} is not https, and a login that goes with it could be read on its way"
             )
@@ -113,17 +120,26 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             get_file(session, wanted.url, self.timeout_seconds, wanted.max_bytes, path, bearer, progress)
         except ResourceError as error:
-            if isinstance(error, ForbiddenError) or f"redirects to {self.login_host}" in str(error):
-                raise (LoginError if isinstance(error, LoginError) else ForbiddenError)(
-                    f"{error}; set EARTHDATA_TOKEN to a token from {self.login_host}, "
-                    "or put that host's login into ~/.netrc"
+            advice = f"set EARTHDATA_TOKEN to a token from {self.login_host}, or put that host's login into ~/.netrc"
+            if isinstance(error, NotAFileError):
+                raise NotAFileError(f"{error}; if that is a login page, {advice}") from None
+            if isinstance(error, LoginError):
+                raise LoginError(f"{error}; {advice}") from None
+            if f"redirects to {self.login_host}" in str(error) or (
+                isinstance(error, ForbiddenError) and not token
+            ):
+                raise ForbiddenError(f"{error}; {advice}") from None
+            if isinstance(error, ForbiddenError):
+                raise ForbiddenError(
+                    f"{error}; the login itself was taken: look at the account's applications and agreements "
+                    f"(EULAs) at https://{self.login_host}"
                 ) from None
             raise
 
     def _may_redirect(self, url: str, target: str) -> bool:
         parts = urlsplit(target)
         host = parts.hostname or ""
-        if parts.scheme != "https" and not (parts.scheme == "http" and host in _LOOPBACK):
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
             return False
         return leads_to(target, [*self.hosts, *self.storage_hosts])
 
@@ -170,7 +186,11 @@ class _Login:
 
 
 def _netrc_token(host: str) -> str:
-    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    except RuntimeError:
+        # neither HOME nor an entry of this user, as in a container with a user id of its own
+        return ""
     try:
         if not path.is_file() or host not in netrc.netrc(path).hosts:
             return ""
@@ -186,6 +206,7 @@ def _netrc_token(host: str) -> str:
     class Auth(earthaccess.Auth):
         def get_session(self) -> requests.Session:
             session: requests.Session = super().get_session()
+            mount(session)
             session.hooks["response"].append(_require_no_trouble)
             return session
 

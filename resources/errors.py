@@ -21,6 +21,10 @@ class UnavailableError(ResourceError):
     """A server could not be reached, refused, or kept failing. Trying again later may help."""
 
 
+class NotAFileError(UnavailableError):
+    """A server answered 200 with a web page or a message in place of what was asked for, as of a login or a proxy."""
+
+
 class TryAgainError(UnavailableError):
     """A server may have it in a while, `retry_after` seconds from now at the earliest."""
 

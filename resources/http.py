@@ -5,6 +5,9 @@ Belongs here: sessions, what answers and failures mean, and size limits. Does no
 
 import contextlib
 import email.utils
+import ipaddress
+import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.utils import select_proxy
 from urllib3.util import Retry
 
 from resources.errors import (
@@ -22,6 +26,7 @@ from resources.errors import (
     ForbiddenError,
     IntegrityError,
     LoginError,
+    NotAFileError,
     NotFoundError,
     SlowError,
     TryAgainError,
@@ -29,6 +34,7 @@ from resources.errors import (
     UnreachableError,
 )
 from resources.stop import check, pause
+from resources.words import MAX_BYTES, document, server_words
 
 CONNECT_SECONDS = 5.0
 RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
@@ -36,6 +42,7 @@ USER_AGENT = "crop-assets"
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _MAX_REDIRECTS = 5
 _PIECE = 1 << 18
+_WORDS_SECONDS = 3.0
 _SLOWEST = 4096
 """Bytes a second below which an answer counts as timed out; a read time-out lets a byte a minute pass."""
 
@@ -61,9 +68,66 @@ def new_session(attempts: int, allowed: Callable[[str, str], bool] | None = None
     `WarySession`; by default those on the same site.
     """
     session = WarySession(allowed or same_site)
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retry_rule(attempts)))
+    mount(session, retry_rule(attempts))
     return session
+
+
+def mount(session: requests.Session, retries: Retry | int = 0) -> None:
+    """Let a session go to this machine directly, and name the proxy and the CA bundle in what fails."""
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, _Adapter(max_retries=retries))
+
+
+class _Adapter(HTTPAdapter):
+    """What sends a request, or a redirect, to its host or through the proxy that the environment names."""
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: bool | str = True,
+        cert: Any = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> requests.Response:
+        url = request.url or ""
+        if is_loopback(urlsplit(url).hostname or ""):
+            proxies = {}
+        proxy = _shown_proxy(select_proxy(url, proxies) or "")
+        if isinstance(verify, str) and url.startswith("https:") and not Path(verify).exists():
+            raise UnavailableError(
+                f"the CA bundle {verify} is not there; set {_bundle_variable()} to one that is, or unset it"
+            )
+        try:
+            answer = super().send(request, stream, timeout, verify, cert, proxies)
+        except (requests.RequestException, OSError) as error:
+            if proxy:
+                error.add_note(f"through the proxy {proxy}")
+            if isinstance(error, requests.exceptions.SSLError) and isinstance(verify, str):
+                error.add_note(f"with the certificates of {_bundle_variable()}={verify}")
+            raise
+        vars(answer)["proxy"] = proxy
+        return answer
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its name: localhost, 127.0.0.0/8, ::1."""
+    name = host.lower().rstrip(".")
+    try:
+        address = ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _shown_proxy(proxy: str) -> str:
+    """Host and port of a proxy, without its login."""
+    return proxy.rsplit("@", 1)[-1].rsplit("://", 1)[-1].split("/")[0][:100]
+
+
+def _bundle_variable() -> str:
+    return "REQUESTS_CA_BUNDLE" if os.environ.get("REQUESTS_CA_BUNDLE") else "CURL_CA_BUNDLE"
 
 
 class _StoppableRetry(Retry):
@@ -88,6 +152,7 @@ class WarySession(requests.Session):
         self.max_redirects = _MAX_REDIRECTS
         # a callable that adds nothing keeps requests from looking for credentials in a netrc file
         self.auth = _no_login
+        mount(self)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         check()
@@ -161,29 +226,53 @@ def telling(url: str = "") -> Iterator[None]:
         yield
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         where = f"{url} " if url else ""
+        notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        through_proxy = "through the proxy" in notes
+        if through_proxy and isinstance(error, ValueError):
+            raise UnreachableError(
+                f"{where}cannot be reached{notes}, whose address cannot be used ({_short(error)}); "
+                "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY"
+            ) from None
         if _never_connected(error):
-            raise UnreachableError(f"{where}cannot be reached ({_short(error)})") from None
+            advice = ""
+            if isinstance(error, requests.exceptions.ProxyError) or through_proxy:
+                advice = "; check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or name the host in NO_PROXY"
+            elif isinstance(error, requests.exceptions.SSLError):
+                advice = "; where a proxy or firewall signs certificates, set REQUESTS_CA_BUNDLE to its authority's"
+            raise UnreachableError(f"{where}cannot be reached{notes} ({_short(error)}){advice}") from None
         if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
-            raise SlowError(f"{where}is too slow ({_short(error)})") from None
+            raise SlowError(f"{where}is too slow{notes} ({_short(error)})") from None
         if isinstance(error, requests.exceptions.ChunkedEncodingError | urllib3.exceptions.ProtocolError):
-            raise CutShortError(f"{where}was cut short ({_short(error)})") from None
+            raise CutShortError(f"{where}was cut short{notes} ({_short(error)})") from None
         if isinstance(error, requests.TooManyRedirects):
             raise UnavailableError(f"{where}redirects more than {_MAX_REDIRECTS} times") from None
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
             raise UnavailableError(f"{where}redirects to an address that is none") from None
-        raise TryAgainError(f"{where}broke off ({_short(error)})") from None
+        raise TryAgainError(f"{where}broke off{notes} ({_short(error)})") from None
 
 
 def check_status(answer: requests.Response, url: str = "", not_found: bool = False, words: str = "") -> None:
-    """Raise what a status other than 200 and 206 means; `not_found` where the words of the answer tell so."""
+    """Raise what a status other than 200 and 206 means, with the server's words; `words` are those that were read
+    already, `not_found` where they tell so.
+    """
     status = answer.status_code
     if status in (200, 206):
         return
+    words = words or first_words(answer)
+    proxy = vars(answer).get("proxy", "")
     said = f"{url} answered {status}".strip() + (f" {words}" if words else "")
+    if proxy and status in (502, 503, 504):
+        said += f" (through the proxy {proxy}, which may be what answered)"
+    if status == 407:
+        raise UnavailableError(
+            f"{said}: the proxy {proxy or 'before it'} wants a login; put one into HTTP_PROXY or HTTPS_PROXY"
+        )
     if status in (404, 410) or not_found:
         raise NotFoundError(said if words else f"{said}: there is no such thing")
     if status in (401, 403):
-        raise (LoginError if status == 401 else ForbiddenError)(f"{said}: not allowed with these credentials")
+        kind = LoginError if status == 401 else ForbiddenError
+        said = f"{url} answered {status}".strip()
+        raise kind(f"{said}: not allowed with these credentials" + (f": {words}" if words else ""))
     if status in RETRIED_STATUSES or status >= 500:
         # a gateway that has looked elsewhere for as long as it may, and heard nothing
         raise (SlowError if status == 504 else TryAgainError)(said, retry_after(answer))
@@ -201,6 +290,34 @@ def retry_after(answer: requests.Response) -> float:
         except (ValueError, OverflowError):
             seconds = 0.0
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
+
+
+def first_words(answer: requests.Response) -> str:
+    """What the server says in the body of an error, in short and without secrets."""
+    sent = [one.request for one in (answer, *answer.history) if one.request is not None]
+    logins = (request.headers.get("Authorization", "") for request in sent)
+    return server_words(first_bytes(answer), tuple(login.split(" ", 1)[-1] for login in logins))
+
+
+def first_bytes(answer: requests.Response) -> bytes:
+    """The first 16 KiB of an answer, or what came of it in a few seconds, to say what it is."""
+    data = b""
+    until = time.monotonic() + _WORDS_SECONDS
+    with contextlib.suppress(Exception):
+        while len(data) < MAX_BYTES and time.monotonic() < until:
+            check()
+            piece = answer.raw.read1(MAX_BYTES - len(data), decode_content=True)
+            if not piece:
+                break
+            data += piece
+    return data
+
+
+def require_no_page(answer: requests.Response, data: bytes, what: str, url: str = "") -> None:
+    """Raise NotAFileError where a good answer is a web page: by its first bytes, or its type."""
+    found = document(data, answer.headers.get("Content-Type", ""))
+    if found and (what == "a file" or found.startswith("a web page")):
+        raise NotAFileError(f"{url} answered with {found} instead of {what}".strip())
 
 
 def body(answer: requests.Response, patience: float) -> Iterator[bytes]:
@@ -237,10 +354,12 @@ def ask(
     headers: Mapping[str, str] | None = None,
     parameters: Mapping[str, Any] | None = None,
     json: Any = None,
+    page: bool = False,
 ) -> tuple[bytes, requests.Response]:
     """The body of an answer, refused above `max_bytes`, and the answer, for its headers and its last address.
 
-    Raises NotFoundError, ForbiddenError, UnavailableError, CutShortError, IntegrityError.
+    Raises NotAFileError for a web page, unless `page` says that one is asked for; NotFoundError, ForbiddenError,
+    UnavailableError, CutShortError, IntegrityError.
     """
     with (
         telling(url),
@@ -255,7 +374,10 @@ def ask(
             if size > max_bytes:
                 raise IntegrityError(f"{url} answered more than {max_bytes:,} bytes")
             pieces.append(piece)
-        return b"".join(pieces), answer
+        data = b"".join(pieces)
+        if not page:
+            require_no_page(answer, data, "data", url)
+        return data, answer
 
 
 class RateLimit:
@@ -287,7 +409,8 @@ def get_file(
 
     The version is the server's strong ETag (RFC 9110, 8.8.3), kept in `<path>.etag` until the file is whole; without
     one, the file is fetched from its start. Raises IntegrityError above `max_bytes`, CutShortError where
-    fewer bytes come than announced, and otherwise as `check_status` and `telling` do.
+    fewer bytes come than announced, NotAFileError where a web page or a message comes, and otherwise as `check_status`
+    and `telling` do.
     """
     note = path.with_name(f"{path.name}.etag")
     headers = {"Accept-Encoding": "identity"}
@@ -317,6 +440,11 @@ def get_file(
         if answer.status_code == 206 and tag not in ("", version):
             note.unlink()
             raise TryAgainError(f"{url} has changed; it is fetched from its start next")
+        pieces = body(answer, timeout)
+        first = next(pieces, b"")
+        if not size:
+            # so that nothing that is there of the file is lost to a page
+            require_no_page(answer, first, "a file", url)
         with path.open("ab") as file:
             file.truncate(size)
             # only now, for it must not stand beside bytes of another version
@@ -324,7 +452,7 @@ def get_file(
                 note.write_text(tag)
             else:
                 note.unlink(missing_ok=True)
-            for piece in body(answer, timeout):
+            for piece in itertools.chain([first], pieces):
                 size += len(piece)
                 if size > max_bytes:
                     path.unlink()

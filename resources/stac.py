@@ -25,7 +25,7 @@ from pystac_client.stac_api_io import StacApiIO
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, box, shape
 
-from resources.errors import IntegrityError, NotFoundError, TryAgainError, UnavailableError
+from resources.errors import IntegrityError, NotAFileError, NotFoundError, TryAgainError, UnavailableError
 from resources.http import RateLimit, ask, get_bytes, new_session, require_host, same_site
 from resources.json_values import count, mapping, objects
 
@@ -108,6 +108,11 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise UnavailableError(
                 f"the STAC catalogue {self.address} did not answer after {self.attempts} tries: {error}; "
                 "materialize this tile again later"
+            ) from error
+        except NotAFileError as error:
+            raise IntegrityError(
+                f"{self.address} did not answer as a STAC catalogue does: {error}; "
+                "check the address, or try again later"
             ) from error
         except UnavailableError as error:
             raise UnavailableError(
@@ -276,7 +281,7 @@ class _Io(StacApiIO):
             )
         self._limit.wait()
         method = (method or "GET").upper()
-        in_body = {"json": parameters} if method == "POST" else {"parameters": parameters}
+        in_body: dict[str, Any] = {"json" if method == "POST" else "parameters": parameters}
         data, _ = ask(self.session, method, href, self._seconds, _MAX_PAGE_BYTES, headers, **in_body)
         return data.decode()
 

@@ -15,6 +15,7 @@ from crop_assets.grid import RESOLUTION, grid_text, raster_geobox, same_pixels
 from crop_assets.recipe import QA_BAND
 from crop_assets.tiles.grid import HLS_SIZE, hls_bounds
 from resources.errors import IntegrityError
+from resources.words import MAX_BYTES, document
 
 
 def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> None:
@@ -42,6 +43,9 @@ def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> No
                 elif _block_end(raster, row, col) > size:
                     raise IntegrityError("is cut short: some of its blocks lie behind its end")
     except (RasterioError, ProjError) as error:
+        with path.open("rb") as file:
+            if found := document(file.read(MAX_BYTES)):
+                raise IntegrityError(f"is {found} and no raster") from None
         raise IntegrityError(
             f"cannot be read as a raster: {str(error).replace(str(path), path.name)}"
         ) from error

@@ -39,6 +39,7 @@ from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe, load_recipe
 from resources.cdl import CdlReleases, year_of
 from resources.errors import ResourceError
+from resources.http import new_session
 from resources.store import DatasetStore
 from resources.tables import read_table
 
@@ -160,9 +161,10 @@ def served_world(demo: Demo, world: World, port: int | None) -> Iterator[str]:
 
 def _serves(server: WorldServer, world: World) -> bool:
     try:
-        answer = requests.get(f"{server.base_url}/world.json", timeout=2)
+        with new_session(attempts=1) as session:
+            answer = session.get(f"{server.base_url}/world.json", timeout=2)
         return bool(answer.json()["fingerprint"] == world.fingerprint)
-    except (requests.RequestException, ValueError, KeyError, TypeError):
+    except (requests.RequestException, ResourceError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from crop_assets.scenes.granules import document_url, parse_document, parse_scene_id, unusable
 from resources.answers import read_answer, write_answer
-from resources.errors import IntegrityError, NotFoundError, UnavailableError
+from resources.errors import IntegrityError, NotAFileError, NotFoundError, UnavailableError
 from resources.stac import SET_ASIDE, SceneStac
 from resources.stop import StoppablePool
 from resources.store import DatasetStore
@@ -91,7 +91,7 @@ def _by_granules(
                     aside.append(granule | {SET_ASIDE: why})
                 elif _is_asked_for(granule, question):
                     documents[granule["id"]] = json.dumps(record)
-    except IntegrityError as error:
+    except (IntegrityError, NotAFileError) as error:
         log(f"{error}; reading each granule's own document instead")
         return None
     if not documents:
@@ -122,7 +122,7 @@ def _by_place(
     def read(url: str) -> str:
         try:
             return stac.document(url).decode(errors="replace")
-        except (NotFoundError, IntegrityError) as error:
+        except (NotFoundError, IntegrityError, NotAFileError) as error:
             log(f"{error}; what only it tells of the scene stays unknown")
             return ""
 

@@ -79,7 +79,7 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
         f"{spoilt_file} could not be had by its CID ",
         "Nothing that fits was sent",
         "LP DAAC: ",
-        "answered 401: not allowed with these credentials; set EARTHDATA_TOKEN",
+        "answered 401: not allowed with these credentials: log in with a bearer token; set EARTHDATA_TOKEN",
     ):
         assert told in run.failure
     assert stages_of(run, WEST) == list(TILE_STAGES)

@@ -2,7 +2,12 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import os
+import shutil
 import ssl
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -27,6 +32,7 @@ from resources.errors import (
     ForbiddenError,
     IntegrityError,
     LoginError,
+    NotAFileError,
     NotFoundError,
     ResourceError,
     SlowError,
@@ -36,10 +42,12 @@ from resources.errors import (
 )
 from resources.http import (
     WarySession,
+    ask,
     check_status,
     get_bytes,
     get_file,
     in_time,
+    is_loopback,
     new_session,
     require_host,
     retry_after,
@@ -111,6 +119,8 @@ def _started(server: Server, certificate: trustme.LeafCert | None = None) -> Thr
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(answer.body)
+
+        do_CONNECT = do_GET
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -281,16 +291,230 @@ def test_a_login_in_netrc_neither_replaces_the_bearer_nor_goes_to_storage(
     assert storage.asked == [("/presigned", None)]
 
 
-@pytest.mark.parametrize("status", [401, 403])
-@pytest.mark.parametrize("token", [TOKEN, ""])
+@pytest.mark.parametrize(("token", "status"), [(TOKEN, 401), ("", 401), ("", 403)])
 def test_a_refusal_says_how_to_log_in(archive: Server, fetch: Fetching, status: int, token: str) -> None:
     url = archive.says(Answer(status, b"who are you?"))
-    with pytest.raises(ResourceError, match=f"{url} answered {status}: not allowed") as error:
+    with pytest.raises(
+        ResourceError, match=rf"{url} answered {status}: not allowed with these credentials: who are you\?; "
+    ) as error:
         fetch(lp_daac(token), url)
     assert "set EARTHDATA_TOKEN to a token from urs.earthdata.nasa.gov" in str(error.value)
     assert "put that host's login into ~/.netrc" in str(error.value)
     assert type(error.value) is (LoginError if status == 401 else ForbiddenError)
     assert len(archive.asked) == 1
+
+
+AGREE = "https://urs.earthdata.nasa.gov/approve_app?client_id=ijpRZvb9qeKCK5ctsn75Tg"
+REFUSED = {
+    "JSON of Earthdata": (
+        f'{{"status_code": 403, "error_description": "EULA Acceptance Failure", "resolution_url": "{AGREE}"}}',
+        f"EULA Acceptance Failure ({AGREE})",
+    ),
+    "JSON message": ('{"message": "User is not authorized", "code": 7}', "User is not authorized"),
+    "a list": ('{"errors": ["no rights", "ask again"]}', "no rights; ask again"),
+    "nested": ('{"error": {"code": 3, "message": "quota exceeded"}}', "quota exceeded"),
+    "XML of S3": (
+        '<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code><Message>Request has expired</Message>'
+        "<AWSAccessKeyId>ASIAABCDEFGHIJKL</AWSAccessKeyId></Error>",
+        "AccessDenied; Request has expired",
+    ),
+    "a page": (
+        "<!doctype html><html><head><title>403 &amp; out</title></head><body>b</body></html>",
+        "403 & out",
+    ),
+    "plain text": ("squid: blocked\r\n\x1b[31mby policy", "squid: blocked [31mby policy"),
+    "a token": (f'{{"error": "no use for Bearer {TOKEN} here"}}', "no use for Bearer … here"),
+    "another's token": (f'{{"message": "access_token={GIVEN}&x=1"}}', "access_token=…&x=1"),
+    "links": (
+        "see http://a.example/x or https://me:pw@b.example/y?Signature=abc&id=1",
+        "see … or https://b.example/y?id=1",
+    ),
+    "cut JSON": ('{"message": "too long", "trace": "' + "x" * 5_000_000, "too long"),
+    "huge text": ("word " * 1_000_000, "word word"),
+    "binary": ("\0\1\2" * 50, ""),
+    "nothing": ("", ""),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_the_words_of_a_refusal_are_passed_on(archive: Server, fetch: Fetching, kind: str) -> None:
+    said, words = REFUSED[kind]
+    url = archive.says(Answer(403, said.encode()))
+    with pytest.raises(ForbiddenError) as error:
+        fetch(lp_daac(), url)
+    message = str(error.value)
+    assert f"{url} answered 403: not allowed with these credentials{words and ': '}{words}" in message
+    assert "the login itself was taken" in message
+    assert "EARTHDATA_TOKEN" not in message
+    assert "secret" not in told(error.value)
+    assert "ASIA" not in message
+    assert message.isprintable()
+    assert len(message) < 800
+
+
+def test_words_that_drip_are_not_waited_for(archive: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "_WORDS_SECONDS", 0.2)
+    url = archive.says(Answer(403, b"not", announced=50))
+    since = time.monotonic()
+    with new_session(attempts=1) as session, pytest.raises(ForbiddenError, match=r"credentials: not$"):
+        get_bytes(session, url, timeout=0.5, max_bytes=9)
+    assert time.monotonic() - since < 20
+
+
+PAGES = {
+    "HTML": (b"<!DOCTYPE html><title>Earthdata\n Login</title><form>", 'a web page ("Earthdata Login")'),
+    "a bare page": (b"\xef\xbb\xbf\n<html>maintenance</html>", "a web page"),
+    "XHTML": (b'<?xml version="1.0"?><!-- x --><html><title>Sign in</title>', 'a web page ("Sign in")'),
+    "JSON": (b'{"message": "accept the EULA first"}', "a message (accept the EULA first)"),
+    "XML": (b"<Error><Message>slow down</Message></Error>", "a message (slow down)"),
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_a_page_in_place_of_a_file_is_named_and_costs_nothing_that_is_there(
+    archive: Server, fetch: Fetching, kind: str
+) -> None:
+    page, what = PAGES[kind]
+    archive.says(Answer(body=BAND[:1000], announced=len(BAND), headers={"ETag": '"a"'}))
+    url = archive.url()
+    with pytest.raises(CutShortError):
+        fetch(lp_daac(), url)
+    archive.says(Answer(body=page, headers={"ETag": '"b"'}))
+    with pytest.raises(NotAFileError) as error:
+        fetch(lp_daac(), url)
+    assert (
+        f"{url} answered with {what} instead of a file; if that is a login page, set EARTHDATA_TOKEN"
+        in str(error.value)
+    )
+    assert not fetch.out.exists()
+    part = next(path for path in (fetch.out.parent / "partials").iterdir() if len(path.name) == 32)
+    assert part.read_bytes() == BAND[:1000]
+
+
+@pytest.mark.parametrize("kind", ["text/html", "application/json"])
+def test_a_page_in_place_of_data_is_named(archive: Server, kind: str) -> None:
+    page = b"<html><head><title>Welcome to the hotel</title></head></html>"
+    url = archive.says(Answer(body=page, headers={"Content-Type": kind}))
+    with new_session(attempts=1) as session:
+        with pytest.raises(
+            NotAFileError, match=r'answered with a web page \("Welcome to the hotel"\) instead of'
+        ):
+            get_bytes(session, url, timeout=5, max_bytes=99)
+        # where a page is asked for it is none in the place of something
+        assert ask(session, "GET", url, 5, 99, page=True)[0] == page
+
+
+# Proxies and certificates
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the variables of a proxy, and no others."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return lambda **variables: [monkeypatch.setenv(name, value) for name, value in variables.items()] and None
+
+
+DEAD = f"http://me:secret@{closed_port().removeprefix('http://')}"
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_machine_is_asked_directly(
+    archive: Server, fetch: Fetching, proxied: Callable[..., None], variable: str, host: str
+) -> None:
+    proxied(**{variable: DEAD})
+    archive.says(Answer(302, headers={"Location": archive.url("/b", host)}))
+    archive.says(Answer(body=BAND), path="/b")
+    fetch(lp_daac(), archive.url())
+    assert fetch.out.read_bytes() == BAND
+    with new_session(attempts=1) as session:
+        assert get_bytes(session, archive.url("/b", host), 5, LIMIT) == BAND
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("LOCALHOST.", True),
+        ("::ffff:127.0.0.1", True),
+        ("10.0.0.1", False),
+        ("127.0.0.1.example.org", False),
+        ("", False),
+    ],
+)
+def test_which_hosts_are_this_machine(host: str, own: bool) -> None:
+    assert is_loopback(host) is own
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("variable", ["{}_PROXY", "{}_proxy", "ALL_PROXY"])
+def test_a_dead_proxy_is_named_without_its_login(
+    proxied: Callable[..., None], scheme: str, variable: str
+) -> None:
+    proxied(**{variable.format(scheme if variable.islower() else scheme.upper()): DEAD})
+    place = DEAD.rsplit("@")[-1]
+    with new_session(attempts=1) as session, pytest.raises(UnreachableError) as error:
+        get_bytes(session, f"{scheme}://example.org/a", 5, 9)
+    assert f"example.org/a cannot be reached through the proxy {place} (" in str(error.value)
+    assert "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY" in str(error.value)
+    assert "secret" not in told(error.value)
+
+
+@pytest.mark.parametrize("status", [407, 502])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_what_a_proxy_answers_is_its_own(
+    archive: Server, proxied: Callable[..., None], scheme: str, status: int
+) -> None:
+    place = f"127.0.0.1:{archive.port}"
+    proxied(**{f"{scheme.upper()}_PROXY": f"http://me:secret@{place}"})
+    archive.says(Answer(status, b"<title>proxy says no</title>"), path="http://example.org/a")
+    archive.script["example.org:443"] = [Answer(status)]
+    with new_session(attempts=1) as session, pytest.raises(UnavailableError) as error:
+        get_bytes(session, f"{scheme}://example.org/a", 5, 9)
+    assert f"the proxy {place}" in str(error.value)
+    assert str(status) in str(error.value)
+    assert "secret" not in told(error.value)
+    assert archive.asked
+
+
+def test_no_proxy_is_respected(names: dict[str, int], nasa: Server, proxied: Callable[..., None]) -> None:
+    proxied(HTTPS_PROXY=DEAD, NO_PROXY=".earthdatacloud.nasa.gov")
+    nasa.says(Answer(body=b"x"), path=f"{ARCHIVE}/x")
+    with new_session(attempts=1) as session:
+        assert get_bytes(session, f"https://{ARCHIVE}/x", 5, 9) == b"x"
+        with pytest.raises(UnreachableError, match="through the proxy"):
+            get_bytes(session, f"https://{STORAGE}/x", 5, 9)
+
+
+@pytest.mark.usefixtures("login")
+def test_the_login_names_a_dead_proxy_too(
+    nasa: Server, fetch: Fetching, proxied: Callable[..., None]
+) -> None:
+    proxied(HTTPS_PROXY=DEAD, NO_PROXY=ARCHIVE)
+    with pytest.raises(
+        UnreachableError, match=f"https://{LOGIN} cannot be reached through the proxy"
+    ) as error:
+        fetch(LpDaac(), URL)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_ca_bundle_that_is_no_use_is_named(
+    nasa: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, there: bool
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    bundle = tmp_path / "bundle.pem"
+    if there:
+        trustme.CA().cert_pem.write_to_path(str(bundle))
+    monkeypatch.setenv(variable, str(bundle))
+    with new_session(attempts=1) as session, pytest.raises(UnavailableError) as error:
+        get_bytes(session, URL, 5, 9)
+    assert variable in str(error.value)
+    assert str(bundle) in str(error.value)
 
 
 def test_a_redirect_to_the_login_says_how_to_log_in(archive: Server, fetch: Fetching) -> None:
@@ -356,7 +580,7 @@ FAULTS: dict[str, tuple[list[Answer], type[ResourceError]]] = {
     "500": ([Answer(500)], TryAgainError),
     "502": ([Answer(502)], TryAgainError),
     "503": ([Answer(503)], TryAgainError),
-    "504": ([Answer(504)], TryAgainError),
+    "504": ([Answer(504)], SlowError),
     "cut short": ([Answer(body=BAND[:-1], announced=len(BAND))], CutShortError),
     "cut chunks": (
         [Answer(body=b"5\r\nabcde\r\n", headers={"Transfer-Encoding": "chunked"}, announced=15)],
@@ -534,6 +758,8 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA
 
     def connect(address: tuple[str, int], *arguments: Any, **named: Any) -> Any:
         name, port = address
+        if name == "127.0.0.1":
+            return really(address, *arguments, **named)
         assert port == 443
         return really(("127.0.0.1", ports[name]), *arguments, **named)
 
@@ -660,6 +886,40 @@ def test_a_netrc_that_cannot_be_read_is_told(
         fetch(LpDaac(), URL)
     assert "Passw" not in told(error.value)
     assert not nasa.asked
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize("log_in", [False, True])
+def test_a_user_without_a_home_or_a_name_can_download(archive: Server, tmp_path: Path, log_in: bool) -> None:
+    url = archive.says(Answer(body=BAND))
+    shared = Path(tempfile.mkdtemp(prefix="nobody-"))
+    shared.chmod(0o777)
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from resources.earthdata import LpDaac; from resources.partials import Partials\n"
+        "from resources.sources import Sources, Wanted\n"
+        "import earthaccess\n"
+        "os.setgid(12345); os.setuid(12345)\n"
+        "url, folder, token = sys.argv[1:]\n"
+        "source = LpDaac(token=token, hosts=['127.0.0.1'])\n"
+        "got = Sources([source], 1, 1).obtain(Wanted('a/b', '', url, 1 << 22), Path(folder, 'b'),\n"
+        "    Partials(Path(folder, 'parts')), lambda path, verified: None, print)\n"
+        "print(got.source, os.getuid())\n"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, url, str(shared), TOKEN if log_in else ""],
+            env={},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.stdout == "LP DAAC 12345\n", done.stdout + done.stderr
+        assert (shared / "b").read_bytes() == BAND
+    finally:
+        shutil.rmtree(shared)
+    assert archive.asked == [(PATH, f"Bearer {TOKEN}" if log_in else None)]
 
 
 REFUSALS = {

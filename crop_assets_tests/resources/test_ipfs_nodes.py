@@ -25,6 +25,7 @@ from resources.errors import (
     CutShortError,
     ForbiddenError,
     IntegrityError,
+    NotAFileError,
     NotFoundError,
     ResourceError,
     SlowError,
@@ -115,11 +116,11 @@ def test_a_node_is_not_contacted_before_it_is_asked(world: World) -> None:
         ("too-early", TryAgainError, "answered 425"),
         ("wordy", TryAgainError, "answered 500 no"),
         ("first-fails", TryAgainError, "answered 500 down for a while"),
-        ("forbidden", ForbiddenError, "answered 403 not for you"),
+        ("forbidden", ForbiddenError, "answered 403: not allowed with these credentials: not for you"),
         ("unlawful", UnavailableError, "answered 451 blocked"),
         ("teapot", UnavailableError, "answered 418"),
         ("nowhere", UnavailableError, "answered 302"),
-        ("page", IntegrityError, "answered with 'text/html; charset=utf-8' instead of"),
+        ("page", NotAFileError, "answered with a web page instead of application/vnd.ipld."),
     ],
 )
 @pytest.mark.parametrize("what", ["car", "block"])
@@ -264,7 +265,7 @@ def test_a_file_is_the_groups_to_write_where_the_umask_lets_it(
         ("short", CutShortError, "the stream ended at byte 262144 of the file"),
         ("reset", CutShortError, "was cut short"),
         ("endless", IntegrityError, "was sent"),
-        ("page", IntegrityError, "answered with 'text/html"),
+        ("page", NotAFileError, "answered with a web page instead of application/vnd.ipld.car"),
         ("missing", NotFoundError, "answered 404"),
     ],
 )

@@ -155,7 +155,9 @@ def test_a_wrong_block_is_not_taken(world: World) -> None:
     with pytest.raises(IntegrityError) as error:
         ipfs.find_block(root, nodes_of(ipfs)[:3])
     assert f"{world.gateway('other')}: the bytes sent as block {root} are not that block" in str(error.value)
-    assert f"{world.gateway('page')}: answered with 'text/html" in str(error.value)
+    assert f"{world.gateway('page')}: answered with a web page instead of application/vnd.ipld.raw" in str(
+        error.value
+    )
     assert f"{world.gateway('large')}: sent a block of more than" in str(error.value)
 
 

@@ -32,7 +32,18 @@ from resources.errors import (
     TryAgainError,
     UnreachableError,
 )
-from resources.http import CONNECT_SECONDS, WarySession, body, check_status, in_time, same_site, telling
+from resources.http import (
+    CONNECT_SECONDS,
+    WarySession,
+    body,
+    check_status,
+    first_bytes,
+    first_words,
+    in_time,
+    require_no_page,
+    same_site,
+    telling,
+)
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION
 from resources.ipfs.cid import Cid
 from resources.ipfs.retrieve import Retrieval
@@ -150,7 +161,7 @@ class _Web:
                 allow_redirects=method == "GET",
             ) as answer,
         ):
-            words = "" if answer.status_code == 200 else _first_words(answer)
+            words = "" if answer.status_code == 200 else first_words(answer)
             # a Kubo node answers 500 to every error
             not_found = method == "POST" and any(part in words for part in _NOT_FOUND)
             if method == "POST" and any(part in words for part in _LOOKED_IN_VAIN):
@@ -158,6 +169,8 @@ class _Web:
             check_status(answer, "", not_found, words)
             told = answer.headers.get("Content-Type", "")
             if told.split(";")[0].strip().lower() not in types:
+                if "html" in told.lower():
+                    require_no_page(answer, first_bytes(answer), accept.split(";")[0])
                 raise IntegrityError(f"answered with {told[:80]!r} instead of {accept.split(';')[0]}")
 
             def read(seconds: float) -> Iterator[bytes]:
@@ -240,7 +253,7 @@ class KuboNode(_Web):
             ) as answer,
         ):
             if answer.status_code != 200:
-                check_status(answer, f"{self.name}/api/v0/dag/import", words=_first_words(answer))
+                check_status(answer, f"{self.name}/api/v0/dag/import", words=first_words(answer))
             said = _bounded(body(answer, self._timeout_seconds))
         if not any(_pinned(line, root) for line in said.splitlines()):
             raise ResourceError(f"{self.name} did not pin {root}: {_printable(said[:512])}")
@@ -366,13 +379,6 @@ def _bounded(pieces: Iterator[bytes]) -> bytes:
         if len(found) > MAX_SECTION:
             raise IntegrityError(f"sent a block of more than {MAX_SECTION} bytes")
     return found
-
-
-def _first_words(answer: requests.Response) -> str:
-    """The beginning of an error's text on one line, for a message."""
-    with contextlib.suppress(Exception):
-        return _printable(answer.raw.read1(512, decode_content=True))
-    return ""
 
 
 def _printable(text: bytes) -> str:

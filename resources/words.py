@@ -1,0 +1,142 @@
+"""What a server says in words: an error's text, or a web page that came instead of a file.
+
+Belongs here: excerpts that are short, on one line, and free of secrets. Does not: what follows from them.
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+MAX_BYTES = 16 << 10
+"""The most bytes of an answer that are looked at."""
+_MAX_WORDS = 300
+_MAX_LINK = 400
+_MAX_DEPTH = 4
+
+_LINK_KEYS = ("resolution_url", "resolutionurl", "help_url", "url", "documentation_url", "type")
+_WORD_KEYS: tuple[str, ...] = ("error_description", "message", "msg", "error", "errors", "detail", "details")
+_WORD_KEYS += ("description", "title", "reason", "fault", "faultstring", "code")
+_XML_WORDS = re.compile(r"<(?:\w+:)?(message|code|error|detail|faultstring|reason)\b[^>]*>([^<]+)<", re.I)
+_JSON_WORDS = re.compile(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*")')
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.I | re.S)
+_PAGE = re.compile(
+    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
+)
+_NOT_SHOWN = re.compile(r"<(script|style|head)\b.*?(?:</\1|\Z)|<[^>]*(?:>|\Z)", re.I | re.S)
+
+_URL = re.compile(r"\w[\w+.-]*://[^\s\"'<>]+")
+_NAMED = r"authorization|bearer|credentials?|pass(?:word|wd)?|secret|signature|sig|token|api[_-]?key|access[_-]?key"
+_SECRETS = (
+    re.compile(rf"((?:{_NAMED})[\w-]*[\"']?\s*[=:]\s*)(?:(?:bearer|basic)\s+)?[\"']?[^\s\"',;&)]+", re.I),
+    re.compile(r"\b(bearer\s+|basic\s+(?=[\w+/-]*[\d=]))[\w.~+/=-]{8,}", re.I),
+    # a JSON web token, and the ids of keys of AWS
+    re.compile(r"()\beyJ[\w-]{4,}(?:\.[\w-]+)*"),
+    re.compile(r"()\b(?:AKIA|ASIA)[A-Z0-9]{8,}"),
+)
+_SECRET_PARAMETER = re.compile(rf"{_NAMED}|x-amz|key|code\Z|policy|session", re.I)
+
+
+def server_words(data: bytes, secrets: tuple[str, ...] = ()) -> str:
+    """The words of an error's body (JSON, XML, HTML or text) on one line, at most 300 characters, with the https link
+    that they give; "" where there are none, as in a binary body.
+
+    What looks like a token or password is left out, and so are `secrets`.
+    """
+    text = data[:MAX_BYTES].decode(errors="replace")
+    if text.count("\0") or text.count("�") > len(text) // 20:
+        return ""
+    link = ""
+    if text.lstrip()[:1] in ("{", "["):
+        said, link = _of_json(text)
+    elif _PAGE.match(text):
+        said = _title(text) or _NOT_SHOWN.sub(" ", text)
+    elif text.lstrip().startswith("<"):
+        said = "; ".join(value for _, value in _XML_WORDS.findall(text)) or _NOT_SHOWN.sub(" ", text)
+        said = html.unescape(said)
+    else:
+        said = text
+    said = _short(redacted(said, secrets), _MAX_WORDS)
+    link = redacted(link, secrets)
+    return " ".join(filter(None, (said, f"({link})" if link and link not in said else "")))
+
+
+def document(data: bytes, kind: str = "") -> str:
+    """What a body is that came in place of a file, for a message: a web page, or a text with its words. "" where its
+    first bytes are not those of HTML, XML or JSON. `kind` is its Content-Type, if known.
+    """
+    text = data[:MAX_BYTES].decode(errors="replace")
+    start = text.lstrip("\ufeff \t\r\n")[:1]
+    if _PAGE.match(text.lstrip("\ufeff")) or ("html" in kind.lower() and start in ("<", "")):
+        title = _short(redacted(_title(text)), 120)
+        return "a web page" + (f' ("{title}")' if title else "")
+    if start == "<" or (start in ("{", "[") and "�" not in text):
+        return f"a message ({server_words(data) or 'without words'})"
+    return ""
+
+
+def redacted(text: str, secrets: tuple[str, ...] = ()) -> str:
+    """The text without what looks like a token, a password or a signature, and with https links alone."""
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "…")
+    text = _URL.sub(lambda match: _safe_link(match[0]), text)
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1…", text)
+    return text
+
+
+def _safe_link(link: str) -> str:
+    """An https link without a login and without parameters that hold secrets; "…" for any other."""
+    try:
+        parts = urlsplit(link)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "…"
+    if parts.scheme.lower() != "https" or not host or len(link) > _MAX_LINK:
+        return "…"
+    kept = [
+        part for part in parts.query.split("&") if part and not _SECRET_PARAMETER.search(part.split("=")[0])
+    ]
+    return parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1], query="&".join(kept), fragment="").geturl()
+
+
+def _title(page: str) -> str:
+    found = _TITLE.search(page)
+    return html.unescape(found[1]) if found else ""
+
+
+def _of_json(text: str) -> tuple[str, str]:
+    try:
+        found = list(_pairs(json.loads(text), _MAX_DEPTH))
+    except (ValueError, RecursionError):
+        # cut short, for it is long
+        found = [(key.lower(), json.loads(value, strict=False)) for key, value in _JSON_WORDS.findall(text)]
+    said: list[str] = []
+    for wanted in _WORD_KEYS:
+        for key, value in found:
+            if key == wanted and value.strip() and not any(value in other for other in said):
+                said.append(value)
+    links = [
+        value for name in _LINK_KEYS for key, value in found if key == name and value.startswith("https://")
+    ]
+    return "; ".join(said[:3]), links[0] if links else ""
+
+
+def _pairs(value: Any, depth: int, key: str = "message") -> Iterator[tuple[str, str]]:
+    """The texts of a JSON value, each with its key; those of a list have the list's."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping) and depth:
+        for name, inner in value.items():
+            yield from _pairs(inner, depth - 1, str(name).lower())
+    elif isinstance(value, list) and depth:
+        for inner in value[:5]:
+            yield from _pairs(inner, depth - 1, key)
+
+
+def _short(text: str, most: int) -> str:
+    """The text on one line without control characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
