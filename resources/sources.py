@@ -4,8 +4,11 @@ Belongs here: which source is asked when, how many at once, when it is asked aga
 what each of them said. Does not: any source's protocol.
 """
 
+import errno
+import logging
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +28,10 @@ from resources.errors import (
     UnreachableError,
 )
 from resources.partials import Partials
+from resources.words import server_words
 
+_logger = logging.getLogger(__name__)
+_LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _REST_SECONDS = 60.0
 _LONGEST_REST_SECONDS = 600.0
 _BACKOFF_SECONDS = 0.5
@@ -162,7 +168,8 @@ class Sources:
                     continue
                 try:
                     return self._ask(source, wanted, destination, partials, check, progress or _ignore, brief)
-                except ResourceError as error:
+                except Exception as raised:
+                    error = as_resource_error(source.name, raised)
                     said[source.name] = error
                     self._remember(source, error)
                     if isinstance(error, SlowError) and brief:
@@ -274,6 +281,22 @@ class Sources:
 
 class _UnfitError(IntegrityError):
     """The bytes are those of the CID, and yet not what they should be."""
+
+
+def as_resource_error(source: str, error: Exception) -> ResourceError:
+    """The error; or, for one that no source should raise, what stands for it, so that the others are asked all the
+    same: it is logged as a warning with its place in the code. Raises `error` where no other source can help: no room
+    on the disk, or one that cannot be written.
+    """
+    if isinstance(error, ResourceError):
+        return error
+    if isinstance(error, OSError) and error.errno in _LOCAL_TROUBLE:
+        raise error
+    words = f"failed unexpectedly ({type(error).__name__}: {server_words(str(error).encode())})"
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
+    _logger.warning("%s %s%s; the other sources are asked", source, words, where)
+    return ResourceError(words)
 
 
 def _ignore(count: int) -> None:

@@ -1,4 +1,6 @@
+import errno
 import itertools
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,6 +122,41 @@ def kubo(world: World, name: str = "kubo") -> IpfsSource:
 
 
 # Order, and the next source making good
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Could not determine home directory."),
+        KeyError("uid"),
+        PermissionError(13, "denied"),
+        ValueError("token=secret"),
+    ],
+)
+def test_an_unexpected_error_of_a_source_does_not_keep_the_others_from_being_asked(
+    getting: Callable[..., Getting], caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    kind = type(error).__name__
+    get = getting(Scripted("a", error), Scripted("b", b"x"))
+    assert get() == Obtained("b", True)
+    assert get.said[0].startswith(f"{FILE}: a: failed unexpectedly ({kind}")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert re.search(
+        rf"a failed unexpectedly \({kind}.*\) at test_sources\.py:\d+; the other sources are asked",
+        record.message,
+    )
+    get = getting(Scripted("a", error), Scripted("b", NotFoundError("answered 404")))
+    with pytest.raises(UnavailableError, match=rf"a: failed unexpectedly \({kind}.*; b: answered 404"):
+        get()
+    assert "secret" not in caplog.text + str(get.said)
+
+
+def test_a_full_disk_stops_all_sources(getting: Callable[..., Getting]) -> None:
+    other = Scripted("b", b"x")
+    with pytest.raises(OSError, match="No space"):
+        getting(Scripted("a", OSError(errno.ENOSPC, "No space left")), other)()
+    assert other.asked == 0
 
 
 def test_the_first_source_that_has_a_file_gives_it(world: World, getting: Callable[..., Getting]) -> None:
@@ -723,7 +760,9 @@ def test_wrong_bytes_outweigh_all_else(world: World, getting: Callable[..., Gett
 
 
 def test_a_refusal_is_not_repeated(world: World, getting: Callable[..., Getting]) -> None:
-    with pytest.raises(UnavailableError, match="answered 403 not for you"):
+    with pytest.raises(
+        UnavailableError, match="answered 403: not allowed with these credentials: not for you"
+    ):
         getting(*gateways(world, "forbidden"))(world.cid)
     assert world.asked == {"forbidden": 1}
 

@@ -21,7 +21,7 @@ from resources.errors import (
 from resources.ipfs.cid import Cid
 from resources.ipfs.directory import resolve_path
 from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, IpfsSource, KuboNode
-from resources.sources import verdict
+from resources.sources import as_resource_error, verdict
 
 _REST_SECONDS = 60.0
 _ATTEMPTS = 3
@@ -90,7 +90,8 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
                 if not cid.matches(block):
                     raise IntegrityError(f"the bytes sent as block {cid} are not that block")
                 return node.name, block
-            except ResourceError as error:
+            except Exception as raised:
+                error = as_resource_error(node.name, raised)
                 said[node.name] = error
                 if isinstance(error, UnreachableError):
                     self._unreachable_until[node.name] = time.monotonic() + _REST_SECONDS
