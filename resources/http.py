@@ -8,6 +8,7 @@ import email.utils
 import ipaddress
 import itertools
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -176,8 +177,9 @@ class WarySession(requests.Session):
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         old, new = response.request.url or "", prepared_request.url or ""
-        if "Authorization" in prepared_request.headers and self.should_strip_auth(old, new):  # type: ignore[no-untyped-call]
-            del prepared_request.headers["Authorization"]
+        if self.should_strip_auth(old, new):  # type: ignore[no-untyped-call]
+            for name in ("Authorization", "Cookie"):
+                prepared_request.headers.pop(name, None)
 
 
 def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -201,6 +203,54 @@ def leads_to(url: str, hosts: Collection[str]) -> bool:
         and "\\" not in parts.netloc
         and any(host and (name == host or name.endswith(f".{host}")) for host in hosts)
     )
+
+
+def safe_elsewhere(url: str, target: str) -> bool:
+    """Whether a redirect of `url` to `target`, on whatever host, may be followed where what comes is checked.
+
+    It must be https or stay on the site of `url`, as safe as `url`, and lead no further into the user's own network:
+    from a public address not to a private one, and to loopback only from loopback. All addresses of a name count, and
+    a name without any is refused, unless a proxy looks it up. One that has another address a moment later does
+    no harm: whatever is at an inner address has no certificate of that name.
+    """
+    old, new = urlsplit(url), urlsplit(target)
+    if new.hostname == old.hostname:
+        return same_site(url, target)
+    # a source of unknown place has no more rights than a public one
+    source, destination = min(_depths(url)) % _NOWHERE, max(_depths(target))
+    local = source == destination == _LOOPBACK and new.scheme == old.scheme == "http"
+    allowed = new.scheme == "https" or local or same_site(url, target)
+    return allowed and "@" not in new.netloc and destination <= source
+
+
+_PUBLIC, _PRIVATE, _LOOPBACK, _NOWHERE = range(4)
+
+
+def _depths(url: str) -> set[int]:
+    """How deep in the user's own network a host's addresses are: _NOWHERE where no redirect should lead to."""
+    parts = urlsplit(url)
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+    except OSError:
+        proxied = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+        return {_PUBLIC if proxied else _NOWHERE}
+    return {_depth_of(ipaddress.ip_address(address[0])) for *_, address in found}
+
+
+def _depth_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return _depth_of(address.ipv4_mapped)
+        if address.sixtofour or address.is_site_local or address in _NAT64:
+            return _NOWHERE
+    if address.is_loopback:
+        return _LOOPBACK
+    if address.is_multicast or address.is_link_local or address.is_unspecified:
+        return _NOWHERE
+    return _PUBLIC if address.is_global else _PRIVATE if address.is_private else _NOWHERE
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def require_host(url: str, hosts: Collection[str]) -> None:

@@ -270,11 +270,11 @@ class Sources:
             # several threads may find it out at once
             if health.unreachable_until <= now:
                 health.unreachable_until = now + health.rest()
+        elif isinstance(error, TryAgainError) and error.retry_after:
+            health.busy_until = now + error.retry_after
         elif isinstance(error, SlowError):
             if health.silent_until <= now:
                 health.silent_until = now + health.rest()
-        elif isinstance(error, TryAgainError) and error.retry_after:
-            health.busy_until = now + error.retry_after
         elif not isinstance(error, NotFoundError) and (source.host or source.by_cid):
             health.late_until = now + _REST_SECONDS
 

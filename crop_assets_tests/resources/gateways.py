@@ -215,6 +215,9 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
     def moved_to_another_host(request: Request) -> Response:
         return RedirectResponse(f"http://localhost:{request.url.port}/good/ipfs/{dag.root}?format=car", 302)
 
+    def moved_to_another_network(request: Request) -> Response:
+        return RedirectResponse(f"https://169.254.169.254/ipfs/{dag.root}?format=car", 302)
+
     return {
         "flipped": flipped,
         "backwards": backwards,
@@ -252,6 +255,7 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
         "moved-with-endless-words": moved_with_endless_words,
         "round": round_and_round,
         "moved-to-another-host": moved_to_another_host,
+        "moved-to-another-network": moved_to_another_network,
         "moved-to-another-scheme": redirecting("ftp://127.0.0.1/file"),
         "moved-to-a-user": redirecting("http://me:secret@127.0.0.1/file"),
         "moved-to-nonsense": redirecting("http://[/"),

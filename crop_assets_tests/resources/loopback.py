@@ -17,7 +17,14 @@ from resources.loopback import free_port
 def serving(app: Any, certificate: trustme.LeafCert | None = None) -> Iterator[str]:
     """The address of an ASGI application that is served for as long as the context lasts, over TLS if certified."""
     config = uvicorn.Config(
-        app, port=0, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1
+        app,
+        port=0,
+        log_level="critical",
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=1,
+        # a server that ends waits half a minute for clients to end TLS on connections that stay open
+        headers=[("Connection", "close")] if certificate else [],
     )
     if certificate:
         config.load()
@@ -30,7 +37,7 @@ def serving(app: Any, certificate: trustme.LeafCert | None = None) -> Iterator[s
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

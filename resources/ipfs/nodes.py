@@ -41,7 +41,7 @@ from resources.http import (
     first_words,
     in_time,
     require_no_page,
-    same_site,
+    safe_elsewhere,
     telling,
 )
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION
@@ -186,7 +186,7 @@ class _Web:
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
-            self._local.session = WarySession(same_site)
+            self._local.session = WarySession(safe_elsewhere)
         session: requests.Session = self._local.session
         return session
 
