@@ -5,7 +5,7 @@ Belongs here: waiting for a batch of work. Does not: what the work is, nor how m
 """
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, Executor, wait
+from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from typing import TypeVar
 
 from resources.stop import GRACE_SECONDS
@@ -20,9 +20,11 @@ def in_parallel(pool: Executor, work: Callable[[_Item], _Result], items: Iterabl
     Raises the error of the first item that failed. Nothing of the batch runs any more when this ends, so that the
     caller can close what the work was using; after an interrupt it waits for that for `GRACE_SECONDS` at most.
     """
-    futures = [pool.submit(work, item) for item in items]
+    futures: list[Future[_Result]] = []
     seconds: float | None = None
     try:
+        for item in items:
+            futures.append(pool.submit(work, item))
         wait(futures, return_when=FIRST_EXCEPTION)
     except BaseException:
         # the run is stopped, and work that hangs must not keep it

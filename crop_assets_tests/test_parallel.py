@@ -1,7 +1,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
@@ -103,22 +103,54 @@ def test_nothing_to_do_is_no_error(threads: ThreadPoolExecutor) -> None:
     assert in_parallel(threads, Work(0), []) == []
 
 
-def test_an_interrupted_wait_leaves_nothing_running() -> None:
-    """Else the caller closes rasters that threads are reading, when a run is cancelled."""
+@pytest.fixture
+def interrupt_main() -> Iterator[Callable[[], None]]:
+    """Interrupts the main thread as a signal does, once it waits: Python sees one that comes just before only later."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Fault("interrupted")
 
-    work = Work(0.3)
+    def interrupt_main() -> None:
+        time.sleep(0.2)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    main = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, interrupt)
-    timer = threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1))
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            timer.start()
-            with pytest.raises(Fault, match="interrupted"):
-                in_parallel(pool, work, range(8))
-            assert work.running == 0
-            assert len(work.begun) < 8
-    finally:
-        timer.join()
-        signal.signal(signal.SIGUSR1, before)
+    yield interrupt_main
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_interrupted_wait_leaves_nothing_running(interrupt_main: Callable[[], None]) -> None:
+    """Else the caller closes rasters that threads are reading, when a run is cancelled."""
+    work, given = Work(0.3), threading.Event()
+
+    def items() -> Iterator[int]:
+        yield from range(80)
+        given.set()
+
+    def interrupting(item: int) -> int:
+        given.wait(60)
+        if item == 1:
+            interrupt_main()
+        return work(item)
+
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(Fault, match="interrupted"):
+            in_parallel(pool, interrupting, items())
+        assert work.running == 0
+        assert len(work.begun) < 80
+
+
+def test_an_interrupted_wait_leaves_work_that_hangs(interrupt_main: Callable[[], None]) -> None:
+    never, since = threading.Event(), time.monotonic()
+
+    def hang(item: int) -> None:
+        if item == 0:
+            interrupt_main()
+        never.wait(600)
+
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(Fault, match="interrupted"):
+            in_parallel(pool, hang, range(8))
+        never.set()
+    assert time.monotonic() - since < 60

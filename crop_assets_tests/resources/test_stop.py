@@ -67,6 +67,8 @@ def stopped(
     def look() -> None:
         while not begun():
             time.sleep(0.01)
+        # Python sees an interrupt that comes just before the main thread waits only after that
+        time.sleep(0.2)
         interrupt()
 
     looking = threading.Thread(target=look, daemon=True)
