@@ -113,6 +113,8 @@ def _of_json(text: str) -> tuple[str, str]:
     except (ValueError, RecursionError):
         # cut short, for it is long
         found = [(key.lower(), json.loads(value, strict=False)) for key, value in _JSON_WORDS.findall(text)]
+        if not found:
+            return text, ""
     said: list[str] = []
     for wanted in _WORD_KEYS:
         for key, value in found:

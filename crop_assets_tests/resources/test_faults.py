@@ -34,6 +34,7 @@ from resources.earthdata import LpDaac
 from resources.errors import (
     CutShortError,
     IntegrityError,
+    NotAFileError,
     NotFoundError,
     ResourceError,
     SlowError,
@@ -197,7 +198,7 @@ OF_A_GATEWAY = {
     "429": TryAgainError,
     "500": TryAgainError,
     "404": NotFoundError,
-    "a page": IntegrityError,
+    "a page": NotAFileError,
     "a page as a CAR": IntegrityError,
     "endless": IntegrityError,
     "a redirect elsewhere": UnavailableError,
@@ -435,11 +436,11 @@ def test_each_fault_of_lp_daac_has_its_error_and_leaves_nothing_wrong(
 
 
 @pytest.mark.parametrize("name", ["a page", "a page as a CAR"])
-def test_a_page_in_the_place_of_a_file_of_lp_daac_is_found_by_what_opens_it(
+def test_a_page_in_the_place_of_a_file_of_lp_daac_is_named(
     get: Getting, proxy: FaultProxy, name: str
 ) -> None:
     proxy.faults = [FAULTS[name]]
-    with pytest.raises(IntegrityError, match="is no raster"):
+    with pytest.raises(UnavailableError, match="answered with a web page instead of a file"):
         get.by_link(proxy)
     get.by_link(proxy)
     assert get.whole()
@@ -595,7 +596,7 @@ def test_an_error_before_the_first_new_byte_does_not_give_old_bytes_the_new_etag
     newer = hashlib.shake_256(b"a newer band").digest(len(DATA))
     archived.path.write_bytes(newer)
     os.utime(archived.path, (1, 1))
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="Too many open files"):
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match="Too many open files"):
         patch.setattr(Path, "open", _too_many_open_files(Path.open))
         get.by_link(proxy)
     get.by_link(proxy)

@@ -330,6 +330,7 @@ REFUSED = {
         "see … or https://b.example/y?id=1",
     ),
     "cut JSON": ('{"message": "too long", "trace": "' + "x" * 5_000_000, "too long"),
+    "no JSON": ("[Errno 24] too many", "[Errno 24] too many"),
     "huge text": ("word " * 1_000_000, "word word"),
     "binary": ("\0\1\2" * 50, ""),
     "nothing": ("", ""),
