@@ -5,7 +5,6 @@ Belongs here: where they lie, and that one process works on each. Does not: what
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,6 +13,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from resources.file_system import lock
 
 _KEPT_SECONDS = 7 * 24 * 3600
 
@@ -30,8 +31,8 @@ class Partials:
     def holding(self, key: str) -> Iterator[Path]:
         """A path for the file of `key`, with what is there of it from before; no one else has it meanwhile.
 
-        Where someone else has it, the path is a new one and is removed at the end. Files beside it may be named
-        `<path>.<what>`. Move the file away when it is whole; else it stays.
+        Where someone else has it, or the file system has no locks, the path is a new one and is removed at the end.
+        Files beside it may be named `<path>.<what>`. Move the file away when it is whole; else it stays.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
@@ -53,10 +54,10 @@ class Partials:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f"{name}.alone").open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file, wait=False)
             except BlockingIOError:
                 say(f"another run is at {name} already; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file)
             yield
 
     def _sweep(self) -> None:
@@ -75,8 +76,10 @@ def _locked(path: Path) -> Iterator[bool]:
     """Whether this block alone holds the lock file, which is removed at its end."""
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = lock(file, wait=False)
         except BlockingIOError:
+            held = False
+        if not held:
             yield False
             return
         # whoever held it before may have removed it since it was opened here

@@ -25,6 +25,7 @@ from pydantic import Field, PrivateAttr
 from upath import UPath
 
 from resources.errors import UnsafeNameError
+from resources.file_system import flush
 from resources.partials import Partials
 
 _CHUNK = 1 << 20
@@ -107,7 +108,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             yield local
             with local.open("rb+") as file:
-                os.fsync(file.fileno())
+                flush(file)
             if folder is not None:
                 local.replace(target.path)
             else:

@@ -6,7 +6,6 @@ once. Does not: how land and sky look (`landscape`, `scenes`), nor serving the w
 
 import contextlib
 import datetime as dt
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -29,6 +28,7 @@ from crop_assets.labels.sampling import candidate_boxes, choose_boxes, weighed_b
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
 from resources.cdl import raster_sha256
+from resources.file_system import lock
 from resources.machine import Machine
 
 VERSION = 2
@@ -133,8 +133,8 @@ def build_world(
 @contextlib.contextmanager
 def _only_one_build(root: Path) -> Iterator[None]:
     """Wait for another process that builds below `root`."""
-    with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (root / ".lock").open("w") as file:
+        lock(file)
         yield
 
 

@@ -6,7 +6,6 @@ archives come from (`resources.cdl`), or what makes a raster a CDL (`cdl`).
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -25,6 +24,7 @@ from crop_assets.progress import Progress
 from resources.archives import members, unpack
 from resources.cdl import CdlReleases, Release, file_sha256, raster_sha256, record_path, same_release
 from resources.errors import DamagedError, IntegrityError, ResourceError, TryAgainError, UnavailableError
+from resources.file_system import flush
 from resources.store import require_room
 
 _MOST_UNPACKED_BYTES = 40 << 30
@@ -287,7 +287,7 @@ def _note(raster: Path, origin: Origin, earlier: Origin | None) -> None:
 def _put(written: Path, target: Path) -> None:
     """Rename a file that was written, so that it is whole even after the power fails."""
     with written.open("rb+") as file:
-        os.fsync(file.fileno())
+        flush(file)
     written.replace(target)
 
 
