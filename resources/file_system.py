@@ -35,7 +35,7 @@ def lock(file: IO[Any], wait: bool = True) -> bool:
 
 
 def flush(file: IO[Any]) -> None:
-    """Flush a written file to the disk, where its file system can do that; where it cannot is logged once.
+    """Flush a written file to the disk; that its file system cannot do that is logged once.
 
     Raises OSError where the disk fails or is full.
     """

@@ -75,10 +75,12 @@ class Partials:
 def _locked(path: Path) -> Iterator[bool]:
     """Whether this block alone holds the lock file, which is removed at its end."""
     with path.open("w") as file:
-        try:
+        held = False
+        with contextlib.suppress(BlockingIOError):
             held = lock(file, wait=False)
-        except BlockingIOError:
-            held = False
+            if not held:
+                # without locks there is nobody who would remove it
+                path.unlink(missing_ok=True)
         if not held:
             yield False
             return
