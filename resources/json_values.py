@@ -12,6 +12,9 @@ def number(value: Any, low: float, high: float) -> float | None:
     """A number from `low` to `high`, as such or as text; None for anything else, such as true, NaN or "high"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    # float() also reads the underscores of Python's own numbers, and the digits of all scripts
+    if isinstance(value, str) and (not value.isascii() or "_" in value):
+        return None
     try:
         found = float(value)
     except (ValueError, OverflowError):

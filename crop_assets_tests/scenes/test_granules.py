@@ -188,6 +188,8 @@ NO_PERCENTAGES = [
     "high",
     "NaN",
     "-9999",
+    "1_5",
+    "٤٢",
     True,
     [3],
     {},
