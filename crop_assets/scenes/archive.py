@@ -7,6 +7,7 @@ Belongs here: which questions are asked, and keeping the whole answer. Does not:
 import datetime as dt
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from resources.stop import StoppablePool
 from resources.store import DatasetStore
 
 _DOCUMENTS_AT_ONCE = 8
+_TILE = re.compile(r"\bT(\d{2}[C-X][A-Z]{2})\b", re.ASCII)
 _VERSION = 2
 """Part of an answer's name: raise it with any change of what is asked or kept."""
 
@@ -99,7 +101,7 @@ def _by_granules(
         return None
     found = stac.items(list(documents), collections)
     items = [item for item in found if item["id"] in documents]
-    unread = [item for item in found if unusable(item)]
+    unread = [item for item in found if unusable(item) and not _is_of_another(item, question.tile)]
     missing = sorted(set(documents) - {item["id"] for item in items})
     # an item that cannot be read stands for one of them, and fails no tile
     if len(missing) > len(unread):
@@ -127,7 +129,7 @@ def _by_place(
             return ""
 
     found = stac.search(question.bbox, question.start, question.end, collections)
-    aside = [item for item in found if unusable(item)]
+    aside = [item for item in found if unusable(item) and not _is_of_another(item, question.tile)]
     items = [item for item in found if not unusable(item) and _is_asked_for(item, question)]
     urls = {str(item["id"]): url for item in items if (url := document_url(item))}
     with StoppablePool(_DOCUMENTS_AT_ONCE) as pool:
@@ -148,6 +150,12 @@ def _can_be_read(document: str) -> bool:
     except IntegrityError:
         return False
     return True
+
+
+def _is_of_another(item: Mapping[str, Any], tile: str) -> bool:
+    """Whether an unusable item's id names another tile."""
+    named = _TILE.search(item["id"])
+    return named is not None and named[1] != tile
 
 
 def _is_asked_for(item: Mapping[str, Any], question: TileQuestion) -> bool:

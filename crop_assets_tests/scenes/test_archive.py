@@ -199,6 +199,22 @@ def test_an_item_that_cannot_be_used_stands_for_one_granule_alone(cmr: Cmr, stor
         ask(cmr, store, catalogue(cmr))
 
 
+@pytest.mark.parametrize("search", [True, False])
+def test_an_item_of_another_tile_that_cannot_be_used_stands_for_none(
+    cmr: Cmr, store: DatasetStore, search: bool
+) -> None:
+    names = cmr.in_season(HOME)
+    stac = catalogue(cmr, **({} if search else {"granule_search": ""}))
+    # day 366 of a common year
+    neighbour = {"id": f"{names[4][:15].replace(HOME, '14SLG')}2021366T173149.v2.0"}
+    cmr.spoilt = {names[4]: neighbour}
+    if search:
+        with pytest.raises(UnavailableError, match=f"lacks 1 of the {len(names)} granules .*{names[4]}"):
+            ask(cmr, store, stac)
+    else:
+        assert ids_of(ask(cmr, store, stac)) == [name for name in names if name != names[4]]
+
+
 def test_a_document_that_is_another_page_is_not_kept(
     cmr: Cmr, store: DatasetStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
