@@ -16,6 +16,16 @@ _BAND = re.compile(r"[A-Za-z0-9]{2,8}")
 CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
 _TILE = re.compile(r"\d{2}[C-X][A-Z]{2}", re.ASCII)
 
+_YEAR = re.compile(r"[1-9]\d{3}", re.ASCII)
+
+
+def parse_year(text: str) -> int | None:
+    """The CDL year that a partition key or the name of a folder is; None for any other text.
+
+    A year has one spelling, for each has one folder.
+    """
+    return int(text) if _YEAR.fullmatch(text) else None
+
 
 def _checked(pattern: re.Pattern[str], name: str, what: str) -> str:
     if not pattern.fullmatch(name):

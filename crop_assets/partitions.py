@@ -11,6 +11,8 @@ from collections.abc import Collection
 import click
 import dagster as dg
 
+from crop_assets.layout import parse_year
+
 CDL_YEAR = "cdl_year"
 TILE = "tile"
 _PARTITION_TAG = "dagster/partition"
@@ -33,12 +35,13 @@ def year_mapping() -> dg.MultiToSingleDimensionPartitionMapping:
 
 def year_of(context: dg.AssetExecutionContext) -> int:
     """The CDL year of a per-year asset's run. Raises Failure where the key is no year."""
-    if not context.partition_key.isdigit():
+    year = parse_year(context.partition_key)
+    if year is None:
         raise dg.Failure(
             f"the partition {context.partition_key!r} is no CDL year; use a key such as 2022",
             allow_retries=False,
         )
-    return int(context.partition_key)
+    return year
 
 
 def tiles_per_run(count: int) -> dg.BackfillPolicy:

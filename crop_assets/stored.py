@@ -6,7 +6,7 @@ Belongs here: looking. Does not: reading tables.
 from pathlib import Path
 
 from crop_assets.errors import InputError
-from crop_assets.layout import Layout
+from crop_assets.layout import Layout, parse_year
 from crop_assets.suggest import did_you_mean
 from resources.store import DatasetStore
 
@@ -15,7 +15,7 @@ _FOLDER = "training_datasets"
 
 def dataset_years(store: DatasetStore, dataset: str) -> list[int]:
     """The years of a dataset in the store, in order."""
-    return sorted(int(name) for name in _names(store, f"{_FOLDER}/{dataset}") if name.isdecimal())
+    return sorted(filter(None, map(parse_year, _names(store, f"{_FOLDER}/{dataset}"))))
 
 
 def stored_datasets(store: DatasetStore) -> dict[str, list[int]]:
@@ -45,7 +45,7 @@ def not_stored(store: DatasetStore, what: str, dataset: str) -> InputError:
     if not found:
         elsewhere = _elsewhere(store)
         advice = f"--data {elsewhere} has some" if elsewhere else "give --data or set CROP_ASSETS_DATA"
-        return InputError(f"{head}, nor any other; {advice}")
+        return InputError(f"{head}, and no other dataset either; {advice}")
     there = "; ".join(f"{name} of {', '.join(map(str, years))}" for name, years in found.items())
     if dataset not in found:
         only = f" {next(iter(found))}" if len(found) == 1 else ""
@@ -61,9 +61,9 @@ def _names(store: DatasetStore, folder: str) -> list[str]:
 
 
 def _elsewhere(store: DatasetStore) -> str:
-    """The folder around or below a local store's root that does hold datasets, or ""."""
+    """A folder that does hold datasets: `data` in a local store's root, the one around it, or the next; else ""."""
     if not store.is_local:
         return ""
     root = Path(store.path(_FOLDER).path).parent
-    near = [root / "data", *root.absolute().parents]
+    near = [root / "data", *root.absolute().parents[:2]]
     return next((str(folder) for folder in near if (folder / _FOLDER).is_dir()), "")

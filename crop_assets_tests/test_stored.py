@@ -23,6 +23,8 @@ def store(tmp_path: Path) -> DatasetStore:
     store.write_bytes("training_datasets/kansas/2023/note.txt", b"no tables yet")
     store.write_bytes("training_datasets/kansas/old/note.txt", b"no year")
     store.write_bytes("training_datasets/empty/note.txt", b"no year either")
+    for name in ("02022", "٢٠٢٢", "²022"):
+        store.write_bytes(f"training_datasets/kansas/{name}/note.txt", b"no year's folder")
     return store
 
 
@@ -64,9 +66,11 @@ def test_a_folder_beside_the_store_is_told(store: DatasetStore, command: str, tm
     for place in (Path(store.root).parent, Path(store.root) / "training_datasets" / "kansas"):
         shown = CliRunner().invoke(app, [command, "--data", str(place), "--dataset", "kansas"])
         assert shown.exit_code == 2
-        assert f"nor any other; --data {store.root} has some" in shown.stderr
-    shown = CliRunner().invoke(app, [command, "--data", str(tmp_path / "elsewhere")])
-    assert "nor any other; give --data or set CROP_ASSETS_DATA" in shown.stderr
+        assert f"and no other dataset either; --data {store.root} has some" in shown.stderr
+    far_below = Path(store.root) / "training_datasets" / "kansas" / "2022"
+    for place in (tmp_path / "elsewhere", far_below):
+        shown = CliRunner().invoke(app, [command, "--data", str(place)])
+        assert "and no other dataset either; give --data or set CROP_ASSETS_DATA" in shown.stderr
 
 
 def test_the_only_dataset_is_the_one_to_give(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from crop_assets.automation.releases import (
     release_changes,
 )
 from crop_assets.automation.years import next_step, year_state
-from crop_assets.layout import Layout
+from crop_assets.layout import Layout, parse_year
 from crop_assets.lineage import Lineage
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_tile_partitions
 from crop_assets.recipe import DatasetRecipe
@@ -57,7 +57,7 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
     ):
         told = _not_due(looked, since, str(cursor.get("problem", "")))
         return dg.SensorResult(skip_reason=told, cursor=context.cursor)
-    partitions = {int(year) for year in context.instance.get_dynamic_partitions(CDL_YEAR) if year.isdecimal()}
+    partitions = set(filter(None, map(parse_year, context.instance.get_dynamic_partitions(CDL_YEAR))))
     try:
         changes = release_changes(before, cdl_releases.releases(), partitions)
     except (ResourceError, OSError) as error:
@@ -113,9 +113,12 @@ def dataset_sensor(
     requests, told = [], []
     asked: dict[str, dict[str, str]] = dict(cursor.get("asked", {}))
     count = int(cursor.get("count", 0))
-    for year in filter(str.isdigit, context.instance.get_dynamic_partitions(CDL_YEAR)):
+    for year in context.instance.get_dynamic_partitions(CDL_YEAR):
+        number = parse_year(year)
+        if number is None:
+            continue
         try:
-            state = year_state(Lineage(store, Layout(recipe.dataset, int(year)), recipe))
+            state = year_state(Lineage(store, Layout(recipe.dataset, number), recipe))
         except IntegrityError as error:
             told.append(f"{year}: {error}")
             continue

@@ -381,13 +381,14 @@ def test_a_tile_without_chips_gives_empty_tables_at_once(finished_graph: Graph, 
 
 
 def test_a_year_without_labels_says_what_to_run_first(finished_graph: Graph, traffic: Traffic) -> None:
-    finished_graph.instance.add_dynamic_partitions(CDL_YEAR, ["2021", "latest"])
+    finished_graph.instance.add_dynamic_partitions(CDL_YEAR, ["2021", "latest", "²022"])
     run = finished_graph.run("tiles_job", year=2021)
     assert run.failure.count("tile_map has not been materialized for 2021; materialize tile_map first") >= 2
     assert run.made == {}
     assert traffic.asked == []
-    run = finished_graph.run("labels_job", year="latest")  # type: ignore[arg-type]
-    assert "the partition 'latest' is no CDL year; use a key such as 2022" in run.failure
+    for key in ("latest", "²022"):
+        run = finished_graph.run("labels_job", year=key)  # type: ignore[arg-type]
+        assert f"the partition {key!r} is no CDL year; use a key such as 2022" in run.failure
 
 
 def test_a_dataset_before_its_tiles_says_what_to_run_first(labelled_graph: Graph) -> None:
