@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 from rasterio.errors import RasterioError
 
 from resources import stop
-from resources.errors import DamagedError, IntegrityError, NotFoundError, TryAgainError, UnavailableError
+from resources.errors import DamagedError, IntegrityError, NotFoundError, TryAgainError
 from resources.http import ask, get_file, leads_to, new_session, same_site
 from resources.partials import Partials
 from resources.store import require_room
@@ -161,7 +161,8 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     def release(self, year: int) -> Release | None:
         """The archive of a year: one's own, or else the one of the index; None where neither is to be had.
 
-        Raises NotFoundError where the index does not list the year, and otherwise as `releases`.
+        Raises NotFoundError where the index does not list the year, IntegrityError where it lists the year on hosts
+        alone that are not configured, and otherwise as `releases`.
         """
         self.require_year(year)
         archive = self.archive_path(year)
@@ -170,25 +171,30 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         if not self.fetches:
             return None
         with new_session(self.attempts, self._may_redirect) as session:
-            listed = self._listed(session)
+            listed, elsewhere = self._listed(session)
+            if year in elsewhere:
+                raise IntegrityError(self._not_fetched(elsewhere[year]))
             if year not in listed:
                 raise NotFoundError(
                     f"{self.index} lists no release of {year}, but those of {', '.join(map(str, sorted(listed)))}"
                 )
             return self._release(session, year, listed[year])
 
-    def releases(self) -> list[Release]:
+    def releases(self, log: Callable[[str], None] = lambda _: None) -> list[Release]:
         """The latest release of each year: files of one's own, and of the other years what the index lists.
 
-        A listed file that is not there (404) is no release yet. Raises UnavailableError and the like where the index or
-        a file of it does not answer, and IntegrityError where the index lists nothing that is there or a file tells
-        no version.
+        A listed file that is not there (404) is no release yet; a year that is listed on hosts alone that are not
+        configured is none, and logged. Raises UnavailableError and the like where the index or a file of it does not
+        answer, and IntegrityError where the index lists nothing that is there, a file tells no version, or one of these
+        redirects to a host that is not configured.
         """
         found = {release.year: release for release in self._own()}
         if not self.fetches:
             return [found[year] for year in sorted(found)]
         with new_session(self.attempts, self._may_redirect) as session:
-            listed = self._listed(session)
+            listed, elsewhere = self._listed(session)
+            for year in sorted(elsewhere.keys() - found.keys()):
+                log(self._not_fetched(elsewhere[year]))
             for year in listed.keys() - found.keys():
                 with contextlib.suppress(NotFoundError):
                     found[year] = self._release(session, year, listed[year])
@@ -246,10 +252,10 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             )(get_file, session, url, self.timeout, _MOST_ARCHIVE_BYTES, path, None, told)
 
     def _may_redirect(self, url: str, target: str) -> bool:
-        """True, or raises UnavailableError that names both, and the hosts that are configured."""
+        """True, or raises IntegrityError that names both, and the hosts that are configured."""
         if not self._allows(url, target):
             old, new = urlsplit(url), urlsplit(target)
-            raise UnavailableError(
+            raise IntegrityError(
                 f"{old.scheme}://{old.hostname}{old.path} redirects to {new.scheme}://{(new.hostname or '')[:80]}, "
                 f"which is not followed: {self._hosts_told()}"
             )
@@ -266,6 +272,9 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             "add it to CROP_ASSETS_CDL_HOSTS"
         )
 
+    def _not_fetched(self, address: str) -> str:
+        return f"{self.index} links to {address[:200]}, which is not fetched: {self._hosts_told()}"
+
     def _own(self) -> list[Release]:
         return [release for year in _YEARS if (release := self._own_of(year))]
 
@@ -280,21 +289,21 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             return _local(year, archive)
         return _local(year, raster) if raster.is_file() and not self.fetches else None
 
-    def _listed(self, session: requests.Session) -> dict[int, str]:
-        """The address of each year's archive on the index."""
+    def _listed(self, session: requests.Session) -> tuple[dict[int, str], dict[int, str]]:
+        """The address of each year's archive on the index; and one of each year that it lists on other hosts alone."""
         page, answer = ask(session, "GET", self.index, self.timeout, _MOST_INDEX_BYTES, page=True)
         text = page.decode(errors="replace")
         found = archive_links(text, answer.url, self._allows)
-        if not found and (elsewhere := archive_links(text, answer.url, lambda *_: True)):
-            raise IntegrityError(
-                f"{self.index} links to {elsewhere[max(elsewhere)][:200]}, which is not fetched: {self._hosts_told()}"
-            )
+        listed = archive_links(text, answer.url, lambda *_: True)
+        elsewhere = {year: address for year, address in listed.items() if year not in found}
+        if elsewhere and not found:
+            raise IntegrityError(self._not_fetched(elsewhere[max(elsewhere)]))
         if not found:
             raise IntegrityError(
                 f"{self.index} has no link to a <year>_30m_cdls.zip; its page may have changed, and "
                 "CROP_ASSETS_CDL_INDEX can name another that lists them"
             )
-        return found
+        return found, elsewhere
 
     def _release(self, session: requests.Session, year: int, url: str) -> Release:
         _, answer = ask(session, "HEAD", url, self.timeout, 0, {"Accept-Encoding": "identity"})

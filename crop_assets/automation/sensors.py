@@ -59,7 +59,7 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
         return dg.SensorResult(skip_reason=told, cursor=context.cursor)
     partitions = set(filter(None, map(parse_year, context.instance.get_dynamic_partitions(CDL_YEAR))))
     try:
-        changes = release_changes(before, cdl_releases.releases(), partitions)
+        changes = release_changes(before, cdl_releases.releases(context.log.warning), partitions)
     except (ResourceError, OSError) as error:
         # what is known stays known
         return _look_failed(error, json.dumps({**cursor, "problem": str(error)}, sort_keys=True))

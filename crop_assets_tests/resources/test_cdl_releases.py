@@ -415,9 +415,9 @@ def test_other_hosts_and_no_tls_are_refused_by_name(nass: Nass, tmp_path: Path, 
     nass.moved["/old"] = nass.moved[f"/Release/datasets/{name}"] = f"{address}{name}"
     host = re.escape(address.split("/")[2].rpartition("@")[2].lower())
     told = rf"redirects to \w+://{host}, which is not followed: .*nass\.usda\.gov.*CROP_ASSETS_CDL_HOSTS"
-    with pytest.raises(UnavailableError, match=told):
+    with pytest.raises(IntegrityError, match=told):
         nass.releases(tmp_path, index=f"{nass.address}/old").releases()
-    with pytest.raises(UnavailableError, match=told):
+    with pytest.raises(IntegrityError, match=told):
         nass.releases(tmp_path).release(2019)
     nass.page = f'<a href="{address}{name}">2019</a>'
     with pytest.raises(
@@ -426,11 +426,25 @@ def test_other_hosts_and_no_tls_are_refused_by_name(nass: Nass, tmp_path: Path, 
         nass.releases(tmp_path).releases()
 
 
+def test_a_year_that_is_listed_on_another_host_alone_is_named(nass: Nass, tmp_path: Path) -> None:
+    nass.put(2021, b"twenty-one")
+    elsewhere = "https://mirror.example/2023_30m_cdls.zip"
+    nass.page = f'''<a href="datasets/2021_30m_cdls.zip">2021</a> <a href="{elsewhere}">2023</a>
+        <a href="https://mirror.example/2021_30m_cdls.zip">2021</a>'''
+    releases, said = nass.releases(tmp_path), list[str]()
+    assert [one.year for one in releases.releases(said.append)] == [2021]
+    told = rf"links to {elsewhere}, which is not fetched: .*CROP_ASSETS_CDL_HOSTS"
+    (line,) = said
+    assert re.search(told, line)
+    with pytest.raises(IntegrityError, match=told):
+        releases.release(2023)
+
+
 def test_another_host_is_followed_where_it_is_configured(sister: Nass, tmp_path: Path) -> None:
     sister.put(2019, b"nineteen")
     sister.moved["/old"] = "https://mirror.example/Release/index.php"
     index = "https://www.nass.usda.gov/old"
-    with pytest.raises(UnavailableError, match=r"redirects to https://mirror\.example, which"):
+    with pytest.raises(IntegrityError, match=r"redirects to https://mirror\.example, which"):
         sister.releases(tmp_path, index=index).releases()
     (found,) = sister.releases(tmp_path, index=index, hosts=["Mirror.example"]).releases()
     assert found.place == "https://mirror.example/Release/datasets/2019_30m_cdls.zip"
