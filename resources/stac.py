@@ -104,24 +104,16 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The items of one search, which comes after others that gave up to `before` items."""
         try:
             return _once(self._client().search(limit=_PAGE, **query).items_as_dicts(), before)
-        except TryAgainError as error:
-            raise UnavailableError(
-                f"the STAC catalogue {self.address} did not answer after {self.attempts} tries: {error}; "
-                "materialize this tile again later"
-            ) from error
-        except NotAFileError as error:
+        except (NotAFileError, ClientTypeError, STACTypeError, *_MALFORMED) as error:
+            why = str(error) if isinstance(error, NotAFileError) else repr(error)
             raise IntegrityError(
-                f"{self.address} did not answer as a STAC catalogue does: {error}; "
-                "check the address, or try again later"
+                f"{self.address} did not answer as a STAC catalogue does: {why}; check the address, or try again later"
             ) from error
         except UnavailableError as error:
+            tried = f"did not answer after {self.attempts} tries"
+            what = tried if isinstance(error, TryAgainError) else "gave no complete answer"
             raise UnavailableError(
-                f"the STAC catalogue {self.address} gave no complete answer: {error}; "
-                "materialize this tile again later"
-            ) from error
-        except (ClientTypeError, STACTypeError, *_MALFORMED) as error:
-            raise IntegrityError(
-                f"{self.address} did not answer as a STAC catalogue does: {error!r}; check the address"
+                f"the STAC catalogue {self.address} {what}: {error}; materialize this tile again later"
             ) from error
 
     def _client(self) -> Client:

@@ -10,6 +10,8 @@ from resources.cdl import Release, same_release
 
 LOOK_SECONDS = 3600
 RETRY_MINUTES = 15
+_FIRST_LOOKS = (0, 1, 2, 4, 8)
+"""Minutes after which looks are due before those at every RETRY_MINUTES."""
 MAX_RUNS_PER_LOOK = 3
 """A run fetches 2 GB; all years at once are 34 GB."""
 
@@ -63,8 +65,8 @@ def release_changes(
 def look_is_due(now: float, last_tick: float, since: float) -> bool:
     """Whether to look now, at a tick of the sensor. A look is wanted from `since` on; the times are Unix times.
 
-    As long as none succeeds, looks are due at `since`, 1, 2, 4 and 8 minutes after it, and then every RETRY_MINUTES
-    minutes: one is due at the first tick after each of these times. So nothing about failed looks has to be stored.
+    As long as none succeeds, looks are due _FIRST_LOOKS minutes after `since`, and then every RETRY_MINUTES minutes:
+    one is due at the first tick after each of these times. So nothing about failed looks has to be stored.
     """
     return _looks_due(now - since) > _looks_due(last_tick - since)
 
@@ -73,5 +75,5 @@ def _looks_due(seconds: float) -> int:
     """How many looks are due until some seconds after the first."""
     if seconds < 0:
         return 0
-    minutes = int(seconds // 60)
-    return 1 + min(minutes, 8).bit_length() + minutes // RETRY_MINUTES
+    minutes = seconds / 60
+    return sum(minutes >= due for due in _FIRST_LOOKS) + int(minutes // RETRY_MINUTES)

@@ -17,8 +17,8 @@ from resources.store import DatasetStore
 def catalogue_items(
     scene_ids: Sequence[str], tile: str, catalogue: IpfsStac, store: DatasetStore, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The items of these scenes of a tile that the catalogue has, and those that cannot be told which they are; none
-    where there is no catalogue.
+    """The catalogue's items of these scenes of a tile, then the items that came without an id; none where there is no
+    catalogue.
 
     Items that it gave before come from the store, unless they are to be asked for anew (`refresh`). What it did not
     have, or not in the form of an item, is asked for each time, for it may have been published since. Raises
@@ -39,7 +39,7 @@ def catalogue_items(
             log(f"the IPFS catalogue's {item['id']} {item[SET_ASIDE]}; it is left out")
         found = [item for item in found if item["id"] in wanted]
         known |= {item["id"]: item for item in found}
-        fit_to_keep = {name: item for name, item in known.items() if isinstance(item.get("assets"), dict)}
+        complete = {name: item for name, item in known.items() if isinstance(item.get("assets"), dict)}
         if found and not catalogue.is_file:
-            write_answer(store, name, fit_to_keep)
+            write_answer(store, name, complete)
     return [known[scene_id] for scene_id in sorted(set(scene_ids)) if scene_id in known] + unread

@@ -170,16 +170,17 @@ class ChoiceReport:
         if self.chosen >= self.wanted:
             return ""
         reasons = [f"{count:,} {reason}" for reason, count in self._reasons if count]
-        advice = {
-            "widen the aoi": self.outside,
-            "lower min_classes, or use sampling 'balanced' or 'all'": self.few_classes or self.uneven,
-            "take a larger CDL raster": self.strategy != "chip_boxes",
-            "ask for fewer chips": self.chosen and self.strategy != "chip_boxes",
-        }
+        sampled = self.strategy != "chip_boxes"
+        advice = [
+            (self.outside > 0, "widen the aoi"),
+            (self.few_classes + self.uneven > 0, "lower min_classes, or use sampling 'balanced' or 'all'"),
+            (sampled, "take a larger CDL raster"),
+            (sampled and self.chosen > 0, "ask for fewer chips"),
+        ]
         return (
             f"{self.chosen:,} of {self.wanted:,} wanted chips were chosen. Of {self.boxes:,} boxes {self._where} "
             f"{', '.join([*reasons, f'{self.eligible:,} are eligible'])}; "
-            f"{', or '.join(text for text, fits in advice.items() if fits)}"
+            f"{', or '.join(text for fits, text in advice if fits)}"
         )
 
     @property

@@ -71,8 +71,8 @@ def collection_of(scene_id: str) -> str:
 class GranuleDocument:
     """What a granule's metadata document adds to its STAC item.
 
-    Percentages, None where it says nothing or nothing that can be, and `problem` says what; the bytes of all its files
-    together, 0 where it does not say.
+    The percentages are None where it gives none, or one that is not from 0 to 100, which `problem` quotes; `size` is
+    that of all its files in bytes, 0 where it does not say.
     """
 
     cloud_cover: float | None
