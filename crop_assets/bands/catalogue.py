@@ -39,7 +39,9 @@ def catalogue_items(
             log(f"the IPFS catalogue's {item['id']} {item[SET_ASIDE]}; it is left out")
         found = [item for item in found if item["id"] in wanted]
         known |= {item["id"]: item for item in found}
-        complete = {name: item for name, item in known.items() if isinstance(item.get("assets"), dict)}
         if found and not catalogue.is_file:
+            complete = {
+                scene_id: item for scene_id, item in known.items() if isinstance(item.get("assets"), dict)
+            }
             write_answer(store, name, complete)
     return [known[scene_id] for scene_id in sorted(set(scene_ids)) if scene_id in known] + unread
