@@ -8,6 +8,7 @@ import resource
 import socket
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -818,6 +819,17 @@ def test_a_command_that_hangs_is_slow_and_ended(
 ) -> None:
     with pytest.raises(SlowError):
         whole_car(command(script, 0.4), UNKNOWN)
+
+
+@pytest.mark.usefixtures("no_process_is_left")
+def test_a_command_that_closes_its_output_and_goes_on_is_slow_and_ended(
+    command: Callable[[str, float], IpfsCommand],
+) -> None:
+    ipfs = command("import os, time\nos.write(1, b'block')\nos.close(1)\ntime.sleep(30)", 0.4)
+    begun = time.monotonic()
+    with pytest.raises(SlowError, match=r"closed its output and did not end within 0\.4 s"):
+        ipfs.block(Cid.parse(UNKNOWN))
+    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,8 @@ def _output(process: "subprocess.Popen[bytes]", words: IO[bytes], seconds: float
         if not piece:
             break
         yield piece
-    if process.wait() != 0:
+    _await_end(process, seconds)
+    if process.returncode != 0:
         words.seek(0)
         said = _printable(words.read(512))
         error: type[ResourceError] = TryAgainError
@@ -351,6 +352,17 @@ def _output(process: "subprocess.Popen[bytes]", words: IO[bytes], seconds: float
         elif any(part in said for part in _LOOKED_IN_VAIN):
             error = SlowError
         raise error(f"ended with code {process.returncode}: {said}")
+
+
+def _await_end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """Wait until the process has ended. Raises SlowError after `seconds`."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(min(_POLL_SECONDS, seconds))
+            return
+        check()
+    raise SlowError(f"closed its output and did not end within {seconds:g} s")
 
 
 def _pinned(line: bytes, root: Cid) -> bool:
