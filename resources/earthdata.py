@@ -59,7 +59,13 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         default="urs.earthdata.nasa.gov",
         description="Earthdata Login's host, by which ~/.netrc names the login.",
     )
-    timeout_seconds: float = Field(default=60, description="Most seconds to wait for the next bytes.")
+    timeout_seconds: float = Field(default=60, gt=0, description="Most seconds to wait for the next bytes.")
+    first_seconds: float = Field(
+        default=15,
+        gt=0,
+        description="Most seconds to wait for the next bytes while other sources may have the file. After these, a "
+        "silent LP DAAC is asked with `timeout_seconds`.",
+    )
     _local: threading.local = PrivateAttr(default_factory=threading.local)
     _login: "_Login" = PrivateAttr(default_factory=lambda: _Login())
 
@@ -102,23 +108,26 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         token, fresh = self._bearer()
         if not hasattr(self._local, "session"):
             self._local.session = WarySession(self._may_redirect)
+        seconds = min(self.first_seconds if brief else self.timeout_seconds, self.timeout_seconds)
         with partials.holding(url) as path:
             try:
-                self._get(wanted, path, token, progress)
+                self._get(wanted, path, token, progress, seconds)
             except LoginError:
                 # a token of the login in netrc may have run out since
                 if not token or fresh or self.token.strip():
                     raise
                 self._login.forget(token)
-                self._get(wanted, path, self._bearer()[0], progress)
+                self._get(wanted, path, self._bearer()[0], progress, seconds)
             move(path, destination)
         return bool(wanted.cid) and matches_cid(destination, wanted.cid)
 
-    def _get(self, wanted: Wanted, path: Path, token: str, progress: Callable[[int], None]) -> None:
+    def _get(
+        self, wanted: Wanted, path: Path, token: str, progress: Callable[[int], None], seconds: float
+    ) -> None:
         bearer = _Bearer(token) if token else None
         session = self._local.session
         try:
-            get_file(session, wanted.url, self.timeout_seconds, wanted.max_bytes, path, bearer, progress)
+            get_file(session, wanted.url, seconds, wanted.max_bytes, path, bearer, progress)
         except ResourceError as error:
             advice = f"set EARTHDATA_TOKEN to a token from {self.login_host}, or put that host's login into ~/.netrc"
             if isinstance(error, NotAFileError):

@@ -54,8 +54,9 @@ from resources.http import (
     same_site,
 )
 from resources.ipfs.unixfs import file_cid
+from resources.mirror import BandMirror
 from resources.partials import Partials
-from resources.sources import Wanted
+from resources.sources import Obtained, Sources, Wanted
 
 TOKEN = "eyJ0eXAi.secret-token.c2lnbmF0dXJl"
 GIVEN = "eyJ0eXAi.secret-token-of-the-login.c2lnbmF0dXJl"
@@ -634,6 +635,27 @@ def test_an_error_of_storage_does_not_repeat_the_signature(
         fetch(lp_daac(), url)
     assert url in str(error.value)
     assert "secret" not in told(error.value)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["mirrored", "not-mirrored"])
+def test_a_silent_lp_daac_is_waited_for_briefly_while_another_may_have_the_file(
+    archive: Server, out: Path, partials: Partials, tmp_path: Path, elsewhere: bool
+) -> None:
+    source = lp_daac(first_seconds=0.3, timeout_seconds=60)
+    path = tmp_path / "mirror" / "B02.tif"
+    path.parent.mkdir()
+    path.write_bytes(BAND)
+    url = archive.says(Answer(body=BAND, after=20 if elsewhere else 1))
+    wanted = Wanted("scene/B02.tif", file_cid(path), url, LIMIT)
+    mirror = BandMirror(folder=str(path.parent if elsewhere else tmp_path / "none"))
+    said: list[str] = []
+    begun = time.monotonic()
+    got = Sources([source, mirror], 1, 4).obtain(wanted, out, partials, lambda *_: None, said.append)
+    assert got == Obtained("mirror" if elsewhere else "LP DAAC", True)
+    assert out.read_bytes() == BAND
+    assert time.monotonic() - begun < 15
+    assert len(archive.asked) == (1 if elsewhere else 2)
+    assert "is too slow" in said[0]
 
 
 def test_a_redirect_to_a_port_that_is_none_is_an_error_like_others(archive: Server, fetch: Fetching) -> None:
