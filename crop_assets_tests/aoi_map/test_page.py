@@ -20,7 +20,7 @@ from crop_assets.cli import app
 from crop_assets.labels.aoi import filter_aoi, read_aoi
 from crop_assets_tests.aoi_map.conftest import collection, landscape, rectangle
 from crop_assets_tests.background import SECONDS
-from crop_assets_tests.browser.test_ui import QUIET
+from crop_assets_tests.browser.chromium import chromium
 from resources.loopback import free_port
 from resources.store import DatasetStore
 
@@ -96,15 +96,8 @@ def command(shared_command: Command) -> Command:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        yield browser
-        browser.close()
+    with chromium() as running:
+        yield running
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,11 @@ from crop_assets_tests.resources.nass import Nass, archive_of
 from crop_assets_tests.resources.nass import nass as nass
 from resources.loopback import free_port
 
-DAGSTER_YAML = {"telemetry": {"enabled": False}, "run_queue": {"dequeue_interval_seconds": 1}}
+DAGSTER_YAML = {
+    "telemetry": {"enabled": False},
+    "nux": {"enabled": False},
+    "run_queue": {"dequeue_interval_seconds": 1},
+}
 INDEX = "/Release/index.php"
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -1,20 +1,17 @@
-"""Every way to launch tiles makes all partitions that it names, and no others: looked at in the store."""
+"""A command that launches tiles makes all partitions that it names, and no others: looked at in the store."""
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-import requests
 import yaml
 
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
-from crop_assets_tests.automation.test_daemon import daemon
 from crop_assets_tests.automation.test_daemon import environment as environment
 from crop_assets_tests.automation.test_daemon import home as home
 from crop_assets_tests.graph.conftest import EAST, TILE_STAGES, WEST, YEAR, Served, Setting, new_graph
@@ -36,8 +33,6 @@ CHIPS = {
     for tile in (WEST, EAST)
 }
 """The files of chips that each year and tile gives; nothing is published for the others."""
-LAUNCH = """mutation($params: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $params) {
-    __typename ... on LaunchBackfillSuccess {backfillId} ... on PythonError {message}}}"""
 
 
 @pytest.fixture
@@ -85,50 +80,6 @@ def made(data: Path) -> tuple[set[tuple[int, str]], set[str]]:
         chips |= {path.name for path in (root / "chips").glob("*.tif")}
     assert all(stages == set(TILE_STAGES) for stages in pairs.values()), pairs
     return set(pairs), chips
-
-
-def keys(years: Sequence[int], tiles: Sequence[str]) -> list[str]:
-    return [f"{year}|{tile}" for year in years for tile in tiles]
-
-
-def test_backfills_of_a_job_and_of_assets_make_what_they_name(
-    labels: dict[str, str], home: Path, tmp_path: Path
-) -> None:
-    data, both = tmp_path / "data", (EARLIER, YEAR)
-    assert made(data) == (set(), set())
-    # what a job's page sends: two years, with a gap in the tiles, more than a run takes
-    where = {"repositoryName": "__repository__", "repositoryLocationName": "crop_assets.definitions"}
-    job = {
-        "selector": {"partitionSetName": "tiles_job_partition_set", "repositorySelector": where},
-        "partitionNames": keys(both, (EMPTY, WEST, EAST)),
-    }
-    # and the asset graph's dialog: the rest of one year
-    assets = {
-        "assetSelection": [{"path": [stage]} for stage in TILE_STAGES],
-        "partitionNames": keys([YEAR], [SOUTH]),
-    }
-    with daemon(home, labels) as (running, instance):
-        address = f"http://127.0.0.1:{running.process.args[-1]}/graphql"  # type: ignore[index]
-        running.wait_for(
-            "the webserver", lambda: requests.post(address, json={"query": "{version}"}, timeout=30)
-        )
-        for params in (job, assets):
-            answer = requests.post(
-                address, json={"query": LAUNCH, "variables": {"params": params}}, timeout=60
-            )
-            result = answer.json()["data"]["launchPartitionBackfill"]
-            assert result["__typename"] == "LaunchBackfillSuccess", result
-        running.wait_for(
-            "the end of both",
-            lambda: [one.status.value for one in instance.get_backfills()] == ["COMPLETED_SUCCESS"] * 2,
-        )
-        sizes = [
-            len(instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": one.backfill_id})))
-            for one in instance.get_backfills()
-        ]
-    named = {(year, tile) for year in both for tile in (EMPTY, WEST, EAST)} | {(YEAR, SOUTH)}
-    assert made(data) == (named, CHIPS[YEAR, WEST] | CHIPS[YEAR, EAST])
-    assert sorted(sizes) == [1, 4], "two tiles share a run where no gap lies between them"
 
 
 @pytest.mark.parametrize(
