@@ -141,8 +141,8 @@ class YearRun:
 
         `upstream` names the tables of the year that the asset reads, `inputs` are JSON values that identify what
         else it reads, `fields` the recipe's fields that it uses. `tiles` are content hashes by asset and tile of the
-        tile tables that it reads: once one of them is another, what was made here is out of date. Raises InputError
-        where an upstream table is missing, or is not what the recipe would make now.
+        tile tables that it reads; they are inputs, and are kept with the table so that others can see when it is out
+        of date. Raises InputError where an upstream table is missing, or is not what the recipe would make now.
         """
         lineage = Lineage(self.store, self.layout, self.recipe)
         for asset in upstream:
@@ -152,7 +152,8 @@ class YearRun:
         self._provenance = lineage.provenance(fields, upstream, None, ())
         made_from = [self._provenance["fields"], self._provenance["upstream"]]
         self._provenance["tiles"] = {asset: dict(versions) for asset, versions in (tiles or {}).items()}
-        self._provenance["identity"] = identity_of(self.asset, version, inputs, made_from)
+        read = [*self._provenance["tiles"].values(), *inputs]
+        self._provenance["identity"] = identity_of(self.asset, version, read, made_from)
         name = self.layout.table(self.asset)
         stored = whole_table(self.store, name, self._provenance["identity"], self.context.log.warning)
         if stored is None:

@@ -226,7 +226,6 @@ def tile_payloads(
     tiles = read_tiles(run, "band_cids")
     check = tiles.check()
     if done := run.unchanged(
-        tiles.versions,
         upstream=["tile_map"],
         tiles={tiles.asset: tiles.versions},
         metadata=tiles.metadata(),
@@ -298,7 +297,6 @@ def missing_cids(
     checks = [tiles.check(), retrievable]
     metadata = tiles.metadata() | {"missing_cids": len(missing)}
     if done := run.unchanged(
-        tiles.versions,
         upstream=["tile_map"],
         tiles={tiles.asset: tiles.versions},
         metadata=metadata,

@@ -120,7 +120,6 @@ def splits(
     counts = split["split"].value_counts()
     metadata |= {TRAIN: int(counts.get(TRAIN, 0)), VALIDATION: int(counts.get(VALIDATION, 0))}
     if done := run.unchanged(
-        tiles.versions,
         tiles.missing,
         upstream=["tile_map"],
         fields=["train_share", "seed"],
