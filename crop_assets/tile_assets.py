@@ -13,7 +13,7 @@ import inspect
 import queue
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -276,8 +276,10 @@ def read_tiles(run: YearRun, asset: str, job: str = "tiles_job") -> TileTables:
         except IntegrityError as error:
             reason = str(error)
         if reason:
-            missing[tile] = reason = _failed_because(run, asset, tile) or reason
-            run.context.log.warning(f"{tile}: {reason}")
+            missing[tile] = reason
+    missing |= failed_because(run.context.instance, asset, run.year, missing)
+    for tile, reason in missing.items():
+        run.context.log.warning(f"{tile}: {reason}")
     made = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     tiles = TileTables(asset, made, versions, missing)
     if frames and len(missing) <= run.recipe.max_missing_tiles:
@@ -294,16 +296,30 @@ def read_tiles(run: YearRun, asset: str, job: str = "tiles_job") -> TileTables:
     raise InputError(f"{run.asset} {run.year}: {_too_few(run, tiles, job)}")
 
 
-def _failed_because(run: YearRun, asset: str, tile: str) -> str:
-    """Why the last run that was to make a tile's table failed; "" where it was made since, or none has failed."""
-    instance, key = run.context.instance, str(dg.MultiPartitionKey({CDL_YEAR: str(run.year), TILE: tile}))
-    where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[key])
-    failed = instance.fetch_observations(where, limit=1).records
-    made = latest_record(instance, asset, key)
-    if not failed or (made and made.storage_id > failed[0].storage_id):
-        return ""
-    observation = failed[0].asset_observation
-    return str(observation.metadata[_FAILED].value) if observation and _FAILED in observation.metadata else ""
+def failed_because(
+    instance: dg.DagsterInstance, asset: str, year: int, tiles: Collection[str]
+) -> dict[str, str]:
+    """Why the last run that was to make a tile's table failed, by tile; without tiles that were made since, or never
+    failed. The event log is asked three times, however many tiles there are.
+    """
+    if not tiles:
+        return {}
+    key = dg.AssetKey(asset)
+    partitions = {str(dg.MultiPartitionKey({CDL_YEAR: str(year), TILE: tile})): tile for tile in tiles}
+    observed, made = (
+        instance.get_latest_storage_id_by_partition(key, kind, set(partitions))
+        for kind in (dg.DagsterEventType.ASSET_OBSERVATION, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    )
+    later = [event for partition, event in observed.items() if event > made.get(partition, 0)]
+    if not later:
+        return {}
+    where = dg.AssetRecordsFilter(asset_key=key, storage_ids=later)
+    events = [record.asset_observation for record in instance.fetch_observations(where, len(later)).records]
+    return {
+        partitions[event.partition]: str(event.metadata[_FAILED].value)
+        for event in events
+        if event and event.partition and _FAILED in event.metadata
+    }
 
 
 def _too_few(run: YearRun, tiles: TileTables, job: str) -> str:

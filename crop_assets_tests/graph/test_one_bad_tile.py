@@ -1,12 +1,15 @@
 import json
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 import shapely.geometry
+import sqlalchemy
 
 from crop_assets.demo.landscape import write_landscape
 from crop_assets.grid import chip_geobox
+from crop_assets.tile_assets import failed_because
 from crop_assets_tests.graph.conftest import (
     CHIPS,
     DATASET,
@@ -208,3 +211,38 @@ def test_a_tile_that_fails_later_on_keeps_what_it_had(
         damaged.relative_to(finished_graph.root).as_posix()
     }
     assert {name for name in set(after) - set(before) if not name.startswith(".partial/")} == set()
+
+
+def test_the_causes_of_many_missing_tiles_take_few_queries() -> None:
+    tiles = [f"{zone:02d}S{column}{row}" for zone in range(10, 20) for column in "ABCDE" for row in "FGHJKL"]
+    assert len(tiles) == 300
+    late, early, twice = tiles[:3]
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def failed(tile: str, cause: str) -> None:
+            why = {"failed": f"failed at chips: {cause}"}
+            observed = dg.AssetObservation("filtered_chips", partition=f"{YEAR}|{tile}", metadata=why)
+            instance.report_runless_asset_event(observed)
+
+        def made(tile: str) -> None:
+            event = dg.AssetMaterialization("filtered_chips", partition=f"{YEAR}|{tile}")
+            instance.report_runless_asset_event(event)
+
+        for tile in (early, twice):
+            made(tile)
+        failed(twice, "no room")
+        for tile in tiles[:-1]:
+            failed(tile, f"{tile} is away")
+        made(late)
+        statements: list[str] = []
+
+        def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            statements.append(statement)
+
+        sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", count)
+        try:
+            causes = failed_because(instance, "filtered_chips", YEAR, tiles)
+        finally:
+            sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", count)
+    assert causes == {tile: f"failed at chips: {tile} is away" for tile in tiles[1:-1]}
+    assert 0 < sum("FROM event_logs" in statement for statement in statements) < 10
