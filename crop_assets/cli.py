@@ -127,7 +127,8 @@ def verify(
 ) -> None:
     """Hash again every file that a dataset's tables name, and say which are missing or changed.
 
-    Exit code 0: all is as it was made. 1: something is not. 2: there is no such dataset.
+    Exit code 0: all is as it was made. 1: something is not. 2: there is no such dataset, or
+    the store cannot be asked.
     """
     _finish(lambda: _verify(data, dataset, year, recipe))
 

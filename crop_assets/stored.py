@@ -56,8 +56,7 @@ def not_stored(store: DatasetStore, what: str, dataset: str) -> InputError:
 
 
 def _names(store: DatasetStore, folder: str) -> list[str]:
-    path = store.path(folder)
-    return [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    return [name.rsplit("/", 1)[-1] for name in store.names(folder)]
 
 
 def _elsewhere(store: DatasetStore) -> str:

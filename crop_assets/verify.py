@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from crop_assets.layout import Layout
 from crop_assets.parallel import in_parallel
-from resources.errors import IntegrityError
+from resources.errors import IntegrityError, NotFoundError
 from resources.store import DatasetStore
 from resources.tables import content_hash, read_table, stored_table
 
@@ -60,7 +60,10 @@ def dataset_tables(store: DatasetStore, layout: Layout) -> list[str]:
 def verify_tables(
     store: DatasetStore, tables: Sequence[str], pool: Executor, progress: Callable[[int], None] | None = None
 ) -> Verified:
-    """Hash again the rows of tables, and every file that they name. `progress` gets the number of tables done."""
+    """Hash again the rows of tables, and every file that they name. `progress` gets the number of tables done.
+
+    Raises ResourceError where an object store cannot be asked: that says nothing of the files.
+    """
     files, findings = 0, []
     for done, name in enumerate(tables, start=1):
         named, problems = _verify_table(store, name, pool)
@@ -78,8 +81,10 @@ def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, 
             return 0, []
         if content_hash(read_table(store, name)) != stored.data_version:
             return 0, [Finding(name, "its rows are not those that were written")]
-    except IntegrityError as error:
+    except (IntegrityError, NotFoundError) as error:
         return 0, [Finding(name, str(error))]
+    except OSError as error:
+        return 0, [Finding(name, f"cannot be read: {error}")]
     asset = name.split("/tables/", 1)[1].removesuffix(_SUFFIX)
 
     def check(file: str) -> Finding | None:

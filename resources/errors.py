@@ -17,6 +17,10 @@ class LoginError(ForbiddenError):
     """The server does not take the login, or wants one. Another login may help."""
 
 
+class StoreError(ResourceError):
+    """The object store does not do what is asked until a setting is changed: no such bucket, or a refused request."""
+
+
 class UnavailableError(ResourceError):
     """A server could not be reached, refused, or kept failing. Trying again later may help."""
 

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
@@ -26,6 +27,7 @@ from upath import UPath
 
 from resources.errors import UnsafeNameError
 from resources.file_system import flush
+from resources.object_store import translated
 from resources.partials import Partials
 
 _CHUNK = 1 << 20
@@ -38,7 +40,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     A write is seen whole or not at all: it goes to a temporary name and is renamed (local disk) or
     uploaded in one request (object store). Temporary files of killed processes go with the next
-    write to their folder.
+    write to their folder. All that asks an object store raises what `resources.object_store.translated` does.
     """
 
     root: str = Field(
@@ -70,21 +72,40 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         return f"/vsi{path.protocol}/{path.path}"
 
     def exists(self, name: str) -> bool:
-        return self.path(name).exists()
+        path = self.path(name)
+        if self.is_local:
+            return path.exists()
+        # s3fs takes a missing bucket for a missing file
+        try:
+            with translated(str(path)):
+                path.stat()
+        except FileNotFoundError:
+            return False
+        return True
 
     def size(self, name: str) -> int:
-        return int(self.path(name).stat().st_size)
+        path = self.path(name)
+        with translated(str(path)):
+            return int(path.stat().st_size)
 
     def read_bytes(self, name: str) -> bytes:
         path = self.path(name)
-        # one request, so that an object which is replaced meanwhile is read whole all the same
-        data: bytes = path.fs.cat_file(path.path)
+        with translated(str(path)):
+            # one request, so that an object which is replaced meanwhile is read whole all the same
+            data: bytes = path.fs.cat_file(path.path)
         return data
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """A file open for reading. Raises FileNotFoundError where there is none."""
+        path = self.path(name)
+        with translated(str(path)), path.open("rb") as file:
+            yield file
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file's bytes in hex, read in pieces of 1 MiB."""
         digest = hashlib.sha256()
-        with self.path(name).open("rb") as file:
+        with self.reading(name) as file:
             while piece := file.read(_CHUNK):
                 digest.update(piece)
         return digest.hexdigest()
@@ -112,7 +133,8 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             if folder is not None:
                 local.replace(target.path)
             else:
-                target.fs.put_file(str(local), target.path)
+                with translated(str(target)):
+                    target.fs.put_file(str(local), target.path)
         finally:
             local.unlink(missing_ok=True)
 
@@ -135,7 +157,9 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / PurePosixPath(name).name
-            self.path(name).fs.get_file(self.path(name).path, str(copy))
+            path = self.path(name)
+            with translated(str(path)):
+                path.fs.get_file(path.path, str(copy))
             yield copy
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -153,7 +177,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 with contextlib.suppress(OSError):
                     os.link(self.path(source).path, local)
                     return
-            with self.path(source).open("rb") as file, local.open("wb") as out:
+            with self.reading(source) as file, local.open("wb") as out:
                 shutil.copyfileobj(file, out, _CHUNK)
 
     @cached_property
@@ -174,14 +198,24 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""
-        self.path(name).unlink(missing_ok=True)
+        path = self.path(name)
+        with contextlib.suppress(FileNotFoundError), translated(str(path)):
+            path.fs.rm_file(path.path)
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names of the files right below `folder`, relative to the root; none where it is missing."""
+        """Sorted names of the files and folders right below `folder`, relative to the root; none if it is no folder."""
         path = self.path(folder)
-        if not path.exists():
-            return []
-        return sorted(f"{folder}/{p.name}" for p in path.iterdir() if not p.name.startswith(".writing-"))
+        if self.is_local:
+            found = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        else:
+            try:
+                with translated(str(path)):
+                    # a file, or an empty object for the folder itself, is listed by its own name
+                    listed = [str(entry).rstrip("/") for entry in path.fs.ls(path.path, detail=False)]
+            except FileNotFoundError:
+                listed = []
+            found = [PurePosixPath(entry).name for entry in listed if entry != path.path.rstrip("/")]
+        return sorted(f"{folder}/{name}" for name in found if not name.startswith(".writing-"))
 
 
 def require_room(folder: Path, count: int) -> None:

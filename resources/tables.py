@@ -100,16 +100,19 @@ def read_table(store: DatasetStore, name: str) -> pd.DataFrame:
 def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
     """What is recorded of a table, from the file's footer; None where there is no such file.
 
-    Raises IntegrityError where the file is no table of this store.
+    Raises IntegrityError where the file is no table of this store, OSError where it cannot be read.
     """
-    if not store.exists(name):
-        return None
     try:
-        with store.path(name).open("rb") as file:
+        with store.reading(name) as file:
             parquet = pq.ParquetFile(file)
             record = json.loads((parquet.schema_arrow.metadata or {})[_PROVENANCE])
             return StoredTable(name, parquet.metadata.num_rows, record["data_version"], record)
+    except FileNotFoundError:
+        return None
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        # Arrow's own, for damaged bytes, have no number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, f"{name} cannot be read: {error.strerror}") from error
         raise IntegrityError(
             f"{name} is damaged, or no table of this store ({error!r}); materialize its asset again"
         ) from error

@@ -35,6 +35,7 @@ from crop_assets.aoi_map.drawing import MOST_BYTES, Drawing, read_drawing
 from crop_assets.aoi_map.picture import CHOSEN_COLOUR, LEAST_ZOOM, MOST_ZOOM, ChipPicture, class_colours
 from crop_assets.errors import InputError
 from crop_assets.layout import Layout
+from resources.errors import ResourceError
 from resources.store import DatasetStore
 
 USUAL_PORT = 8350
@@ -145,7 +146,8 @@ class AoiPage:
             Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False),
             Middleware(BaseHTTPMiddleware, dispatch=guard),
         ]
-        return Starlette(routes=routes, middleware=middleware, exception_handlers={InputError: _tell})
+        handlers = dict.fromkeys((InputError, ResourceError), _tell)
+        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
     @cached_property
     def _picture(self) -> ChipPicture:
@@ -288,7 +290,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _tell(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, 422)
+    return JSONResponse({"error": str(error)}, 422 if isinstance(error, InputError) else 503)
 
 
 def _tag(data: bytes) -> str:

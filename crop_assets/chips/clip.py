@@ -26,6 +26,7 @@ from crop_assets.labels.classes import CLASSES, class_colormap, reclassify
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.scenes.selection import POSITIONS
+from resources.object_store import translated
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,19 @@ class TileReader(contextlib.ExitStack):
 
     def _read_blocks(self, path: str, asset: str, out: NDArray[Any], chip_ids: Sequence[str]) -> None:
         try:
-            if path not in self._opened:
-                # not `with`, which ties a raster to the thread that opened it
-                self._opened[path] = self.enter_context(contextlib.closing(rasterio.open(path)))
-            raster = self._opened[path]
-            place = self._cdl.transform if asset == "cdl" else raster.transform
-            for chip_id, block in zip(chip_ids, out, strict=True):
-                values = raster.read(1, window=chip_window(place, *chip_position(chip_id)))
-                if values.shape != block.shape:
-                    raise InputError(
-                        f"{chip_id} does not lie within {Path(path).name}; materialize {asset} again"
-                    )
-                block[:] = values
+            with translated(path):
+                if path not in self._opened:
+                    # not `with`, which ties a raster to the thread that opened it
+                    self._opened[path] = self.enter_context(contextlib.closing(rasterio.open(path)))
+                raster = self._opened[path]
+                place = self._cdl.transform if asset == "cdl" else raster.transform
+                for chip_id, block in zip(chip_ids, out, strict=True):
+                    values = raster.read(1, window=chip_window(place, *chip_position(chip_id)))
+                    if values.shape != block.shape:
+                        raise InputError(
+                            f"{chip_id} does not lie within {Path(path).name}; materialize {asset} again"
+                        )
+                    block[:] = values
         except RasterioError as error:
             raise InputError(
                 f"{Path(path).name} cannot be read ({error}); materialize {asset} again"

@@ -22,6 +22,7 @@ from crop_assets.grid import CHIP_SIZE
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import REFLECTANCE_BANDS
 from crop_assets.scenes.selection import POSITIONS
+from resources.object_store import translated
 
 _OFFSET = 32768
 _VALUES = len(POSITIONS) * CHIP_SIZE**2
@@ -125,7 +126,7 @@ def measure_bands(
 def _read(image: str) -> NDArray[np.int16]:
     """A merged image as (date, band, 224, 224)."""
     try:
-        with rasterio.open(image) as raster:
+        with translated(image), rasterio.open(image) as raster:
             values: NDArray[np.int16] = raster.read()
     except RasterioError as error:
         raise InputError(

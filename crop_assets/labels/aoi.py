@@ -24,6 +24,7 @@ from upath import UPath
 
 from crop_assets.crs import LATITUDE_FIRST, looks_like, require_place
 from crop_assets.errors import InputError
+from resources.object_store import translated
 
 _WORLD = shapely.box(-180, -90, 180, 90)
 _MOST_TURNS = 5
@@ -44,12 +45,10 @@ def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
     where on Earth a place is.
     """
     try:
-        if str(path).lower().endswith(".parquet"):
-            aoi = gpd.read_parquet(path)
-        else:
-            # a shapefile is several files, which GDAL finds by their path alone
+        # a shapefile is several files, which GDAL finds by their path alone
+        with translated(str(path)):
             source = io.BytesIO(UPath(path).read_bytes()) if "://" in str(path) else path
-            aoi = _layers(source, path)
+        aoi = gpd.read_parquet(source) if str(path).lower().endswith(".parquet") else _layers(source, path)
     except InputError:
         raise
     except (

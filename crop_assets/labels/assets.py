@@ -40,6 +40,7 @@ from crop_assets.recipe import DatasetRecipe
 from crop_assets.year_assets import YearRun, markdown, picture, year_asset
 from resources.cdl import CdlReleases, raster_files
 from resources.machine import Machine
+from resources.object_store import translated
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema
 
@@ -270,7 +271,8 @@ def _checksum(path: str) -> str:
     if not path:
         return ""
     try:
-        return hashlib.sha256(UPath(path).read_bytes()).hexdigest()
+        with translated(path):
+            return hashlib.sha256(UPath(path).read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(
             f"{path}, which the recipe names, cannot be read: {error.strerror or error}"
