@@ -5,8 +5,11 @@ Belongs here: sessions, what answers and failures mean, and size limits. Does no
 
 import contextlib
 import email.utils
+import http.client
+import io
 import ipaddress
 import itertools
+import math
 import os
 import socket
 import threading
@@ -20,6 +23,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.utils import select_proxy
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Retry
 
 from resources.errors import (
@@ -82,6 +86,11 @@ def mount(session: requests.Session, retries: Retry | int = 0) -> None:
 class _Adapter(HTTPAdapter):
     """What sends a request, or a redirect, to its host or through the proxy that the environment names."""
 
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        pool.ConnectionCls = _HttpsConnection if pool.scheme == "https" else _HttpConnection
+        return pool
+
     def send(
         self,
         request: requests.PreparedRequest,
@@ -109,6 +118,59 @@ class _Adapter(HTTPAdapter):
             raise
         vars(answer)["proxy"] = proxy
         return answer
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that has to come before `until`, however it drips: its status line and headers (those of a proxy too)
+    within the time-out of the request, and then what `_read` asks for. Raises TimeoutError.
+    """
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._raw = _RawAnswer(self.fp.detach(), sock)
+        self.fp = io.BufferedReader(self._raw)
+
+    def wait_until(self, until: float) -> None:
+        self._raw.until = until
+
+
+class _RawAnswer(io.RawIOBase):
+    """The bytes from a socket until a moment of `time.monotonic`; it ends with the run as well."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw, self._sock = raw, sock
+        patience = sock.gettimeout()
+        self.until = math.inf if patience is None else time.monotonic() + patience
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        check()
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        patience = self._sock.gettimeout()
+        self._sock.settimeout(None if left == math.inf else left)
+        try:
+            return self._raw.readinto(buffer)
+        finally:
+            self._sock.settimeout(patience)
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _HttpConnection(HTTPConnection):
+    response_class = _Answer
+
+
+class _HttpsConnection(HTTPSConnection):
+    response_class = _Answer
 
 
 def is_loopback(host: str) -> bool:
@@ -290,7 +352,7 @@ def telling(url: str = "") -> Iterator[None]:
             elif isinstance(error, requests.exceptions.SSLError):
                 advice = "; where a proxy or firewall signs certificates, set REQUESTS_CA_BUNDLE to its authority's"
             raise UnreachableError(f"{where}cannot be reached{notes} ({_short(error)}){advice}") from None
-        if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        if isinstance(error, requests.Timeout) or isinstance(_reason(error), urllib3.exceptions.TimeoutError):
             raise SlowError(f"{where}is too slow{notes} ({_short(error)})") from None
         if isinstance(error, requests.exceptions.ChunkedEncodingError | urllib3.exceptions.ProtocolError):
             raise CutShortError(f"{where}was cut short{notes} ({_short(error)})") from None
@@ -355,8 +417,7 @@ def first_bytes(answer: requests.Response) -> bytes:
     until = time.monotonic() + _WORDS_SECONDS
     with contextlib.suppress(Exception):
         while len(data) < MAX_BYTES and time.monotonic() < until:
-            check()
-            piece = answer.raw.read1(MAX_BYTES - len(data), decode_content=True)
+            piece = _read(answer, MAX_BYTES - len(data), until)
             if not piece:
                 break
             data += piece
@@ -372,7 +433,15 @@ def require_no_page(answer: requests.Response, data: bytes, what: str, url: str 
 
 def body(answer: requests.Response, patience: float) -> Iterator[bytes]:
     """The answer's bytes as they arrive. Raises SlowError for one slower than 4 KiB a second for `patience` seconds."""
-    return in_time(iter(lambda: answer.raw.read1(_PIECE, decode_content=True), b""), patience)
+    return in_time(iter(lambda: _read(answer, _PIECE, time.monotonic() + patience), b""), patience)
+
+
+def _read(answer: requests.Response, size: int, until: float) -> bytes:
+    """The next bytes of an answer, b"" at its end. Sizes of chunks and what is compressed can drip without any."""
+    original: Any = answer.raw._original_response
+    original.wait_until(until)
+    piece: bytes = answer.raw.read1(size, decode_content=True)
+    return piece
 
 
 def in_time(pieces: Iterator[bytes], patience: float) -> Iterator[bytes]:
@@ -520,8 +589,12 @@ def _never_connected(error: Exception) -> bool:
         error, requests.ConnectTimeout | requests.exceptions.SSLError | requests.exceptions.ProxyError
     ):
         return True
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    return isinstance(reason, urllib3.exceptions.NewConnectionError)
+    return isinstance(_reason(error), urllib3.exceptions.NewConnectionError)
+
+
+def _reason(error: Exception) -> object:
+    """Why the last retry failed, or the error itself."""
+    return getattr(error.args[0] if error.args else None, "reason", error)
 
 
 def _short(error: Exception) -> str:

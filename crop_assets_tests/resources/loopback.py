@@ -1,6 +1,7 @@
 """Servers on loopback, and an address at which there is none."""
 
 import contextlib
+import socket
 import ssl
 import threading
 import time
@@ -46,3 +47,45 @@ def serving(app: Any, certificate: trustme.LeafCert | None = None) -> Iterator[s
 def closed_port() -> str:
     """An address at which nothing answers."""
     return f"http://127.0.0.1:{free_port()}"
+
+
+@contextlib.contextmanager
+def dripping(
+    start: bytes, drop: bytes, certificate: trustme.LeafCert | None = None
+) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers `start`, and then `drop` every 0.2 s for as long as the client stays, and its requests."""
+    asked: list[bytes] = []
+    ended = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if certificate:
+        certificate.configure_cert(tls)
+
+    def answer(connection: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            tls.wrap_socket(connection, server_side=True) if certificate else connection as connection,
+        ):
+            asked.append(connection.recv(1 << 16))
+            connection.sendall(start)
+            while not ended.wait(0.2):
+                connection.sendall(drop)
+
+    def serve() -> None:
+        while True:
+            connection, _ = listener.accept()
+            if ended.is_set():
+                connection.close()
+                return
+            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    port = listener.getsockname()[1]
+    try:
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{port}", asked
+    finally:
+        ended.set()
+        socket.create_connection(("127.0.0.1", port)).close()
+        thread.join()
+        listener.close()

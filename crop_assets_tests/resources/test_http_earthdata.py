@@ -24,7 +24,7 @@ import requests
 import trustme
 import urllib3.util.connection
 
-from crop_assets_tests.resources.loopback import closed_port
+from crop_assets_tests.resources.loopback import closed_port, dripping
 from resources import http as http_module
 from resources.earthdata import LpDaac
 from resources.errors import (
@@ -480,6 +480,34 @@ def test_what_a_proxy_answers_is_its_own(
     assert str(status) in str(error.value)
     assert "secret" not in told(error.value)
     assert archive.asked
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_drips_is_given_up_and_named(proxied: Callable[..., None], scheme: str) -> None:
+    with (
+        dripping(b"HTTP/1.1 200 OK\r\nX-Long: ", b"x") as (proxy, asked),
+        new_session(attempts=1) as session,
+    ):
+        proxied(**{f"{scheme.upper()}_PROXY": proxy})
+        with pytest.raises(TryAgainError, match=f"through the proxy {proxy[7:]}"):
+            get_bytes(session, f"{scheme}://example.org/a", 0.5, 9)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "start", [b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;x="]
+)
+def test_what_drips_over_tls_is_given_up_as_well(
+    names: dict[str, int], authority: trustme.CA, start: bytes
+) -> None:
+    certificate = authority.issue_cert("127.0.0.1")
+    with (
+        dripping(start, b"x", certificate) as (address, asked),
+        new_session(attempts=1) as session,
+        pytest.raises(SlowError, match="is too slow"),
+    ):
+        get_bytes(session, address, 0.5, 9)
+    assert len(asked) == 1
 
 
 def test_no_proxy_is_respected(names: dict[str, int], nasa: Server, proxied: Callable[..., None]) -> None:

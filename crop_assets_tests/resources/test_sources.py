@@ -16,7 +16,8 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from crop_assets_tests.resources.gateways import UNKNOWN, World
-from crop_assets_tests.resources.loopback import closed_port, serving
+from crop_assets_tests.resources.loopback import closed_port, dripping, serving
+from resources import http
 from resources import sources as sources_module
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
@@ -608,6 +609,40 @@ def test_a_slow_source_is_asked_last_for_a_while(
     get(world.cid)
     assert len(get.said) == 1
     assert world.asked == {fault: 1, "good": 2}
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CAR = OK + b"Content-Type: application/vnd.ipld.car\r\n"
+DRIPS = {
+    "status": (b"HTTP/1.1 200 O", b"K"),
+    "header": (OK + b"X-Long: ", b"x"),
+    "headers": (OK, b"X: y\r\n"),
+    "interim": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "chunk": (CAR + b"Transfer-Encoding: chunked\r\n\r\n1;x=", b"y"),
+    "gzip": (CAR + b"Content-Encoding: gzip\r\n\r\n\x1f\x8b\x08\x08\0\0\0\0\0\x03", b"n"),
+    "redirect": (b"HTTP/1.1 302 Found\r\n", b"X: y\r\n"),
+    "words": (b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n1;x=", b"y"),
+}
+"""What comes at once, and what every 0.2 s from then on."""
+
+
+@pytest.mark.parametrize("drip", DRIPS)
+@pytest.mark.parametrize("kind", ["gateway", "LP DAAC"])
+def test_a_source_whose_answer_drips_before_its_content_is_asked_last(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, drip: str
+) -> None:
+    monkeypatch.setattr(http, "_WORDS_SECONDS", 0.5)
+    with dripping(*DRIPS[drip]) as (address, asked):
+        if kind == "gateway":
+            (source,) = gateways(world, address, timeout_seconds=0.5)
+        else:
+            source = LpDaac(token="token", hosts=["127.0.0.1"], timeout_seconds=0.5)
+        get = Getting(tmp_path, source, *gateways(world, "good"))
+        for cid in list(world.files)[:3]:
+            assert get(cid, f"{address}/B02.tif") == Obtained(world.gateway("good"), True)
+            assert get.out.read_bytes() == world.files[cid].read_bytes()
+        assert len(asked) == len(get.said) == 1
+        assert ("answered 503" if drip == "words" else "is too slow") in get.said[0]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from urllib3.util import Retry
 
 from crop_assets.demo.scenes import Scene
 from crop_assets.demo.server import PAGE, WorldServer, serve
 from crop_assets.demo.world import World
-from resources.errors import IntegrityError, NotFoundError, UnavailableError
+from crop_assets_tests.resources.loopback import dripping
+from resources import http
+from resources.errors import IntegrityError, NotFoundError, SlowError, UnavailableError
 from resources.stac import SET_ASIDE, IpfsStac, SceneStac
 
 SEASON = (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
@@ -91,6 +94,38 @@ def test_the_document_of_an_item_is_read_from_the_catalogues_own_host(catalogues
     (item,) = stac.items([SCENES[0].scene_id])
     (link,) = [link["href"] for link in item["links"] if link["href"].endswith(".umm_json")]
     assert json.loads(stac.document(link))["umm"]["GranuleUR"] == SCENES[0].scene_id
+
+
+@pytest.mark.parametrize(
+    ("start", "drop", "said"),
+    [
+        (b"", b"", "is too slow"),
+        (b"HTTP/1.1 20", b"0", "is too slow"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x", "is too slow"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;x=", b"y", "is too slow"),
+        (b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n1;x=", b"y", "answered 503"),
+    ],
+    ids=["silent", "status", "header", "chunk", "words"],
+)
+@pytest.mark.parametrize("what", ["search", "granules", "document"])
+def test_a_catalogue_whose_answer_drips_is_given_up_after_its_attempts(
+    what: str, start: bytes, drop: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_WORDS_SECONDS", 0.3)
+    retries = Retry(1, status_forcelist=[503], raise_on_status=False, allowed_methods=None)
+    monkeypatch.setattr(http, "retry_rule", lambda attempts: retries)
+    with dripping(start, drop) as (address, asked):
+        stac = SceneStac(url=address, granule_search=f"{address}/granules", attempts=2, timeout_seconds=0.3)
+        ask = {
+            "search": lambda: stac.search(KANSAS, *SEASON),
+            "granules": lambda: stac.granules("HLSS30", "14SMG", *SEASON),
+            "document": lambda: stac.document(f"{address}/a.umm_json"),
+        }
+        with pytest.raises(UnavailableError, match=said) as error:
+            ask[what]()
+        # pystac-client's errors are put into the search's own words
+        assert isinstance(error.value, SlowError if what != "search" and "slow" in said else UnavailableError)
+        assert len(asked) <= 2
 
 
 @dataclass

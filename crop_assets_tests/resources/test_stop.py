@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from crop_assets_tests.resources.loopback import serving
+from crop_assets_tests.resources.loopback import dripping, serving
 from resources.http import RateLimit, ask, get_bytes, new_session
 from resources.ipfs.cid import Cid
 from resources.ipfs.nodes import IpfsCommand
@@ -165,6 +165,18 @@ def test_requests_end_in_the_pause_that_a_server_asks_for(
 
     errors = stopped(work, interrupt, lambda: len(asked) == 2, times=8)
     assert len(asked) == 2
+    assert {type(error) for error in errors} == {StoppedError}
+
+
+@pytest.mark.parametrize(
+    "start", [b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;x="]
+)
+def test_requests_end_whose_answers_drip_before_their_content(
+    interrupt: Callable[[], None], start: bytes
+) -> None:
+    with dripping(start, b"x") as (url, asked):
+        errors = stopped(lambda: get_bytes(new_session(6), url, LONG, 100), interrupt, lambda: asked)
+    assert len(asked) == 1
     assert {type(error) for error in errors} == {StoppedError}
 
 

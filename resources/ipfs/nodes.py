@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import urlsplit
@@ -172,17 +173,10 @@ class _Web:
                 if "html" in told.lower():
                     require_no_page(answer, first_bytes(answer), accept.split(";")[0])
                 raise IntegrityError(f"answered with {told[:80]!r} instead of {accept.split(';')[0]}")
-
-            def read(seconds: float) -> Iterator[bytes]:
-                # where the server closes the connection after this answer, its wait cannot be changed any more
-                with contextlib.suppress(AttributeError):
-                    answer.raw.connection.sock.settimeout(seconds)  # type: ignore[union-attr]
-                return body(answer, seconds)
-
-            yield _begun_within(first, read, self._timeout_seconds)
+            yield _begun_within(first, partial(body, answer), self._timeout_seconds)
             # the connection can be used again once the end of the answer is read, which is there or is not
             with contextlib.suppress(Exception):
-                next(read(_LINGER_SECONDS), None)
+                next(body(answer, _LINGER_SECONDS), None)
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
