@@ -105,7 +105,7 @@ def _of_s3fs(path: UPath, error: Exception) -> ResourceError | None:
     if isinstance(raised, boto.SSLError):
         return UnreachableError(
             f"{path}: {_server(raised)} cannot be reached ({said}); where a proxy or firewall signs certificates, "
-            "set AWS_CA_BUNDLE to its authority's, and CURL_CA_BUNDLE for GDAL"
+            "set AWS_CA_BUNDLE to its authority's, and GDAL_CURL_CA_BUNDLE to the same for GDAL"
         )
     if isinstance(
         raised, boto.EndpointConnectionError | boto.ConnectTimeoutError | boto.ProxyConnectionError

@@ -837,6 +837,37 @@ def nasa(authority: trustme.CA, names: dict[str, int]) -> Iterator[Server]:
         yield server
 
 
+_READ = {
+    "requests": "import requests, sys; requests.get(sys.argv[1])",
+    "gdal": "import rasterio, sys; rasterio.open('/vsicurl/' + sys.argv[1])",
+}
+
+
+@pytest.mark.parametrize(
+    ("program", "variable", "believes"),
+    [
+        ("requests", "REQUESTS_CA_BUNDLE", True),
+        ("gdal", "GDAL_CURL_CA_BUNDLE", True),
+        ("gdal", "CURL_CA_BUNDLE", False),
+    ],
+)
+def test_the_variable_of_the_readme_names_the_authority(
+    authority: trustme.CA, tmp_path: Path, program: str, variable: str, believes: bool
+) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    environment = {name: text for name, text in os.environ.items() if not name.endswith("CA_BUNDLE")}
+    settings = {
+        variable: str(tmp_path / "authority.pem"),
+        "CPL_VSIL_CURL_USE_HEAD": "NO",
+        "NO_PROXY": "localhost",
+    }
+    with over_tls(authority, "localhost") as server:
+        url = server.url("/B02.tif", "localhost").replace("http:", "https:")
+        command = [sys.executable, "-c", _READ[program], url]
+        subprocess.run(command, env=environment | settings, capture_output=True, timeout=60)
+    assert (server.asked != []) is believes
+
+
 URL = f"https://{ARCHIVE}{PATH}"
 TOKEN_PATH = f"{LOGIN}/api/users/find_or_create_token"
 PASSWORD = "secret-password"
