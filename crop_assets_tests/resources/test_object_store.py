@@ -40,7 +40,7 @@ from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, read_table, stored_table, write_table
 from resources.tile_grid import TileGridSource
 
-BUCKET, MISSING = "crops", "no-such-crops"
+BUCKET, MISSING = "refused-crops", "no-such-crops"
 SECRET, SESSION = "a-secret-of-this-test", "a-session-of-this-test"
 SCHEMA = TableSchema((Column("tile", pa.string(), ""),))
 CHECKSUMS = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
