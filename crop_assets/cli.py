@@ -94,11 +94,20 @@ def demo(
 
     Makes a CDL raster, HLS scenes, a STAC catalogue and an IPFS gateway on loopback, then runs the labels,
     tiles and dataset jobs through Dagster, exactly as over the real services, and ends with a
-    summary. Run it again: nothing that is unchanged is done twice.
+    summary. Run it again: nothing that is unchanged is done twice. Ctrl-C stops it (exit code 130).
     """
     from crop_assets.demo.run import run_demo
 
-    _finish(lambda: 0 if run_demo(root, cdl, year, recipe, port, typer.echo) else 1)
+    def work() -> int:
+        try:
+            return 0 if run_demo(root, cdl, year, recipe, port, typer.echo) else 1
+        except KeyboardInterrupt:
+            typer.echo(
+                "Stopped. Run the same command again to resume; what is done is not done twice.", err=True
+            )
+            return 130
+
+    _finish(work)
 
 
 @app.command()

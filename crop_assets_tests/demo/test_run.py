@@ -1,5 +1,10 @@
 import json
 import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -95,6 +100,51 @@ def test_recipes_of_ones_own_are_followed_over_the_world(small_world: SmallWorld
         sources = [str(record.asset_materialization.metadata["sources"].value) for record in records]  # type: ignore[union-attr]
     for words, source in zip(sources, ("http://127.0.0.1:", "LP DAAC", "mirror"), strict=True):
         assert source in words
+
+
+def test_ctrl_c_stops_the_demo_and_a_second_one_resumes(small_world: SmallWorld, tmp_path: Path) -> None:
+    shutil.copytree(small_world.world.root, tmp_path / "world")
+    recipe = a_recipe(tmp_path, dataset="cut", sampling="all", chips=4)
+    arguments = ["--root", str(tmp_path), "--cdl", str(small_world.world.cdl), "--recipe", str(recipe)]
+    command = [str(Path(sys.executable).with_name("crop-assets")), "demo", *arguments]
+    lines = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line)
+            if "14SMG scene_metadata: " in line:
+                # a terminal interrupts all processes of its foreground
+                os.killpg(process.pid, signal.SIGINT)
+    output = "".join(lines)
+    assert process.returncode == 130, output
+    assert lines[-1].startswith("Stopped. Run the same command again to resume")
+    assert not re.search("Traceback|ERROR|WARNING|dataset_job", output), output
+    statuses = {"labels_job": ["SUCCESS"], "tiles_job": ["CANCELED"], "dataset_job": []}
+    assert runs_of(tmp_path) == statuses
+    data = tmp_path / "data" / Layout("cut", 2022).root
+    assert (data / "tables/scene_metadata/14SMG.parquet").is_file()
+    assert not (data / "tables/filtered_chips/14SMG.parquet").exists()
+
+    with mock.patch.dict(os.environ):
+        shown = CliRunner().invoke(app, ["demo", *arguments])
+    assert shown.exit_code == 0, shown.output
+    assert re.search(r"14SMG scene_metadata: unchanged, nothing to do", shown.output)
+    assert re.search(r"labels_job +done +0 tables made, ", shown.output)
+    assert runs_of(tmp_path) == {job: [*before, "SUCCESS"] for job, before in statuses.items()}
+    assert len(list((data / "chips").glob("*_merged.tif"))) == 4
+
+
+def runs_of(root: Path) -> dict[str, list[str]]:
+    """How the demo's runs of each job ended, in their order."""
+    with dg.DagsterInstance.from_config(str(root / "dagster_home")) as instance:
+        return {
+            job.name: [
+                run.status.value
+                for run in instance.get_runs(dg.RunsFilter(job_name=job.name), ascending=True)
+            ]
+            for job in MAIN_JOBS
+        }
 
 
 def warped(world: SmallWorld, scenes: list[str], chip_id: str) -> "np.ndarray[Any, Any]":
