@@ -125,9 +125,13 @@ def grid_text(grid: GeoBox) -> str:
     """A grid in words, for messages."""
     (height, width), place, crs = grid.shape, grid.affine, grid.crs
     assert crs is not None
-    where = f"EPSG:{crs.epsg}" if crs.epsg else f"the CRS {crs.proj.name!r}"
     pixels = f"{height} x {width} pixels of {place.a:.12g} x {-place.e:.12g}"
-    return f"{pixels} from ({place.c:.12g}, {place.f:.12g}) in {where}"
+    return f"{pixels} from ({place.c:.12g}, {place.f:.12g}) in {crs_text(crs.proj)}"
+
+
+def crs_text(crs: pyproj.CRS) -> str:
+    """A CRS in words, for messages: its EPSG code, or its name where it has none."""
+    return f"EPSG:{code}" if (code := crs.to_epsg()) else f"the CRS {crs.name!r}"
 
 
 @functools.lru_cache(maxsize=64)

@@ -24,6 +24,7 @@ from upath import UPath
 
 from crop_assets.crs import LATITUDE_FIRST, looks_like, require_place
 from crop_assets.errors import InputError
+from crop_assets.grid import crs_text
 from resources.object_store import translated
 
 _WORLD = shapely.box(-180, -90, 180, 90)
@@ -93,7 +94,7 @@ def filter_aoi(boxes: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame) -> gpd.GeoDataFra
     if hits.size == 0:
         lies, reach = _rounded(shapely.total_bounds(shapes)), _rounded(shapely.total_bounds(there))
         raise InputError(
-            f"the AOI touches no chip box: in {_short(aoi)} the AOI lies within {lies}, "
+            f"the AOI touches no chip box: in {crs_text(aoi.crs)} the AOI lies within {lies}, "
             f"the {len(boxes)} boxes within {reach} (left, bottom, right, top){_hint(aoi, shapes, tree)}"
         )
     return boxes.iloc[hits].reset_index(drop=True)
@@ -162,7 +163,9 @@ def _in_crs(
     try:
         there: NDArray[np.object_] = boxes.geometry.to_crs(aoi.crs).to_numpy()
     except ProjError as error:
-        raise InputError(f"there is no way from EPSG:5070 to {_short(aoi)} ({error}); {_SAVE_IT}") from None
+        raise InputError(
+            f"there is no way from EPSG:5070 to {crs_text(aoi.crs)} ({error}); {_SAVE_IT}"
+        ) from None
     return there, shapes
 
 
@@ -194,8 +197,8 @@ def _require_degrees(aoi: gpd.GeoDataFrame, parts: NDArray[np.object_]) -> None:
     else:
         advice = _SAVE_IT
     raise InputError(
-        f"the coordinates of the AOI are not degrees, as they are in {_short(aoi)} and in a GeoJSON that names no CRS: "
-        f"they are within {_rounded(bounds)} (left, bottom, right, top)"
+        f"the coordinates of the AOI are not degrees, as they are in {crs_text(aoi.crs)} and in a GeoJSON that "
+        f"names no CRS: they are within {_rounded(bounds)} (left, bottom, right, top)"
         f"{f', and look like {look}' if look else ''}; {advice}"
     )
 
@@ -279,11 +282,6 @@ def _goes_short(ring: NDArray[np.float64]) -> NDArray[np.bool_]:
     step = np.abs(np.diff(ring[:, 0]))
     short: NDArray[np.bool_] = (step > 180) & (step < 360)
     return short
-
-
-def _short(aoi: gpd.GeoDataFrame) -> str:
-    code = aoi.crs.to_epsg()
-    return f"EPSG:{code}" if code else f"the CRS {aoi.crs.name!r}"
 
 
 def _rounded(bounds: NDArray[np.float64]) -> str:

@@ -30,6 +30,7 @@ from crop_assets.grid import (
     ORIGIN_X,
     ORIGIN_Y,
     RESOLUTION,
+    crs_text,
     raster_geobox,
     same_pixels,
     transformer,
@@ -288,7 +289,7 @@ def _national_grid(name: str, raster: rasterio.DatasetReader) -> GeoBox:
         if same_pixels(found, grid := GeoBox(found.shape, corner, CRS)):
             return grid
     if not same_pixels(found, GeoBox(found.shape, place, CRS)):
-        raise InputError(f"{name} is in {_short(raster.crs)}, not EPSG:5070; run: {_gdalwarp(name, raster)}")
+        raise InputError(f"{name} is in {crs_text(crs)}, not EPSG:5070; run: {_gdalwarp(name, raster)}")
     if not same_pixels(
         found, GeoBox(found.shape, Affine(RESOLUTION, 0, place.c, 0, -RESOLUTION, place.f), CRS)
     ):
@@ -323,11 +324,6 @@ def _gdalwarp(name: str, raster: rasterio.DatasetReader) -> str:
         extent = f"-te {' '.join(map(str, edges))} "
     stem = Path(name).stem
     return f"gdalwarp -t_srs EPSG:5070 -r near -tr {RESOLUTION} {RESOLUTION} {extent}{name} {stem}_5070.tif"
-
-
-def _short(crs: rasterio.CRS) -> str:
-    code = crs.to_epsg()
-    return f"EPSG:{code}" if code else f"the CRS {pyproj.CRS.from_wkt(crs.to_wkt()).name!r}"
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

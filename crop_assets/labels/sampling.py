@@ -39,6 +39,7 @@ from crop_assets.grid import (
     TOLERANCE,
     chip_id,
     chip_position,
+    crs_text,
     transformer,
 )
 from crop_assets.labels.balance import Balance, choose_balanced, distance
@@ -316,7 +317,7 @@ def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataF
     # infinite where a coordinate has no place in EPSG:5070
     with np.errstate(invalid="ignore"):
         apart = ~(shapely.hausdorff_distance(projected, squares) <= _APART_M)
-    read_as = "longitude and latitude" if crs.is_geographic else f"metres of {_short(crs)}"
+    read_as = "longitude and latitude" if crs.is_geographic else f"metres of {crs_text(crs)}"
     _refuse(
         path,
         f"a geometry more than {_APART_M:g} m from the square that the id names, its coordinates read as {read_as}",
@@ -418,10 +419,6 @@ def _shapes(path: str | Path, ids: list[str], features: list[dict[str, Any]]) ->
 
 def _may_be_degrees(shapes: NDArray[np.object_]) -> bool:
     return bool((np.abs(shapely.get_coordinates(shapes)) <= [360, 90]).all())
-
-
-def _short(crs: pyproj.CRS) -> str:
-    return f"EPSG:{code}" if (code := crs.to_epsg()) else repr(crs.name)
 
 
 def _refuse(path: str | Path, problem: str, names: list[str]) -> None:
