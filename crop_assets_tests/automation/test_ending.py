@@ -180,14 +180,19 @@ def slots_taken(instance: dg.DagsterInstance) -> set[str]:
     return {step.run_id for step in info.claimed_slots}
 
 
+def two_runs_at_work(live: Live, instance: dg.DagsterInstance) -> list[str]:
+    """Two new runs of the tiles job, once they hold the two places in the pool."""
+    runs = [live.launch(), live.launch()]
+    live.wait_for("the runs to take their places", lambda: set(runs) <= slots_taken(instance))
+    return runs
+
+
 def test_places_of_killed_runs_go_to_the_next(live: Live, traffic: Traffic) -> None:
     live.configure(settings(SHORT))
     traffic.silent.add("/cmr/")
     with instance_of(live) as instance:
         live.start()
-        killed = [live.launch(), live.launch()]
-        for run in killed:
-            live.wait_for("the run to ask", lambda run=run: run in slots_taken(instance))  # type: ignore[misc]
+        killed = two_runs_at_work(live, instance)
         waiting = live.launch()
         for run in killed:
             os.kill(pid_of(instance, run), signal.SIGKILL)
@@ -203,9 +208,7 @@ def test_runs_that_a_reboot_has_cut_off_end_and_leave_their_places(live: Live, t
     traffic.silent.add("/cmr/")
     with instance_of(live) as instance:
         live.start()
-        runs = [live.launch(), live.launch()]
-        for run in runs:
-            live.wait_for("the run to ask", lambda run=run: run in slots_taken(instance))  # type: ignore[misc]
+        runs = two_runs_at_work(live, instance)
         live.kill()
         assert [status(instance, run) for run in runs] == ["STARTED", "STARTED"]
     live.configure(settings({**SHORT, "max_runtime_seconds": 1}))
