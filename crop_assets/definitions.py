@@ -118,7 +118,8 @@ def _set(**variables: str) -> dict[str, Any]:
 
 
 def _set_list(**variables: str) -> dict[str, Any]:
-    return {field: [part for part in text.split(",") if part] for field, text in _set(**variables).items()}
+    found = _set(**variables).items()
+    return {field: [part.strip() for part in text.split(",") if part.strip()] for field, text in found}
 
 
 def _count(variable: str) -> int:

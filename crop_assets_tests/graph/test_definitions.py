@@ -276,9 +276,9 @@ def test_the_variables_reach_the_resources(monkeypatch: pytest.MonkeyPatch, tmp_
     recipe.write_text("seed: 7\n")
     variables = {name: str(tmp_path / path) for name, path in VARIABLES.items()} | {
         "CROP_ASSETS_KUBO_API": "http://127.0.0.1:1",
-        "CROP_ASSETS_IPFS_GATEWAYS": "http://127.0.0.1:2,http://127.0.0.1:3,",
+        "CROP_ASSETS_IPFS_GATEWAYS": "http://127.0.0.1:2, http://127.0.0.1:3, ",
         "CROP_ASSETS_LP_DAAC_HOSTS": "127.0.0.1",
-        "CROP_ASSETS_CDL_HOSTS": "usda.example,nass.usda.gov",
+        "CROP_ASSETS_CDL_HOSTS": " usda.example ,nass.usda.gov\n",
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
