@@ -1,9 +1,14 @@
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# a shell's background jobs ignore interrupts, and so would the servers of the tests: Dagster ends by them
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a deadline would fail tests for what else the machine does
 settings.register_profile("unhurried", deadline=None)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -22,10 +23,12 @@ from dagster._core.scheduler.instigation import (
 from crop_assets.demo.run import server_environment
 from crop_assets.layout import Layout
 from crop_assets_tests.background import Background, background
-from crop_assets_tests.graph.conftest import CHIPS, KEPT, TILES, YEAR, Served, Setting
+from crop_assets_tests.graph.conftest import EAST, KEPT, TILE_STAGES, WEST, YEAR, Served, Setting
 from crop_assets_tests.graph.conftest import processes as processes
 from crop_assets_tests.graph.conftest import served as served
 from crop_assets_tests.graph.conftest import setting as setting
+from crop_assets_tests.graph.test_one_bad_tile import SOUTH, THREE_TILES
+from crop_assets_tests.graph.test_one_bad_tile import three_tiles as three_tiles
 from crop_assets_tests.resources.nass import Nass, archive_of
 from crop_assets_tests.resources.nass import nass as nass
 from resources.loopback import free_port
@@ -164,10 +167,17 @@ def test_a_new_release_becomes_a_dataset(
     tmp_path: Path,
     setting: Setting,
     environment: dict[str, str],
+    three_tiles: dict[str, Any],
     command: Callable[..., None],
 ) -> None:
+    boxes = three_tiles["recipe"].chip_boxes
+    Path(environment["CROP_ASSETS_RECIPE"]).write_text(
+        yaml.safe_dump({"dataset": "small", "min_classes": 1, "chip_boxes": boxes})
+    )
+    environment["CROP_ASSETS_TILES_PER_RUN"] = "2"
     nass.put(2020, b"an archive that nobody asked for")
-    nass.put(YEAR, archive_of(tmp_path / "packed.zip", setting.world.cdl, f"{YEAR}_30m_cdls.tif"))
+    labels = Path(three_tiles["cdl_releases"].source)
+    nass.put(YEAR, archive_of(tmp_path / "packed.zip", labels, f"{YEAR}_30m_cdls.tif"))
     # what an earlier day's look left: 2020 was there, 2022 was not
     place = f"{tmp_path / 'data/cdl'} {nass.index}"
     known = json.dumps({"place": place, "versions": {"2020": "as it was"}})
@@ -179,17 +189,21 @@ def test_a_new_release_becomes_a_dataset(
     with daemon(home, environment) as (running, instance):
         running.wait_for("the labels", lambda: statuses(instance, "labels_job") == success)
         assert instance.get_dynamic_partitions("cdl_year") == [str(YEAR)]
-        assert set(instance.get_dynamic_partitions("tile")) == set(TILES)
+        assert set(instance.get_dynamic_partitions("tile")) == {WEST, EAST, SOUTH}
         backfills = running.wait_for("a backfill", lambda: instance.get_backfills())
         running.wait_for("the dataset", lambda: dataset_runs(instance) == success)
         assert len(backfills) == len(instance.get_backfills()) == 1
         assert versions(instance).keys() == {"2020", str(YEAR)}
     assert "/Release/datasets/2020_30m_cdls.zip" not in nass.asked_for("GET")
     dataset = tmp_path / "data" / Layout("small", YEAR).root
+    for stage in TILE_STAGES:
+        tables = (dataset / "tables" / stage).glob("*.parquet")
+        assert {path.stem for path in tables} == {WEST, EAST, SOUTH}, stage
     kept = {
         name
         for file in ("train_data.txt", "validation_data.txt")
         for name in (dataset / file).read_text().split()
     }
-    assert kept == set(KEPT)
-    assert kept < {chip for chips in CHIPS.values() for chip in chips}
+    named = {chip for tile in (WEST, EAST) for chip in THREE_TILES[tile]}
+    assert kept == named & set(KEPT)
+    assert len(kept) > 2
