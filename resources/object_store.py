@@ -138,7 +138,11 @@ def _of_answer(path: UPath, error: "ClientError") -> ResourceError | None:
         code, status = _code(error)
     said = f"{code}: {_words(error)}"
     bucket = path.path.split("/", 1)[0]
-    if code in ("NoSuchBucket", "InvalidBucketName"):
+    # answers to HEAD have no code
+    if code == "NoSuchKey" or (status == 404 and error.operation_name == "HeadObject"):
+        return None
+    # what is no object store answers 404 to all
+    if code in ("NoSuchBucket", "InvalidBucketName") or status == 404:
         return StoreError(
             f"{path}: there is no bucket {bucket} at {_server()} ({said}); create it, or correct CROP_ASSETS_DATA "
             "(--data), AWS_ENDPOINT_URL or AWS_REGION"
@@ -162,8 +166,6 @@ def _of_answer(path: UPath, error: "ClientError") -> ResourceError | None:
             f"{path}: access is denied ({said}); the login needs s3:ListBucket, s3:GetObject, s3:PutObject and "
             f"s3:DeleteObject in the bucket {bucket}; grant these, or {_SET_LOGIN}"
         )
-    if status == 404:
-        return None
     return StoreError(f"{path}: the object store refuses it ({said}); check AWS_ENDPOINT_URL and AWS_REGION")
 
 

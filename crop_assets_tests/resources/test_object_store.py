@@ -156,6 +156,15 @@ KINDS = {
         (f"there is no bucket {MISSING} at 127.0.0.1:", "NoSuchBucket", "AWS_ENDPOINT_URL", "create it"),
         MISSING,
     ),
+    "no object store": Kind(
+        (404, "NotFound", "There is nothing here."),
+        StoreError,
+        (
+            f"there is no bucket {BUCKET} at 127.0.0.1:",
+            "NotFound: There is nothing here.",
+            "AWS_ENDPOINT_URL",
+        ),
+    ),
     "no login": Kind(
         None,
         LoginError,
