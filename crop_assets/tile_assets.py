@@ -49,7 +49,7 @@ from crop_assets.year_assets import (
 from resources.cdl import CdlReleases
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
-from resources.errors import IntegrityError, ResourceError
+from resources.errors import IntegrityError, ResourceError, UnavailableError
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
 from resources.mirror import BandMirror
@@ -62,6 +62,8 @@ from resources.tables import StoredTable, TableSchema, read_table, write_table
 EVERY_TILE_IS_IN = "every_tile_is_in"
 _FAILED = "failed"
 """Metadata of the observations by which a stage and tile that was not made says why."""
+_TRANSIENT = "transient"
+"""Metadata of these observations: whether the stage and tile is worked on again."""
 _NAMED = 5
 """Missing tiles that an error names with their causes; the log and the check name all."""
 
@@ -207,7 +209,19 @@ def tile_assets(stages: Sequence[TileStage], at_once: int) -> dg.AssetsDefinitio
         sources = downloads.of(recipe.sources, ipfs, lp_daac, mirror)
         services = Services(recipe, store, cdl_releases, stac, ipfs_stac, ipfs, sources, machine)
         keys = launched_keys(context)
-        failures = _run_tiles(context, keys, services, chosen, frozenset(names))
+        earlier = _earlier_failures(context) if context.retry_number else {}
+        again = [key for key in keys if not earlier or (str(key) in earlier and earlier[str(key)].transient)]
+        if context.retry_number:
+            pause = downloads.tile_pause_seconds * 2 ** (context.retry_number - 1)
+            context.log.info(
+                f"working again on {', '.join(key.keys_by_dimension[TILE] for key in again)} in {pause:.0f} s"
+            )
+            # here, for Dagster's own pause cannot be interrupted
+            time.sleep(pause)
+        failures = _run_tiles(context, again, services, chosen, frozenset(names))
+        if any(failure.transient for failure in failures) and context.retry_number < downloads.tile_retries:
+            raise dg.RetryRequested(max_retries=downloads.tile_retries) from _failure(failures, len(keys))
+        failures += [failure for failure in earlier.values() if not failure.transient]
         if failures:
             raise _failure(failures, len(keys))
         # each (stage, tile) has been recorded by an event of its own
@@ -352,6 +366,7 @@ class _Failure:
     stage: str
     cause: str
     traceback: str
+    transient: bool
 
 
 @dataclass(frozen=True)
@@ -417,7 +432,10 @@ def _record(
         elif isinstance(message, _Failure):
             failures.append(message)
             context.log.error(f"{message.tile} failed at {message.stage}: {message.cause}{message.traceback}")
-            why = {_FAILED: f"failed at {message.stage}: {message.cause}"}
+            why: dict[str, Any] = {
+                _FAILED: f"failed at {message.stage}: {message.cause}",
+                _TRANSIENT: message.transient,
+            }
             for name in stages[stages.index(message.stage) :]:
                 context.log_event(dg.AssetObservation(name, partition=message.partition, metadata=why))
         else:
@@ -446,11 +464,12 @@ def run_stages(
             )
             report(_run_stage(key, run, stage, tile_assets))
         except (InputError, ResourceError, OSError) as error:
-            report(_Failure(str(key), tile, stage.name, str(error), ""))
+            transient = isinstance(error, UnavailableError | ConnectionError | TimeoutError)
+            report(_Failure(str(key), tile, stage.name, str(error), "", transient))
             return
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
-            report(_Failure(str(key), tile, stage.name, cause, f"\n{traceback.format_exc()}"))
+            report(_Failure(str(key), tile, stage.name, cause, f"\n{traceback.format_exc()}", False))
             return
 
 
@@ -523,11 +542,44 @@ def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMater
     )
 
 
+def _earlier_failures(context: dg.AssetExecutionContext) -> dict[str, _Failure]:
+    """The last failure of each partition in the earlier attempts of this run, by partition.
+
+    From the event log, for an attempt may have a process of its own.
+    """
+    logs = context.instance.all_logs(context.run.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION)
+    found = {}
+    for log in logs:
+        event = log.dagster_event.asset_observation_data.asset_observation if log.dagster_event else None
+        if event is None or event.partition is None or _TRANSIENT not in event.metadata:
+            continue
+        # each stage that was not made has the same words
+        words = str(event.metadata[_FAILED].value).removeprefix("failed at ")
+        stage, _, cause = words.partition(": ")
+        tile = year_tile_partitions.get_partition_key_from_str(event.partition).keys_by_dimension[TILE]
+        transient = bool(event.metadata[_TRANSIENT].value)
+        found[event.partition] = _Failure(event.partition, tile, stage, cause, "", transient)
+    return found
+
+
 def _failure(failures: Sequence[_Failure], tiles: int) -> dg.Failure:
+    """Names the causes first, each once, then the tiles and stages."""
+    failures = sorted(failures, key=lambda failure: failure.tile)
+    places: dict[str, list[str]] = {}
+    for f in failures:
+        places.setdefault(f.cause, []).append(f"{f.tile} at {f.stage}")
+    causes = [f"{cause} ({', '.join(where)})" for cause, where in places.items()]
+    more = f"; and {len(causes) - _NAMED} more causes, which the log names" if len(causes) > _NAMED else ""
     lines = [f"- **{f.tile}** at `{f.stage}`: {plain(f.cause)}" for f in failures]
     return dg.Failure(
-        f"{len(failures)} of {tiles} tiles failed; the others are done. "
-        + "; ".join(f"{f.tile} at {f.stage}: {f.cause}" for f in failures),
+        f"{'; '.join(causes[:_NAMED])}{more}. {_how_many(len(failures), tiles)}",
         metadata={"failed_tiles": dg.MetadataValue.md("\n".join(lines))},
         allow_retries=False,
     )
+
+
+def _how_many(failed: int, tiles: int) -> str:
+    if failed == tiles:
+        return "This was the only tile of the run." if tiles == 1 else f"All {tiles} tiles of the run failed."
+    others = "the other one is" if tiles - failed == 1 else f"the other {tiles - failed} are"
+    return f"{failed} of {tiles} tiles failed; {others} done."

@@ -21,11 +21,15 @@ class StoreError(ResourceError):
     """The object store does not do what is asked until a setting is changed: no such bucket, or a refused request."""
 
 
+class RefusedError(ResourceError):
+    """The server does not do it, whoever asks: a status such as 400, a redirect that is not followed."""
+
+
 class UnavailableError(ResourceError):
-    """A server could not be reached, refused, or kept failing. Trying again later may help."""
+    """A server could not be reached, or kept failing. Trying again later may help."""
 
 
-class NotAFileError(UnavailableError):
+class NotAFileError(RefusedError):
     """A server answered 200 with a web page or a message in place of what was asked for, as of a login or a proxy."""
 
 

@@ -33,9 +33,9 @@ from resources.errors import (
     LoginError,
     NotAFileError,
     NotFoundError,
+    RefusedError,
     SlowError,
     TryAgainError,
-    UnavailableError,
     UnreachableError,
 )
 from resources.stop import check, pause
@@ -105,7 +105,7 @@ class _Adapter(HTTPAdapter):
             proxies = {}
         proxy = _shown_proxy(select_proxy(url, proxies) or "")
         if isinstance(verify, str) and url.startswith("https:") and not Path(verify).exists():
-            raise UnavailableError(
+            raise RefusedError(
                 f"the CA bundle {verify} is not there; set {_bundle_variable()} to one that is, or unset it"
             )
         try:
@@ -234,8 +234,8 @@ class WarySession(requests.Session):
             if self._allowed(resp.url, address.geturl()):
                 return target
         except ValueError:
-            raise UnavailableError("redirects to an address that is none") from None
-        raise UnavailableError(f"redirects to {host[:80]}, which is not followed")
+            raise RefusedError("redirects to an address that is none") from None
+        raise RefusedError(f"redirects to {host[:80]}, which is not followed")
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         old, new = response.request.url or "", prepared_request.url or ""
@@ -357,9 +357,9 @@ def telling(url: str = "") -> Iterator[None]:
         if isinstance(error, requests.exceptions.ChunkedEncodingError | urllib3.exceptions.ProtocolError):
             raise CutShortError(f"{where}was cut short{notes} ({_short(error)})") from None
         if isinstance(error, requests.TooManyRedirects):
-            raise UnavailableError(f"{where}redirects more than {_MAX_REDIRECTS} times") from None
+            raise RefusedError(f"{where}redirects more than {_MAX_REDIRECTS} times") from None
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-            raise UnavailableError(f"{where}redirects to an address that is none") from None
+            raise RefusedError(f"{where}redirects to an address that is none") from None
         raise TryAgainError(f"{where}broke off{notes} ({_short(error)})") from None
 
 
@@ -376,7 +376,7 @@ def check_status(answer: requests.Response, url: str = "", not_found: bool = Fal
     if proxy and status in (502, 503, 504):
         said += f" (through the proxy {proxy}, which may be what answered)"
     if status == 407:
-        raise UnavailableError(
+        raise RefusedError(
             f"{said}: the proxy {proxy or 'before it'} wants a login; put one into HTTP_PROXY or HTTPS_PROXY"
         )
     if status in (404, 410) or not_found:
@@ -388,7 +388,7 @@ def check_status(answer: requests.Response, url: str = "", not_found: bool = Fal
     if status in RETRIED_STATUSES or status >= 500:
         # a gateway that has looked elsewhere for as long as it may, and heard nothing
         raise (SlowError if status == 504 else TryAgainError)(said, retry_after(answer))
-    raise UnavailableError(said)
+    raise RefusedError(said)
 
 
 def retry_after(answer: requests.Response) -> float:
@@ -478,7 +478,7 @@ def ask(
     """The body of an answer, refused above `max_bytes`, and the answer, for its headers and its last address.
 
     Raises NotAFileError for a web page, unless `page` says that one is asked for; NotFoundError, ForbiddenError,
-    UnavailableError, CutShortError, IntegrityError.
+    RefusedError, UnavailableError, CutShortError, IntegrityError.
     """
     with (
         telling(url),

@@ -19,8 +19,10 @@ import tenacity
 
 from resources import stop
 from resources.errors import (
+    ForbiddenError,
     IntegrityError,
     NotFoundError,
+    RefusedError,
     ResourceError,
     SlowError,
     TryAgainError,
@@ -149,8 +151,9 @@ class Sources:
 
         `check` gets the path and whether it is verified, and raises IntegrityError for what is unfit. Time-outs,
         resets, cut streams, 408, 425, 429 and 5xx lead to another turn, after a growing pause with jitter or the
-        server's Retry-After. Raises IntegrityError where a source gave wrong bytes, otherwise UnavailableError where
-        one may have it later, otherwise NotFoundError; each tells what every source said.
+        server's Retry-After. Raises UnavailableError where a source may have it later, otherwise IntegrityError where
+        one gave wrong bytes, otherwise NotFoundError, ForbiddenError or RefusedError; each tells what every source
+        said.
         """
         said: dict[str, ResourceError] = {}
         left = self._awake(wanted, said)
@@ -311,6 +314,8 @@ def verdict(what: str, said: dict[str, ResourceError]) -> ResourceError:
         )
     words = f"{what}: " + "; ".join(f"{name}: {error}" for name, error in said.items())
     errors = said.values()
+    if any(isinstance(error, UnavailableError) for error in errors):
+        return UnavailableError(f"{words}. Run again later, or name other sources.")
     if any(isinstance(error, IntegrityError) for error in errors):
         return IntegrityError(
             f"{words}. Nothing that fits was sent: check the CID in the catalogue, or leave out the "
@@ -318,4 +323,5 @@ def verdict(what: str, said: dict[str, ResourceError]) -> ResourceError:
         )
     if all(isinstance(error, NotFoundError) for error in errors):
         return NotFoundError(f"{words}. Check the catalogue, or name a source that has it.")
-    return UnavailableError(f"{words}. Run again later, or name other sources.")
+    refused = ForbiddenError if any(isinstance(error, ForbiddenError) for error in errors) else RefusedError
+    return refused(f"{words}. Name other sources, or see what these want.")

@@ -25,7 +25,14 @@ from pystac_client.stac_api_io import StacApiIO
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, box, shape
 
-from resources.errors import IntegrityError, NotAFileError, NotFoundError, TryAgainError, UnavailableError
+from resources.errors import (
+    IntegrityError,
+    NotAFileError,
+    NotFoundError,
+    RefusedError,
+    TryAgainError,
+    UnavailableError,
+)
 from resources.http import RateLimit, ask, get_bytes, new_session, require_host, same_site
 from resources.json_values import count, mapping, objects
 
@@ -108,6 +115,10 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
             why = str(error) if isinstance(error, NotAFileError) else repr(error)
             raise IntegrityError(
                 f"{self.address} did not answer as a STAC catalogue does: {why}; check the address, or try again later"
+            ) from error
+        except RefusedError as error:
+            raise RefusedError(
+                f"the STAC catalogue {self.address} refuses: {error}; check the address"
             ) from error
         except UnavailableError as error:
             tried = f"did not answer after {self.attempts} tries"

@@ -24,7 +24,7 @@ from crop_assets.scenes.granules import FILES
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.tile_assets import TileRun, TileTable, every_tile_is_in, read_tiles, tile_stage
 from crop_assets.year_assets import YearRun, markdown, year_asset
-from resources.errors import ResourceError
+from resources.errors import ResourceError, UnavailableError
 from resources.stop import StoppablePool
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema
@@ -151,7 +151,7 @@ def downloaded_bands(
 def _download(run: TileRun, wanted: pd.DataFrame) -> TileTable:
     rows: list[dict[str, Any]] = [dict(row) for _, row in wanted.iterrows()]
     obtained: dict[int, ObtainedBand] = {}
-    errors: list[str] = []
+    errors: list[ResourceError] = []
     missing = [row for row in rows if not run.store.exists(run.layout.band(row["scene_id"], row["band"]))]
     run.store.require_room(sum(expected_bytes(row["bytes"], row["max_bytes"]) for row in missing))
     transfer = Transfer(run.log, len(rows))
@@ -162,11 +162,12 @@ def _download(run: TileRun, wanted: pd.DataFrame) -> TileTable:
                 obtained[futures[future]] = future.result()
                 transfer.file_done()
             except ResourceError as error:
-                errors.append(str(error))
+                errors.append(error)
     if errors:
-        raise ResourceError(
-            f"{len(errors)} of {len(rows)} files are missing. " + " | ".join(sorted(errors)[:3])
-        )
+        # what a later try cannot change first: it decides whether there is one, and what to do
+        errors.sort(key=lambda error: (isinstance(error, UnavailableError), str(error)))
+        told = " | ".join(map(str, errors[:3]))
+        raise type(errors[0])(f"{told} ({len(errors)} of {len(rows)} files are missing)")
     table = _downloaded_rows(run, rows, obtained)
     sources = pd.Series([o.source for o in obtained.values()], dtype=str).value_counts()
     metadata = {

@@ -197,6 +197,7 @@ class Traffic:
 
     asked: list[Asked] = field(default_factory=list)
     broken: dict[str, int] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
     corrupt: set[str] = field(default_factory=set)
     only: bytes = b""
     silent: set[str] = field(default_factory=set)
@@ -206,6 +207,7 @@ class Traffic:
     def clear(self) -> None:
         self.asked.clear()
         self.broken.clear()
+        self.times.clear()
         self.corrupt.clear()
         self.silent.clear()
         self.dripping.clear()
@@ -223,7 +225,9 @@ class Traffic:
             return Response("come back later", 503, {"Retry-After": "600"})
         if self.only in body:
             for piece, status in self.broken.items():
-                if piece in path:
+                if piece in path and self.times.get(piece, 1) > 0:
+                    if piece in self.times:
+                        self.times[piece] -= 1
                     return Response("out of order", status)
         answer = await call_next(request)
         if self.only not in body or not any(piece in path for piece in self.corrupt):
@@ -281,7 +285,7 @@ def resources(root: Path, setting: Setting, server: WorldServer) -> dict[str, An
         "ipfs": IpfsContent(kubo_api="", gateways=[server.gateway_url]),
         "lp_daac": LpDaac(hosts=["127.0.0.1"]),
         "mirror": BandMirror(),
-        "downloads": Downloads(attempts=2),
+        "downloads": Downloads(attempts=2, tile_retries=0),
         "machine": Machine(),
     }
 

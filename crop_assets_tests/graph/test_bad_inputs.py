@@ -427,7 +427,8 @@ def test_a_season_without_scenes_is_told_of_every_chip(labelled_graph: Graph) ->
 
 def test_a_day_that_the_year_lacks_is_named(labelled_graph: Graph) -> None:
     run = labelled_graph.run("tiles_job", recipe=recipe(season_start="02-29"))
-    assert f"{WEST} at scene_metadata: 2022 has no 02-29 or 09-30; change season_start" in run.failure
+    assert "Failure: 2022 has no 02-29 or 09-30; change season_start" in run.failure
+    assert f"({WEST} at scene_metadata, {EAST} at scene_metadata). All 2 tiles" in run.failure
 
 
 def test_a_tile_with_two_scenes_is_in_the_ledger_and_the_other_in_the_dataset(
@@ -536,7 +537,7 @@ def test_files_of_another_tile_are_refused_by_name_and_cost_that_tile_alone(
         mirror=BandMirror(folder=str(mirror)),
     )
     wrong = setting.scene(EAST, LAST[EAST]).scene_id
-    assert f"1 of 2 tiles failed; the others are done. {EAST} at downloaded_fmasks: " in run.failure
+    assert f"({EAST} at downloaded_fmasks). 1 of 2 tiles failed; the other one is done." in run.failure
     assert re.search(
         rf"{wrong}\.Fmask\.tif could not be had.*: mirror: has 3660 x 3660 pixels of 30 x 30 from \(399960, 4200000\) "
         rf"in EPSG:32614, and not the grid of tile {EAST}: .* from \(499980, 4200000\) in EPSG:32614; take",

@@ -61,7 +61,7 @@ def test_files_at_hand_give_the_same_chips_without_the_network(
         ipfs=IpfsContent(kubo_api=nowhere, gateways=[nowhere]),
         lp_daac=LpDaac(hosts=["127.0.0.1"]),
         mirror=BandMirror(folder=str(setting.world.scene_folder)),
-        downloads=Downloads(attempts=1),
+        downloads=Downloads(attempts=1, tile_retries=0),
     )
     assert run.success, run.failure
     assert traffic.asked == []

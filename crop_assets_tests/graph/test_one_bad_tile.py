@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import shapely.geometry
 import sqlalchemy
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from crop_assets.demo.landscape import write_landscape
 from crop_assets.grid import chip_geobox
+from crop_assets.partitions import year_tile_partitions
 from crop_assets.tile_assets import failed_because
 from crop_assets_tests.graph.conftest import (
     CHIPS,
@@ -31,6 +33,8 @@ from crop_assets_tests.graph.conftest import (
     recipe,
 )
 from resources.cdl import CdlReleases
+from resources.downloads import Downloads
+from resources.earthdata import LpDaac
 from resources.stac import SceneStac
 
 
@@ -60,7 +64,8 @@ def test_a_catalogue_that_fails_for_one_tile_stops_that_tile_alone(
     assert stages_of(run, EAST) == []
     assert run.redone == {("scene_metadata", f"{YEAR}|{WEST}")}
     for told in (
-        f"1 of 2 tiles failed; the others are done. {EAST} at scene_metadata: the STAC catalogue",
+        "Failure: the STAC catalogue",
+        f"({EAST} at scene_metadata). 1 of 2 tiles failed; the other one is done.",
         "did not answer after 2 tries",
         "materialize this tile again later",
     ):
@@ -78,8 +83,8 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
     run = graph.run("tiles_job")
     assert not run.success
     for told in (
-        f"1 of 2 tiles failed; the others are done. {EAST} at downloaded_bands: 1 of 18 files are missing. "
-        f"{spoilt_file} could not be had by its CID ",
+        f"(1 of 18 files are missing) ({EAST} at downloaded_bands). 1 of 2 tiles failed; the other one is done.",
+        f"Failure: {spoilt_file} could not be had by its CID ",
         "Nothing that fits was sent",
         "LP DAAC: ",
         "answered 401: not allowed with these credentials: log in with a bearer token; set EARTHDATA_TOKEN",
@@ -98,7 +103,7 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
     check = dataset.checks["splits", "every_tile_is_in"]
     assert (check.passed, check.severity.value) == (False, "WARN")
     missing = str(check.metadata["missing"].value)
-    assert missing.startswith(f"- **{EAST}**: failed at downloaded_bands: 1 of 18 files are missing. ")
+    assert missing.startswith(f"- **{EAST}**: failed at downloaded_bands: {spoilt_file} ")
     assert sorted(graph.table("splits")["chip_id"]) == kept_west
     rows = {row["chip_id"]: row for row in ledger(graph)}
     assert {name: row["reason"] for name, row in rows.items()} == {
@@ -106,7 +111,7 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
         **dict.fromkeys(CHIPS[EAST], "tile_missing"),
     }
     (detail,) = {rows[chip_id]["detail"] for chip_id in CHIPS[EAST]}
-    assert detail.startswith("failed at downloaded_bands: 1 of 18 files are missing. ")
+    assert detail.startswith(f"failed at downloaded_bands: {spoilt_file} ")
     assert "answered 401: not allowed with these credentials" in detail
 
     traffic.clear()
@@ -196,6 +201,94 @@ def test_a_dataset_is_not_made_without_a_tile_that_nobody_allowed_to_be_missing(
     run = graph.run("dataset_job", stages=["band_stats"], **three_tiles | {"recipe": allowed})
     assert f"band_stats {YEAR}: splits was made from filtered_chips of {EAST}, but now " in run.failure
     assert digests(graph.root).items() <= before.items()
+
+
+def attempts(run: Run) -> int:
+    """How often the step of the tiles was worked on."""
+    logs = run.instance.all_logs(run.result.run_id, dg.DagsterEventType.STEP_UP_FOR_RETRY)
+    return 1 + len(logs)
+
+
+def chips_in(graph: Graph) -> set[str]:
+    return {path.name.removesuffix("_merged.tif") for path in (graph.dataset / "chips").glob("*_merged.tif")}
+
+
+RETRIED = Downloads(attempts=1, tile_retries=2, tile_pause_seconds=0)
+
+
+@pytest.mark.parametrize(("wrong", "tries"), [(1, 2), (2, 3)])
+def test_a_file_that_comes_in_a_later_attempt_leaves_nothing_out(
+    labelled_graph: Graph, finished: Finished, setting: Setting, traffic: Traffic, wrong: int, tries: int
+) -> None:
+    cid = setting.scene(EAST, MIDDLE[EAST]).files["B8A"].cid
+    traffic.broken[f"/ipfs/{cid}"], traffic.broken["/lpdaac/"] = 503, 503
+    traffic.times[f"/ipfs/{cid}"] = wrong
+    run = labelled_graph.run("tiles_job", downloads=RETRIED)
+    assert run.success, run.failure
+    assert attempts(run) == tries
+    assert sum(asked.path == f"/ipfs/{cid}" for asked in traffic.asked) == tries
+    assert set(run.made) == {(s, f"{YEAR}|{t}") for s in TILE_STAGES for t in (WEST, EAST)}
+    assert digests(labelled_graph.dataset / "chips") == digests(finished.graph.dataset / "chips")
+
+
+def test_a_file_that_never_comes_is_asked_for_a_bounded_number_of_times(
+    labelled_graph: Graph, setting: Setting, traffic: Traffic
+) -> None:
+    scene = setting.scene(EAST, MIDDLE[EAST])
+    traffic.broken[f"/ipfs/{scene.files['Fmask'].cid}"], traffic.broken["/lpdaac/"] = 503, 503
+    run = labelled_graph.run("tiles_job", downloads=RETRIED)
+    assert not run.success
+    assert attempts(run) == 3
+    last = run.failure.splitlines()
+    assert any(line.startswith(f"{scene.file_name('Fmask')} could not be had by its CID ") for line in last)
+    assert f"({EAST} at downloaded_fmasks). 1 of 2 tiles failed; the other one is done." in run.failure
+    assert chips_in(labelled_graph) == set(CHIPS[WEST])
+    made = set(TILE_STAGES[: TILE_STAGES.index("downloaded_fmasks")])
+    assert set(stages_of(run, EAST)) == made
+    for stage in TILE_STAGES:
+        status = labelled_graph.instance.get_status_by_partition(
+            dg.AssetKey(stage), [f"{YEAR}|{WEST}", f"{YEAR}|{EAST}"], year_tile_partitions
+        )
+        assert status is not None
+        assert status[f"{YEAR}|{WEST}"] == AssetPartitionStatus.MATERIALIZED
+        expected = AssetPartitionStatus.MATERIALIZED if stage in made else AssetPartitionStatus.FAILED
+        assert status[f"{YEAR}|{EAST}"] == expected
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_what_no_later_attempt_changes_is_tried_once(
+    labelled_graph: Graph, setting: Setting, traffic: Traffic, status: int
+) -> None:
+    cid = setting.scene(EAST, MIDDLE[EAST]).files["B8A"].cid
+    traffic.broken[f"/ipfs/{cid}"], traffic.broken["/lpdaac/"] = status, status
+    run = labelled_graph.run("tiles_job", tiles=[EAST], downloads=RETRIED)
+    assert not run.success
+    assert attempts(run) == 1
+    assert "This was the only tile of the run." in run.failure
+
+
+def test_of_three_tiles_those_alone_are_worked_on_again_whose_cause_may_pass(
+    graph: Graph, setting: Setting, traffic: Traffic, three_tiles: dict[str, Any]
+) -> None:
+    """The eastern tile's file comes in the second attempt, the western one's never does, as it is wrong."""
+    assert graph.run("labels_job", **three_tiles).success
+    east = setting.scene(EAST, MIDDLE[EAST]).files["Fmask"].cid
+    west = setting.scene(WEST, MIDDLE[WEST]).files["Fmask"].cid
+    traffic.broken[f"/ipfs/{east}"], traffic.broken["/lpdaac/"] = 503, 503
+    traffic.times[f"/ipfs/{east}"] = 1
+    traffic.corrupt.add(west)
+    lp_daac = LpDaac(hosts=["nowhere.invalid"])
+    run = graph.run("tiles_job", tiles=sorted(THREE_TILES), downloads=RETRIED, lp_daac=lp_daac, **three_tiles)
+    assert not run.success
+    assert attempts(run) == 2
+    assert f"({WEST} at downloaded_fmasks). 1 of 3 tiles failed; the other 2 are done." in run.failure
+    assert f"{EAST} at " not in run.failure.splitlines()[-1]
+    assert sum(asked.path == f"/ipfs/{west}" for asked in traffic.asked) == 1
+    assert chips_in(graph) == set(THREE_TILES[EAST])
+    events = run.instance.all_logs(run.result.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    made = [e.asset_materialization for e in events if e.asset_materialization]
+    south = [m.asset_key.to_user_string() for m in made if m.partition == f"{YEAR}|{SOUTH}"]
+    assert south == list(TILE_STAGES), "it was done, and is not done twice"
 
 
 def test_a_tile_that_fails_later_on_keeps_what_it_had(

@@ -34,6 +34,7 @@ from resources.errors import (
     IntegrityError,
     LoginError,
     NotFoundError,
+    RefusedError,
     ResourceError,
     TryAgainError,
     UnavailableError,
@@ -318,7 +319,7 @@ def test_without_an_answer_the_release_that_was_fetched_before_serves(
     [
         (429, TryAgainError, True),
         (500, TryAgainError, True),
-        (418, UnavailableError, True),
+        (418, RefusedError, False),
         (403, ForbiddenError, False),
         (401, LoginError, False),
         (410, NotFoundError, False),

@@ -36,6 +36,7 @@ from resources.errors import (
     IntegrityError,
     NotAFileError,
     NotFoundError,
+    RefusedError,
     ResourceError,
     SlowError,
     TryAgainError,
@@ -201,7 +202,7 @@ OF_A_GATEWAY = {
     "a page": NotAFileError,
     "a page as a CAR": IntegrityError,
     "endless": IntegrityError,
-    "a redirect elsewhere": UnavailableError,
+    "a redirect elsewhere": RefusedError,
 }
 
 OF_LP_DAAC = {
@@ -213,7 +214,9 @@ OF_LP_DAAC = {
 
 def verdict_of(kind: type[ResourceError]) -> type[ResourceError]:
     """What is raised where the only source has raised an error of this class."""
-    return kind if kind in (IntegrityError, NotFoundError) else UnavailableError
+    if issubclass(kind, UnavailableError):
+        return UnavailableError
+    return kind if kind in (IntegrityError, NotFoundError) else RefusedError
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -440,7 +443,7 @@ def test_a_page_in_the_place_of_a_file_of_lp_daac_is_named(
     get: Getting, proxy: FaultProxy, name: str
 ) -> None:
     proxy.faults = [FAULTS[name]]
-    with pytest.raises(UnavailableError, match="answered with a web page instead of a file"):
+    with pytest.raises(RefusedError, match="answered with a web page instead of a file"):
         get.by_link(proxy)
     get.by_link(proxy)
     assert get.whole()

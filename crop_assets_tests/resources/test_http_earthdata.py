@@ -34,6 +34,7 @@ from resources.errors import (
     LoginError,
     NotAFileError,
     NotFoundError,
+    RefusedError,
     ResourceError,
     SlowError,
     TryAgainError,
@@ -474,7 +475,9 @@ def test_what_a_proxy_answers_is_its_own(
     proxied(**{f"{scheme.upper()}_PROXY": f"http://me:secret@{place}"})
     archive.says(Answer(status, b"<title>proxy says no</title>"), path="http://example.org/a")
     archive.script["example.org:443"] = [Answer(status)]
-    with new_session(attempts=1) as session, pytest.raises(UnavailableError) as error:
+    # what a proxy says to CONNECT is no answer of HTTP to requests
+    expected = RefusedError if (scheme, status) == ("http", 407) else UnavailableError
+    with new_session(attempts=1) as session, pytest.raises(expected) as error:
         get_bytes(session, f"{scheme}://example.org/a", 5, 9)
     assert f"the proxy {place}" in str(error.value)
     assert str(status) in str(error.value)
@@ -541,7 +544,10 @@ def test_a_ca_bundle_that_is_no_use_is_named(
     if there:
         trustme.CA().cert_pem.write_to_path(str(bundle))
     monkeypatch.setenv(variable, str(bundle))
-    with new_session(attempts=1) as session, pytest.raises(UnavailableError) as error:
+    with (
+        new_session(attempts=1) as session,
+        pytest.raises(UnavailableError if there else RefusedError) as error,
+    ):
         get_bytes(session, URL, 5, 9)
     assert variable in str(error.value)
     assert str(bundle) in str(error.value)
@@ -573,7 +579,7 @@ def test_a_redirect_to_a_host_that_is_not_configured_is_refused(
     archive: Server, fetch: Fetching, target: str, host: str
 ) -> None:
     url = archive.says(Answer(302, headers={"Location": target}))
-    with pytest.raises(UnavailableError, match=f"redirects to {host}, which is not followed") as error:
+    with pytest.raises(RefusedError, match=f"redirects to {host}, which is not followed") as error:
         fetch(lp_daac(storage_hosts=["cloudfront.net"]), url)
     assert "secret" not in str(error.value)
     assert "etc" not in str(error.value)
@@ -603,7 +609,7 @@ FAULTS: dict[str, tuple[list[Answer], type[ResourceError]]] = {
     "403": ([Answer(403)], ForbiddenError),
     "404": ([Answer(404)], NotFoundError),
     "410": ([Answer(410)], NotFoundError),
-    "400": ([Answer(400)], UnavailableError),
+    "400": ([Answer(400)], RefusedError),
     "408": ([Answer(408)], TryAgainError),
     "425": ([Answer(425)], TryAgainError),
     "429": ([Answer(429, headers={"Retry-After": "1"})], TryAgainError),
@@ -619,14 +625,14 @@ FAULTS: dict[str, tuple[list[Answer], type[ResourceError]]] = {
     "too large": ([Answer(body=bytes(LIMIT + 1))], IntegrityError),
     "no gzip": ([Answer(body=b"not gzip", headers={"Content-Encoding": "gzip"})], TryAgainError),
     "silence": ([Answer(after=0.6)], SlowError),
-    "a circle": ([Answer(302, headers={"Location": PATH})], UnavailableError),
-    "to another protocol": ([Answer(302, headers={"Location": "ftp://127.0.0.1/a"})], UnavailableError),
+    "a circle": ([Answer(302, headers={"Location": PATH})], RefusedError),
+    "to another protocol": ([Answer(302, headers={"Location": "ftp://127.0.0.1/a"})], RefusedError),
     "to another host": (
         [Answer(302, headers={"Location": f"https://example.org/a?{SIGNATURE}"})],
-        UnavailableError,
+        RefusedError,
     ),
     "to the login": ([Answer(302, headers={"Location": f"https://{LOGIN}/oauth"})], ForbiddenError),
-    "to nonsense": ([Answer(302, headers={"Location": "http://[/"})], UnavailableError),
+    "to nonsense": ([Answer(302, headers={"Location": "http://[/"})], RefusedError),
     "to storage that is not there": (
         [Answer(302, headers={"Location": f"http://localhost:1/a?{SIGNATURE}"})],
         UnreachableError,
@@ -688,7 +694,7 @@ def test_a_silent_lp_daac_is_waited_for_briefly_while_another_may_have_the_file(
 
 def test_a_redirect_to_a_port_that_is_none_is_an_error_like_others(archive: Server, fetch: Fetching) -> None:
     url = archive.says(Answer(302, headers={"Location": "http://127.0.0.1:99999/a"}))
-    with pytest.raises(UnavailableError, match="redirects to an address that is none"):
+    with pytest.raises(RefusedError, match="redirects to an address that is none"):
         fetch(lp_daac(), url)
 
 
@@ -1205,12 +1211,12 @@ def test_the_pause_that_a_server_asks_for(text: str, seconds: float) -> None:
         (501, TryAgainError),
         (503, TryAgainError),
         (599, TryAgainError),
-        (100, UnavailableError),
-        (204, UnavailableError),
-        (304, UnavailableError),
-        (400, UnavailableError),
-        (406, UnavailableError),
-        (451, UnavailableError),
+        (100, RefusedError),
+        (204, RefusedError),
+        (304, RefusedError),
+        (400, RefusedError),
+        (406, RefusedError),
+        (451, RefusedError),
     ],
 )
 def test_what_a_status_means(status: int, expected: type[ResourceError]) -> None:
@@ -1323,9 +1329,7 @@ def test_a_wary_session_takes_a_redirect_only_where_it_may(archive: Server) -> N
     with WarySession(may) as session:
         assert session.get(url, timeout=5).content == b"x"
         assert asked == [(url, archive.url("/b"))]
-        with pytest.raises(
-            UnavailableError, match=r"redirects to 127\.0\.0\.1, which is not followed"
-        ) as error:
+        with pytest.raises(RefusedError, match=r"redirects to 127\.0\.0\.1, which is not followed") as error:
             session.get(url, timeout=5)
     assert "/b" not in str(error.value)
 

@@ -37,10 +37,10 @@ from resources.errors import (
     IntegrityError,
     NotAFileError,
     NotFoundError,
+    RefusedError,
     ResourceError,
     SlowError,
     TryAgainError,
-    UnavailableError,
     UnreachableError,
 )
 from resources.http import safe_elsewhere
@@ -128,9 +128,9 @@ def test_a_node_is_not_contacted_before_it_is_asked(world: World) -> None:
         ("wordy", TryAgainError, "answered 500 no"),
         ("first-fails", TryAgainError, "answered 500 down for a while"),
         ("forbidden", ForbiddenError, "answered 403: not allowed with these credentials: not for you"),
-        ("unlawful", UnavailableError, "answered 451 blocked"),
-        ("teapot", UnavailableError, "answered 418"),
-        ("nowhere", UnavailableError, "answered 302"),
+        ("unlawful", RefusedError, "answered 451 blocked"),
+        ("teapot", RefusedError, "answered 418"),
+        ("nowhere", RefusedError, "answered 302"),
         ("page", NotAFileError, "answered with a web page instead of application/vnd.ipld."),
     ],
 )
@@ -192,7 +192,7 @@ def test_a_redirect_on_the_same_machine_is_followed(world: World, name: str) -> 
 )
 def test_a_redirect_elsewhere_is_not_followed(world: World, fault: str, why: str) -> None:
     node = gateway(world, fault)
-    with pytest.raises(UnavailableError, match=why) as error:
+    with pytest.raises(RefusedError, match=why) as error:
         whole_car(node, world.cid)
     assert "secret" not in str(error.value)
     assert set(world.asked) == {fault}
@@ -256,7 +256,7 @@ def test_a_public_gateway_does_not_lead_to_a_service_on_loopback(
     with contextlib.ExitStack() as stack:
         inner = stack.enter_context(serving(world.app(), certificate)).replace("127.0.0.1", host)
         first = stack.enter_context(redirecting(lambda request: f"{inner}/good/x", certificate))
-        with pytest.raises(UnavailableError, match="which is not followed"):
+        with pytest.raises(RefusedError, match="which is not followed"):
             whole_car(Gateway(first.replace("127.0.0.1", "localhost"), 10), world.cid)
     assert not world.asked
 
@@ -271,7 +271,7 @@ def test_a_redirect_round_hosts_is_bounded(certificate: trustme.LeafCert, world:
 
     with (
         redirecting(other, certificate) as address,
-        pytest.raises(UnavailableError, match="redirects more than 5 times"),
+        pytest.raises(RefusedError, match="redirects more than 5 times"),
     ):
         whole_car(Gateway(address, 10), world.cid)
     assert asked == ["127.0.0.1", "localhost"] * 3
@@ -558,7 +558,7 @@ def test_a_kubo_node_that_has_looked_in_vain_is_slow(world: World) -> None:
 
 
 def test_a_kubo_node_does_not_send_on_to_another(world: World) -> None:
-    with pytest.raises(UnavailableError, match="answered 307"):
+    with pytest.raises(RefusedError, match="answered 307"):
         whole_car(kubo(world, "moved-kubo"), world.cid)
     assert world.asked == {"moved-kubo": 1}
 

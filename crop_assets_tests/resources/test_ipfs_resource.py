@@ -17,6 +17,7 @@ from resources.errors import (
     CutShortError,
     IntegrityError,
     NotFoundError,
+    RefusedError,
     ResourceError,
     TryAgainError,
     UnavailableError,
@@ -348,5 +349,5 @@ def test_a_directory_whose_stream_was_cut_is_asked_for_again(
 
 def test_resolving_tells_of_a_node_that_sends_what_it_should_not(ipfs: IpfsContent) -> None:
     node = Scripted("a", ResourceError("answered 403"))
-    with pytest.raises(UnavailableError, match="answered 403"):
+    with pytest.raises(RefusedError, match="answered 403"):
         ipfs.find_block(Cid.parse(UNKNOWN), [node])  # type: ignore[list-item]

@@ -26,6 +26,7 @@ from resources.errors import (
     ForbiddenError,
     IntegrityError,
     NotFoundError,
+    RefusedError,
     ResourceError,
     SlowError,
     TryAgainError,
@@ -148,7 +149,7 @@ def test_an_unexpected_error_of_a_source_does_not_keep_the_others_from_being_ask
         record.message,
     )
     get = getting(Scripted("a", error), Scripted("b", NotFoundError("answered 404")))
-    with pytest.raises(UnavailableError, match=rf"a: failed unexpectedly \({kind}.*; b: answered 404"):
+    with pytest.raises(RefusedError, match=rf"a: failed unexpectedly \({kind}.*; b: answered 404"):
         get()
     assert "secret" not in caplog.text + str(get.said)
 
@@ -278,7 +279,7 @@ def test_the_sources_are_gone_through_as_often_as_configured(
         (UnreachableError("cannot be reached"), 3),
         (SlowError("is too slow"), 3),
         (CutShortError("was cut short"), 3),
-        (UnavailableError("answered 451"), 1),
+        (RefusedError("answered 451"), 1),
         (NotFoundError("answered 404"), 1),
         (IntegrityError("is not that block"), 1),
         (ForbiddenError("not allowed"), 1),
@@ -786,8 +787,10 @@ def test_a_source_that_may_have_it_later_outweighs_one_that_has_it_not(
     assert world.asked == {"gone": 1, "broken": 2}
 
 
-def test_wrong_bytes_outweigh_all_else(world: World, getting: Callable[..., Getting]) -> None:
-    names = ("gone", "broken", "flipped", "forbidden")
+def test_wrong_bytes_outweigh_what_no_later_try_changes(
+    world: World, getting: Callable[..., Getting]
+) -> None:
+    names = ("gone", "flipped", "forbidden")
     with pytest.raises(IntegrityError, match="Nothing that fits was sent") as error:
         getting(*gateways(world, *names))(world.cid)
     for name in names:
@@ -795,9 +798,7 @@ def test_wrong_bytes_outweigh_all_else(world: World, getting: Callable[..., Gett
 
 
 def test_a_refusal_is_not_repeated(world: World, getting: Callable[..., Getting]) -> None:
-    with pytest.raises(
-        UnavailableError, match="answered 403: not allowed with these credentials: not for you"
-    ):
+    with pytest.raises(ForbiddenError, match="answered 403: not allowed with these credentials: not for you"):
         getting(*gateways(world, "forbidden"))(world.cid)
     assert world.asked == {"forbidden": 1}
 
@@ -825,6 +826,7 @@ SAID: dict[type[ResourceError], ResourceError] = {
         IntegrityError("g"),
         CutShortError("h"),
         ForbiddenError("i"),
+        RefusedError("j"),
     )
 }
 
@@ -833,10 +835,14 @@ SAID: dict[type[ResourceError], ResourceError] = {
 def test_a_verdict_is_of_the_class_that_tells_most(kinds: tuple[type[ResourceError], ...]) -> None:
     found = verdict("it could not be had", {f"{i}": SAID[kind] for i, kind in enumerate(kinds)})
     expected: type[ResourceError] = UnavailableError
-    if IntegrityError in kinds:
+    if any(issubclass(kind, UnavailableError) for kind in kinds):
+        pass
+    elif IntegrityError in kinds:
         expected = IntegrityError
     elif set(kinds) == {NotFoundError}:
         expected = NotFoundError
+    else:
+        expected = ForbiddenError if ForbiddenError in kinds else RefusedError
     assert type(found) is expected
     for i, kind in enumerate(kinds):
         assert f"{i}: {SAID[kind]}" in str(found)
