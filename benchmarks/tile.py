@@ -33,7 +33,7 @@ from crop_assets.tile_assets import Services, TileRun
 from resources.cdl import CdlReleases
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
-from resources.sources import Sources
+from resources.sources import Memory, Sources
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 
@@ -52,7 +52,7 @@ def ours(root: Path) -> Work:
         SceneStac(),
         IpfsStac(),
         IpfsContent(),
-        Sources((), attempts=1, per_host=1),
+        Sources((), 1, Memory(1)),
         Machine(),
     )
     tile_map = pd.DataFrame({"chip_id": CHIPS})

@@ -11,7 +11,7 @@ from pydantic import Field
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
 from resources.mirror import BandMirror
-from resources.sources import Source, Sources
+from resources.sources import Memory, Source, Sources
 
 
 class Downloads(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -47,4 +47,4 @@ class Downloads(dg.ConfigurableResource):  # type: ignore[type-arg]
                 found.append(lp_daac)
             else:
                 found += ipfs.sources(kind)
-        return Sources(found, self.attempts, self.per_host)
+        return Sources(found, self.attempts, Memory(self.per_host))

@@ -4,16 +4,17 @@ Belongs here: which source is asked when, how many at once, when it is asked aga
 what each of them said. Does not: any source's protocol.
 """
 
+import contextlib
 import errno
 import logging
 import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import tenacity
 
@@ -120,23 +121,108 @@ class _Health:
         return min(_REST_SECONDS * 2.0 ** (self.failures - 1), _LONGEST_REST_SECONDS)
 
 
+class PutOffError(SlowError):
+    """A source was found silent by others while this one waited for its turn; it was not asked."""
+
+
+class Asked(Protocol):
+    """What a memory knows of a source, or of a node that is asked for single blocks."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def host(self) -> str: ...
+
+
+_Some = TypeVar("_Some", bound=Asked)
+
+
+class Memory:
+    """How sources fared, and at most `per_host` requests to a host at once, over all threads and all that they ask for.
+
+    A source that cannot be reached is left out for a minute, and longer each time, up to ten; one that is silent is
+    asked last for as long; one that asks for a pause gets it; one that failed otherwise is asked after the others for
+    a minute.
+    """
+
+    def __init__(self, per_host: int) -> None:
+        self.per_host = per_host
+        self._health: dict[str, _Health] = defaultdict(_Health)
+        self._slots: dict[str, threading.BoundedSemaphore] = {}
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def asking(self, source: Asked, brief: bool = False) -> Iterator[None]:
+        """Wait for a turn at the source's host, and forgive it what was before if it answers.
+
+        Raises TryAgainError where it has asked for a pause meanwhile and, if `brief`, PutOffError where it was silent.
+        """
+        silent = self.silent(source)
+        with self._slot(source):
+            if (pause := self.busy(source)) > 0:
+                raise TryAgainError(f"asked for a pause of {pause:.0f} s", pause)
+            if brief and not silent and self.silent(source):
+                raise PutOffError("was silent just now")
+            yield
+        health = self._health[source.name]
+        health.unreachable_until, health.late_until, health.silent_until, health.failures = 0.0, 0.0, 0.0, 0
+
+    def busy(self, source: Asked) -> float:
+        """Seconds for which the source has asked to be left alone."""
+        return self._health[source.name].busy_until - time.monotonic()
+
+    def silent(self, source: Asked) -> bool:
+        return self._health[source.name].silent_until > time.monotonic()
+
+    def in_order(self, sources: Iterable[_Some], said: dict[str, ResourceError]) -> list[_Some]:
+        """The sources to ask, those that failed lately after the others, and those that were silent last; those that
+        rest say why in `said`.
+        """
+        now = time.monotonic()
+        awake = []
+        for source in sources:
+            rest = self._health[source.name].unreachable_until - now
+            if rest > 0:
+                said[source.name] = UnavailableError(f"unreachable lately, asked again in {rest:.0f} s")
+            else:
+                awake.append(source)
+        return sorted(
+            awake, key=lambda source: (self.silent(source), self._health[source.name].late_until > now)
+        )
+
+    def failed(self, source: Asked, error: ResourceError) -> None:
+        """Spare others the wait, or the wrong bytes, that this one had."""
+        health, now = self._health[source.name], time.monotonic()
+        if isinstance(error, UnreachableError):
+            # several threads may find it out at once
+            if health.unreachable_until <= now:
+                health.unreachable_until = now + health.rest()
+        elif isinstance(error, TryAgainError) and error.retry_after:
+            health.busy_until = now + error.retry_after
+        elif isinstance(error, SlowError):
+            if health.silent_until <= now:
+                health.silent_until = now + health.rest()
+        elif not isinstance(error, NotFoundError):
+            health.late_until = now + _REST_SECONDS
+
+    def _slot(self, source: Asked) -> threading.BoundedSemaphore:
+        with self._lock:
+            most = self.per_host if source.host else 1 << 16
+            return self._slots.setdefault(source.host, threading.BoundedSemaphore(most))
+
+
 @dataclass(frozen=True)
 class Sources:
-    """Sources in the order in which they are asked, with a memory of how they fared.
+    """Sources in the order in which they are asked, but for what the memory of how they fared says.
 
-    A source that cannot be reached is left out by other files for a minute, and longer each time, up to ten; one that
-    is silent is asked last for as long; one that asks for a pause gets it; one that failed otherwise is asked after
-    the others for a minute. While there are others to ask, a source is asked briefly, and with all its time after them.
+    While there are others to ask, a source is asked briefly, and with all its time after them.
     """
 
     sources: Sequence[Source]
     attempts: int
     """How often the sources are gone through before a file is given up."""
-    per_host: int
-    """Most requests to one host at once."""
-    _health: dict[str, _Health] = field(default_factory=lambda: defaultdict(_Health))
-    _slots: dict[str, threading.BoundedSemaphore] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    memory: Memory
 
     def obtain(
         self,
@@ -156,17 +242,17 @@ class Sources:
         said.
         """
         said: dict[str, ResourceError] = {}
-        left = self._awake(wanted, said)
+        left = self.memory.in_order((source for source in self.sources if source.offers(wanted)), said)
 
         def turn() -> Obtained | None:
-            queue = sorted(left, key=self._silent)
+            queue = sorted(left, key=self.memory.silent)
             briefly: list[Source] = []
             while queue:
                 source = queue.pop(0)
                 if source not in left:
                     continue
                 brief = bool(queue) and source not in briefly
-                if (pause := self._busy(source)) > 0:
+                if (pause := self.memory.busy(source)) > 0:
                     said.setdefault(source.name, UnavailableError(f"asked for a pause of {pause:.0f} s"))
                     continue
                 try:
@@ -174,7 +260,9 @@ class Sources:
                 except Exception as raised:
                     error = as_resource_error(source.name, raised)
                     said[source.name] = error
-                    self._remember(source, error)
+                    # a mirror that is wrong about one file costs the others nothing
+                    if source.host or source.by_cid:
+                        self.memory.failed(source, error)
                     if isinstance(error, SlowError) and brief:
                         briefly.append(source)
                         queue.append(source)
@@ -193,7 +281,7 @@ class Sources:
         ) + tenacity.wait_random(0, _BACKOFF_SECONDS)
 
         def pause(state: tenacity.RetryCallState) -> float:
-            return max(backoff(state), min(map(self._busy, left)))
+            return max(backoff(state), min(map(self.memory.busy, left)))
 
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self.attempts),
@@ -224,62 +312,13 @@ class Sources:
         progress: Callable[[int], None],
         brief: bool,
     ) -> Obtained:
-        silent = self._silent(source)
-        with self._slot(source):
-            # another file may have been asked to wait while this one waited for its turn
-            if (pause := self._busy(source)) > 0:
-                raise TryAgainError(f"asked for a pause of {pause:.0f} s", pause)
-            if brief and not silent and self._silent(source):
-                raise SlowError("was silent just now")
+        with self.memory.asking(source, brief):
             verified = source.fetch(wanted, destination, partials, progress, brief)
-        health = self._health[source.name]
-        health.unreachable_until, health.late_until, health.silent_until, health.failures = 0.0, 0.0, 0.0, 0
         try:
             check(destination, verified)
         except IntegrityError as error:
             raise (_UnfitError if verified else IntegrityError)(str(error)) from error
         return Obtained(source.name, verified)
-
-    def _busy(self, source: Source) -> float:
-        """Seconds for which the source has asked to be left alone."""
-        return self._health[source.name].busy_until - time.monotonic()
-
-    def _silent(self, source: Source) -> bool:
-        return self._health[source.name].silent_until > time.monotonic()
-
-    def _slot(self, source: Source) -> threading.BoundedSemaphore:
-        with self._lock:
-            most = self.per_host if source.host else 1 << 16
-            return self._slots.setdefault(source.host, threading.BoundedSemaphore(most))
-
-    def _awake(self, wanted: Wanted, said: dict[str, ResourceError]) -> list[Source]:
-        """The sources to ask for a file, those that failed lately last; those that rest say why in `said`."""
-        now = time.monotonic()
-        awake = []
-        for source in self.sources:
-            if not source.offers(wanted):
-                continue
-            rest = self._health[source.name].unreachable_until - now
-            if rest > 0:
-                said[source.name] = UnavailableError(f"unreachable lately, asked again in {rest:.0f} s")
-            else:
-                awake.append(source)
-        return sorted(awake, key=lambda source: self._health[source.name].late_until > now)
-
-    def _remember(self, source: Source, error: ResourceError) -> None:
-        """Spare other files the wait, or the wrong bytes, that this one had."""
-        health, now = self._health[source.name], time.monotonic()
-        if isinstance(error, UnreachableError):
-            # several threads may find it out at once
-            if health.unreachable_until <= now:
-                health.unreachable_until = now + health.rest()
-        elif isinstance(error, TryAgainError) and error.retry_after:
-            health.busy_until = now + error.retry_after
-        elif isinstance(error, SlowError):
-            if health.silent_until <= now:
-                health.silent_until = now + health.rest()
-        elif not isinstance(error, NotFoundError) and (source.host or source.by_cid):
-            health.late_until = now + _REST_SECONDS
 
 
 class _UnfitError(IntegrityError):

@@ -99,9 +99,9 @@ def band_cids(run: TileRun, selected_scenes: pd.DataFrame, scene_metadata: pd.Da
     ipfs = run.services.ipfs
     items = catalogue_items(list(scenes["scene_id"]), run.tile, run.services.ipfs_stac, run.store, run.log)
     facts = scene_metadata[["scene_id", "granule_bytes", *(f"{band}_http" for band in FILES)]]
-    nodes = ipfs.probes(run.recipe.sources)
+    nodes, memory = ipfs.probes(run.recipe.sources), run.services.sources.memory
     rows = cid_rows(
-        scenes.merge(facts, on="scene_id"), items, lambda cid, path: ipfs.resolve(cid, path, nodes)
+        scenes.merge(facts, on="scene_id"), items, lambda cid, path: ipfs.resolve(cid, path, nodes, memory)
     )
     without = rows[rows["cid"] == ""]
     if len(without):
@@ -250,9 +250,15 @@ def cid_retrievability(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
     """Whether the content of each CID can be had: the recipe's IPFS sources are asked for its first block, which
     is verified; the rest is not downloaded. Each materialization asks anew.
     """
-    nodes = run.services.ipfs.probes(run.recipe.sources)
+    ipfs, memory = run.services.ipfs, run.services.sources.memory
+    nodes = ipfs.probes(run.recipe.sources)
     columns = [column.name for column in _NAMED]
-    rows = ask_cids(band_cids[[*columns, "problem"]], nodes, run.services.ipfs, CIDS_AT_ONCE, run.log)
+    rows = ask_cids(
+        band_cids[[*columns, "problem"]],
+        lambda cid: ipfs.find_block(cid, nodes, memory)[0],
+        CIDS_AT_ONCE,
+        run.log,
+    )
     missing = rows[~rows["available"].astype(bool)]
     metadata = {
         "available": len(rows) - len(missing),

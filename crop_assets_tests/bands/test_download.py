@@ -24,7 +24,7 @@ from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.ipfs.resource import IpfsContent
 from resources.ipfs.unixfs import file_cid
 from resources.mirror import BandMirror
-from resources.sources import Sources
+from resources.sources import Memory, Sources
 from resources.store import DatasetStore
 
 SCENE = "HLS.S30.T14SMG.2022112T172221.v2.0"
@@ -138,7 +138,7 @@ class Setting:
         ipfs = IpfsContent(kubo_api="", gateways=[gateway], timeout_seconds=5)
         lp_daac = LpDaac(token=token, hosts=["127.0.0.1"], timeout_seconds=5)
         mirror = BandMirror(folder=str(self.mirror))
-        sources = Sources([mirror, *ipfs.sources("gateways"), lp_daac], attempts=1, per_host=4)
+        sources = Sources([mirror, *ipfs.sources("gateways"), lp_daac], attempts=1, memory=Memory(4))
         return obtain_band(file, self.store, sources, self.said.append)
 
     def put(self, content: bytes, band: str = "B02") -> None:

@@ -168,6 +168,8 @@ def _faulty(world: World, dag: FileDag) -> dict[str, Callable[..., Any]]:
 
     async def crowded(request: Request) -> Response:
         await asyncio.sleep(0.05)
+        if request.query_params["format"] == "raw":
+            return Response(dag.block(dag.root), media_type=RAW)
         return _car(dag)
 
     def page(request: Request) -> Response:

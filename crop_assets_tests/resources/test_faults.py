@@ -46,7 +46,7 @@ from resources.ipfs.car import DFS_CONTENT_TYPE
 from resources.ipfs.nodes import Gateway, IpfsSource, KuboNode
 from resources.ipfs.unixfs import KUBO_CHUNK, file_cid
 from resources.partials import Partials
-from resources.sources import Obtained, Source, Sources, Wanted
+from resources.sources import Memory, Obtained, Source, Sources, Wanted
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -150,7 +150,7 @@ class Getting:
         return path
 
     def _obtain(self, wanted: Wanted, sources: list[Source] | tuple[Source, ...], attempts: int) -> Obtained:
-        return Sources(sources, attempts, per_host=4).obtain(
+        return Sources(sources, attempts, Memory(4)).obtain(
             wanted, self.out, Partials(self.folder), _check, self.said.append, self.progress.append
         )
 
@@ -406,7 +406,7 @@ def test_a_kubo_node_that_breaks_off_sends_all_of_it_again(get: Getting, world: 
         proxy.faults = [fault]
         source = IpfsSource(KuboNode(proxy.address, patience(proxy)))
         wanted = Wanted("scene/B02.tif", world.cid, "", LIMIT)
-        Sources([source], 2, 4).obtain(wanted, get.out, Partials(get.folder), _check, get.said.append)
+        Sources([source], 2, Memory(4)).obtain(wanted, get.out, Partials(get.folder), _check, get.said.append)
         assert proxy.sent > 400_000 + len(world.data)
     assert get.whole(world.data)
 

@@ -16,7 +16,7 @@ from crop_assets_tests.resources.gateways import World
 from resources import file_system
 from resources.ipfs.resource import IpfsContent
 from resources.partials import Partials
-from resources.sources import Sources, Wanted
+from resources.sources import Memory, Sources, Wanted
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, read_table, write_table
 
@@ -47,7 +47,7 @@ def answer(patch: pytest.MonkeyPatch, flock: int = 0, fsync: int = 0) -> None:
 
 def download(world: World, store: DatasetStore, cid: str, name: str) -> None:
     ipfs = IpfsContent(kubo_api="", gateways=[world.gateway("good")], timeout_seconds=10)
-    sources = Sources(ipfs.sources("gateways"), attempts=1, per_host=4)
+    sources = Sources(ipfs.sources("gateways"), attempts=1, memory=Memory(4))
     with store.writing(name) as local:
         sources.obtain(Wanted(name, cid, "", 1 << 20), local, store.partials, lambda *_: None, print)
 

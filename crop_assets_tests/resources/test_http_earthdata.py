@@ -57,7 +57,7 @@ from resources.http import (
 from resources.ipfs.unixfs import file_cid
 from resources.mirror import BandMirror
 from resources.partials import Partials
-from resources.sources import Obtained, Sources, Wanted
+from resources.sources import Memory, Obtained, Sources, Wanted
 
 TOKEN = "eyJ0eXAi.secret-token.c2lnbmF0dXJl"
 GIVEN = "eyJ0eXAi.secret-token-of-the-login.c2lnbmF0dXJl"
@@ -684,7 +684,7 @@ def test_a_silent_lp_daac_is_waited_for_briefly_while_another_may_have_the_file(
     mirror = BandMirror(folder=str(path.parent if elsewhere else tmp_path / "none"))
     said: list[str] = []
     begun = time.monotonic()
-    got = Sources([source, mirror], 1, 4).obtain(wanted, out, partials, lambda *_: None, said.append)
+    got = Sources([source, mirror], 1, Memory(4)).obtain(wanted, out, partials, lambda *_: None, said.append)
     assert got == Obtained("mirror" if elsewhere else "LP DAAC", True)
     assert out.read_bytes() == BAND
     assert time.monotonic() - begun < 15
@@ -985,12 +985,12 @@ def test_a_user_without_a_home_or_a_name_can_download(archive: Server, tmp_path:
     code = (
         "import os, sys; from pathlib import Path\n"
         "from resources.earthdata import LpDaac; from resources.partials import Partials\n"
-        "from resources.sources import Sources, Wanted\n"
+        "from resources.sources import Memory, Sources, Wanted\n"
         "import earthaccess\n"
         "os.setgid(12345); os.setuid(12345)\n"
         "url, folder, token = sys.argv[1:]\n"
         "source = LpDaac(token=token, hosts=['127.0.0.1'])\n"
-        "got = Sources([source], 1, 1).obtain(Wanted('a/b', '', url, 1 << 22), Path(folder, 'b'),\n"
+        "got = Sources([source], 1, Memory(1)).obtain(Wanted('a/b', '', url, 1 << 22), Path(folder, 'b'),\n"
         "    Partials(Path(folder, 'parts')), lambda path, verified: None, print)\n"
         "print(got.source, os.getuid())\n"
     )

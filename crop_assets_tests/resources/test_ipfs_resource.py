@@ -1,9 +1,11 @@
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import tenacity
 from starlette.applications import Starlette
@@ -11,8 +13,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from crop_assets.bands.retrievability import ask_cids
 from crop_assets_tests.resources.gateways import RAW, UNKNOWN, World
-from crop_assets_tests.resources.loopback import closed_port, serving
+from crop_assets_tests.resources.loopback import closed_port, dripping, serving
+from resources import sources as sources_module
+from resources.downloads import Downloads
+from resources.earthdata import LpDaac
 from resources.errors import (
     CutShortError,
     IntegrityError,
@@ -24,12 +30,14 @@ from resources.errors import (
     UnreachableError,
 )
 from resources.ipfs import directory as directory_module
-from resources.ipfs import resource as resource_module
 from resources.ipfs.cid import Cid
 from resources.ipfs.directory import FolderDag
 from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, KuboNode
 from resources.ipfs.resource import IpfsContent
 from resources.ipfs.unixfs import file_cid
+from resources.mirror import BandMirror
+from resources.partials import Partials
+from resources.sources import Memory, Wanted
 
 
 class Scripted:
@@ -67,8 +75,13 @@ def ipfs() -> IpfsContent:
     return IpfsContent()
 
 
-def asking(ipfs: IpfsContent, *nodes: Scripted) -> Callable[[], tuple[str, bytes]]:
-    return lambda: ipfs.find_block(Cid.of(b"block", "raw"), nodes)  # type: ignore[arg-type]
+@pytest.fixture
+def memory() -> Memory:
+    return Memory(per_host=4)
+
+
+def asking(ipfs: IpfsContent, memory: Memory, *nodes: Scripted) -> Callable[[], tuple[str, bytes]]:
+    return lambda: ipfs.find_block(Cid.of(b"block", "raw"), nodes, memory)  # type: ignore[arg-type]
 
 
 # Kinds of sources
@@ -143,7 +156,7 @@ def test_a_wait_is_longer_than_nothing(field: str) -> None:
 def test_a_block_comes_from_the_first_node_that_has_it(world: World) -> None:
     ipfs = content(world, "gone", "good", "good-too")
     root = Cid.parse(world.cid)
-    name, block = ipfs.find_block(root, nodes_of(ipfs))
+    name, block = ipfs.find_block(root, nodes_of(ipfs), Memory(4))
     assert name == world.gateway("good")
     assert root.matches(block)
     assert world.asked == {"gone": 1, "good": 1}
@@ -152,9 +165,9 @@ def test_a_block_comes_from_the_first_node_that_has_it(world: World) -> None:
 def test_a_wrong_block_is_not_taken(world: World) -> None:
     ipfs = content(world, "other", "page", "large", "good")
     root = Cid.parse(world.cid)
-    assert ipfs.find_block(root, nodes_of(ipfs))[0] == world.gateway("good")
+    assert ipfs.find_block(root, nodes_of(ipfs), Memory(4))[0] == world.gateway("good")
     with pytest.raises(IntegrityError) as error:
-        ipfs.find_block(root, nodes_of(ipfs)[:3])
+        ipfs.find_block(root, nodes_of(ipfs)[:3], Memory(4))
     assert f"{world.gateway('other')}: the bytes sent as block {root} are not that block" in str(error.value)
     assert f"{world.gateway('page')}: answered with a web page instead of application/vnd.ipld.raw" in str(
         error.value
@@ -165,7 +178,7 @@ def test_a_wrong_block_is_not_taken(world: World) -> None:
 def test_each_node_is_asked_once_and_its_word_told(world: World) -> None:
     ipfs = content(world, "gone", "broken", "too-many", "forbidden")
     with pytest.raises(UnavailableError, match=f"block {UNKNOWN}: ") as error:
-        ipfs.find_block(Cid.parse(UNKNOWN), nodes_of(ipfs))
+        ipfs.find_block(Cid.parse(UNKNOWN), nodes_of(ipfs), Memory(4))
     for name, said in (("gone", "answered 410"), ("broken", "answered 502"), ("forbidden", "not for you")):
         assert f"{world.gateway(name)}: " in str(error.value)
         assert said in str(error.value)
@@ -175,41 +188,103 @@ def test_each_node_is_asked_once_and_its_word_told(world: World) -> None:
 def test_a_block_that_nobody_has_is_not_found(world: World) -> None:
     ipfs = content(world, "good", "gone")
     with pytest.raises(NotFoundError):
-        ipfs.find_block(Cid.parse(UNKNOWN), nodes_of(ipfs))
+        ipfs.find_block(Cid.parse(UNKNOWN), nodes_of(ipfs), Memory(4))
     with pytest.raises(NotFoundError, match="there is no source to ask"):
-        ipfs.find_block(Cid.parse(UNKNOWN), [])
+        ipfs.find_block(Cid.parse(UNKNOWN), [], Memory(4))
 
 
 def test_a_node_that_cannot_be_reached_is_left_out_for_a_minute(
-    ipfs: IpfsContent, monkeypatch: pytest.MonkeyPatch
+    ipfs: IpfsContent, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(resource_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sources_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     dead, good = Scripted("a", UnreachableError("cannot be reached")), Scripted("b", b"block")
-    find = asking(ipfs, dead, good)
+    find = asking(ipfs, memory, dead, good)
     for _ in range(3):
         assert find() == ("b", b"block")
     assert dead.asked == 1
     with pytest.raises(UnavailableError, match="a: unreachable lately"):
-        asking(ipfs, dead)()
+        asking(ipfs, memory, dead)()
     now[0] += 61
     find()
     assert dead.asked == 2
 
 
-def test_a_node_that_has_an_error_is_asked_for_the_next_block_all_the_same(ipfs: IpfsContent) -> None:
+def test_a_node_that_has_an_error_is_asked_last_for_the_next_block(ipfs: IpfsContent, memory: Memory) -> None:
     failing = Scripted("a", TryAgainError("answered 500"))
-    find = asking(ipfs, failing, Scripted("b", b"block"))
+    find = asking(ipfs, memory, failing, Scripted("b", b"block"))
     assert [find()[0], find()[0]] == ["b", "b"]
-    assert failing.asked == 2
+    assert failing.asked == 1
+    with pytest.raises(UnavailableError, match="a: answered 500"):
+        asking(ipfs, memory, failing, Scripted("b", NotFoundError("answered 404")))()
 
 
-def test_an_unreachable_node_is_told_of_in_its_own_words(world: World) -> None:
+def test_an_unreachable_node_is_told_of_in_its_own_words(world: World, memory: Memory) -> None:
     ipfs = content(world, closed_port())
     with pytest.raises(UnavailableError, match="cannot be reached"):
-        ipfs.find_block(Cid.parse(UNKNOWN), nodes_of(ipfs))
+        ipfs.find_block(Cid.parse(UNKNOWN), nodes_of(ipfs), memory)
     with pytest.raises(UnavailableError, match="unreachable lately"):
-        ipfs.find_block(Cid.parse(UNKNOWN), nodes_of(ipfs))
+        ipfs.find_block(Cid.parse(UNKNOWN), nodes_of(ipfs), memory)
+
+
+# What is shared with downloads
+
+
+def tiles_at_once(tile: Callable[[int], object]) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(tile, range(3)))
+
+
+def test_tiles_at_once_keep_to_the_bound_of_a_host_for_blocks_and_files_together(
+    world: World, tmp_path: Path
+) -> None:
+    ipfs = content(world, "crowded")
+    sources = Downloads(per_host=2).of(["gateways"], ipfs, LpDaac(), BandMirror())
+    partials = Partials(tmp_path / "partials")
+
+    def tile(at: int) -> None:
+        wanted = Wanted("scene/B02.tif", world.cid, "", 1 << 20)
+        if at == 0:
+            for _ in range(2):
+                sources.obtain(wanted, tmp_path / "B02.tif", partials, lambda *_: None, print)
+            return
+        files = pd.DataFrame({"cid": [world.cid] * 8, "problem": ""})
+        found = ask_cids(files, lambda cid: ipfs.find_block(cid, nodes_of(ipfs), sources.memory)[0], 8, print)
+        assert list(found["source"]) == [world.gateway("crowded")] * 8
+
+    tiles_at_once(tile)
+    assert (tmp_path / "B02.tif").read_bytes() == world.data
+    assert world.asked == {"crowded": 18}
+    assert world.most_at_once["crowded"] == 2
+
+
+@pytest.mark.parametrize("first", ["blocks", "files"])
+def test_a_node_that_is_silent_to_blocks_or_files_is_asked_last_by_both(
+    world: World, tmp_path: Path, first: str
+) -> None:
+    with dripping(b"", b"") as (address, asked):
+        ipfs = content(world, address, "good", probe_seconds=0.5, first_seconds=0.5)
+        sources = Downloads(per_host=1).of(["gateways"], ipfs, LpDaac(), BandMirror())
+        partials, cids = Partials(tmp_path / "partials"), list(world.files)[:3]
+
+        def block(at: int) -> str:
+            return ipfs.find_block(Cid.parse(cids[at]), nodes_of(ipfs), sources.memory)[0]
+
+        def file(at: int) -> str:
+            wanted, path = Wanted(f"scene/{at}.tif", cids[at], "", 1 << 20), tmp_path / f"{at}.tif"
+            source = sources.obtain(wanted, path, partials, lambda *_: None, print).source
+            assert path.read_bytes() == world.files[cids[at]].read_bytes()
+            return source
+
+        def tile(at: int) -> None:
+            for ask in (block, file) if first == "blocks" else (file, block):
+                assert ask(at) == world.gateway("good")
+
+        tiles_at_once(tile)
+        assert len(asked) == 1
+        with pytest.raises(UnavailableError, match=f"; {address}: is too slow"):
+            ipfs.find_block(Cid.parse(UNKNOWN), nodes_of(ipfs), sources.memory)
+        assert len(asked) == 2, "it is asked where no other has it"
 
 
 # Paths in directories
@@ -281,21 +356,21 @@ def test_a_path_leads_to_the_cid_of_its_file(
     blocks, address = served
     ipfs = IpfsContent(kubo_api=address, gateways=[address])
     for name in ("readme.txt", "2022/B03.tif", "many/7", "many/39"):
-        found = ipfs.resolve(dag.root, name.split("/"), ipfs.probes([kind]))
+        found = ipfs.resolve(dag.root, name.split("/"), ipfs.probes([kind]), Memory(4))
         assert str(found) == file_cid(folder[name])
     assert not set(blocks.asked) & {file_cid(path) for path in folder.values()}, "no file was asked for"
 
 
 def test_no_path_leads_to_the_cid_itself(dag: FolderDag, ipfs: IpfsContent) -> None:
-    assert ipfs.resolve(dag.root, [], []) == dag.root
+    assert ipfs.resolve(dag.root, [], [], Memory(4)) == dag.root
 
 
 def test_a_name_that_is_not_there_is_not_found(dag: FolderDag, served: tuple[Blocks, str]) -> None:
     ipfs = IpfsContent(gateways=[served[1]])
     with pytest.raises(NotFoundError, match=r"has no entry 'B99\.tif'"):
-        ipfs.resolve(dag.root, ["2022", "B99.tif"], nodes_of(ipfs))
+        ipfs.resolve(dag.root, ["2022", "B99.tif"], nodes_of(ipfs), Memory(4))
     with pytest.raises(IntegrityError, match="names a block of a file, not of a directory"):
-        ipfs.resolve(dag.root, ["readme.txt", "x"], nodes_of(ipfs))
+        ipfs.resolve(dag.root, ["readme.txt", "x"], nodes_of(ipfs), Memory(4))
 
 
 def test_a_directory_that_nobody_has_is_not_found(dag: FolderDag, served: tuple[Blocks, str]) -> None:
@@ -303,7 +378,7 @@ def test_a_directory_that_nobody_has_is_not_found(dag: FolderDag, served: tuple[
     ipfs = IpfsContent(gateways=[address])
     elsewhere = Cid.of(b"another directory", "dag-pb")
     with pytest.raises(NotFoundError, match=f"block {elsewhere}: .*could not find"):
-        ipfs.resolve(elsewhere, ["x"], nodes_of(ipfs))
+        ipfs.resolve(elsewhere, ["x"], nodes_of(ipfs), Memory(4))
     assert len(blocks.asked) == 1, "it is not asked for again"
 
 
@@ -313,7 +388,7 @@ def test_a_wrong_directory_is_not_gone_into(dag: FolderDag, served: tuple[Blocks
     other = next(cid for cid in blocks.blocks if cid != str(dag.root))
     blocks.blocks[str(dag.root)] = blocks.blocks[other]
     with pytest.raises(IntegrityError, match="are not that block"):
-        ipfs.resolve(dag.root, ["readme.txt"], nodes_of(ipfs))
+        ipfs.resolve(dag.root, ["readme.txt"], nodes_of(ipfs), Memory(4))
 
 
 @pytest.fixture
@@ -328,11 +403,13 @@ def test_a_directory_is_asked_for_again_where_that_may_help(
     blocks, address = served
     ipfs = IpfsContent(gateways=[address])
     blocks.failing = [PlainTextResponse("", 500), PlainTextResponse("", 429)]
-    assert str(ipfs.resolve(dag.root, ["readme.txt"], nodes_of(ipfs))) == file_cid(folder["readme.txt"])
+    assert str(ipfs.resolve(dag.root, ["readme.txt"], nodes_of(ipfs), Memory(4))) == file_cid(
+        folder["readme.txt"]
+    )
     blocks.asked.clear()
     blocks.failing = [PlainTextResponse("", 500) for _ in range(9)]
     with pytest.raises(UnavailableError, match="answered 500"):
-        ipfs.resolve(dag.root, ["readme.txt"], nodes_of(ipfs))
+        ipfs.resolve(dag.root, ["readme.txt"], nodes_of(ipfs), Memory(4))
     assert len(blocks.asked) == 3
 
 
@@ -343,11 +420,11 @@ def test_a_directory_whose_stream_was_cut_is_asked_for_again(
     dag = FolderDag(folder)
     block = dict(dag.blocks())[dag.root]
     node = Scripted("a", CutShortError("was cut short"), block)
-    found = ipfs.resolve(dag.root, ["readme.txt"], [node])  # type: ignore[list-item]
+    found = ipfs.resolve(dag.root, ["readme.txt"], [node], Memory(4))  # type: ignore[list-item]
     assert str(found) == file_cid(folder["readme.txt"])
 
 
 def test_resolving_tells_of_a_node_that_sends_what_it_should_not(ipfs: IpfsContent) -> None:
     node = Scripted("a", ResourceError("answered 403"))
     with pytest.raises(RefusedError, match="answered 403"):
-        ipfs.find_block(Cid.parse(UNKNOWN), [node])  # type: ignore[list-item]
+        ipfs.find_block(Cid.parse(UNKNOWN), [node], Memory(4))  # type: ignore[list-item]

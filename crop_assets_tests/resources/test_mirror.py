@@ -11,7 +11,7 @@ from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.ipfs.unixfs import file_cid, matches_cid
 from resources.mirror import BandMirror
 from resources.partials import Partials
-from resources.sources import Sources, Wanted
+from resources.sources import Memory, Sources, Wanted
 
 SCENE = "HLS.S30.T14SMG.2022112T172221.v2.0"
 FILE = f"{SCENE}.B02.tif"
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_read_is_passed_by(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(place, name, refused)
-    sources = Sources([BandMirror(folder=str(folder))], 1, 4)
+    sources = Sources([BandMirror(folder=str(folder))], 1, Memory(4))
     with pytest.raises(ResourceError, match="Permission denied"):
         sources.obtain(
             Wanted(f"{SCENE}/{FILE}", "", "", 1 << 20), out, partials, lambda path, verified: None, print

@@ -37,7 +37,7 @@ from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsSource, KuboNode
 from resources.ipfs.resource import IpfsContent
 from resources.mirror import BandMirror
 from resources.partials import Partials
-from resources.sources import Obtained, Source, Sources, Wanted, verdict
+from resources.sources import Memory, Obtained, Source, Sources, Wanted, verdict
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -87,7 +87,7 @@ class Getting:
     """Gets files from some sources, and remembers what was said meanwhile."""
 
     def __init__(self, folder: Path, *sources: Source, attempts: int = 2, per_host: int = 4) -> None:
-        self.sources = Sources(sources, attempts, per_host)
+        self.sources = Sources(sources, attempts, Memory(per_host))
         self.partials = Partials(folder / "partials")
         self.out = folder / "out"
         self.said: list[str] = []
@@ -237,7 +237,7 @@ def test_kinds_of_sources_are_asked_in_the_order_of_the_recipe() -> None:
         "http://127.0.0.1:5001",
     ]
     assert [source.by_cid for source in found.sources] == [False, True, True, False, True, True]
-    assert (found.attempts, found.per_host) == (7, 3)
+    assert (found.attempts, found.memory.per_host) == (7, 3)
     assert isinstance(found.sources[4].node, IpfsCommand)  # type: ignore[attr-defined]
     assert Downloads().of(["mirror"], ipfs, lp_daac, mirror).sources == [mirror]
     with pytest.raises(ValueError, match="kubo_api"):
@@ -596,7 +596,7 @@ def test_a_gateway_that_has_looked_in_vain_is_asked_last_for_longer(
     get = getting(*gateways(world, "timed-out", "good"))
     assert [get(world.cid).source for _ in range(3)] == [world.gateway("good")] * 3
     assert world.asked == {"timed-out": 1, "good": 3}
-    health = get.sources._health[world.gateway("timed-out")]
+    health = get.sources.memory._health[world.gateway("timed-out")]
     assert health.silent_until > time.monotonic()
 
 
@@ -857,7 +857,7 @@ def test_no_host_has_more_requests_at_once_than_its_bound(
 ) -> None:
     """Gateways at one host share its bound."""
     get = Getting(tmp_path, *gateways(world, "crowded", "crowded-too"), per_host=per_host)
-    both = [get.sources, Sources(get.sources.sources[::-1], 2, per_host, _slots=get.sources._slots)]
+    both = [get.sources, Sources(get.sources.sources[::-1], 2, get.sources.memory)]
 
     def ask(i: int) -> None:
         wanted = Wanted(NAME, world.cid, "", LIMIT)

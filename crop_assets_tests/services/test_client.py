@@ -17,7 +17,7 @@ from resources.ipfs.resource import IpfsContent
 from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag, matches_cid
 from resources.partials import Partials
-from resources.sources import Obtained, Sources, Wanted
+from resources.sources import Memory, Obtained, Sources, Wanted
 
 pytestmark = pytest.mark.xdist_group("services")
 
@@ -38,7 +38,7 @@ def anything(path: Path, verified: bool) -> None:
 
 def obtain(folder: Path, cid: str, *nodes: Gateway | KuboNode, said: list[str] | None = None) -> Obtained:
     """Fetch `cid` into `folder`/got."""
-    sources = Sources([IpfsSource(node) for node in nodes], attempts=1, per_host=4)
+    sources = Sources([IpfsSource(node) for node in nodes], attempts=1, memory=Memory(4))
     wanted = Wanted("scene/band.tif", cid, "", LIMIT)
     say = (said if said is not None else []).append
     return sources.obtain(wanted, folder / "got", Partials(folder / "partial"), anything, say)
@@ -118,7 +118,7 @@ def test_what_nobody_has_is_told_apart_from_nobody_being_there(
         obtain(tmp_path, UNKNOWN, Gateway("http://127.0.0.1:1", 10))
     ipfs = IpfsContent(kubo_api=js_ipfs.rpc_url, gateways=[helia.url], probe_seconds=0.3)
     with pytest.raises(UnavailableError, match=r"timed out.*; .*too slow"):
-        ipfs.find_block(Cid.parse(UNKNOWN), ipfs.probes(["kubo", "gateways"]))
+        ipfs.find_block(Cid.parse(UNKNOWN), ipfs.probes(["kubo", "gateways"]), Memory(4))
 
 
 def obtain_once(folder: Path, node: Gateway) -> None:
@@ -130,7 +130,7 @@ def test_the_availability_of_a_file_is_known_by_its_first_block(helia: Helia, tm
     path = band(tmp_path, "available")
     root = Cid.parse(helia.add(path))
     ipfs = IpfsContent(kubo_api="", gateways=[helia.url], probe_seconds=10)
-    source, block = ipfs.find_block(root, ipfs.probes(["kubo", "gateways"]))
+    source, block = ipfs.find_block(root, ipfs.probes(["kubo", "gateways"]), Memory(4))
     assert source == helia.url
     assert block == FileDag(path, MIB).block(root)
 
@@ -140,9 +140,9 @@ def test_a_path_in_a_directory_leads_to_the_file(helia: Helia, tmp_path: Path) -
     directory = Cid.parse(helia.add(path, named=True))
     ipfs = IpfsContent(kubo_api="", gateways=[helia.url])
     nodes = ipfs.probes(["gateways"])
-    assert ipfs.resolve(directory, [path.name], nodes) == FileDag(path, MIB).root
+    assert ipfs.resolve(directory, [path.name], nodes, Memory(4)) == FileDag(path, MIB).root
     with pytest.raises(NotFoundError, match="has no entry 'none'"):
-        ipfs.resolve(directory, ["none"], nodes)
+        ipfs.resolve(directory, ["none"], nodes, Memory(4))
 
 
 @pytest.mark.parametrize("files", [3, 4000])
@@ -163,7 +163,7 @@ def test_a_published_folder_is_a_folder_for_others(js_ipfs: JsIpfs, tmp_path: Pa
         assert got.content == local[name].read_bytes(), name
     ipfs = IpfsContent(kubo_api=js_ipfs.rpc_url, gateways=[])
     name = f"chip_{files - 1:04d}_0257_merged_and_a_long_name_{files - 1}.tif"
-    found = ipfs.resolve(dag.root, ["chips_filtered", name], ipfs.probes(["kubo"]))
+    found = ipfs.resolve(dag.root, ["chips_filtered", name], ipfs.probes(["kubo"]), Memory(4))
     assert str(found) == str(FileDag(tmp_path / str(files - 1)).root)
     pinned = requests.post(
         f"{js_ipfs.rpc_url}/api/v0/pin/ls", params={"arg": str(dag.root)}, timeout=PATIENCE

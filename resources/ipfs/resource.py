@@ -4,26 +4,23 @@ Belongs here: their configuration, and questions about content that need not fet
 (`resources.ipfs.nodes`), nor fetching files (`resources.sources`).
 """
 
-import time
 from collections.abc import Sequence
 
 import dagster as dg
 import tenacity
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from resources import stop
 from resources.errors import (
     IntegrityError,
     ResourceError,
     UnavailableError,
-    UnreachableError,
 )
 from resources.ipfs.cid import Cid
 from resources.ipfs.directory import resolve_path
 from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, IpfsSource, KuboNode
-from resources.sources import as_resource_error, verdict
+from resources.sources import Memory, PutOffError, as_resource_error, verdict
 
-_REST_SECONDS = 60.0
 _ATTEMPTS = 3
 
 
@@ -53,7 +50,6 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
         gt=0,
         description="Longest wait for a single block, in seconds, as a check of availability asks.",
     )
-    _unreachable_until: dict[str, float] = PrivateAttr(default_factory=dict)
 
     def sources(self, kind: str) -> list[IpfsSource]:
         """The nodes of a kind (kubo, gateways or ipfs_cli) as sources of files; none for another kind.
@@ -74,30 +70,31 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
             )
         return KuboNode(self.kubo_api, self.timeout_seconds)
 
-    def find_block(self, cid: Cid, nodes: Sequence[IpfsNode]) -> tuple[str, bytes]:
+    def find_block(self, cid: Cid, nodes: Sequence[IpfsNode], memory: Memory) -> tuple[str, bytes]:
         """The name of the first node that has a block, and the block, verified.
 
-        Asks each once; one that cannot be reached is left out for a minute. Raises NotFoundError, UnavailableError or
+        Asks each once, in the order and within the bounds of `memory`. Raises NotFoundError, UnavailableError or
         IntegrityError that tells what each said.
         """
         said: dict[str, ResourceError] = {}
-        for node in nodes:
-            if self._unreachable_until.get(node.name, 0.0) > time.monotonic():
-                said[node.name] = UnavailableError("unreachable lately")
-                continue
+        queue = memory.in_order(nodes, said)
+        while queue:
+            node = queue.pop(0)
             try:
-                block = node.block(cid)
+                with memory.asking(node, brief=bool(queue) and node.name not in said):
+                    block = node.block(cid)
                 if not cid.matches(block):
                     raise IntegrityError(f"the bytes sent as block {cid} are not that block")
                 return node.name, block
             except Exception as raised:
                 error = as_resource_error(node.name, raised)
                 said[node.name] = error
-                if isinstance(error, UnreachableError):
-                    self._unreachable_until[node.name] = time.monotonic() + _REST_SECONDS
+                memory.failed(node, error)
+                if isinstance(error, PutOffError):
+                    queue.append(node)
         raise verdict(f"block {cid}", said)
 
-    def resolve(self, cid: Cid, path: Sequence[str], nodes: Sequence[IpfsNode]) -> Cid:
+    def resolve(self, cid: Cid, path: Sequence[str], nodes: Sequence[IpfsNode], memory: Memory) -> Cid:
         """The CID of the file at `path` below the directory `cid`; every directory on the way is verified.
 
         Raises NotFoundError where there is no such name or nobody has the directory, IntegrityError where it is none
@@ -110,7 +107,7 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
             sleep=stop.pause,
             reraise=True,
         )
-        return resolve_path(cid, path, lambda block: retrying(self.find_block, block, nodes)[1])
+        return resolve_path(cid, path, lambda block: retrying(self.find_block, block, nodes, memory)[1])
 
     def _nodes(self, kind: str, seconds: float) -> list[IpfsNode]:
         match kind:
