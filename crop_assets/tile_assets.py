@@ -64,6 +64,8 @@ _FAILED = "failed"
 """Metadata of the observations by which a stage and tile that was not made says why."""
 _TRANSIENT = "transient"
 """Metadata of these observations: whether the stage and tile is worked on again."""
+_ATTEMPT = "attempt"
+"""Metadata of these observations: how often the run had worked on the tile before."""
 _NAMED = 5
 """Missing tiles that an error names with their causes; the log and the check name all."""
 
@@ -435,6 +437,7 @@ def _record(
             why: dict[str, Any] = {
                 _FAILED: f"failed at {message.stage}: {message.cause}",
                 _TRANSIENT: message.transient,
+                _ATTEMPT: context.retry_number,
             }
             for name in stages[stages.index(message.stage) :]:
                 context.log_event(dg.AssetObservation(name, partition=message.partition, metadata=why))
@@ -543,7 +546,8 @@ def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMater
 
 
 def _earlier_failures(context: dg.AssetExecutionContext) -> dict[str, _Failure]:
-    """The last failure of each partition in the earlier attempts of this run, by partition.
+    """The last failure of each partition in the earlier attempts of this run, by partition, but for those that an
+    attempt has made since.
 
     From the event log, for an attempt may have a process of its own.
     """
@@ -553,11 +557,14 @@ def _earlier_failures(context: dg.AssetExecutionContext) -> dict[str, _Failure]:
         event = log.dagster_event.asset_observation_data.asset_observation if log.dagster_event else None
         if event is None or event.partition is None or _TRANSIENT not in event.metadata:
             continue
+        transient = bool(event.metadata[_TRANSIENT].value)
+        if transient and event.metadata[_ATTEMPT].value != context.retry_number - 1:
+            # it was worked on again, and has another failure or none
+            continue
         # each stage that was not made has the same words
         words = str(event.metadata[_FAILED].value).removeprefix("failed at ")
         stage, _, cause = words.partition(": ")
         tile = year_tile_partitions.get_partition_key_from_str(event.partition).keys_by_dimension[TILE]
-        transient = bool(event.metadata[_TRANSIENT].value)
         found[event.partition] = _Failure(event.partition, tile, stage, cause, "", transient)
     return found
 

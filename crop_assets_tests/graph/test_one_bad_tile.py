@@ -291,6 +291,27 @@ def test_of_three_tiles_those_alone_are_worked_on_again_whose_cause_may_pass(
     assert south == list(TILE_STAGES), "it was done, and is not done twice"
 
 
+def test_a_tile_that_the_second_attempt_made_is_not_worked_on_in_the_third(
+    labelled_graph: Graph, setting: Setting, traffic: Traffic
+) -> None:
+    traffic.broken["/lpdaac/"] = 503
+    for tile, wrong in ((WEST, 1), (EAST, 2)):
+        cid = setting.scene(tile, MIDDLE[tile]).files["Fmask"].cid
+        traffic.broken[f"/ipfs/{cid}"], traffic.times[f"/ipfs/{cid}"] = 503, wrong
+    run = labelled_graph.run("tiles_job", downloads=RETRIED)
+    assert run.success, run.failure
+    assert attempts(run) == 3
+    assert chips_in(labelled_graph) == {*CHIPS[WEST], *CHIPS[EAST]}
+    events = run.instance.all_logs(run.result.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    made = [
+        (e.asset_materialization.asset_key.to_user_string(), e.asset_materialization.partition)
+        for e in events
+        if e.asset_materialization
+    ]
+    times = {tile: made.count(("filtered_chips", f"{YEAR}|{tile}")) for tile in (WEST, EAST)}
+    assert times == {WEST: 1, EAST: 1}
+
+
 def test_a_tile_that_fails_later_on_keeps_what_it_had(
     finished_graph: Graph, finished: Finished, traffic: Traffic, spoilt_file: str
 ) -> None:
