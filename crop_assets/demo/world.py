@@ -176,17 +176,22 @@ def _make_scenes(
     # not fork: a child of a process with threads may hang in a lock that one of them held
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(_WORKERS, len(missing) or 1), mp_context=context) as pool:
-        made = pool.map(
-            render_scene, missing, [cdl] * len(missing), [folder / plan.scene_id for plan in missing]
-        )
-        for scene in made:
-            scenes[scene.scene_id] = scene
-            done = TypeAdapter(_Record).dump_json(_Record(fingerprint, scene), indent=1)
-            _write(records / f"{scene.scene_id}.json", done)
-            progress(
-                f"scene {len(scenes)} of {len(plans)}: {scene.scene_id}, "
-                f"{scene.cloud_coverage} % cloud, {scene.spatial_coverage} % seen"
-            )
+        made = [pool.submit(render_scene, plan, cdl, folder / plan.scene_id) for plan in missing]
+        try:
+            for future in made:
+                scene = future.result()
+                scenes[scene.scene_id] = scene
+                done = TypeAdapter(_Record).dump_json(_Record(fingerprint, scene), indent=1)
+                _write(records / f"{scene.scene_id}.json", done)
+                progress(
+                    f"scene {len(scenes)} of {len(plans)}: {scene.scene_id}, "
+                    f"{scene.cloud_coverage} % cloud, {scene.spatial_coverage} % seen"
+                )
+        except BaseException:
+            # after Ctrl-C or an error the pool would go on to its last scene
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
     return [scenes[name] for name in sorted(scenes)]
 
 

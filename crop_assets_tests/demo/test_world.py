@@ -1,6 +1,7 @@
 import datetime as dt
 import hashlib
 import json
+import multiprocessing
 import shutil
 from concurrent.futures import Executor
 from pathlib import Path
@@ -252,6 +253,27 @@ def test_a_second_build_does_nothing_and_a_torn_one_goes_on(small_world: SmallWo
     assert said[0] == "10 of 11 scenes are there already"
     assert sum(line.startswith("scene ") for line in said) == 1
     assert again.scenes == world.scenes, "the scene made anew has the same bytes"
+
+
+def test_an_interrupted_build_finishes_no_other_scene(small_world: SmallWorld, tmp_path: Path) -> None:
+    def interrupt(said: str) -> None:
+        if said.startswith("scene 2 of"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_world(tmp_path, small_world.world.cdl, 2022, interrupt)
+    assert multiprocessing.active_children() == []
+    whole = [
+        scene.scene_id
+        for scene in small_world.world.scenes
+        if all(
+            (path := tmp_path / "scenes" / scene.scene_id / scene.file_name(band)).is_file()
+            and path.stat().st_size == file.size
+            for band, file in scene.files.items()
+        )
+    ]
+    # the two of before, and what the two processes ended in the moment of the interrupt
+    assert 2 <= len(whole) <= 4, whole
 
 
 def test_rasters_that_cannot_be_served_are_refused(tmp_path: Path) -> None:
