@@ -363,4 +363,4 @@ def verdict(what: str, said: dict[str, ResourceError]) -> ResourceError:
     if all(isinstance(error, NotFoundError) for error in errors):
         return NotFoundError(f"{words}. Check the catalogue, or name a source that has it.")
     refused = ForbiddenError if any(isinstance(error, ForbiddenError) for error in errors) else RefusedError
-    return refused(f"{words}. Name other sources, or see what these want.")
+    return refused(f"{words}. Do what these ask for, or name other sources in the recipe.")
