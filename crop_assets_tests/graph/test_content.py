@@ -32,7 +32,9 @@ from crop_assets_tests.graph.conftest import (
     ledger,
     recipe,
 )
+from crop_assets_tests.resources.loopback import dripping
 from crop_assets_tests.services.conftest import JsIpfs
+from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.errors import CutShortError
 from resources.ipfs.car import read_car
@@ -106,7 +108,11 @@ def test_the_availability_of_each_cid_is_asked_for_without_downloading_it(
     finished_graph: Graph, setting: Setting, served: Served, traffic: Traffic
 ) -> None:
     graph = finished_graph
-    assert graph.run("retrievability_job").success
+    with dripping(b"HTTP/1.1 200 OK\r\nX-Long: ", b"x") as (address, slow):
+        gateways = [address, served.server.gateway_url]
+        ipfs = IpfsContent(kubo_api="", gateways=gateways, probe_seconds=1)
+        assert graph.run("retrievability_job", ipfs=ipfs, downloads=Downloads(per_host=1)).success
+    assert len(slow) == 1, "it is asked last by all tiles, once one has found it slow"
     for tile in TILES:
         table = graph.table("cid_retrievability", tile)
         assert len(table) == 21
