@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 from rasterio.errors import RasterioError
 
 from resources import stop
-from resources.errors import DamagedError, IntegrityError, NotFoundError, TryAgainError
+from resources.errors import DamagedError, IntegrityError, NotFoundError, RefusedError, TryAgainError
 from resources.http import ask, get_file, leads_to, new_session, same_site
 from resources.partials import Partials
 from resources.store import require_room
@@ -185,8 +185,8 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         A listed file that is not there (404) is no release yet; a year that is listed on hosts alone that are not
         configured is none, and logged. Raises UnavailableError and the like where the index or a file of it does not
-        answer, and IntegrityError where the index lists nothing that is there, a file tells no version, or one of these
-        redirects to a host that is not configured.
+        answer, RefusedError where one of them redirects to a host that is not configured, and IntegrityError where the
+        index lists nothing that is there or a file tells no version.
         """
         found = {release.year: release for release in self._own()}
         if not self.fetches:
@@ -252,10 +252,10 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             )(get_file, session, url, self.timeout, _MOST_ARCHIVE_BYTES, path, None, told)
 
     def _may_redirect(self, url: str, target: str) -> bool:
-        """True, or raises IntegrityError that names both, and the hosts that are configured."""
+        """True, or raises RefusedError that names both, and the hosts that are configured."""
         if not self._allows(url, target):
             old, new = urlsplit(url), urlsplit(target)
-            raise IntegrityError(
+            raise RefusedError(
                 f"{old.scheme}://{old.hostname}{old.path} redirects to {new.scheme}://{(new.hostname or '')[:80]}, "
                 f"which is not followed: {self._hosts_told()}"
             )

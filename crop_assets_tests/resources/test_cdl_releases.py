@@ -18,7 +18,7 @@ from crop_assets_tests.resources.nass import nass as nass
 from crop_assets_tests.resources.test_http_earthdata import authority as authority
 from crop_assets_tests.resources.test_http_earthdata import names as names
 from resources.cdl import CdlReleases, archive_links, raster_files, raster_sha256, same_release, year_of
-from resources.errors import IntegrityError, NotFoundError, UnavailableError
+from resources.errors import IntegrityError, NotFoundError, RefusedError, UnavailableError
 
 NASS = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
 
@@ -415,9 +415,9 @@ def test_other_hosts_and_no_tls_are_refused_by_name(nass: Nass, tmp_path: Path, 
     nass.moved["/old"] = nass.moved[f"/Release/datasets/{name}"] = f"{address}{name}"
     host = re.escape(address.split("/")[2].rpartition("@")[2].lower())
     told = rf"redirects to \w+://{host}, which is not followed: .*nass\.usda\.gov.*CROP_ASSETS_CDL_HOSTS"
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(RefusedError, match=told):
         nass.releases(tmp_path, index=f"{nass.address}/old").releases()
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(RefusedError, match=told):
         nass.releases(tmp_path).release(2019)
     nass.page = f'<a href="{address}{name}">2019</a>'
     with pytest.raises(
@@ -444,7 +444,7 @@ def test_another_host_is_followed_where_it_is_configured(sister: Nass, tmp_path:
     sister.put(2019, b"nineteen")
     sister.moved["/old"] = "https://mirror.example/Release/index.php"
     index = "https://www.nass.usda.gov/old"
-    with pytest.raises(IntegrityError, match=r"redirects to https://mirror\.example, which"):
+    with pytest.raises(RefusedError, match=r"redirects to https://mirror\.example, which"):
         sister.releases(tmp_path, index=index).releases()
     (found,) = sister.releases(tmp_path, index=index, hosts=["Mirror.example"]).releases()
     assert found.place == "https://mirror.example/Release/datasets/2019_30m_cdls.zip"
