@@ -394,7 +394,7 @@ UNFIT = {
     "two rasters": (zipped((NAME, b"x"), (f"again/{NAME}", b"x")), "and holds 2"),
     "nothing in it": (zipped(), r"and holds 0 \(nothing\)"),
     "a cut archive": (zipped((NAME, b"x" * 5000))[:-30], "is not a zip archive, or not all of one"),
-    "a page": (b"<html>Sorry</html>", "is not a zip archive"),
+    "a text": (b"Sorry", "is not a zip archive"),
     "a directory elsewhere": (misplaced(zipped((NAME, b"x"))), r"is not a zip archive|cannot be unpacked"),
     "no raster": (
         zipped((NAME, b"<VRTDataset rasterXSize='9'/>")),
@@ -474,16 +474,27 @@ def test_an_archive_that_python_cannot_unpack_is_fetched_once_and_kept(
 
 
 @pytest.mark.parametrize(
-    "case", ["a bomb", "a name that climbs", "another year", "two rasters", "a method of no format", "a page"]
+    "case", ["a bomb", "a name that climbs", "another year", "two rasters", "a method of no format", "a text"]
 )
 def test_only_a_damaged_archive_is_fetched_again(nass: Nass, obtain: Obtain, case: str) -> None:
-    damaged = case in ("a method of no format", "a page")
+    damaged = case in ("a method of no format", "a text")
     nass.put(2022, UNFIT[case][0] if case in UNFIT else altered(zipped((NAME, b"x" * 99)), 77))
     for fetched in (1, int(damaged), int(damaged)):
         with pytest.raises(IntegrityError) as error:
             obtain()
         assert ("The archive stays at" in str(error.value)) is not damaged
         assert nass.asked_for("GET").count(ARCHIVE) == fetched
+
+
+def test_a_page_in_place_of_an_archive_is_named_and_the_archive_fetched_when_it_is_there(
+    nass: Nass, obtain: Obtain, pack: Pack
+) -> None:
+    nass.put(2022, b"<!DOCTYPE html><title>Maintenance until 6 pm</title>")
+    with pytest.raises(RefusedError, match=r'answered with a web page \("Maintenance until 6 pm"\)'):
+        obtain()
+    assert not obtain.raster.exists()
+    nass.put(2022, pack(codes()))
+    assert obtain().origin
 
 
 def test_a_full_disk_while_unpacking_costs_no_second_fetch(
