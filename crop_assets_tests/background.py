@@ -46,11 +46,20 @@ class Background:
 
 @contextlib.contextmanager
 def background(
-    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    start_new_session: bool = False,
 ) -> Iterator[Background]:
     """A command that runs for as long as the context lasts, and is then asked to end."""
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=start_new_session,
+        )
         try:
             yield Background(process, log)
         finally:

@@ -371,13 +371,19 @@ def run_ui(
             signal.signal(signal.SIGINT, signal.default_int_handler)
         # `dg dev`, which Dagster would rather have, wants a project folder; an installation has none
         quiet = {**os.environ, "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded"}
-        child = subprocess.Popen([*command, "-h", "127.0.0.1", "-p", str(ui_port)], env=quiet)
-        # a plain kill of this process must not leave Dagster's daemon behind
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        # a plain kill of this process, or the end of its terminal, must not leave Dagster's daemon behind
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            # nohup has this process ignore SIGHUP
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
+        # a terminal signals all processes of its session: Dagster's would end in disorder, each by itself
+        child = subprocess.Popen(
+            [*command, "-h", "127.0.0.1", "-p", str(ui_port)], env=quiet, start_new_session=True
+        )
         try:
             return child.wait()
         except KeyboardInterrupt:
-            return child.wait()
+            return 0
         finally:
             child.terminate()
             child.wait()

@@ -1,5 +1,8 @@
 """The Dagster UI over the demo's results, as a person sees and uses it, in headless Chromium."""
 
+import os
+import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 import requests
 
@@ -117,3 +121,25 @@ def test_the_runs_of_the_demo_are_in_the_timeline(page: Any, ui: Ui) -> None:
     page.goto("/overview/activity/timeline")
     for job in ("labels_job", "tiles_job", "dataset_job"):
         page.get_by_role("link", name=job).first.wait_for()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+def test_the_command_takes_all_of_its_processes_along(tmp_path: Path, number: signal.Signals) -> None:
+    if not (ROOT / "data").is_dir():
+        pytest.skip(f"there is no demo at {ROOT}; run make demo first")
+    ports = free_port(), free_port()
+    command = [sys.executable, "-m", "crop_assets.cli", "ui", "--root", str(ROOT)]
+    command += ["--port", str(ports[0]), "--ui-port", str(ports[1])]
+    with background(command, tmp_path / "log", start_new_session=True) as running:
+        ui = Ui(f"http://127.0.0.1:{ports[1]}", running)
+        ui.wait_for("the UI", lambda: ui.graphql("{version}"))
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        assert len(family) >= 4, "Dagster, its webserver, daemon and code server"
+        # as a terminal does that is closed or in which Ctrl-C is pressed
+        os.killpg(running.process.pid, number)
+        running.process.wait(60)
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert alive == []
+        for port in ports:
+            with socket.socket() as taken:
+                assert taken.connect_ex(("127.0.0.1", port)) != 0
