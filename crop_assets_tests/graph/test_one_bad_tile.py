@@ -1,4 +1,6 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dagster as dg
@@ -10,7 +12,7 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from crop_assets.demo.landscape import write_landscape
 from crop_assets.grid import chip_geobox
-from crop_assets.partitions import year_tile_partitions
+from crop_assets.partitions import CDL_YEAR, TILE, year_tile_partitions
 from crop_assets.tile_assets import failed_because
 from crop_assets_tests.graph.conftest import (
     CHIPS,
@@ -360,3 +362,27 @@ def test_the_causes_of_many_missing_tiles_take_few_queries() -> None:
             sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", count)
     assert causes == {tile: f"failed at chips: {tile} is away" for tile in tiles[1:-1]}
     assert 0 < sum("FROM event_logs" in statement for statement in statements) < 10
+
+
+@pytest.mark.parametrize("deleted", [(TILE, EAST), (TILE, WEST), (CDL_YEAR, str(YEAR))])
+def test_a_partition_that_is_deleted_during_the_run_takes_no_tile_along(
+    graph: Graph, traffic: Traffic, three_tiles: dict[str, Any], deleted: tuple[str, str]
+) -> None:
+    assert graph.run("labels_job", **three_tiles).success
+    traffic.silent.add("/cmr/")
+
+    def delete() -> None:
+        while not traffic.asked:
+            time.sleep(0.05)
+        graph.instance.delete_dynamic_partition(*deleted)
+        traffic.clear()
+
+    with ThreadPoolExecutor(1) as thread:
+        deleting = thread.submit(delete)
+        run = graph.run("tiles_job", tiles=sorted(THREE_TILES), **three_tiles)
+        deleting.result()
+    assert run.success, run.failure
+    assert deleted[1] not in graph.instance.get_dynamic_partitions(deleted[0])
+    assert set(run.made) == {(stage, f"{YEAR}|{tile}") for stage in TILE_STAGES for tile in THREE_TILES}
+    chips = {path.name for path in (graph.dataset / "chips").glob("*_merged.tif")}
+    assert chips == {f"{chip}_merged.tif" for tile in (WEST, EAST) for chip in THREE_TILES[tile]}
