@@ -3,6 +3,7 @@
 import json
 
 import dagster as dg
+import pytest
 
 from crop_assets.automation.sensors import dataset_sensor
 from crop_assets.partitions import TILE
@@ -78,12 +79,23 @@ def test_a_tile_map_is_followed_by_its_tiles_and_these_by_the_dataset(labelled_g
     assert again.run_key != request.run_key
 
 
-def test_a_store_that_cannot_be_reached_is_looked_at_again(labelled_graph: Graph) -> None:
+def test_a_store_that_cannot_be_reached_is_looked_at_again(
+    labelled_graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = f"127.0.0.1:{free_port()}"
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{server}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    for name, value in {**settings, "AWS_MAX_ATTEMPTS": "1", "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
     years = Years(labelled_graph)
     for _ in range(2):
-        away = years.tick(root=f"ftp://127.0.0.1:{free_port()}/data")
+        away = years.tick(root="s3://crops/data")
         assert not away.run_requests
-        assert "the look failed: [Errno 111] Connection refused" in str(away.skip_reason)
+        assert "the look failed: s3://crops/data/training_datasets/small/2022/" in str(away.skip_reason)
+        assert f"{server} cannot be reached; check the network and AWS_ENDPOINT_URL" in str(away.skip_reason)
     assert tiles_of(years.tick()) == set(TILES)
 
 
