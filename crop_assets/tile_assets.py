@@ -20,6 +20,8 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._utils.interrupts import capture_interrupts, pop_captured_interrupt
 
 from crop_assets.crs import require_proj
 from crop_assets.errors import InputError
@@ -426,24 +428,33 @@ def _record(
     finished = 0
     while finished < tiles:
         message = messages.get()
-        if message is None:
-            finished += 1
-            context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
-        elif isinstance(message, _Done):
-            context.log_event(_materialization(context.instance, message))
-        elif isinstance(message, _Failure):
-            failures.append(message)
-            context.log.error(f"{message.tile} failed at {message.stage}: {message.cause}{message.traceback}")
-            why: dict[str, Any] = {
-                _FAILED: f"failed at {message.stage}: {message.cause}",
-                _TRANSIENT: message.transient,
-                _ATTEMPT: context.retry_number,
-            }
-            for name in stages[stages.index(message.stage) :]:
-                context.log_event(dg.AssetObservation(name, partition=message.partition, metadata=why))
-        else:
-            context.log.info(message)
+        # a transaction that an interrupt cuts off stays open, and Dagster's last events wait for it, 30 s each
+        with capture_interrupts():
+            if message is None:
+                finished += 1
+                context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
+            elif isinstance(message, _Done):
+                context.log_event(_materialization(context.instance, message))
+            elif isinstance(message, _Failure):
+                failures.append(message)
+                _log_failure(context, message, stages)
+            else:
+                context.log.info(message)
+            interrupted = pop_captured_interrupt()
+        if interrupted:
+            raise DagsterExecutionInterruptedError
     return sorted(failures, key=lambda failure: failure.tile)
+
+
+def _log_failure(context: dg.AssetExecutionContext, failure: _Failure, stages: Sequence[str]) -> None:
+    context.log.error(f"{failure.tile} failed at {failure.stage}: {failure.cause}{failure.traceback}")
+    why: dict[str, Any] = {
+        _FAILED: f"failed at {failure.stage}: {failure.cause}",
+        _TRANSIENT: failure.transient,
+        _ATTEMPT: context.retry_number,
+    }
+    for name in stages[stages.index(failure.stage) :]:
+        context.log_event(dg.AssetObservation(name, partition=failure.partition, metadata=why))
 
 
 def run_stages(
