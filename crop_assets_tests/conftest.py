@@ -6,6 +6,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from crop_assets_tests.small_world import finished as finished
+from crop_assets_tests.small_world import finished_graph as finished_graph
+from crop_assets_tests.small_world import graph as graph
+from crop_assets_tests.small_world import labelled as labelled
+from crop_assets_tests.small_world import labelled_graph as labelled_graph
+from crop_assets_tests.small_world import processes as processes
+from crop_assets_tests.small_world import served as served
+from crop_assets_tests.small_world import setting as setting
+from crop_assets_tests.small_world import three_tiles as three_tiles
+from crop_assets_tests.small_world import traffic as traffic
+
 # a shell's background jobs ignore interrupts, and so would the servers of the tests: Dagster ends by them
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

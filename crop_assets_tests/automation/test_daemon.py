@@ -23,14 +23,19 @@ from dagster._core.scheduler.instigation import (
 from crop_assets.demo.run import server_environment
 from crop_assets.layout import Layout
 from crop_assets_tests.background import Background, background
-from crop_assets_tests.graph.conftest import EAST, KEPT, TILE_STAGES, WEST, YEAR, Served, Setting
-from crop_assets_tests.graph.conftest import processes as processes
-from crop_assets_tests.graph.conftest import served as served
-from crop_assets_tests.graph.conftest import setting as setting
-from crop_assets_tests.graph.test_one_bad_tile import SOUTH, THREE_TILES
-from crop_assets_tests.graph.test_one_bad_tile import three_tiles as three_tiles
 from crop_assets_tests.resources.nass import Nass, archive_of
 from crop_assets_tests.resources.nass import nass as nass
+from crop_assets_tests.small_world import (
+    EAST,
+    KEPT,
+    SOUTH,
+    THREE_TILES,
+    TILE_STAGES,
+    WEST,
+    YEAR,
+    Served,
+    Setting,
+)
 from resources.loopback import free_port
 
 DAGSTER_YAML = {

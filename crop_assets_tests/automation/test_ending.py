@@ -21,12 +21,7 @@ import yaml
 from crop_assets.demo.run import server_environment
 from crop_assets.layout import Layout
 from crop_assets_tests.background import Background, Found
-from crop_assets_tests.graph.conftest import CHIPS, TILES, YEAR, Served, Setting, Traffic
-from crop_assets_tests.graph.conftest import labelled as labelled
-from crop_assets_tests.graph.conftest import processes as processes
-from crop_assets_tests.graph.conftest import served as served
-from crop_assets_tests.graph.conftest import setting as setting
-from crop_assets_tests.graph.conftest import traffic as traffic
+from crop_assets_tests.small_world import CHIPS, TILES, YEAR, Served, Setting, Traffic
 from resources.loopback import free_port
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy/dagster.yaml"

@@ -14,13 +14,18 @@ from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets_tests.automation.test_daemon import environment as environment
 from crop_assets_tests.automation.test_daemon import home as home
-from crop_assets_tests.graph.conftest import EAST, TILE_STAGES, WEST, YEAR, Served, Setting, new_graph
-from crop_assets_tests.graph.conftest import processes as processes
-from crop_assets_tests.graph.conftest import served as served
-from crop_assets_tests.graph.conftest import setting as setting
-from crop_assets_tests.graph.test_one_bad_tile import SOUTH, THREE_TILES
-from crop_assets_tests.graph.test_one_bad_tile import three_tiles as three_tiles
 from crop_assets_tests.resources.nass import nass as nass
+from crop_assets_tests.small_world import (
+    EAST,
+    SOUTH,
+    THREE_TILES,
+    TILE_STAGES,
+    WEST,
+    YEAR,
+    Served,
+    Setting,
+    new_graph,
+)
 from resources.cdl import CdlReleases
 
 EARLIER = YEAR - 1

@@ -21,14 +21,18 @@ from crop_assets_tests.automation.test_ending import (
     status,
 )
 from crop_assets_tests.automation.test_ending import live as live
-from crop_assets_tests.graph.conftest import EAST, WEST, YEAR, Served, Setting, Traffic, digests, new_graph
-from crop_assets_tests.graph.conftest import labelled as labelled
-from crop_assets_tests.graph.conftest import processes as processes
-from crop_assets_tests.graph.conftest import served as served
-from crop_assets_tests.graph.conftest import setting as setting
-from crop_assets_tests.graph.conftest import traffic as traffic
-from crop_assets_tests.graph.test_one_bad_tile import SOUTH, THREE_TILES
-from crop_assets_tests.graph.test_one_bad_tile import three_tiles as three_tiles
+from crop_assets_tests.small_world import (
+    EAST,
+    SOUTH,
+    THREE_TILES,
+    WEST,
+    YEAR,
+    Served,
+    Setting,
+    Traffic,
+    digests,
+    new_graph,
+)
 
 LONGEST_END = 30.0
 """Seconds from Terminate until the process of the run is gone, on a machine with much other work: it takes some four,

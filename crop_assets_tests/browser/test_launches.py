@@ -17,13 +17,8 @@ from crop_assets_tests.automation.test_daemon import home as home
 from crop_assets_tests.automation.test_launches import CHIPS, EARLIER, EMPTY, made
 from crop_assets_tests.automation.test_launches import labels as labels
 from crop_assets_tests.browser.chromium import opened
-from crop_assets_tests.graph.conftest import EAST, TILE_STAGES, WEST, YEAR
-from crop_assets_tests.graph.conftest import processes as processes
-from crop_assets_tests.graph.conftest import served as served
-from crop_assets_tests.graph.conftest import setting as setting
-from crop_assets_tests.graph.test_one_bad_tile import SOUTH
-from crop_assets_tests.graph.test_one_bad_tile import three_tiles as three_tiles
 from crop_assets_tests.resources.nass import nass as nass
+from crop_assets_tests.small_world import EAST, SOUTH, TILE_STAGES, WEST, YEAR
 
 
 def launch(page: Any, years: Sequence[int] | None, tiles: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from crop_assets.grid import chip_geobox
 from crop_assets.partitions import CDL_YEAR
 from crop_assets.recipe import load_recipe
 from crop_assets.scenes.granules import FILES
-from crop_assets_tests.graph.conftest import (
+from crop_assets_tests.small_world import (
     CHIPS,
     EAST,
     FIRST,

@@ -13,7 +13,10 @@ from crop_assets.bands.assets import CID_RETRIEVABILITY, MISSING_CIDS
 from crop_assets.chips.quality import COUNTS
 from crop_assets.dataset.assets import PUBLISHED_DATASET
 from crop_assets.scenes.selection import POSITIONS
-from crop_assets_tests.graph.conftest import (
+from crop_assets_tests.resources.loopback import dripping
+from crop_assets_tests.services.conftest import JsIpfs
+from crop_assets_tests.services.conftest import js_ipfs as js_ipfs
+from crop_assets_tests.small_world import (
     CHIPS,
     EAST,
     FIRST,
@@ -32,8 +35,6 @@ from crop_assets_tests.graph.conftest import (
     ledger,
     recipe,
 )
-from crop_assets_tests.resources.loopback import dripping
-from crop_assets_tests.services.conftest import JsIpfs
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.errors import CutShortError

@@ -7,7 +7,7 @@ import pytest
 
 from crop_assets.automation.sensors import dataset_sensor
 from crop_assets.partitions import TILE
-from crop_assets_tests.graph.conftest import DATASET, EAST, TILE_STAGES, TILES, WEST, YEAR, Graph, recipe
+from crop_assets_tests.small_world import DATASET, EAST, TILE_STAGES, TILES, WEST, YEAR, Graph, recipe
 from resources.loopback import free_port
 from resources.store import DatasetStore
 

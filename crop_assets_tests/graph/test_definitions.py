@@ -16,7 +16,7 @@ from dagster._serdes import serialize_value
 from crop_assets.definitions import build_defs, defs, environment_resources
 from crop_assets.errors import InputError
 from crop_assets.partitions import CDL_YEAR, TILE
-from crop_assets_tests.graph.conftest import (
+from crop_assets_tests.small_world import (
     DATASET,
     LABELS,
     ON_DEMAND,

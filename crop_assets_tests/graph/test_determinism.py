@@ -6,7 +6,7 @@ import rasterio
 
 from crop_assets.demo.server import serve
 from crop_assets.partitions import TILE
-from crop_assets_tests.graph.conftest import (
+from crop_assets_tests.small_world import (
     CHIPS,
     EAST,
     TILES,

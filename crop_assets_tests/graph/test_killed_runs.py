@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 
 from crop_assets.demo.server import WorldServer
-from crop_assets_tests.graph.conftest import (
+from crop_assets_tests.small_world import (
     KEPT,
     TILE_STAGES,
     TILES,

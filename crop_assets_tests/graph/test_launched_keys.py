@@ -7,7 +7,7 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from crop_assets.definitions import build_defs
 from crop_assets.partitions import CDL_YEAR, TILE
-from crop_assets_tests.graph.conftest import EAST, TILE_STAGES, TILES, WEST, YEAR, Graph, Run
+from crop_assets_tests.small_world import EAST, TILE_STAGES, TILES, WEST, YEAR, Graph, Run
 
 START, END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 

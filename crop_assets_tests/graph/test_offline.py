@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from crop_assets.demo.server import WorldServer
-from crop_assets_tests.graph.conftest import (
+from crop_assets_tests.resources.loopback import closed_port
+from crop_assets_tests.small_world import (
     EAST,
     FIRST,
     THROUGH_DOWNLOAD,
@@ -21,7 +22,6 @@ from crop_assets_tests.graph.conftest import (
     digests,
     items_of,
 )
-from crop_assets_tests.resources.loopback import closed_port
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent

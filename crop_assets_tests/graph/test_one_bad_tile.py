@@ -1,26 +1,23 @@
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import pytest
-import shapely.geometry
 import sqlalchemy
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
-from crop_assets.demo.landscape import write_landscape
-from crop_assets.grid import chip_geobox
 from crop_assets.partitions import CDL_YEAR, TILE, year_tile_partitions
 from crop_assets.tile_assets import failed_because
-from crop_assets_tests.graph.conftest import (
+from crop_assets_tests.small_world import (
     CHIPS,
     DATASET,
     EAST,
     KEPT,
     MIDDLE,
     REJECTED,
+    SOUTH,
+    THREE_TILES,
     TILE_STAGES,
     WEST,
     YEAR,
@@ -34,7 +31,6 @@ from crop_assets_tests.graph.conftest import (
     ledger,
     recipe,
 )
-from resources.cdl import CdlReleases
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.stac import SceneStac
@@ -125,31 +121,6 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
     assert dataset.redone == {(asset, str(YEAR)) for asset in DATASET if asset != "tile_payloads"}
     assert dataset.checks["splits", "every_tile_is_in"].passed
     assert digests(graph.root) == digests(finished.graph.root)
-
-
-SOUTH = "14SMF"
-"""A tile below the others; nothing is published for it."""
-THREE_TILES = {WEST: CHIPS[WEST][3:5], EAST: CHIPS[EAST][2:4], SOUTH: ["chip_246_310", "chip_246_311"]}
-
-
-@pytest.fixture(scope="module")
-def three_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Resources for two chips in each of three tiles."""
-    folder = tmp_path_factory.mktemp("three_tiles")
-    cdl, boxes = folder / f"{YEAR}_30m_cdls.tif", folder / "boxes.geojson"
-    corn_and_soybeans = np.tile(np.array([1, 5], np.uint8), (16 * 224, 6 * 112))
-    write_landscape(cdl, corn_and_soybeans, first_row=231, first_col=309)
-    features = [
-        {
-            "properties": {"id": chip_id},
-            "geometry": shapely.geometry.mapping(chip_geobox(chip_id).extent.geom),
-        }
-        for chips in THREE_TILES.values()
-        for chip_id in chips
-    ]
-    crs = {"properties": {"name": "EPSG:5070"}}
-    boxes.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
-    return {"cdl_releases": CdlReleases(source=str(cdl), index=""), "recipe": recipe(chip_boxes=str(boxes))}
 
 
 def test_a_dataset_is_not_made_without_a_tile_that_nobody_allowed_to_be_missing(

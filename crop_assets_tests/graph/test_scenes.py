@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from crop_assets.cli import app
 from crop_assets.demo.server import serve
 from crop_assets.scenes.granules import FILES
-from crop_assets_tests.graph.conftest import (
+from crop_assets_tests.small_world import (
     CHIPS,
     EAST,
     MIDDLE,

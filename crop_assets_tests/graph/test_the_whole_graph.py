@@ -13,7 +13,7 @@ import rasterio
 
 from crop_assets.grid import chip_geobox
 from crop_assets.labels.classes import class_colormap
-from crop_assets_tests.graph.conftest import (
+from crop_assets_tests.small_world import (
     CHIPS,
     DATASET,
     EAST,

@@ -3,7 +3,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from crop_assets.cli import app
-from crop_assets_tests.graph.conftest import EAST, KEPT, WEST, YEAR, Finished, Graph
+from crop_assets_tests.small_world import EAST, KEPT, WEST, YEAR, Finished, Graph
 
 
 def verify(root: Path, *options: str) -> tuple[int, str]:

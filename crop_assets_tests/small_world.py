@@ -1,3 +1,8 @@
+"""A small world of two tiles, rendered once a session, and the graph over it, for tests of whole runs.
+
+Its fixtures are those of every test; the root conftest takes them in.
+"""
+
 import asyncio
 import contextlib
 import csv
@@ -17,11 +22,13 @@ from typing import Any
 
 import dagster as dg
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pyproj
 import pytest
 import rasterio
 import requests
+import shapely
 from dagster._core.execution.execute_in_process_result import ExecuteInProcessResult
 from rasterio.windows import Window
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -39,7 +46,6 @@ from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
-from crop_assets_tests.services.conftest import js_ipfs as js_ipfs
 from resources.cdl import CdlReleases
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
@@ -61,6 +67,10 @@ CLOUDY, SLIGHTLY_CLOUDY, GAPPY = CHIPS[WEST][:3]
 DEAD = CHIPS[EAST][0]
 REJECTED = {CLOUDY: "bad_quality", GAPPY: "na_pixels", DEAD: "na_pixels"}
 KEPT = sorted({*CHIPS[WEST], *CHIPS[EAST]} - set(REJECTED))
+
+SOUTH = "14SMF"
+"""A tile below the others; nothing is published for it."""
+THREE_TILES = {WEST: CHIPS[WEST][3:5], EAST: CHIPS[EAST][2:4], SOUTH: ["chip_246_310", "chip_246_311"]}
 
 TILE_STAGES = (
     "scene_metadata",
@@ -430,6 +440,26 @@ def finished(
         for run in runs.values():
             assert run.success, run.failure
         yield Finished(graph, runs)
+
+
+@pytest.fixture(scope="session")
+def three_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Resources for two chips in each of three tiles."""
+    folder = tmp_path_factory.mktemp("three_tiles")
+    cdl, boxes = folder / f"{YEAR}_30m_cdls.tif", folder / "boxes.geojson"
+    corn_and_soybeans = np.tile(np.array([1, 5], np.uint8), (16 * 224, 6 * 112))
+    write_landscape(cdl, corn_and_soybeans, first_row=231, first_col=309)
+    features = [
+        {
+            "properties": {"id": chip_id},
+            "geometry": shapely.geometry.mapping(chip_geobox(chip_id).extent.geom),
+        }
+        for chips in THREE_TILES.values()
+        for chip_id in chips
+    ]
+    crs = {"properties": {"name": "EPSG:5070"}}
+    boxes.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+    return {"cdl_releases": CdlReleases(source=str(cdl), index=""), "recipe": recipe(chip_boxes=str(boxes))}
 
 
 @pytest.fixture
