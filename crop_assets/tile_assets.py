@@ -20,8 +20,6 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
-from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._utils.interrupts import capture_interrupts, pop_captured_interrupt
 
 from crop_assets.crs import require_proj
 from crop_assets.errors import InputError
@@ -57,7 +55,7 @@ from resources.machine import Machine
 from resources.mirror import BandMirror
 from resources.sources import Sources
 from resources.stac import IpfsStac, SceneStac
-from resources.stop import StoppablePool, check
+from resources.stop import StoppablePool, check, uninterrupted
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, write_table
 
@@ -217,9 +215,9 @@ def tile_assets(stages: Sequence[TileStage], at_once: int) -> dg.AssetsDefinitio
         again = [key for key in keys if not earlier or (str(key) in earlier and earlier[str(key)].transient)]
         if context.retry_number:
             pause = downloads.tile_pause_seconds * 2 ** (context.retry_number - 1)
-            context.log.info(
-                f"working again on {', '.join(key.keys_by_dimension[TILE] for key in again)} in {pause:.0f} s"
-            )
+            tiles = ", ".join(key.keys_by_dimension[TILE] for key in again)
+            with uninterrupted():
+                context.log.info(f"working again on {tiles} in {pause:.0f} s")
             # here, for Dagster's own pause cannot be interrupted
             time.sleep(pause)
         failures = _run_tiles(context, again, services, chosen, frozenset(names))
@@ -297,20 +295,20 @@ def read_tiles(run: YearRun, asset: str, job: str = "tiles_job") -> TileTables:
             missing[tile] = reason
     missing |= failed_because(run.context.instance, asset, run.year, missing)
     for tile, reason in missing.items():
-        run.context.log.warning(f"{tile}: {reason}")
+        run.warn(f"{tile}: {reason}")
     made = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     tiles = TileTables(asset, made, versions, missing)
     if frames and len(missing) <= run.recipe.max_missing_tiles:
         return tiles
-    run.context.log_event(
-        dg.AssetCheckEvaluation(
-            asset_key=run.context.asset_key,
-            check_name=EVERY_TILE_IS_IN,
-            passed=False,
-            severity=dg.AssetCheckSeverity.ERROR,
-            metadata=tiles.metadata(),
-        )
+    failed = dg.AssetCheckEvaluation(
+        asset_key=run.context.asset_key,
+        check_name=EVERY_TILE_IS_IN,
+        passed=False,
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata=tiles.metadata(),
     )
+    with uninterrupted():
+        run.context.log_event(failed)
     raise InputError(f"{run.asset} {run.year}: {_too_few(run, tiles, job)}")
 
 
@@ -428,8 +426,7 @@ def _record(
     finished = 0
     while finished < tiles:
         message = messages.get()
-        # a transaction that an interrupt cuts off stays open, and Dagster's last events wait for it, 30 s each
-        with capture_interrupts():
+        with uninterrupted():
             if message is None:
                 finished += 1
                 context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
@@ -440,9 +437,6 @@ def _record(
                 _log_failure(context, message, stages)
             else:
                 context.log.info(message)
-            interrupted = pop_captured_interrupt()
-        if interrupted:
-            raise DagsterExecutionInterruptedError
     return sorted(failures, key=lambda failure: failure.tile)
 
 

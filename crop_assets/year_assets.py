@@ -22,6 +22,7 @@ from crop_assets.lineage import Lineage
 from crop_assets.partitions import cdl_year_partitions, year_mapping, year_of
 from crop_assets.recipe import DatasetRecipe
 from resources.errors import IntegrityError
+from resources.stop import uninterrupted
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, stored_table, write_table
 
@@ -118,6 +119,16 @@ class YearRun:
     def layout(self) -> Layout:
         return Layout(self.recipe.dataset, self.year)
 
+    def log(self, text: str) -> None:
+        """Tell the operator."""
+        with uninterrupted():
+            self.context.log.info(text)
+
+    def warn(self, text: str) -> None:
+        """Tell the operator what may not be as it was meant."""
+        with uninterrupted():
+            self.context.log.warning(text)
+
     def read(self, asset: str) -> pd.DataFrame:
         """The table of another asset of this year. Raises NotFoundError where it is not materialized."""
         return read_table(self.store, self.layout.table(asset))
@@ -155,10 +166,10 @@ class YearRun:
         read = [*self._provenance["tiles"].values(), *inputs]
         self._provenance["identity"] = identity_of(self.asset, version, read, made_from)
         name = self.layout.table(self.asset)
-        stored = whole_table(self.store, name, self._provenance["identity"], self.context.log.warning)
+        stored = whole_table(self.store, name, self._provenance["identity"], self.warn)
         if stored is None:
             return None
-        self.context.log.info(f"{self.asset} {self.year}: unchanged, nothing to do ({stored.rows} rows)")
+        self.log(f"{self.asset} {self.year}: unchanged, nothing to do ({stored.rows} rows)")
         stored = with_provenance(self.store, stored, self.schema, self._provenance)
         earlier = earlier_metadata(self.context.instance, self.asset, self.context.partition_key, stored)
         return self._result(stored, True, {**earlier, **(metadata or {})}, check_results)

@@ -9,12 +9,14 @@ does not keep the process from ending, which ends it too.
 
 import contextvars
 import queue
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 GRACE_SECONDS = 2.0
@@ -44,6 +46,33 @@ def pause(seconds: float) -> None:
         time.sleep(seconds)
     elif stopped.wait(seconds):
         raise StoppedError
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back the signals by which a run is interrupted (SIGINT, SIGTERM) until the end of the block.
+
+    For writes of the main thread to a database: one that is cut off can leave its transaction open, and then every
+    later write waits for it (30 s each on Dagster's SQLite). In other threads, which are not interrupted, it does
+    nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: held.append((number, frame)))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number, frame in held[:1]:
+            handler = before[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
 
 
 class StoppablePool(Executor):

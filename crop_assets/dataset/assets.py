@@ -158,7 +158,7 @@ def _remove_strangers(run: YearRun, chip_ids: set[str]) -> None:
     for name in run.store.names(run.layout.file("chips_filtered")):
         chip_id = name.rsplit("/", 1)[-1].removesuffix("_merged.tif").removesuffix(".mask.tif")
         if chip_id not in chip_ids:
-            run.context.log.warning(f"{name} belongs to no chip box of the year any more; removing it")
+            run.warn(f"{name} belongs to no chip box of the year any more; removing it")
             run.store.remove(name)
 
 
@@ -186,7 +186,7 @@ def band_stats(
     numbers = range(1, len(REFLECTANCE_BANDS) + 1) if recipe.band_values_binary else ()
     files = [run.layout.file(f"band_stats/band_values_{number}.npy") for number in numbers]
     images = [store.gdal_path(name) for name in chosen["merged_path"]]
-    report = Progress(context.log.info, len(images), "chips measured")
+    report = Progress(run.log, len(images), "chips measured")
     with contextlib.ExitStack() as stack:
         binaries = [stack.enter_context(store.writing(name)) for name in files]
         statistics = measure_bands(images, stack.enter_context(machine.pool()), binaries, report)
@@ -234,7 +234,7 @@ def class_weights(
     )
     absent = [CLASSES[c] for c in range(1, len(CLASSES)) if pixels.iloc[c] == 0]
     if absent:
-        context.log.warning(f"no chip holds {', '.join(absent)}; their weight is 0")
+        run.warn(f"no chip holds {', '.join(absent)}; their weight is 0")
     return run.finish(table, {"weights": markdown(table.round(4)), "absent": ", ".join(absent)}, [name])
 
 
@@ -293,11 +293,11 @@ def published_dataset(
     if done and config.to == "car":
         return done
     names = published_names(store, run.layout, run.read("splits"), _PUBLISHED)
-    report = Progress(context.log.info, len(names), "files hashed")
+    report = Progress(run.log, len(names), "files hashed")
     with contextlib.ExitStack() as stack:
         local = {name: stack.enter_context(store.local(file)) for name, file in names.items()}
         dag = FolderDag(local, progress=report)
-        context.log.info(f"{dag.root}: {len(names)} files, {dag.size:,} bytes")
+        run.log(f"{dag.root}: {len(names)} files, {dag.size:,} bytes")
         place, files = ipfs.kubo_api, []
         if config.to == "kubo":
             ipfs.kubo().import_car(write_car(dag, repeats=False), dag.root)

@@ -103,9 +103,7 @@ def cdl(
     """
     run = YearRun.of(context, recipe, store, CDL)
     with machine.pool() as pool:
-        made = obtain_raster(
-            cdl_releases, run.year, pool, context.log.info, context.log.warning, recipe.unknown_codes
-        )
+        made = obtain_raster(cdl_releases, run.year, pool, run.log, run.warn, recipe.unknown_codes)
     raster, origin = check_cdl(made.path.resolve()), made.origin
     row = {"file": made.path.name, "release": origin.release if origin else "", "sha256": made.sha256}
     chips = len(raster.chip_rows) * len(raster.chip_cols)
@@ -139,7 +137,7 @@ def candidate_chips(
     if done := run.unchanged(upstream=["cdl"], fields=["unknown_codes"]):
         return done
     raster = check_cdl(cdl_releases.find_same(run.year, release["sha256"]), recipe.unknown_codes)
-    report = Progress(context.log.info, len(raster.chip_rows), "chip rows scanned")
+    report = Progress(run.log, len(raster.chip_rows), "chip rows scanned")
     with machine.pool() as pool:
         histograms = chip_histograms(raster, pool, report)
     table = candidate_boxes(histograms)
@@ -150,7 +148,7 @@ def candidate_chips(
     metadata = {"with_no_data": no_data, "class_histogram": histogram}
     if histograms.unknown:
         metadata["unknown_codes"] = f"{histograms.unknown}, made {recipe.unknown_codes!r} by the recipe"
-        context.log.warning(f"the raster has {metadata['unknown_codes']}")
+        run.warn(f"the raster has {metadata['unknown_codes']}")
     return run.finish(table, metadata)
 
 
@@ -171,12 +169,12 @@ def chip_bboxes(
     # of an area its polygons count, and not the files that hold them
     inputs = [_checksum(recipe.chip_boxes), "" if aoi is None else aoi_checksum(aoi)]
     if done := run.unchanged(inputs, upstream=["candidate_chips"], fields=fields):
-        _warn(context, done.metadata or {})
+        _warn(run, done.metadata or {})
         return done
     landscape = weighed_boxes(run.read("candidate_chips"), recipe.min_classes)
     choice = _choose(recipe, landscape, aoi)
     counts = _counts(choice.report)
-    _warn(context, counts)
+    _warn(run, counts)
     chosen = with_surroundings(choice.chosen, recipe.block_chips)
     files = []
     for name, crs in (("chip_bbox.geojson", "EPSG:4326"), ("chip_bbox_5070.geojson", "EPSG:5070")):
@@ -240,11 +238,11 @@ def _counts(report: ChoiceReport) -> dict[str, Any]:
     return found | {name: why for name in _WHY if (why := getattr(report, name))}
 
 
-def _warn(context: dg.AssetExecutionContext, metadata: Mapping[str, Any]) -> None:
+def _warn(run: YearRun, metadata: Mapping[str, Any]) -> None:
     for name in _WHY:
         if why := metadata.get(name):
             # metadata of an earlier run comes wrapped
-            context.log.warning(str(getattr(why, "value", why)))
+            run.warn(str(getattr(why, "value", why)))
 
 
 def _pictures(landscape: gpd.GeoDataFrame, choice: _Choice, balance: Balance) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from crop_assets.recipe import DatasetRecipe
 from crop_assets.tiles.grid import official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
 from crop_assets.year_assets import OWNERS, YearRun, column_schema, identity_of, markdown, picture, year_asset
+from resources.stop import uninterrupted
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, read_table, stored_table, write_table
 from resources.tile_grid import TileGridSource
@@ -114,7 +115,8 @@ def tile_map(
     # the boxes come by rank, and a new rank alone must not make a tile's work again
     table = table.sort_values("chip_id", ignore_index=True)
     tiles = sorted(set(table["tile"]) - {""})
-    context.instance.add_dynamic_partitions(TILE, tiles)
+    with uninterrupted():
+        context.instance.add_dynamic_partitions(TILE, tiles)
     findings = table[table["finding"] != ""]
     check = dg.AssetCheckResult(
         check_name="chips_lie_in_their_tile",

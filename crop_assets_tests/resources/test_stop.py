@@ -1,3 +1,4 @@
+import os
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from crop_assets_tests.resources.loopback import dripping, serving
 from resources.http import RateLimit, ask, get_bytes, new_session
 from resources.ipfs.cid import Cid
 from resources.ipfs.nodes import IpfsCommand
-from resources.stop import GRACE_SECONDS, StoppablePool, StoppedError, check, pause
+from resources.stop import GRACE_SECONDS, StoppablePool, StoppedError, check, pause, uninterrupted
 
 SOON = GRACE_SECONDS + 20
 """Seconds within which a stop is over on a machine with other work, and much less than what is stopped takes."""
@@ -232,3 +233,56 @@ def test_a_process_ends_although_its_threads_hang() -> None:
             finally:
                 process.kill()
     assert b"KeyboardInterrupt" in words
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_must_not_be_cut_off_is_done_before_the_interrupt(number: signal.Signals, times: int) -> None:
+    done: list[str] = []
+
+    def raise_it(number: int, frame: FrameType | None) -> None:
+        raise Interrupt(number)
+
+    before = signal.signal(number, raise_it)
+    try:
+        with pytest.raises(Interrupt, match=str(int(number))):
+            with uninterrupted():
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+                time.sleep(0.01)
+                done.append("inside")
+            done.append("after")
+        assert done == ["inside"]
+        with pytest.raises(Interrupt):
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+    finally:
+        signal.signal(number, before)
+
+
+def test_an_interrupt_comes_after_an_error_of_what_it_waited_for(interrupt: Callable[[], None]) -> None:
+    before = signal.signal(signal.SIGINT, signal.getsignal(signal.SIGUSR1))
+    try:
+        with pytest.raises(Interrupt) as raised, uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise ValueError("in the block")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert isinstance(raised.value.__context__, ValueError)
+
+
+def test_an_ignored_signal_stays_ignored_and_other_threads_are_left_alone() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    def look() -> Any:
+        with uninterrupted():
+            return signal.getsignal(signal.SIGINT)
+
+    with StoppablePool(1) as pool:
+        assert pool.submit(look).result() is before
