@@ -68,7 +68,8 @@ def choices_png(choices: Mapping[str, NDArray[np.int64]], target: Sequence[float
     axes.hlines(wanted, places - 0.45, places + 0.45, colors="#d62728", linewidths=1.5, label="target")
     axes.set_xticks(places, CLASSES[1:], rotation=40, fontsize=8, ha="right")
     axes.set_ylabel("share of pixels, %")
-    axes.legend(fontsize=8)
+    # matplotlib looks for the best place inside the axes, and warns where that takes it over a second
+    figure.legend(fontsize=8, ncols=len(choices) + 1, loc="outside upper center")
     return figure
 
 

@@ -1,8 +1,11 @@
 import io
+import itertools
+import time
 
 import geopandas as gpd
 import matplotlib.image
 import numpy as np
+import pytest
 import shapely
 
 from crop_assets.labels.cdl import ChipHistograms
@@ -38,6 +41,20 @@ def test_choices_are_shown_side_by_side_even_of_nothing() -> None:
     bars = choices_png(pixels, (1 / 13,) * 13)
     assert _height_width(bars) == (400, 1000)
     assert choices_png({**pixels, "balanced": np.zeros(14, np.int64)}, (1 / 13,) * 13) != bars
+
+
+def test_charts_are_drawn_on_a_slow_machine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib warns of a legend whose place takes more than a second to find, and a warning is an error here."""
+    seconds = itertools.count(step=10.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
+    counts = np.zeros((2, 14), np.int32)
+    counts[[0, 1], [3, 4]] = 224 * 224
+    landscape = boxes_of([(230, 300), (230, 301)], counts)
+    tiles = gpd.GeoDataFrame(geometry=[shapely.box(-99, 38, -98, 39)], crs=4326)
+    class_histogram_png(counts.sum(axis=0))
+    choices_png({"evenness": counts[0], "balanced": counts[1]}, (1 / 13,) * 13)
+    choice_maps_png({"evenness": landscape}, landscape)
+    chip_map_png(landscape, tiles)
 
 
 def test_chip_map_is_a_png_even_of_nothing() -> None:
