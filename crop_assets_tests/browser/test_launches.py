@@ -52,10 +52,15 @@ def test_clicks_and_a_command_make_what_they_name(labels: dict[str, str], home: 
 
         def wait_for_the_end(backfills: int) -> None:
             def ended() -> bool:
-                statuses = [one.status.value for one in instance.get_backfills()]
+                found = instance.get_backfills()
+                statuses = [one.status.value for one in found]
                 assert not any("FAIL" in status for status in statuses), running.output
-                # the command line makes the older kind of backfill, which ends without judging its runs
-                return len(statuses) == backfills and set(statuses) <= {"COMPLETED", "COMPLETED_SUCCESS"}
+                # the command line makes the older kind of backfill, which is complete once its runs are launched
+                if len(found) < backfills or not set(statuses) <= {"COMPLETED", "COMPLETED_SUCCESS"}:
+                    return False
+                runs = instance.get_runs()
+                assert not [run for run in runs if run.is_failure_or_canceled], running.output
+                return all(run.is_finished for run in runs)
 
             running.wait_for("the end of the backfills", ended)
 
