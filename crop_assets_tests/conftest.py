@@ -43,6 +43,10 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a folder on one worker, so that what they share is made once."""
+    """Keep the tests of a folder on one worker, so that what they share is made once; of those that mostly wait for
+    daemons, the tests of a file."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+        group = item.path.parent.name
+        if group in ("automation", "browser"):
+            group += f"/{item.path.name}"
+        item.add_marker(pytest.mark.xdist_group(group))
