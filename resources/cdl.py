@@ -135,7 +135,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def partials(self, year: int) -> Partials:
         """Where what is not finished yet of a year's raster is kept."""
-        return Partials(self.raster_path(year).parent / ".partial")
+        return Partials.below(self.raster_path(year).parent)
 
     def find(self, year: int) -> Path:
         """The raster of a year. Raises NotFoundError that says where to get it and where to put it."""

@@ -1,14 +1,22 @@
-"""Locks and flushes, which some file systems of clusters and object stores lack.
+"""What is asked of a file system beyond reading and writing: locks and flushes, which those of some clusters lack, and
+that nobody else leads a write astray.
 
-Belongs here: going on without them, and one warning about it. Does not: what is locked or written.
+Belongs here: going on without locks and flushes, with one warning about it; folders of one user, and no following of
+links. Does not: what is locked or written.
 """
 
+import contextlib
 import errno
 import fcntl
 import logging
 import os
+import stat
 import threading
+from collections.abc import Iterable
+from pathlib import Path
 from typing import IO, Any
+
+from resources.errors import UnsafeNameError
 
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK})
 _warned: set[str] = set()
@@ -49,6 +57,56 @@ def flush(file: IO[Any]) -> None:
             f"the file system of {file.name} cannot flush files to the disk ({error.strerror}): after a power "
             "failure run `crop-assets verify`",
         )
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder that is this user's alone, unless it is there.
+
+    Raises UnsafeNameError where it belongs to somebody else, others may write to it, or a link is in its place.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise UnsafeNameError(
+            f"{folder} belongs to others, who could change what is in it, or is no folder; remove it, for it holds "
+            "unfinished files only. Where it comes back like this, its file system keeps no owners or permissions: "
+            "mount that with this user as the owner and a umask of 077"
+        )
+    if status.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def no_follow(path: str, flags: int) -> int:
+    """An `opener` of `open` that raises OSError (ELOOP) for a link in place of the file."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def is_own_file(status: os.stat_result) -> bool:
+    """Whether what `lstat` told is a regular file of this user that has no other name."""
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and status.st_nlink == 1
+
+
+def require_no_links(root: Path, parts: Iterable[str]) -> None:
+    """Raise UnsafeNameError where a part of a path below `root` is a link, or neither a file nor a folder.
+
+    The root itself may be a link. What is not there yet is no error.
+    """
+    path = root
+    for part in parts:
+        path /= part
+        try:
+            mode = path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if stat.S_ISLNK(mode):
+            raise UnsafeNameError(
+                f"{path} is a symbolic link, which is not followed, as it could lead anywhere; remove it, or put what "
+                f"it leads to in its place. Only {root} itself may be a link"
+            )
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise UnsafeNameError(f"{path} is neither a file nor a folder; remove it")
 
 
 def _warn_once(kind: str, message: str) -> None:

@@ -8,24 +8,34 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from resources.file_system import lock
+from resources.file_system import is_own_file, lock, no_follow, private_folder
 
 _KEPT_SECONDS = 7 * 24 * 3600
 
 
 class Partials:
-    """A folder of unfinished files, by a key that tells their content. Those that nobody has touched for a week go."""
+    """A folder of unfinished files, by a key that tells their content. Those that nobody has touched for a week go.
+
+    The folder is this user's alone, and what is in it but his own files is removed: links would lead elsewhere. Where
+    others could put something into it, UnsafeNameError is raised.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
         self._swept = False
+
+    @classmethod
+    def below(cls, folder: Path) -> "Partials":
+        """Those of a folder that several users may share: each has a place of his own."""
+        return cls(folder / f".partial-{os.getuid()}")
 
     @contextlib.contextmanager
     def holding(self, key: str) -> Iterator[Path]:
@@ -34,7 +44,7 @@ class Partials:
         Where someone else has it, or the file system has no locks, the path is a new one and is removed at the end.
         Files beside it may be named `<path>.<what>`. Move the file away when it is whole; else it stays.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make_ready()
         self._sweep()
         path = self._folder / hashlib.sha256(key.encode()).hexdigest()[:32]
         with _locked(path.with_name(f"{path.name}.lock")) as alone:
@@ -51,14 +61,23 @@ class Partials:
     @contextlib.contextmanager
     def alone(self, name: str, say: Callable[[str], None]) -> Iterator[None]:
         """Hold the block until no one else is in one of this name; `say` is told where that takes a while."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{name}.alone").open("w") as file:
+        self._make_ready()
+        with open(self._folder / f"{name}.alone", "w", opener=no_follow) as file:
             try:
                 lock(file, wait=False)
             except BlockingIOError:
                 say(f"another run is at {name} already; waiting for it")
                 lock(file)
             yield
+
+    def _make_ready(self) -> None:
+        private_folder(self._folder)
+        for path in self._folder.iterdir():
+            # another thread or process may have removed it
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                if not is_own_file(status) and not stat.S_ISDIR(status.st_mode):
+                    path.unlink()
 
     def _sweep(self) -> None:
         with self._lock:
@@ -67,14 +86,14 @@ class Partials:
             self._swept = True
         for path in self._folder.iterdir():
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                if time.time() - path.lstat().st_mtime > _KEPT_SECONDS:
                     path.unlink()
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Whether this block alone holds the lock file, which is removed at its end."""
-    with path.open("w") as file:
+    with open(path, "w", opener=no_follow) as file:
         held = False
         with contextlib.suppress(BlockingIOError):
             held = lock(file, wait=False)

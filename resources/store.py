@@ -12,11 +12,10 @@ import os
 import platform
 import re
 import shutil
-import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -26,7 +25,7 @@ from pydantic import Field, PrivateAttr
 from upath import UPath
 
 from resources.errors import UnsafeNameError
-from resources.file_system import flush
+from resources.file_system import flush, no_follow, private_folder, require_no_links
 from resources.object_store import translated
 from resources.partials import Partials
 
@@ -40,7 +39,9 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     A write is seen whole or not at all: it goes to a temporary name and is renamed (local disk) or
     uploaded in one request (object store). Temporary files of killed processes go with the next
-    write to their folder. All that asks an object store raises what `resources.object_store.translated` does.
+    write to their folder. On a local disk no link below the root is followed, for others may share it: reading one
+    raises UnsafeNameError, and writing in the place of one replaces it.
+    All that asks an object store raises what `resources.object_store.translated` does.
     """
 
     root: str = Field(
@@ -49,10 +50,19 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     _swept: set[Path] = PrivateAttr(default_factory=set)
 
     def path(self, name: str) -> UPath:
-        """The path of `name` below the root. Raises UnsafeNameError for a name that leads out of it."""
+        """The path of `name` below the root. Raises UnsafeNameError for a name that leads out of it, or over a link."""
+        return self._checked(name, len)
+
+    def _target(self, name: str) -> UPath:
+        """The path of a file that is going to be replaced, whatever it is; its folders are as `path` wants them."""
+        return self._checked(name, lambda parts: len(parts) - 1)
+
+    def _checked(self, name: str, count: Callable[[Sequence[str]], int]) -> UPath:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
             raise UnsafeNameError(f"{name!r} is not a name below the store's root")
+        if self.is_local:
+            require_no_links(Path(self._place.path), parts[: count(parts)])
         return self._place.joinpath(*parts)
 
     @cached_property
@@ -89,6 +99,9 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             return int(path.stat().st_size)
 
     def read_bytes(self, name: str) -> bytes:
+        if self.is_local:
+            with self.reading(name) as file:
+                return file.read()
         path = self.path(name)
         with translated(str(path)):
             # one request, so that an object which is replaced meanwhile is read whole all the same
@@ -99,6 +112,10 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     def reading(self, name: str) -> Iterator[IO[bytes]]:
         """A file open for reading. Raises FileNotFoundError where there is none."""
         path = self.path(name)
+        if self.is_local:
+            with open(path.path, "rb", opener=no_follow) as local:
+                yield local
+            return
         with translated(str(path)), path.open("rb") as file:
             yield file
 
@@ -116,22 +133,21 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         The path has the suffix of `name`. After an error nothing is left of it.
         """
-        target = self.path(name)
-        folder: Path | None = None
-        if self.is_local:
-            folder = Path(target.path).parent
-            folder.mkdir(parents=True, exist_ok=True)
+        target = self._target(name)
+        folder = Path(target.path).parent if self.is_local else self._own_temporary
+        folder.mkdir(parents=True, exist_ok=True)
         suffix = PurePosixPath(name).suffix
-        temporary = f".writing-{_place()}-{os.getpid()}-{uuid.uuid4().hex}{suffix}"
-        local = (folder or Path(tempfile.gettempdir())) / temporary
-        self._sweep(local.parent)
+        local = folder / f".writing-{_place()}-{os.getpid()}-{uuid.uuid4().hex}{suffix}"
+        self._sweep(folder)
         local.touch(exist_ok=False)
         try:
             yield local
-            with local.open("rb+") as file:
+            # what was put there meanwhile, and no link
+            require_no_links(folder, [local.name])
+            with open(local, "rb+", opener=no_follow) as file:
                 flush(file)
-            if folder is not None:
-                local.replace(target.path)
+            if self.is_local:
+                local.replace(self._target(name).path)
             else:
                 with translated(str(target)):
                     target.fs.put_file(str(local), target.path)
@@ -184,13 +200,15 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     def partials(self) -> Partials:
         """Where unfinished downloads are kept: below a local root, else in this machine's temporary folder."""
         if self.is_local:
-            return Partials(Path(self._place.path) / ".partial")
+            return Partials.below(Path(self._place.path))
+        return Partials(self._own_temporary)
+
+    @property
+    def _own_temporary(self) -> Path:
+        """This user's own folder among the temporary ones of this machine."""
         folder = Path(tempfile.gettempdir()) / f"crop-assets-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise UnsafeNameError(f"{folder} belongs to others, who could change what is in it; remove it")
-        return Partials(folder)
+        private_folder(folder)
+        return folder
 
     def require_room(self, count: int) -> None:
         """Raise OSError where the disk of a local store, or of the temporary folder, has no room for `count` bytes."""
@@ -251,6 +269,6 @@ def _is_abandoned(path: Path) -> bool:
         except (PermissionError, OverflowError):
             pass
     try:
-        return time.time() - path.stat().st_mtime > _LONGEST_WRITE_SECONDS
+        return time.time() - path.lstat().st_mtime > _LONGEST_WRITE_SECONDS
     except FileNotFoundError:
         return False

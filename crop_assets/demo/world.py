@@ -28,7 +28,7 @@ from crop_assets.labels.sampling import candidate_boxes, choose_boxes, weighed_b
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
 from resources.cdl import raster_sha256
-from resources.file_system import lock
+from resources.file_system import lock, no_follow
 from resources.machine import Machine
 
 VERSION = 2
@@ -133,7 +133,7 @@ def build_world(
 @contextlib.contextmanager
 def _only_one_build(root: Path) -> Iterator[None]:
     """Wait for another process that builds below `root`."""
-    with (root / ".lock").open("w") as file:
+    with open(root / ".lock", "w", opener=no_follow) as file:
         lock(file)
         yield
 
@@ -148,7 +148,10 @@ def _read_manifest(root: Path, fingerprint: str) -> _Manifest | None:
 
 def _write(path: Path, data: bytes) -> None:
     writing = path.with_name(f".writing-{path.name}")
-    writing.write_bytes(data)
+    writing.unlink(missing_ok=True)
+    # exclusively, which follows no link
+    with writing.open("xb") as file:
+        file.write(data)
     writing.replace(path)
 
 

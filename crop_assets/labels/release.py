@@ -149,7 +149,7 @@ def _make_anew(
         found = Origin(name, release.version, file_sha256(archive), earlier.raster_sha256 if earlier else "")
         if before and earlier and earlier.archive_sha256 == found.archive_sha256:
             say("its bytes are those of before; nothing to unpack")
-            _note(raster, found, None)
+            _note(releases, release.year, raster, found, None)
             return YearRaster(raster, before.sha256, found)
         with releases.partials(release.year).holding(f"the raster of {raster}") as path:
             new = path.with_name(f"{path.name}.tif")
@@ -160,7 +160,7 @@ def _make_anew(
                 if now is not None and now != before:
                     say(f"{raster} was put there meanwhile; it is left as it is")
                     return now
-                _note(raster, found, earlier)
+                _note(releases, release.year, raster, found, earlier)
                 _put(new, raster)
             finally:
                 new.unlink(missing_ok=True)
@@ -276,12 +276,12 @@ def _there(raster: Path) -> YearRaster | None:
     )
 
 
-def _note(raster: Path, origin: Origin, earlier: Origin | None) -> None:
+def _note(releases: CdlReleases, year: int, raster: Path, origin: Origin, earlier: Origin | None) -> None:
     record = record_path(raster)
-    writing = record.with_name(f".writing-{record.name}")
     notes = [asdict(noted) for noted in (origin, earlier) if noted]
-    writing.write_text(json.dumps(notes, indent=1) + "\n")
-    _put(writing, record)
+    with releases.partials(year).holding(f"the note of {raster}") as writing:
+        writing.write_text(json.dumps(notes, indent=1) + "\n")
+        _put(writing, record)
 
 
 def _put(written: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """Content from IPFS in the whole graph: Fmask first, availability, resumed downloads, the published dataset."""
 
 import json
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -169,7 +170,7 @@ def test_a_download_goes_on_where_it_broke_off(
     assert sum(metadata["fetched_bytes"].value for metadata in made) == sizes - had
     ours, theirs = (digests(graph.dataset / "tiles") for graph in (labelled_graph, finished.graph))
     assert ours.items() <= theirs.items()
-    assert list((labelled_graph.root / ".partial").iterdir()) == []
+    assert list((labelled_graph.root / f".partial-{os.getuid()}").iterdir()) == []
 
 
 def test_a_finished_dataset_is_published_under_one_cid(finished_graph: Graph, finished: Finished) -> None:

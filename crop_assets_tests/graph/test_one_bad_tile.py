@@ -297,7 +297,7 @@ def test_a_tile_that_fails_later_on_keeps_what_it_had(
     assert {name for name in before if after.get(name) != before[name]} == {
         damaged.relative_to(finished_graph.root).as_posix()
     }
-    assert {name for name in set(after) - set(before) if not name.startswith(".partial/")} == set()
+    assert {name for name in set(after) - set(before) if not name.startswith(".partial-")} == set()
 
 
 def test_the_causes_of_many_missing_tiles_take_few_queries() -> None:

@@ -473,6 +473,27 @@ def test_an_archive_that_python_cannot_unpack_is_fetched_once_and_kept(
     assert obtain(source=str(tmp_path / NAME)).path == tmp_path / NAME
 
 
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+@pytest.mark.parametrize(
+    "planted", [".writing-2022_30m_cdls.release.json", "2022_30m_cdls.release.json", f".writing-{NAME}"]
+)
+def test_links_beside_the_raster_lead_no_write_to_another_file(
+    nass: Nass, obtain: Obtain, pack: Pack, tmp_path: Path, planted: str, kind: str
+) -> None:
+    keys = tmp_path / "authorized_keys"
+    keys.write_bytes(b"the operator's own")
+    obtain.folder.mkdir(exist_ok=True)
+    plant = (
+        (obtain.folder / planted).symlink_to if kind == "symbolic" else (obtain.folder / planted).hardlink_to
+    )
+    plant(keys)
+    nass.put(2022, pack(codes()))
+    assert obtain().origin
+    assert keys.read_bytes() == b"the operator's own"
+    assert json.loads((obtain.folder / "2022_30m_cdls.release.json").read_bytes())
+    assert not (obtain.folder / "2022_30m_cdls.release.json").is_symlink()
+
+
 @pytest.mark.parametrize(
     "case", ["a bomb", "a name that climbs", "another year", "two rasters", "a method of no format", "a text"]
 )

@@ -303,7 +303,9 @@ def place_of(store: DatasetStore) -> Path:
 
 
 def test_a_local_store_has_them_on_its_own_disk(tmp_path: Path, scratch: Path) -> None:
-    assert place_of(DatasetStore(root=str(tmp_path / "store"))) == tmp_path / "store" / ".partial"
+    assert (
+        place_of(DatasetStore(root=str(tmp_path / "store"))) == tmp_path / "store" / f".partial-{os.getuid()}"
+    )
     assert names(scratch) == set()
 
 
@@ -312,7 +314,10 @@ def test_a_store_that_a_url_names_has_them_in_its_folder(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert place_of(DatasetStore(root=f"file://{tmp_path}/store")) == tmp_path / "store" / ".partial"
+    assert (
+        place_of(DatasetStore(root=f"file://{tmp_path}/store"))
+        == tmp_path / "store" / f".partial-{os.getuid()}"
+    )
     assert names(tmp_path / "here") == set()
 
 

@@ -87,7 +87,7 @@ def everything(store: DatasetStore, scratch: Path) -> set[str]:
     else:
         root_key = store.root.removeprefix("s3://")
         found = {key.removeprefix(f"{root_key}/") for key in elsewhere().find(root_key)}
-    return found | {f"scratch/{path.name}" for path in scratch.iterdir()}
+    return found | {f"scratch/{path.name}" for path in scratch.rglob("*") if path.is_file()}
 
 
 def write_raster(path: Path, value: int) -> None:

@@ -99,7 +99,7 @@ class Retrieval:
         return self.at
 
     def _open(self, path: Path) -> int:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         self._files.callback(os.close, file)
         return file
 
