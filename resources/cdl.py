@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
 
 import dagster as dg
 import rasterio
@@ -27,8 +26,9 @@ from pydantic import Field, field_validator
 from rasterio.errors import RasterioError
 
 from resources import stop
+from resources.addresses import AddressError, is_url, join, leads_to, read, same_site
 from resources.errors import DamagedError, IntegrityError, NotFoundError, RefusedError, TryAgainError
-from resources.http import ask, get_file, leads_to, new_session, same_site
+from resources.http import ask, get_file, new_session
 from resources.partials import Partials
 from resources.store import require_room
 
@@ -61,7 +61,7 @@ class Release:
 
     @property
     def is_local(self) -> bool:
-        return "://" not in self.place
+        return not is_url(self.place)
 
 
 class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -87,11 +87,14 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     @field_validator("index")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
-        if value and not value.startswith(("https://", "http://")):
-            raise ValueError(
-                f"the index of CDL releases {value!r} must be an http or https address, or empty for none; "
-                "mend CROP_ASSETS_CDL_INDEX"
-            )
+        if value:
+            try:
+                read(value)
+            except AddressError as error:
+                raise ValueError(
+                    f"the index of CDL releases must be an https address, or empty for none: {error}; "
+                    "correct CROP_ASSETS_CDL_INDEX"
+                ) from None
         return value
 
     @property
@@ -254,17 +257,15 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _may_redirect(self, url: str, target: str) -> bool:
         """True, or raises RefusedError that names both, and the hosts that are configured."""
         if not self._allows(url, target):
-            old, new = urlsplit(url), urlsplit(target)
+            old, new = read(url), read(target, plain_http=True)
             raise RefusedError(
-                f"{old.scheme}://{old.hostname}{old.path} redirects to {new.scheme}://{(new.hostname or '')[:80]}, "
+                f"{old.scheme}://{old.host}{old.path} redirects to {new.scheme}://{new.host[:80]}, "
                 f"which is not followed: {self._hosts_told()}"
             )
         return True
 
     def _allows(self, url: str, target: str) -> bool:
-        return same_site(url, target) or (
-            urlsplit(target).scheme == "https" and leads_to(target, [host.lower() for host in self.hosts])
-        )
+        return same_site(url, target) or leads_to(target, self.hosts)
 
     def _hosts_told(self) -> str:
         return (
@@ -385,13 +386,17 @@ def archive_links(page: str, url: str, allowed: Callable[[str, str], bool] = sam
     links = _Links()
     links.feed(page)
     found: dict[int, str] = {}
+    try:
+        base = join(url, links.base.strip()).url
+    except AddressError:
+        return found
     for link in links.found:
-        with contextlib.suppress(ValueError):
-            address = urljoin(urljoin(url, links.base), link.strip())
-            name = urlsplit(address).path.rsplit("/", 1)[-1]
+        with contextlib.suppress(AddressError):
+            address = join(base, link.strip())
+            name = address.path.rsplit("/", 1)[-1]
             year = year_of(name) if _ARCHIVE.fullmatch(name) else None
-            if year and year in _YEARS and allowed(url, address):
-                found.setdefault(year, address)
+            if year and year in _YEARS and allowed(url, address.url):
+                found.setdefault(year, address.url)
     return found
 
 

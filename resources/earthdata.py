@@ -9,15 +9,14 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import dagster as dg
 import requests
 from pydantic import Field, PrivateAttr
 
+from resources.addresses import leads_to, require_host
 from resources.errors import (
     ForbiddenError,
-    IntegrityError,
     LoginError,
     NotAFileError,
     ResourceError,
@@ -27,10 +26,7 @@ from resources.http import (
     RETRIED_STATUSES,
     WarySession,
     get_file,
-    is_loopback,
-    leads_to,
     mount,
-    require_host,
     retry_after,
     telling,
 )
@@ -95,19 +91,14 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Download the file at `wanted.url`; True where it has the CID, in a layout in common use.
 
         What broke off before is gone on with, where the server tells versions apart. Raises IntegrityError for
-        another host, a link without TLS (but to loopback), too many or too few bytes; ResourceError that says how
+        another host, a link that `addresses.read` refuses, too many or too few bytes; ResourceError that says how
         to log in on 401 and 403; NotFoundError; UnavailableError.
         """
         url = wanted.url
         require_host(url, self.hosts)
-        parts = urlsplit(url)
-        if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
-            raise IntegrityError(
-                f"{url} is not https, and a login that goes with it could be read on its way"
-            )
         token, fresh = self._bearer()
         if not hasattr(self._local, "session"):
-            self._local.session = WarySession(self._may_redirect)
+            self._local.session = WarySession(self._may_redirect, login_hosts=self.hosts)
         seconds = min(self.first_seconds if brief else self.timeout_seconds, self.timeout_seconds)
         with partials.holding(url) as path:
             try:
@@ -146,10 +137,6 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise
 
     def _may_redirect(self, url: str, target: str) -> bool:
-        parts = urlsplit(target)
-        host = parts.hostname or ""
-        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
-            return False
         return leads_to(target, [*self.hosts, *self.storage_hosts])
 
     def _bearer(self) -> tuple[str, bool]:
@@ -215,7 +202,7 @@ def _netrc_token(host: str) -> str:
     class Auth(earthaccess.Auth):
         def get_session(self) -> requests.Session:
             session: requests.Session = super().get_session()
-            mount(session)
+            mount(session, login_hosts=[host])
             session.hooks["response"].append(_require_no_trouble)
             return session
 

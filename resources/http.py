@@ -7,7 +7,6 @@ import contextlib
 import email.utils
 import http.client
 import io
-import ipaddress
 import itertools
 import math
 import os
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
@@ -26,6 +24,7 @@ from requests.utils import select_proxy
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Retry
 
+from resources.addresses import AddressError, join, read, same_site, shown
 from resources.errors import (
     CutShortError,
     ForbiddenError,
@@ -77,14 +76,33 @@ def new_session(attempts: int, allowed: Callable[[str, str], bool] | None = None
     return session
 
 
-def mount(session: requests.Session, retries: Retry | int = 0) -> None:
-    """Let a session go to this machine directly, and name the proxy and the CA bundle in what fails."""
+def mount(
+    session: requests.Session,
+    retries: Retry | int = 0,
+    login_hosts: Collection[str] = (),
+    plain_hosts: Collection[str] = (),
+) -> None:
+    """Let a session go to this machine directly, and name the proxy and the CA bundle in what fails.
+
+    A login goes to no other hosts than `login_hosts`, and plain http to none but this machine and `plain_hosts`, with
+    those below them.
+    """
     for scheme in ("https://", "http://"):
-        session.mount(scheme, _Adapter(max_retries=retries))
+        session.mount(scheme, _Adapter(retries, login_hosts, plain_hosts))
 
 
 class _Adapter(HTTPAdapter):
-    """What sends a request, or a redirect, to its host or through the proxy that the environment names."""
+    """What sends a request, or a redirect, to its host or through the proxy that the environment names.
+
+    All requests pass here, as they are sent: whatever came past other checks is refused here. Raises AddressError.
+    """
+
+    def __init__(
+        self, retries: Retry | int, login_hosts: Collection[str], plain_hosts: Collection[str]
+    ) -> None:
+        super().__init__(max_retries=retries)
+        self._login_hosts = {host.lower() for host in login_hosts}
+        self._plain_hosts = plain_hosts
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
@@ -101,7 +119,12 @@ class _Adapter(HTTPAdapter):
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
         url = request.url or ""
-        if is_loopback(urlsplit(url).hostname or ""):
+        address = read(url, plain_http=True)
+        if not address.is_at(self._plain_hosts):
+            read(url)
+        if "Authorization" in request.headers and address.host not in self._login_hosts:
+            raise AddressError(f"no login is sent to {address.host}")
+        if address.is_loopback:
             proxies = {}
         proxy = _shown_proxy(select_proxy(url, proxies) or "")
         if isinstance(verify, str) and url.startswith("https:") and not Path(verify).exists():
@@ -173,17 +196,6 @@ class _HttpsConnection(HTTPSConnection):
     response_class = _Answer
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its name: localhost, 127.0.0.0/8, ::1."""
-    name = host.lower().rstrip(".")
-    try:
-        address = ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
-
-
 def _shown_proxy(proxy: str) -> str:
     """Host and port of a proxy, without its login."""
     return proxy.rsplit("@", 1)[-1].rsplit("://", 1)[-1].split("/")[0][:100]
@@ -205,17 +217,23 @@ class WarySession(requests.Session):
     """A session that goes only where `allowed` lets it, and sends a login to the first host alone.
 
     `allowed(url, target)` says whether a redirect of `url` to `target` may be followed. The login is the `auth` of a
-    request: none is taken from a netrc file, and none goes along to another host.
+    request: none is taken from a netrc file, and none goes along to another host. `login_hosts` and `plain_hosts` are
+    those of `mount`.
     """
 
-    def __init__(self, allowed: Callable[[str, str], bool]) -> None:
+    def __init__(
+        self,
+        allowed: Callable[[str, str], bool],
+        login_hosts: Collection[str] = (),
+        plain_hosts: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self._allowed = allowed
         self.headers["User-Agent"] = USER_AGENT
         self.max_redirects = _MAX_REDIRECTS
         # a callable that adds nothing keeps requests from looking for credentials in a netrc file
         self.auth = _no_login
-        mount(self)
+        mount(self, 0, login_hosts, plain_hosts)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         check()
@@ -224,18 +242,23 @@ class WarySession(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         try:
             target = super().get_redirect_target(resp)
-            if target is None:
-                return None
-            # requests reads the body of a redirect before it goes on, however long that is
-            resp.close()
-            resp._content = b""
-            address = urlsplit(urljoin(resp.url, target))
-            host, _ = address.hostname or "nothing", address.port
-            if self._allowed(resp.url, address.geturl()):
-                return target
-        except ValueError:
-            raise RefusedError("redirects to an address that is none") from None
-        raise RefusedError(f"redirects to {host[:80]}, which is not followed")
+        except UnicodeError:
+            raise RefusedError("redirects to an address that is not followed: it is not UTF-8") from None
+        if target is None:
+            return None
+        # requests reads the body of a redirect before it goes on, however long that is
+        resp.close()
+        resp._content = b""
+        try:
+            address = join(resp.url, target)
+        except AddressError as error:
+            raise RefusedError(
+                f"{shown(resp.url)} redirects to an address that is not followed: {error}"
+            ) from None
+        if not self._allowed(resp.url, address.url):
+            raise RefusedError(f"redirects to {address.host[:80]}, which is not followed")
+        # not the target, which requests would read and join in its own way
+        return address.url
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         old, new = response.request.url or "", prepared_request.url or ""
@@ -246,86 +269,6 @@ class WarySession(requests.Session):
 
 def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
-
-
-def same_site(url: str, target: str) -> bool:
-    """Whether `target` is http(s) without a user name, on the host of `url` or below it, and as safe as `url`."""
-    old, new = urlsplit(url), urlsplit(target)
-    as_safe = new.scheme == "https" or (new.scheme == "http" and old.scheme == "http")
-    return as_safe and leads_to(target, [old.hostname or ""])
-
-
-def leads_to(url: str, hosts: Collection[str]) -> bool:
-    """Whether a URL without a user name leads to one of the hosts or below it."""
-    parts = urlsplit(url)
-    name = parts.hostname or ""
-    # urllib3 ends a host at a backslash, and urlsplit does not
-    return (
-        "@" not in parts.netloc
-        and "\\" not in parts.netloc
-        and any(host and (name == host or name.endswith(f".{host}")) for host in hosts)
-    )
-
-
-def safe_elsewhere(url: str, target: str) -> bool:
-    """Whether a redirect of `url` to `target`, on whatever host, may be followed where what comes is checked.
-
-    It must be https or stay on the site of `url`, as safe as `url`, and lead no further into the user's own network:
-    from a public address not to a private one, and to loopback only from loopback. All addresses of a name count, and
-    a name without any is refused, unless a proxy looks it up. One that has another address a moment later does
-    no harm: whatever is at an inner address has no certificate of that name.
-    """
-    old, new = urlsplit(url), urlsplit(target)
-    if new.hostname == old.hostname:
-        return same_site(url, target)
-    # a source of unknown place has no more rights than a public one
-    source, destination = min(_depths(url)) % _NOWHERE, max(_depths(target))
-    local = source == destination == _LOOPBACK and new.scheme == old.scheme == "http"
-    allowed = new.scheme == "https" or local or same_site(url, target)
-    return allowed and "@" not in new.netloc and destination <= source
-
-
-_PUBLIC, _PRIVATE, _LOOPBACK, _NOWHERE = range(4)
-
-
-def _depths(url: str) -> set[int]:
-    """How deep in the user's own network a host's addresses are: _NOWHERE where no redirect should lead to."""
-    parts = urlsplit(url)
-    try:
-        found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
-    except OSError:
-        proxied = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
-        return {_PUBLIC if proxied else _NOWHERE}
-    return {_depth_of(ipaddress.ip_address(address[0])) for *_, address in found}
-
-
-def _depth_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped:
-            return _depth_of(address.ipv4_mapped)
-        if address.sixtofour or address.is_site_local or address in _NAT64:
-            return _NOWHERE
-    if address.is_loopback:
-        return _LOOPBACK
-    if address.is_multicast or address.is_link_local or address.is_unspecified:
-        return _NOWHERE
-    return _PUBLIC if address.is_global else _PRIVATE if address.is_private else _NOWHERE
-
-
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-
-def require_host(url: str, hosts: Collection[str]) -> None:
-    """Raise IntegrityError for a URL that is not http(s) or leads to a host that is not configured."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise IntegrityError(f"{url} is not a URL: {error}") from None
-    if parts.scheme not in ("http", "https") or parts.hostname not in hosts:
-        raise IntegrityError(
-            f"{url} leads to {parts.scheme}://{parts.hostname}, which is not among the configured hosts "
-            f"({', '.join(sorted(hosts))})"
-        )
 
 
 @contextlib.contextmanager
@@ -359,7 +302,7 @@ def telling(url: str = "") -> Iterator[None]:
         if isinstance(error, requests.TooManyRedirects):
             raise RefusedError(f"{where}redirects more than {_MAX_REDIRECTS} times") from None
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-            raise RefusedError(f"{where}redirects to an address that is none") from None
+            raise RefusedError(f"{where}leads to an address that no request can be made of") from None
         raise TryAgainError(f"{where}broke off{notes} ({_short(error)})") from None
 
 

@@ -8,11 +8,11 @@ import os
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from rasterio.errors import RasterioError
 from upath import UPath
 
+from resources.addresses import shown
 from resources.errors import (
     ForbiddenError,
     LoginError,
@@ -241,4 +241,4 @@ def _endpoint() -> str:
 def _server(error: Exception | None = None) -> str:
     """The server's host and port, without a login."""
     url = str(getattr(error, "kwargs", {}).get("endpoint_url") or _endpoint())
-    return urlsplit(url).netloc.rsplit("@", 1)[-1] or "AWS"
+    return shown(url).split("://")[-1].split("/")[0].removeprefix("…@") or "AWS"

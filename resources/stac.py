@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import dagster as dg
 import requests
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 from pystac import Link
 from pystac.errors import STACTypeError
 from pystac_client import Client
@@ -25,6 +24,7 @@ from pystac_client.stac_api_io import StacApiIO
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, box, shape
 
+from resources.addresses import AddressError, is_url, read, require_host, same_site
 from resources.errors import (
     IntegrityError,
     NotAFileError,
@@ -33,7 +33,7 @@ from resources.errors import (
     TryAgainError,
     UnavailableError,
 )
-from resources.http import RateLimit, ask, get_bytes, new_session, require_host, same_site
+from resources.http import RateLimit, ask, get_bytes, new_session
 from resources.json_values import count, mapping, objects
 
 Item = dict[str, Any]
@@ -65,6 +65,18 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     _local: threading.local = PrivateAttr(default_factory=threading.local)
 
+    @field_validator("url", "granule_search", check_fields=False)
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if is_url(value):
+            try:
+                read(value)
+            except AddressError as error:
+                raise ValueError(
+                    f"the address of a STAC catalogue or granule search must be https: {error}"
+                ) from None
+        return value
+
     @property
     def address(self) -> str:
         """The catalogue's URL or path; each catalogue declares a `url` field with its own default."""
@@ -72,7 +84,7 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @property
     def is_file(self) -> bool:
-        return urlsplit(self.address).scheme not in ("http", "https")
+        return not is_url(self.address)
 
     def search(
         self,
@@ -130,8 +142,6 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _client(self) -> Client:
         # one session a thread: requests' sessions are not safe to share
         if not hasattr(self._local, "client"):
-            if "@" in urlsplit(self.address).netloc:
-                raise IntegrityError("the address of a STAC catalogue must not hold a user name or password")
             self._local.client = Client.open(
                 self.address, stac_io=_Io(self.attempts, self.timeout_seconds, self._limit)
             )
@@ -183,7 +193,7 @@ class SceneStac(_StacCatalogue):
     @property
     def search_address(self) -> str:
         """The granule search that is asked, or "" for none."""
-        is_cmr = urlsplit(self.address).hostname == urlsplit(_CMR_SEARCH).hostname
+        is_cmr = not self.is_file and read(self.address).host == read(_CMR_SEARCH).host
         return self.granule_search or (_CMR_SEARCH if is_cmr else "")
 
     def document(self, url: str) -> bytes:
@@ -191,8 +201,8 @@ class SceneStac(_StacCatalogue):
 
         Raises IntegrityError for a host that is not configured, NotFoundError, UnavailableError.
         """
-        own = urlsplit(self.address).hostname
-        require_host(url, {*self.metadata_hosts, *([own] if own else [])})
+        own = [] if self.is_file else [read(self.address).host]
+        require_host(url, {*self.metadata_hosts, *own})
         self._limit.wait()
         return get_bytes(self._session(), url, self.timeout_seconds, _MAX_DOCUMENT_BYTES)
 
@@ -270,6 +280,18 @@ class _Io(StacApiIO):
         self._limit = limit
         self._site = ""
 
+    def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
+        """What is at an address or a link. pystac-client's own also reads files, and sends the headers and by the
+        method that a catalogue's link asks for.
+        """
+        if not isinstance(source, Link):
+            return self.request(str(source), *args, **kwargs)
+        link = source.to_dict()
+        if str(link.get("method", "GET")).upper() != "POST":
+            return self.request(str(link["href"]))
+        given = mapping(kwargs.get("parameters")) if link.get("merge") else {}
+        return self.request(str(link["href"]), "POST", parameters={**given, **mapping(link.get("body"))})
+
     def request(
         self,
         href: str,
@@ -278,10 +300,9 @@ class _Io(StacApiIO):
         parameters: dict[str, Any] | None = None,
     ) -> str:
         self._site = self._site or href
+        address = read(href)
         if not same_site(self._site, href):
-            raise IntegrityError(
-                f"the catalogue leads to {urlsplit(href).hostname}, which is not its own site"
-            )
+            raise IntegrityError(f"the catalogue leads to {address.host}, which is not its own site")
         self._limit.wait()
         method = (method or "GET").upper()
         in_body: dict[str, Any] = {"json" if method == "POST" else "parameters": parameters}

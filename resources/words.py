@@ -8,7 +8,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+
+from resources.addresses import AddressError, read
 
 MAX_BYTES = 16 << 10
 """The most bytes of an answer that are looked at."""
@@ -88,18 +89,17 @@ def redacted(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def _safe_link(link: str) -> str:
-    """An https link without a login and without parameters that hold secrets; "…" for any other."""
+    """An https link without parameters that hold secrets; "…" for any other."""
     try:
-        parts = urlsplit(link)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
+        address = read(link)
+    except AddressError:
         return "…"
-    if parts.scheme.lower() != "https" or not host or len(link) > _MAX_LINK:
+    if address.scheme != "https" or len(link) > _MAX_LINK:
         return "…"
     kept = [
-        part for part in parts.query.split("&") if part and not _SECRET_PARAMETER.search(part.split("=")[0])
+        part for part in address.query.split("&") if part and not _SECRET_PARAMETER.search(part.split("=")[0])
     ]
-    return parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1], query="&".join(kept), fragment="").geturl()
+    return address.url.split("#")[0].split("?")[0] + ("?" if kept else "") + "&".join(kept)
 
 
 def _title(page: str) -> str:

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -35,6 +34,7 @@ from crop_assets.aoi_map.drawing import MOST_BYTES, Drawing, read_drawing
 from crop_assets.aoi_map.picture import CHOSEN_COLOUR, LEAST_ZOOM, MOST_ZOOM, ChipPicture, class_colours
 from crop_assets.errors import InputError
 from crop_assets.layout import Layout
+from resources.addresses import AddressError, read
 from resources.errors import ResourceError
 from resources.store import DatasetStore
 
@@ -42,7 +42,7 @@ USUAL_PORT = 8350
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}\.(geojson|json)", re.ASCII)
 _TILE_ADDRESS = re.compile(r"(\d{1,2})/(\d{1,6})/(\d{1,6})\.png", re.ASCII)
-_NETLOC = re.compile(r"(\{s\}\.)?[A-Za-z0-9.-]+(:\d{1,5})?", re.ASCII)
+_EXAMPLE_MAP = "https://tile.openstreetmap.org/{z}/{x}/{y}.png"
 _JSON_TYPES = {"application/json", "application/geo+json"}
 
 
@@ -106,14 +106,15 @@ def check_base_map(template: str) -> str:
     """
     if not template:
         return ""
-    parts = urlsplit(template)
-    places = all(place in parts.path + parts.query for place in ("{z}", "{x}", "{y}"))
-    if parts.scheme not in ("http", "https") or not _NETLOC.fullmatch(parts.netloc) or not places:
-        raise InputError(
-            f"--base-map {template!r} must be an http or https address with {{z}}, {{x}} and {{y}}, such as "
-            "https://tile.openstreetmap.org/{z}/{x}/{y}.png, or empty for none"
-        )
-    return f"{parts.scheme}://{parts.netloc.replace('{s}', '*')}"
+    try:
+        # Leaflet puts a letter for {s}, the servers of a map below one name
+        address = read(template.replace("://{s}.", "://", 1))
+    except AddressError as error:
+        raise InputError(f"--base-map {error}; give one such as {_EXAMPLE_MAP}, or empty for none") from None
+    if not all(place in template.split("/", 3)[-1] for place in ("{z}", "{x}", "{y}")):
+        raise InputError(f"--base-map {template!r} must have {{z}}, {{x}} and {{y}}, as {_EXAMPLE_MAP} has")
+    origin = address.url.split("/")[2]
+    return f"{address.scheme}://{'*.' if '://{s}.' in template else ''}{origin}"
 
 
 @dataclass(frozen=True)

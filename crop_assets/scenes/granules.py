@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import defusedxml.ElementTree
 import numpy as np
@@ -272,8 +271,5 @@ def document_url(item: Mapping[str, Any]) -> str:
 
 def _s3_link(href: str) -> str:
     """LP DAAC's direct-access link, whose bucket and key are the path of its HTTPS link."""
-    try:
-        parts = urlsplit(href)
-    except ValueError:
-        return ""
-    return f"s3:/{parts.path}" if parts.hostname == _LP_DAAC else ""
+    path = href.removeprefix(f"https://{_LP_DAAC}/")
+    return f"s3://{path}" if path != href else ""

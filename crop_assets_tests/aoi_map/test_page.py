@@ -515,7 +515,7 @@ def test_the_command_ends_by_an_interrupt_and_the_page_tells(screen: Screen, sto
         (["--year", "2021"], "launch labels_job for 2021 first"),
         (["--name", "../aoi.geojson"], "must be a plain file name"),
         (["--name", "mine.json"], "cannot be edited here"),
-        (["--base-map", "nonsense"], "--base-map 'nonsense' must be"),
+        (["--base-map", "nonsense"], "--base-map 'nonsense' is not an address"),
     ],
 )
 def test_what_cannot_be_drawn_on_is_told_at_once(

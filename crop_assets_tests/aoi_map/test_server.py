@@ -267,10 +267,15 @@ def test_base_map_addresses() -> None:
         check_base_map("https://tile.openstreetmap.org/{z}/{x}/{y}.png") == "https://tile.openstreetmap.org"
     )
     assert check_base_map("http://127.0.0.1:80/w?t={z}/{y}/{x}") == "http://127.0.0.1:80"
+    assert check_base_map("https://{s}.a.example/{z}/{x}/{y}.png") == "https://*.a.example"
     for bad in (
         "file:///{z}/{x}/{y}",
         "https://a b/{z}/{x}/{y}",
         "https://a;script-src/{z}/{x}/{y}",
+        "https://a\\b/{z}/{x}/{y}",
+        "https://me:pw@a.example/{z}/{x}/{y}",
+        "https://{z}.a.example/{x}/{y}",
+        "http://a.example/{z}/{x}/{y}",
         "https://a/{z}/{x}",
     ):
         with pytest.raises(InputError, match="--base-map"):

@@ -30,7 +30,8 @@ from werkzeug.wrappers import Response as WsgiResponse
 from crop_assets.demo.gateway import gateway_routes
 from crop_assets_tests.resources.gateways import RAW, UNKNOWN, World
 from crop_assets_tests.resources.loopback import closed_port, serving
-from resources import http as http_module
+from resources import addresses
+from resources.addresses import safe_elsewhere
 from resources.errors import (
     CutShortError,
     ForbiddenError,
@@ -43,7 +44,6 @@ from resources.errors import (
     TryAgainError,
     UnreachableError,
 )
-from resources.http import safe_elsewhere
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION, read_car, write_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, IpfsSource, KuboNode
@@ -181,13 +181,13 @@ def test_a_redirect_on_the_same_machine_is_followed(world: World, name: str) -> 
     ("fault", "why"),
     [
         ("moved-to-another-network", r"redirects to 169\.254\.169\.254, which is not followed"),
-        ("moved-to-another-scheme", "redirects to 127.0.0.1, which is not followed"),
-        ("moved-to-a-user", "redirects to 127.0.0.1, which is not followed"),
-        ("moved-to-nonsense", "redirects to an address that is none"),
-        ("moved-to-no-port", "redirects to an address that is none"),
-        ("moved-to-a-long-name", "redirects to an address that is none"),
+        ("moved-to-another-scheme", "not followed: 'ftp://127.0.0.1/file' is .*neither https nor http"),
+        ("moved-to-a-user", "not followed: 'http://…@127.0.0.1/file' is .* has a user name"),
+        ("moved-to-nonsense", "redirects to an address that is not followed"),
+        ("moved-to-no-port", "redirects to an address that is not followed"),
+        ("moved-to-a-long-name", "redirects to an address that is not followed"),
         ("round", "redirects more than 5 times"),
-        ("moved-to-no-text", "redirects to an address that is none"),
+        ("moved-to-no-text", "redirects to an address that is not followed: it is not UTF-8"),
     ],
 )
 def test_a_redirect_elsewhere_is_not_followed(world: World, fault: str, why: str) -> None:
@@ -249,14 +249,14 @@ def test_a_gateway_that_redirects_over_https_to_another_is_followed_without_a_lo
 def test_a_public_gateway_does_not_lead_to_a_service_on_loopback(
     world: World, certificate: trustme.LeafCert, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    really = http_module._depths
+    really = addresses._depths
     monkeypatch.setattr(
-        http_module, "_depths", lambda url: {0} if urlsplit(url).hostname == "localhost" else really(url)
+        addresses, "_depths", lambda url: {0} if urlsplit(url).hostname == "localhost" else really(url)
     )
     with contextlib.ExitStack() as stack:
         inner = stack.enter_context(serving(world.app(), certificate)).replace("127.0.0.1", host)
         first = stack.enter_context(redirecting(lambda request: f"{inner}/good/x", certificate))
-        with pytest.raises(RefusedError, match="which is not followed"):
+        with pytest.raises(RefusedError, match="is not followed"):
             whole_car(Gateway(first.replace("127.0.0.1", "localhost"), 10), world.cid)
     assert not world.asked
 
@@ -391,7 +391,7 @@ def test_no_credentials_are_sent(world: World, tmp_path: Path, monkeypatch: pyte
     "address", ["ftp://127.0.0.1", "127.0.0.1:5001", "http://me:secret@127.0.0.1", "me:secret@127.0.0.1", ""]
 )
 def test_an_address_that_is_none(node: Callable[[str, float], IpfsNode], what: str, address: str) -> None:
-    with pytest.raises(ValueError, match=rf"{what}: .* must be an http or https URL") as error:
+    with pytest.raises(ValueError, match=rf"{what}: must be the http or https URL of a server") as error:
         node(address, 1)
     assert "secret" not in str(error.value)
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
-from urllib.parse import urlsplit
 
 import requests
 
+from resources.addresses import AddressError, read, safe_elsewhere
 from resources.errors import (
     IntegrityError,
     NotFoundError,
@@ -42,7 +42,6 @@ from resources.http import (
     first_words,
     in_time,
     require_no_page,
-    safe_elsewhere,
     telling,
 )
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION
@@ -127,14 +126,12 @@ class _Web:
     """What gateways and Kubo nodes share."""
 
     def __init__(self, address: str, what: str, timeout_seconds: float) -> None:
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            shown = address.rsplit("@", 1)[-1]
-            raise ValueError(
-                f"{what}: {shown!r} must be an http or https URL of a server, without a user name"
-            )
+        try:
+            parsed = read(address, plain_http=True)
+        except AddressError as error:
+            raise ValueError(f"{what}: must be the http or https URL of a server: {error}") from None
         self.name = address.rstrip("/")
-        self.host = parts.hostname
+        self.host = parsed.host
         self._timeout_seconds = timeout_seconds
         self._local = threading.local()
 
@@ -180,7 +177,8 @@ class _Web:
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
-            self._local.session = WarySession(safe_elsewhere)
+            # all that comes is checked against its CID, and no login goes along
+            self._local.session = WarySession(safe_elsewhere, plain_hosts=[self.host])
         session: requests.Session = self._local.session
         return session
 

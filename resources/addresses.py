@@ -1,0 +1,255 @@
+r"""Network addresses: one reading of them, for every client, link, redirect and check.
+
+Two parsers may see two hosts in one address: in `https://other\@allowed/x`, urllib.parse finds `allowed` and urllib3
+connects to `other`. What they could read in two ways is therefore no address here, and nothing else in the project
+takes addresses apart (a lint rule forbids it). `resources.http` reads each request again as it is sent.
+"""
+
+import ipaddress
+import re
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from urllib3.util import parse_url
+
+from resources.errors import IntegrityError
+
+_MAX_LENGTH = 8192
+"""Signed addresses of S3 have some 2,000 characters, and servers take request lines of 8 kB."""
+_AUTHORITY = re.compile(r"(?P<host>[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?", re.I | re.ASCII)
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}", re.ASCII)
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+_PORTS = {"https": 443, "http": 80}
+_MAX_SHOWN = 200
+
+
+class AddressError(IntegrityError, ValueError):
+    """What should be an address is none that is asked. The message repeats neither its login nor its query."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """An http(s) address without a login. `url` is as requests sends it; `host` is in lower case, without brackets."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    path: str
+    query: str
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(self.host)
+
+    def is_at(self, hosts: Collection[str]) -> bool:
+        """Whether it is on one of the hosts or below it."""
+        known = [host.lower() for host in hosts if host]
+        return any(self.host == host or self.host.endswith(f".{host}") for host in known)
+
+
+def read(url: str, plain_http: bool = False) -> Address:
+    """The address that a text is. Raises AddressError.
+
+    It is https, or http to this machine; with `plain_http`, to any. A host is a name of ASCII letters (xn--… for
+    others), or an IP address in its usual form.
+    """
+    address = _parsed(url)
+    prepared = requests.PreparedRequest()
+    try:
+        prepared.prepare_url(url, None)
+    except ValueError:
+        raise _refused(url, "no request can be made of it") from None
+    sent = _parsed(prepared.url or "")
+    if _origin(sent) != _origin(address):
+        raise _refused(url, "its host is read in two ways")
+    if sent.scheme != "https" and not plain_http and not sent.is_loopback:
+        raise _refused(url, "it is not https, so that others could read and change what is sent")
+    return sent
+
+
+def join(base: str, link: str) -> Address:
+    """The address that a link leads to from the address `base`. Raises AddressError."""
+    # urljoin would drop some control characters
+    _require_plain_text(link)
+    try:
+        return read(urljoin(base, link), plain_http=True)
+    except AddressError:
+        raise
+    except ValueError:
+        raise _refused(link, "it cannot be read") from None
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is meant as an address, and not as a path."""
+    return "://" in text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its name: localhost, 127.0.0.0/8, ::1."""
+    name = host.lower().rstrip(".")
+    try:
+        address = ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def same_site(url: str, target: str) -> bool:
+    """Whether `target` is an address on the host of `url` or below it, and as safe as `url`."""
+    try:
+        old, new = read(url, plain_http=True), read(target, plain_http=True)
+    except AddressError:
+        return False
+    return new.is_at([old.host]) and _as_safe(old, new)
+
+
+def leads_to(url: str, hosts: Collection[str]) -> bool:
+    """Whether a text is an address, https or of this machine, on one of the hosts or below it."""
+    try:
+        return read(url).is_at(hosts)
+    except AddressError:
+        return False
+
+
+def require_host(url: str, hosts: Collection[str]) -> Address:
+    """The address, which is on one of the hosts. Raises AddressError, and IntegrityError for another host."""
+    address = read(url)
+    if address.host not in {host.lower() for host in hosts}:
+        raise IntegrityError(
+            f"{shown(url)} leads to {address.scheme}://{address.host}, which is not among the configured hosts "
+            f"({', '.join(sorted(hosts))})"
+        )
+    return address
+
+
+def safe_elsewhere(url: str, target: str) -> bool:
+    """Whether a redirect of `url` to `target`, on whatever host, may be followed where what comes is checked.
+
+    It must be https or stay on the site of `url`, as safe as `url`, and lead no further into the user's own network:
+    from a public address not to a private one, and to loopback only from loopback. All addresses of a name count, and
+    a name without any is refused, unless a proxy looks it up. One that has another address a moment later does
+    no harm: whatever is at an inner address has no certificate of that name.
+    """
+    try:
+        old, new = read(url, plain_http=True), read(target, plain_http=True)
+    except AddressError:
+        return False
+    if new.host == old.host:
+        return _as_safe(old, new)
+    # a source of unknown place has no more rights than a public one
+    source, destination = min(_depths(url)) % _NOWHERE, max(_depths(target))
+    local = source == destination == _LOOPBACK and new.scheme == old.scheme == "http"
+    allowed = new.scheme == "https" or local or same_site(url, target)
+    return allowed and destination <= source
+
+
+def _as_safe(old: Address, new: Address) -> bool:
+    return new.scheme == "https" or old.scheme == "http"
+
+
+_PUBLIC, _PRIVATE, _LOOPBACK, _NOWHERE = range(4)
+
+
+def _depths(url: str) -> set[int]:
+    """How deep in the user's own network a host's addresses are: _NOWHERE where no redirect should lead to."""
+    address = read(url, plain_http=True)
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError:
+        proxied = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+        return {_PUBLIC if proxied else _NOWHERE}
+    return {_depth_of(ipaddress.ip_address(place[0])) for *_, place in found}
+
+
+def _depth_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return _depth_of(address.ipv4_mapped)
+        if address.sixtofour or address.is_site_local or address in _NAT64:
+            return _NOWHERE
+    if address.is_loopback:
+        return _LOOPBACK
+    if address.is_multicast or address.is_link_local or address.is_unspecified:
+        return _NOWHERE
+    return _PUBLIC if address.is_global else _PRIVATE if address.is_private else _NOWHERE
+
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def shown(url: str) -> str:
+    """An address for a message: without its login and query, in ASCII, and of bounded length."""
+    before, login, rest = url.rpartition("@")
+    scheme = re.match(r"[a-z]{1,9}://", before, re.I) if login else None
+    text = re.split(r"[?#]", rest)[0]
+    text = f"{scheme[0] if scheme else ''}…@{text}" if login else text
+    if len(text) > _MAX_SHOWN:
+        text = f"{text[:_MAX_SHOWN]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _parsed(url: str) -> Address:
+    """The address by its text alone. Raises AddressError."""
+    _require_plain_text(url)
+    try:
+        one, other = urlsplit(url), parse_url(url)
+        ports = one.port, other.port
+    except ValueError:
+        raise _refused(url, "it cannot be read") from None
+    if one.scheme not in _PORTS:
+        raise _refused(url, "it is neither https nor http")
+    if "@" in one.netloc:
+        raise _refused(url, "it has a user name")
+    authority = _AUTHORITY.fullmatch(one.netloc)
+    host = authority["host"].lower() if authority else ""
+    if not authority or not _is_host(host):
+        raise _refused(
+            url, "its host is neither a name of a-z, 0-9, - and _ nor an IP address in its usual form"
+        )
+    if 0 in ports or ports[0] != ports[1]:
+        raise _refused(url, "its port is none")
+    if (one.scheme, host, None) != (other.scheme, (other.host or "").lower(), other.auth):
+        raise _refused(url, "its host is read in two ways")
+    port = one.port or _PORTS[one.scheme]
+    return Address(url, one.scheme, host.strip("[]"), port, one.path, one.query)
+
+
+def _origin(address: Address) -> tuple[str, str, int]:
+    return address.scheme, address.host, address.port
+
+
+def _is_host(host: str) -> bool:
+    if host.startswith("["):
+        return _is_ip(host.strip("[]"), ipaddress.IPv6Address)
+    labels = host.split(".")
+    # the system reads 0x7f.1, 127.1 and 2130706433 as 127.0.0.1
+    if _NUMBER.fullmatch(labels[-1]):
+        return _is_ip(host, ipaddress.IPv4Address)
+    return all(map(_LABEL.fullmatch, labels))
+
+
+def _is_ip(text: str, kind: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _require_plain_text(url: str) -> None:
+    """Raise AddressError for characters that parsers drop or end a host at, and for too many of them."""
+    if len(url) > _MAX_LENGTH:
+        raise _refused(url, f"it has {len(url):,} characters")
+    if "\\" in url:
+        raise _refused(url, "it has a backslash")
+    if " " in url or not url.isprintable():
+        raise _refused(url, "it has white space or control characters")
+
+
+def _refused(url: str, why: str) -> AddressError:
+    return AddressError(f"'{shown(url)}' is not an address that is asked: {why}")
