@@ -3,14 +3,13 @@
 Belongs here: what Dagster loads. Does not: any logic.
 """
 
-import copy
 import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
-from pydantic import create_model
+from pydantic import ValidationError
 
 from crop_assets.automation.jobs import JOBS
 from crop_assets.automation.sensors import SENSORS
@@ -30,13 +29,14 @@ from crop_assets.dataset.assets import (
     published_dataset,
     splits,
 )
-from crop_assets.errors import InputError
+from crop_assets.errors import InputError, problems
 from crop_assets.labels.assets import candidate_chips, cdl, chip_bboxes
+from crop_assets.launchpad import launchable
 from crop_assets.recipe import load_recipe
 from crop_assets.scenes.assets import scene_metadata, selected_scenes
 from crop_assets.tile_assets import tile_assets
 from crop_assets.tiles.assets import tile_grid, tile_map
-from crop_assets.variables import unknown_variables
+from crop_assets.variables import FIELDS, RECIPE, unknown_variables
 from resources.cdl import CdlReleases
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
@@ -86,40 +86,35 @@ def environment_resources() -> dict[str, Any]:
     data = os.environ.get("CROP_ASSETS_DATA", "data")
     cdl = "data/cdl" if "://" in data else f"{data}/cdl"
     return {
-        "recipe": load_recipe(os.environ.get("CROP_ASSETS_RECIPE", "")),
-        "store": DatasetStore(root=data),
-        "cdl_releases": CdlReleases(
-            source=os.environ.get("CROP_ASSETS_CDL", cdl),
-            **_set(index="CROP_ASSETS_CDL_INDEX"),
-            **_set_list(hosts="CROP_ASSETS_CDL_HOSTS"),
-        ),
-        "tile_grid_source": TileGridSource(path=os.environ.get("CROP_ASSETS_TILE_GRID", "")),
-        "stac": SceneStac(
-            **_set(url="CROP_ASSETS_STAC_URL", granule_search="CROP_ASSETS_GRANULE_SEARCH"),
-            **_set_list(metadata_hosts="CROP_ASSETS_METADATA_HOSTS"),
-        ),
-        "ipfs_stac": IpfsStac(**_set(url="CROP_ASSETS_IPFS_STAC_URL")),
-        "ipfs": IpfsContent(
-            **_set(kubo_api="CROP_ASSETS_KUBO_API"), **_set_list(gateways="CROP_ASSETS_IPFS_GATEWAYS")
-        ),
-        # an EnvVar, so that the token itself never becomes part of a configuration that the UI shows
-        "lp_daac": LpDaac(
-            token=dg.EnvVar("EARTHDATA_TOKEN") if os.environ.get("EARTHDATA_TOKEN") else "",
-            **_set_list(hosts="CROP_ASSETS_LP_DAAC_HOSTS"),
-        ),
-        "mirror": BandMirror(**_set(folder="CROP_ASSETS_BANDS")),
+        "recipe": load_recipe(os.environ.get(RECIPE, "")),
+        "store": _of_environment("store", DatasetStore),
+        "cdl_releases": _of_environment("cdl_releases", CdlReleases, source=cdl),
+        "tile_grid_source": _of_environment("tile_grid_source", TileGridSource),
+        "stac": _of_environment("stac", SceneStac),
+        "ipfs_stac": _of_environment("ipfs_stac", IpfsStac),
+        "ipfs": _of_environment("ipfs", IpfsContent),
+        "lp_daac": _of_environment("lp_daac", LpDaac),
+        "mirror": _of_environment("mirror", BandMirror),
         "downloads": Downloads(),
         "machine": Machine(workers=_count("CROP_ASSETS_WORKERS")),
     }
 
 
-def _set(**variables: str) -> dict[str, Any]:
-    return {field: os.environ[name] for field, name in variables.items() if name in os.environ}
-
-
-def _set_list(**variables: str) -> dict[str, Any]:
-    found = _set(**variables).items()
-    return {field: [part.strip() for part in text.split(",") if part.strip()] for field, text in found}
+def _of_environment(
+    key: str, kind: type[dg.ConfigurableResource[Any]], **values: Any
+) -> dg.ConfigurableResource[Any]:
+    """A resource with `values`, but for what its variables set. Raises InputError that names a wrong variable."""
+    for name, field in kind.model_fields.items():
+        text = os.environ.get(FIELDS.get(f"{key}.{name}", ""))
+        if text is not None and field.annotation is str:
+            values[name] = text
+        elif text is not None:
+            values[name] = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        wrong = [f"{FIELDS[f'{key}.{name}']}: {message}" for name, message in problems(error).items()]
+        raise InputError("; ".join(wrong)) from None
 
 
 def _count(variable: str) -> int:
@@ -137,23 +132,13 @@ def build_defs(
         assets=[*YEAR_ASSETS, tile_assets(TILE_STAGES, tiles_per_run)],
         jobs=JOBS,
         sensors=SENSORS,
-        resources={key: _with_own_defaults(resource) for key, resource in resources.items()},
+        resources={
+            **{key: launchable(key, resource) for key, resource in resources.items()},
+            # the assets write their own files; Dagster's default would let a run name a folder
+            "io_manager": dg.mem_io_manager,
+        },
         executor=dg.in_process_executor,
     )
-
-
-def _with_own_defaults(resource: dg.ConfigurableResource[Any]) -> dg.ConfigurableResource[Any]:
-    """The resource, its values being the defaults of its class.
-
-    Dagster completes a configuration that names some fields from the class: a run that sets the recipe's
-    `seed` alone would get the default dataset, and one that sets `stac.refresh` the real catalogue.
-    """
-    kind, fields = type(resource), {}
-    for name, field in kind.model_fields.items():
-        fields[name] = (field.annotation, copy.copy(field))
-        fields[name][1].default = getattr(resource, name)
-    model = create_model(kind.__name__, __base__=kind, __module__=kind.__module__, **fields)  # type: ignore[call-overload]
-    return model(**{name: getattr(resource, name) for name in fields})  # type: ignore[no-any-return]
 
 
 @dg.definitions

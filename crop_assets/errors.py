@@ -4,6 +4,15 @@ Belongs here: what a user can mend by changing an input. Does not: what a server
 (`resources.errors`).
 """
 
+from pydantic import ValidationError
+
 
 class InputError(ValueError):
     """An input that cannot be worked with. The message says what, where, and what to do next."""
+
+
+def problems(error: ValidationError) -> dict[str, str]:
+    """What is wrong with each field, without pydantic's own text: it repeats all values, whatever secret they hold."""
+    return {
+        ".".join(map(str, one["loc"])): one["msg"].removeprefix("Value error, ") for one in error.errors()
+    }

@@ -1,32 +1,38 @@
-"""The environment variables of this project, so that a misspelt one is noticed."""
+"""The environment variables of this project: what each of them sets, and which name is misspelt."""
 
 from collections.abc import Iterable
 
 from crop_assets.suggest import did_you_mean
 
 PREFIX = "CROP_ASSETS_"
-_NAMES = (
-    "BANDS",
-    "CDL",
-    "CDL_HOSTS",
-    "CDL_INDEX",
-    "DATA",
-    "GRANULE_SEARCH",
-    "IPFS_GATEWAYS",
-    "IPFS_STAC_URL",
-    "KUBO_API",
-    "LP_DAAC_HOSTS",
-    "METADATA_HOSTS",
-    "RECIPE",
-    "STAC_URL",
-    "TILES_PER_RUN",
-    "TILE_GRID",
-    "WORKERS",
-)
-VARIABLES = tuple(PREFIX + name for name in _NAMES)
+RECIPE = "CROP_ASSETS_RECIPE"
+FIELDS = {
+    "recipe.aoi": RECIPE,
+    "recipe.chip_boxes": RECIPE,
+    "store.root": "CROP_ASSETS_DATA",
+    "cdl_releases.source": "CROP_ASSETS_CDL",
+    "cdl_releases.index": "CROP_ASSETS_CDL_INDEX",
+    "cdl_releases.hosts": "CROP_ASSETS_CDL_HOSTS",
+    "tile_grid_source.path": "CROP_ASSETS_TILE_GRID",
+    "stac.url": "CROP_ASSETS_STAC_URL",
+    "stac.granule_search": "CROP_ASSETS_GRANULE_SEARCH",
+    "stac.metadata_hosts": "CROP_ASSETS_METADATA_HOSTS",
+    "ipfs_stac.url": "CROP_ASSETS_IPFS_STAC_URL",
+    "ipfs.kubo_api": "CROP_ASSETS_KUBO_API",
+    "ipfs.gateways": "CROP_ASSETS_IPFS_GATEWAYS",
+    "ipfs.command": "CROP_ASSETS_IPFS_COMMAND",
+    "lp_daac.token": "EARTHDATA_TOKEN",
+    "lp_daac.hosts": "CROP_ASSETS_LP_DAAC_HOSTS",
+    "lp_daac.storage_hosts": "CROP_ASSETS_LP_DAAC_STORAGE_HOSTS",
+    "lp_daac.login_host": "CROP_ASSETS_EARTHDATA_HOST",
+    "mirror.folder": "CROP_ASSETS_BANDS",
+}
+"""The variable of each resource field that says where something is, who is asked, or what is run. No run sets these."""
+VARIABLES = {"CROP_ASSETS_TILES_PER_RUN", "CROP_ASSETS_WORKERS"} | set(FIELDS.values()) - {"EARTHDATA_TOKEN"}
 
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
     """The variables that look like this project's and that nothing reads, each with what may have been meant."""
     unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in VARIABLES)
-    return [f"{name}{did_you_mean(name.removeprefix(PREFIX), _NAMES, PREFIX)}" for name in unknown]
+    known = sorted(name.removeprefix(PREFIX) for name in VARIABLES)
+    return [f"{name}{did_you_mean(name.removeprefix(PREFIX), known, PREFIX)}" for name in unknown]

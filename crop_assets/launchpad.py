@@ -1,0 +1,64 @@
+"""What a run may configure: numbers, switches, and the recipe's choices.
+
+Whoever reaches the UI, or gets a web page to launch a run there, writes a run's configuration. So no run says where
+something is, who is asked, with which token, or what is executed: the environment does (`crop_assets.variables`).
+"""
+
+import inspect
+from typing import Any, Literal, get_args, get_origin
+
+import dagster as dg
+from pydantic import ValidationError
+
+from crop_assets.errors import InputError, problems
+from crop_assets.recipe import DatasetRecipe
+from crop_assets.variables import FIELDS
+
+
+def launchable(key: str, resource: dg.ConfigurableResource[Any]) -> dg.ResourceDefinition:
+    """The resource under its key in the definitions, of which a run may change what is harmless.
+
+    Fields that a run does not set are those of `resource`. A launch that sets another field is refused with the
+    variable to set instead. Plain types of Dagster's, for what it makes of a class takes {"env": "ANY_VARIABLE"} for a
+    value. Raises KeyError for a field that neither a run nor a variable sets.
+    """
+    kind = type(resource)
+    own = {name: getattr(resource, name) for name in kind.model_fields}
+    schema = {}
+    for name, field in kind.model_fields.items():
+        if _harmless(key, name, kind, field.annotation):
+            shown = dg.Field(_config_type(field.annotation), own[name], False, field.description)
+        else:
+            variable = FIELDS[f"{key}.{name}"]
+            # an enumeration of nothing, for its name is part of the message that refuses a value
+            nothing = dg.Enum(f"'set by the variable {variable}, and not by a run'", [])
+            shown = dg.Field(
+                nothing, is_required=False, description=f"{field.description} Set by {variable}."
+            )
+        schema[name] = shown
+
+    def configured(context: dg.InitResourceContext) -> Any:
+        try:
+            return kind(**{**own, **context.resource_config})
+        except ValidationError as error:
+            wrong = [f"{name}: {message}" if name else message for name, message in problems(error).items()]
+            raise InputError(f"{key}: {'; '.join(wrong)}") from None
+
+    return dg.ResourceDefinition(configured, schema, inspect.getdoc(kind))
+
+
+def _harmless(key: str, name: str, kind: type, annotation: Any) -> bool:
+    if issubclass(kind, DatasetRecipe):
+        return f"{key}.{name}" not in FIELDS
+    return annotation in (bool, int, float)
+
+
+def _config_type(annotation: Any) -> Any:
+    """Dagster's type of a field's values."""
+    of = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return dg.Enum(f"'one of {', '.join(of)}'", [dg.EnumValue(value) for value in of])
+    if get_origin(annotation) is list:
+        return dg.Array(*of)
+    # Dagster's short form of a map
+    return dict([of]) if get_origin(annotation) is dict else annotation
