@@ -1,3 +1,4 @@
+import ast
 import contextlib
 import gc
 import io
@@ -865,6 +866,33 @@ def test_a_command_whose_output_nobody_wants_any_more_is_ended(command: Callable
         raise ZeroDivisionError
     with pytest.raises(IntegrityError, match="sent a block of more than"):
         ipfs.block(Cid.parse(UNKNOWN))
+
+
+def test_the_command_gets_no_token_or_key_of_the_operators_environment(
+    command: Callable[[str], IpfsCommand], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {
+        "IPFS_PATH": "/srv/ipfs",
+        "HOME": str(tmp_path),
+        "LC_ALL": "C.UTF-8",
+        "https_proxy": "http://127.0.0.1:1",
+        "NO_PROXY": "127.0.0.1",
+        "SSL_CERT_FILE": "/etc/ssl/ca.pem",
+        "TMPDIR": str(tmp_path),
+    }
+    secrets = ("EARTHDATA_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GITHUB_TOKEN", "PGPASSWORD")
+    others = ("DAGSTER_HOME", "CROP_ASSETS_DATA", "PYTHONPATH", "LD_PRELOAD_NOT", "MY_IPFS_PATH")
+    for name in (*secrets, *others):
+        monkeypatch.setenv(name, "of the operator alone")
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    told = tmp_path / "told"
+    ipfs = command(f"import os\nopen({str(told)!r}, 'w').write(repr(dict(os.environ)))")
+    assert ipfs.block(Cid.parse(UNKNOWN)) == b""
+    environment = ast.literal_eval(told.read_text())
+    assert wanted.items() <= environment.items()
+    assert environment["PATH"] == os.environ["PATH"]
+    assert "of the operator alone" not in environment.values()
 
 
 def test_a_command_that_does_not_exist_is_unreachable() -> None:

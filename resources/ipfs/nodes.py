@@ -58,6 +58,19 @@ _BEGINNING = 512
 """Bytes of an answer that its node may send before it has found any content: the header of a CAR takes some 60."""
 _POLL_SECONDS = 0.2
 """Longest wait until a command sees that the run is stopped."""
+_CHILD_VARIABLES = {
+    "HOME",
+    "IPFS_PATH",
+    "LANG",
+    "LANGUAGE",
+    "LD_LIBRARY_PATH",
+    "LOGNAME",
+    "PATH",
+    "SSL_CERT_DIR",
+}
+_CHILD_VARIABLES |= {"SSL_CERT_FILE", "TMPDIR", "TZ", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"}
+_CHILD_VARIABLES |= {"ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
+"""What a command is told of the environment, where tokens and keys are too; and all that is LC_*."""
 _NOT_FOUND = ("not found", "could not find")
 _LOOKED_IN_VAIN = ("deadline exceeded", "timed out")
 
@@ -286,7 +299,7 @@ class IpfsCommand:
                     stdout=subprocess.PIPE,
                     stderr=words,
                     start_new_session=True,
-                    env={name: value for name, value in os.environ.items() if name != "EARTHDATA_TOKEN"},
+                    env=_child_environment(),
                 )
             except OSError as error:
                 raise UnreachableError(f"{command} cannot be run ({error.strerror})") from None
@@ -304,6 +317,15 @@ class IpfsCommand:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
+
+
+def _child_environment() -> dict[str, str]:
+    # proxies have names in small letters as well
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("LC_") or {name, name.upper()} & _CHILD_VARIABLES
+    }
 
 
 def _begun_within(first: float, read: Callable[[float], Iterator[bytes]], then: float) -> Iterator[bytes]:
