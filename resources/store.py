@@ -24,7 +24,7 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 from upath import UPath
 
-from resources.errors import UnsafeNameError
+from resources.errors import IntegrityError, UnsafeNameError
 from resources.file_system import flush, no_follow, private_folder, require_no_links
 from resources.object_store import translated
 from resources.partials import Partials
@@ -98,7 +98,10 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         with translated(str(path)):
             return int(path.stat().st_size)
 
-    def read_bytes(self, name: str) -> bytes:
+    def read_bytes(self, name: str, most: int | None = None) -> bytes:
+        """The bytes of a file. Raises IntegrityError where they are more than `most`."""
+        if most is not None and (size := self.size(name)) > most:
+            raise IntegrityError(f"{name} has {size:,} bytes; the most is {most:,}")
         if self.is_local:
             with self.reading(name) as file:
                 return file.read()

@@ -16,10 +16,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from resources.errors import IntegrityError, NotFoundError
+from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
+from resources.parquet import MAX_FILE_BYTES, footer_of, read_frame
 from resources.store import DatasetStore
 
 _PROVENANCE = b"crop_assets"
+_MALFORMED = (KeyError, TypeError, ValueError, RecursionError)
+"""What a look into JSON of another shape raises."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,9 @@ def read_table(store: DatasetStore, name: str) -> pd.DataFrame:
     """Read a table, as a GeoDataFrame where it has geometry. Raises NotFoundError, IntegrityError."""
     data = _bytes(store, name)
     try:
-        if b"geo" in (pq.read_schema(io.BytesIO(data)).metadata or {}):
-            frame: pd.DataFrame = gpd.read_parquet(io.BytesIO(data), page_checksum_verification=True)
-        else:
-            frame = pq.read_table(io.BytesIO(data), page_checksum_verification=True).to_pandas()
-    except Exception as error:  # damaged bytes make Arrow, pandas, pyproj and GEOS raise what they like
-        raise IntegrityError(
-            f"table {name} cannot be read ({error}); delete the file and materialize its asset again"
-        ) from error
-    return frame
+        return read_frame(data)
+    except IntegrityError as error:
+        raise IntegrityError(f"table {name} cannot be read ({error}); materialize its asset again") from error
 
 
 def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
@@ -104,12 +101,16 @@ def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
     """
     try:
         with store.reading(name) as file:
-            parquet = pq.ParquetFile(file)
+            parquet = footer_of(file)
             record = json.loads((parquet.schema_arrow.metadata or {})[_PROVENANCE])
+            if not isinstance(record["data_version"], str):
+                raise TypeError("its data_version is no text")
             return StoredTable(name, parquet.metadata.num_rows, record["data_version"], record)
     except FileNotFoundError:
         return None
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+    except (IntegrityError, UnsafeNameError) as error:
+        raise IntegrityError(f"{name} cannot be used ({error}); materialize its asset again") from error
+    except (pa.ArrowException, OSError, *_MALFORMED) as error:
         # Arrow's own, for damaged bytes, have no number
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, f"{name} cannot be read: {error.strerror}") from error
@@ -140,7 +141,7 @@ def content_hash(table: pa.Table | pd.DataFrame) -> str:
 
 def _bytes(store: DatasetStore, name: str) -> bytes:
     try:
-        return store.read_bytes(name)
+        return store.read_bytes(name, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise NotFoundError(f"there is no table {name}; materialize its asset first") from None
 

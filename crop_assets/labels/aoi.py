@@ -25,7 +25,9 @@ from upath import UPath
 from crop_assets.crs import LATITUDE_FIRST, looks_like, require_place
 from crop_assets.errors import InputError
 from crop_assets.grid import crs_text
+from resources.errors import IntegrityError
 from resources.object_store import translated
+from resources.parquet import MAX_FILE_BYTES, read_frame
 
 _WORLD = shapely.box(-180, -90, 180, 90)
 _MOST_TURNS = 5
@@ -49,7 +51,7 @@ def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
         # a shapefile is several files, which GDAL finds by their path alone
         with translated(str(path)):
             source = io.BytesIO(UPath(path).read_bytes()) if "://" in str(path) else path
-        aoi = gpd.read_parquet(source) if str(path).lower().endswith(".parquet") else _layers(source, path)
+        aoi = _geoparquet(path) if str(path).lower().endswith(".parquet") else _layers(source, path)
     except InputError:
         raise
     except (
@@ -60,6 +62,7 @@ def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
         OSError,
         KeyError,
         ValueError,
+        IntegrityError,
     ) as error:
         raise InputError(f"AOI {path} cannot be read: {error}") from None
     if aoi is None:
@@ -135,6 +138,16 @@ def touched(tree: shapely.STRtree, shapes: NDArray[np.object_]) -> NDArray[np.in
     """Indices, ascending, of the geometries of `tree` that share a point with one of `shapes`."""
     hits: NDArray[np.intp] = np.unique(tree.query(shapes, predicate="intersects")[1])
     return hits
+
+
+def _geoparquet(path: str | Path) -> gpd.GeoDataFrame:
+    place = UPath(path)
+    if (size := place.stat().st_size) > MAX_FILE_BYTES:
+        raise InputError(f"AOI {path} has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
+    frame = read_frame(place.read_bytes())
+    if not isinstance(frame, gpd.GeoDataFrame):
+        raise InputError(f"AOI {path} is a Parquet file without geometry; give GeoParquet")
+    return frame
 
 
 def _layers(source: Any, path: str | Path) -> gpd.GeoDataFrame | None:

@@ -24,6 +24,7 @@ from crop_assets.crs import require_place
 from crop_assets.errors import InputError
 from resources.archives import members
 from resources.errors import IntegrityError
+from resources.parquet import MAX_FILE_BYTES, read_frame
 
 _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
 _TILE = re.compile(r"(0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]")
@@ -173,7 +174,9 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
         raise InputError(f"tile grid {path}: no such file")
     try:
         if path.suffix.lower() == ".parquet":
-            features = gpd.read_parquet(path)
+            if (size := path.stat().st_size) > MAX_FILE_BYTES:
+                raise InputError(f"tile grid {path} has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
+            features = read_frame(path.read_bytes())
         else:
             source = _archive_member(path) if path.suffix.lower() in (".zip", ".kmz") else str(path)
             layers = [str(layer) for layer in pyogrio.list_layers(source)[:, 0]]
@@ -193,6 +196,7 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
         ProjError,
         ValueError,
         OSError,
+        IntegrityError,
     ) as error:
         raise InputError(f"tile grid {path} cannot be read: {error}") from None
     if not isinstance(features, gpd.GeoDataFrame) or features.empty:

@@ -224,7 +224,7 @@ def test_what_is_no_parquet_file_is_refused(store: DatasetStore, content: bytes)
     store.write_bytes(NAME, content)
     with pytest.raises(IntegrityError, match="materialize its asset again"):
         stored_table(store, NAME)
-    with pytest.raises(IntegrityError, match=f"table {NAME} cannot be read .*delete the file and"):
+    with pytest.raises(IntegrityError, match=f"table {NAME} cannot be read .*; materialize its asset again"):
         read_table(store, NAME)
 
 
@@ -248,7 +248,7 @@ def test_a_flipped_bit_in_the_values_is_noticed(store: DatasetStore) -> None:
         damaged = bytearray(whole)
         damaged[at] ^= 0x10
         store.write_bytes(NAME, bytes(damaged))
-        with pytest.raises(IntegrityError, match="delete the file and materialize its asset again"):
+        with pytest.raises(IntegrityError, match="; materialize its asset again"):
             read_table(store, NAME)
 
 
