@@ -19,7 +19,6 @@ from datetime import UTC
 from pathlib import Path
 
 import dagster as dg
-import rasterio
 import requests
 import tenacity
 from pydantic import Field, field_validator
@@ -28,6 +27,7 @@ from rasterio.errors import RasterioError
 from resources import stop
 from resources.addresses import AddressError, is_url, join, leads_to, read, same_site
 from resources.errors import DamagedError, IntegrityError, NotFoundError, RefusedError, TryAgainError
+from resources.geodata import SourceError, raster_sources
 from resources.http import ask, get_file, new_session
 from resources.partials import Partials
 from resources.store import require_room
@@ -414,8 +414,9 @@ def raster_files(path: Path) -> list[Path]:
     found = [path]
     for file in found:
         try:
-            with rasterio.open(file) as raster:
-                others = map(Path, raster.files)
+            others = raster_sources(file)
+        except SourceError as error:
+            raise NotFoundError(str(error)) from None
         except RasterioError:
             # no raster by itself, such as an .ige; what is wrong with `path` is said by those who read it
             continue

@@ -12,6 +12,6 @@ class TileGridSource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     path: str = Field(
         default="",
-        description="A KML, KMZ, zip of a KML, or any vector file with a name column; empty for the official "
-        "grid that comes with the installation.",
+        description="A KML, KMZ, GeoJSON, GeoPackage, shapefile, FlatGeobuf or GeoParquet file with a name column, or "
+        "a zip of one; empty for the official grid that comes with the installation.",
     )

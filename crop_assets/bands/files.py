@@ -15,6 +15,7 @@ from crop_assets.grid import RESOLUTION, grid_text, raster_geobox, same_pixels
 from crop_assets.recipe import QA_BAND
 from crop_assets.tiles.grid import HLS_SIZE, hls_bounds
 from resources.errors import IntegrityError
+from resources.geodata import open_geotiff
 from resources.words import MAX_BYTES, document
 
 
@@ -28,7 +29,7 @@ def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> No
     """
     expected = "uint8" if band == QA_BAND else "int16"
     try:
-        with rasterio.open(path) as raster:
+        with open_geotiff(path) as raster:
             if raster.count != 1 or raster.dtypes[0] != expected:
                 raise IntegrityError(
                     f"has {raster.count} band(s) of {raster.dtypes[0]}; {band} has one of {expected}"

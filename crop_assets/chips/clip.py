@@ -26,6 +26,7 @@ from crop_assets.labels.classes import CLASSES, class_colormap, reclassify
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.scenes.selection import POSITIONS
+from resources.geodata import create_raster, open_geotiff, open_raster
 from resources.object_store import translated
 
 
@@ -86,7 +87,8 @@ class TileReader(contextlib.ExitStack):
             with translated(path):
                 if path not in self._opened:
                     # not `with`, which ties a raster to the thread that opened it
-                    self._opened[path] = self.enter_context(contextlib.closing(rasterio.open(path)))
+                    raster = open_raster(Path(path)) if asset == "cdl" else open_geotiff(path)
+                    self._opened[path] = self.enter_context(contextlib.closing(raster))
                 raster = self._opened[path]
                 place = self._cdl.transform if asset == "cdl" else raster.transform
                 for chip_id, block in zip(chip_ids, out, strict=True):
@@ -157,10 +159,8 @@ def _write(
     colormap: dict[int, tuple[int, int, int, int]] | None = None,
     **compression: Any,
 ) -> None:
-    with rasterio.open(
+    with create_raster(
         path,
-        "w",
-        driver="GTiff",
         dtype=values.dtype,
         nodata=nodata,
         count=len(values),

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
@@ -21,6 +20,7 @@ from crop_assets.chips.warp import QA_NODATA, SourcePixels, nearest, source_pixe
 from crop_assets.errors import InputError
 from crop_assets.grid import CHIP_SIZE, chip_geobox, raster_geobox
 from crop_assets.parallel import in_parallel
+from resources.geodata import open_geotiff
 
 _CHIPS_AT_ONCE = 16
 """Chips whose places in the files are held at once, at 3 MB each."""
@@ -67,7 +67,7 @@ class _Fmask:
         self._name = path.name
         with _telling(path.name):
             # not `with`, which ties a raster to the thread that opened it
-            self._raster = stack.enter_context(contextlib.closing(rasterio.open(path)))
+            self._raster = stack.enter_context(contextlib.closing(open_geotiff(path)))
         if self._raster.crs is None:
             raise InputError(f"{path.name} has no coordinate reference system")
         self.grid = raster_geobox(self._raster)

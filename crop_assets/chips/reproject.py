@@ -46,6 +46,7 @@ from crop_assets.grid import (
 )
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import QA_BAND
+from resources.geodata import create_raster, open_geotiff
 
 _BLOCKS_AT_ONCE = 16
 """Blocks whose weights are held at once, at 3 MB each, however many blocks a tile has."""
@@ -161,7 +162,7 @@ class _Band:
             path = self._open.enter_context(self.file.source)
             try:
                 # not `with`, which ties a raster to the thread that opened it
-                self._source = self._open.enter_context(contextlib.closing(rasterio.open(path)))
+                self._source = self._open.enter_context(contextlib.closing(open_geotiff(path)))
             except RasterioError as error:
                 raise InputError(
                     f"{path.name} cannot be opened ({error}); delete it and materialize downloaded_bands again"
@@ -218,10 +219,8 @@ class _Band:
     def _created(self, grid: GeoBox, tags: Mapping[str, str]) -> rasterio.io.DatasetWriter:
         if self._target is None:
             is_qa = self.file.band == QA_BAND
-            target = rasterio.open(
+            target = create_raster(
                 self._open.enter_context(self.file.destination),
-                "w",
-                driver="GTiff",
                 dtype="uint8" if is_qa else "int16",
                 nodata=QA_NODATA if is_qa else NODATA,
                 count=1,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
@@ -22,6 +21,7 @@ from crop_assets.grid import CHIP_SIZE
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import REFLECTANCE_BANDS
 from crop_assets.scenes.selection import POSITIONS
+from resources.geodata import open_geotiff
 from resources.object_store import translated
 
 _OFFSET = 32768
@@ -126,7 +126,7 @@ def measure_bands(
 def _read(image: str) -> NDArray[np.int16]:
     """A merged image as (date, band, 224, 224)."""
     try:
-        with translated(image), rasterio.open(image) as raster:
+        with translated(image), open_geotiff(image) as raster:
             values: NDArray[np.int16] = raster.read()
     except RasterioError as error:
         raise InputError(

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from scipy import ndimage
 
 from crop_assets.crs import require_proj
 from crop_assets.grid import CHIP_SIZE, CRS, RESOLUTION, chip_blocks
+from resources.geodata import create_raster
 
 FIRST_ROW, FIRST_COL = 230, 307
 """Chip-grid place of the landscape: 50 chips astride the line between the tiles 14SMG and 14SNG."""
@@ -123,7 +123,7 @@ def write_landscape(path: Path, codes: Codes, first_row: int = FIRST_ROW, first_
         "compress": "deflate",
         "photometric": "palette",
     }
-    with rasterio.open(path, "w", **profile) as raster:
+    with create_raster(path, **profile) as raster:
         raster.write(codes, 1)
         raster.write_colormap(1, {code: (*_PALETTE.get(code, (0, 0, 0)), 255) for code in range(256)})
 

@@ -27,6 +27,7 @@ from crop_assets.demo.landscape import smooth_surface
 from crop_assets.labels.cdl import check_cdl
 from crop_assets.labels.classes import reclassify
 from crop_assets.layout import file_band
+from resources.geodata import create_raster, open_raster
 from resources.ipfs.unixfs import file_cid
 
 SIZE = 3660
@@ -224,7 +225,7 @@ def _patches(cdl: Path) -> tuple[Int32s, Codes, str, Affine]:
 
     Wild land is split further along a random relief, for it does not look alike over miles.
     """
-    with rasterio.open(cdl) as raster:
+    with open_raster(Path(cdl)) as raster:
         codes = raster.read(1)
         crs, transform = raster.crs.to_wkt(), raster.transform
     classes = reclassify(codes, str(cdl), check_cdl(cdl, "other").table)
@@ -553,7 +554,7 @@ def _write(path: Path, pixels: npt.NDArray[Any], frame: TileFrame, nodata: int, 
         "predictor": 2,
         "overview_resampling": "nearest",
     }
-    with rasterio.open(path, "w", **profile) as raster:
+    with create_raster(path, **profile) as raster:
         raster.write(pixels, 1)
         raster.update_tags(**tags)
 

@@ -4,17 +4,17 @@ Belongs here: any vector file, in any CRS, with whatever polygons people draw. D
 (`crop_assets.aoi_map`).
 """
 
+import contextlib
 import hashlib
-import io
 import math
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyogrio
 import shapely
 from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
@@ -26,6 +26,7 @@ from crop_assets.crs import LATITUDE_FIRST, looks_like, require_place
 from crop_assets.errors import InputError
 from crop_assets.grid import crs_text
 from resources.errors import IntegrityError
+from resources.geodata import open_vector
 from resources.object_store import translated
 from resources.parquet import MAX_FILE_BYTES, read_frame
 
@@ -40,30 +41,19 @@ _SAVE_IT = "save it in the CRS that its coordinates are in, such as EPSG:4326"
 
 
 def read_aoi(path: str | Path) -> gpd.GeoDataFrame:
-    """An area of interest from any vector file that GDAL reads, all of its layers, or from GeoParquet; a local one, or
-    one file of an object store (s3://...).
+    """An area of interest from GeoJSON, GeoPackage, a shapefile, FlatGeobuf or KML (also zipped), all of its layers, or
+    from GeoParquet; a local one, or one file of an object store (s3://...).
 
     GeoJSON is in EPSG:4326 unless it says otherwise.
     Raises InputError for a file that is not there, is not a vector file, has no CRS, or is in one that does not say
     where on Earth a place is.
     """
     try:
-        # a shapefile is several files, which GDAL finds by their path alone
-        with translated(str(path)):
-            source = io.BytesIO(UPath(path).read_bytes()) if "://" in str(path) else path
-        aoi = _geoparquet(path) if str(path).lower().endswith(".parquet") else _layers(source, path)
+        with _local(path) as local:
+            aoi = _geoparquet(local) if local.suffix.lower() == ".parquet" else _layers(local, path)
     except InputError:
         raise
-    except (
-        pyogrio.errors.DataSourceError,
-        pyogrio.errors.DataLayerError,
-        ShapelyError,
-        ProjError,
-        OSError,
-        KeyError,
-        ValueError,
-        IntegrityError,
-    ) as error:
+    except (IntegrityError, ShapelyError, ProjError, OSError, KeyError, ValueError) as error:
         raise InputError(f"AOI {path} cannot be read: {error}") from None
     if aoi is None:
         raise InputError(f"AOI {path} has no geometry; give a file of polygons")
@@ -140,20 +130,35 @@ def touched(tree: shapely.STRtree, shapes: NDArray[np.object_]) -> NDArray[np.in
     return hits
 
 
-def _geoparquet(path: str | Path) -> gpd.GeoDataFrame:
-    place = UPath(path)
-    if (size := place.stat().st_size) > MAX_FILE_BYTES:
-        raise InputError(f"AOI {path} has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
-    frame = read_frame(place.read_bytes())
+def _geoparquet(local: Path) -> gpd.GeoDataFrame:
+    frame = read_frame(local.read_bytes())
     if not isinstance(frame, gpd.GeoDataFrame):
-        raise InputError(f"AOI {path} is a Parquet file without geometry; give GeoParquet")
+        raise InputError(f"AOI {local.name} is a Parquet file without geometry; give GeoParquet")
     return frame
 
 
-def _layers(source: Any, path: str | Path) -> gpd.GeoDataFrame | None:
+@contextlib.contextmanager
+def _local(path: str | Path) -> Iterator[Path]:
+    """The file itself, or a copy of one in an object store."""
+    with contextlib.ExitStack() as stack:
+        if "://" in str(path):
+            stack.enter_context(translated(str(path)))
+        place = UPath(path)
+        if place.is_file() and (size := place.stat().st_size) > MAX_FILE_BYTES:
+            raise InputError(f"AOI {path} has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
+        if "://" not in str(path):
+            yield Path(path)
+            return
+        copy = Path(stack.enter_context(tempfile.TemporaryDirectory()), place.name)
+        copy.write_bytes(place.read_bytes())
+        yield copy
+
+
+def _layers(local: Path, path: str | Path) -> gpd.GeoDataFrame | None:
     """The geometries of all layers in the CRS of the first that is not empty; None for a file without geometries."""
-    names = [str(name) for name, kind in pyogrio.list_layers(source) if kind is not None]
-    layers = [pyogrio.read_dataframe(source, layer=name, columns=[]) for name in names]
+    with open_vector(local) as vector:
+        names = [name for name, kind in vector.layers().items() if kind is not None]
+        layers = [gpd.GeoDataFrame(vector.read(name)) for name in names]
     filled = {name: layer for name, layer in zip(names, layers, strict=True) if _has_geometry(layer)}
     if not filled:
         return layers[0] if layers else None

@@ -37,6 +37,7 @@ from crop_assets.grid import (
     wkt,
 )
 from crop_assets.labels.classes import CLASSES, UNKNOWN, UNKNOWN_ADVICE, lookup_table
+from resources.geodata import open_raster
 
 _MOST_COLS, _MOST_ROWS = 160_000, 100_000
 """Above the 153,811 columns and 96,523 rows of the national raster."""
@@ -125,7 +126,7 @@ def check_cdl(path: str | Path, unknown_codes: str = "refuse") -> CdlRaster:
         raise InputError(f"{name} is an archive; unpack it and give the GeoTIFF inside")
     require_proj()
     try:
-        with rasterio.open(name) as raster:
+        with open_raster(Path(name)) as raster:
             grid = _national_grid(name, raster)
             # the last pixel's block lies at the end of the file, which a broken download lacks
             for row, col in ((0, 0), (raster.height - 1, raster.width - 1)):
@@ -153,7 +154,7 @@ def chip_histograms(
     def scan(strips: range) -> tuple[range, NDArray[np.int32], NDArray[np.int64], list[_Place]]:
         try:
             # a handle of its own: GDAL datasets are not shared between threads
-            with rasterio.open(cdl.path) as raster:
+            with open_raster(Path(cdl.path)) as raster:
                 return strips, *_scan(cdl, raster, strips, cols)
         except RasterioError as error:
             raise _unreadable(cdl.path, error) from None
@@ -187,7 +188,7 @@ def check_codes(cdl: CdlRaster, pool: Executor, progress: Callable[[int], None] 
     def check(start: int) -> tuple[NDArray[np.int64], list[_Place]]:
         window = Window(0, start, cdl.width, min(2 * CHIP_SIZE, cdl.height - start))
         try:
-            with rasterio.open(cdl.path) as raster:
+            with open_raster(Path(cdl.path)) as raster:
                 pixels = raster.read(1, window=window)
         except RasterioError as error:
             raise _unreadable(cdl.path, error) from None

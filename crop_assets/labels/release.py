@@ -25,6 +25,7 @@ from resources.archives import members, unpack
 from resources.cdl import CdlReleases, Release, file_sha256, raster_sha256, record_path, same_release
 from resources.errors import DamagedError, IntegrityError, ResourceError, TryAgainError, UnavailableError
 from resources.file_system import flush
+from resources.geodata import open_raster, raster_sources
 from resources.store import require_room
 
 _MOST_UNPACKED_BYTES = 40 << 30
@@ -191,20 +192,15 @@ def _make_raster(
             parts.append(unpacked.with_name(f"{unpacked.name}{suffix}"))
             unpack(archive, member, parts[-1], _megabytes(say, "MB unpacked", member.file_size))
         unpacked, name = parts[0], f"{name}{parts[0].suffix}"
-        # GDAL goes by content, and other formats lead to other files and servers
-        driver = "HFA" if unpacked.suffix == ".img" else "GTiff"
-        with rasterio.open(unpacked, driver=driver) as source:
-            if foreign := set(map(Path, source.files)) - set(parts):
-                raise InputError(f"{name} is read from {min(foreign).name}, which the archive does not hold")
-            cdl = check_cdl(unpacked, unknown_codes)
-            if not (cdl.chip_rows and cdl.chip_cols):
-                raise InputError(
-                    f"{name} holds no whole chip of the national grid; it is not a national release"
-                )
-            check_codes(cdl, pool, Progress(say, 100, "% of the codes checked"))
-            say("writing it in blocks, with overviews; some minutes for the whole country")
+        if foreign := set(raster_sources(unpacked)) - set(parts):
+            raise InputError(f"{name} is read from {min(foreign).name}, which the archive does not hold")
+        cdl = check_cdl(unpacked, unknown_codes)
+        if not (cdl.chip_rows and cdl.chip_cols):
+            raise InputError(f"{name} holds no whole chip of the national grid; it is not a national release")
+        check_codes(cdl, pool, Progress(say, 100, "% of the codes checked"))
+        say("writing it in blocks, with overviews; some minutes for the whole country")
         # in a thread and with a handle of its own: GDAL does not let an interrupt through before it is done
-        pool.submit(_write_cog, unpacked, driver, raster).result()
+        pool.submit(_write_cog, unpacked, raster).result()
         check_cdl(raster)
     except (RasterioError, CPLE_BaseError) as error:
         raise InputError(
@@ -229,8 +225,8 @@ def _make_raster(
             part.unlink(missing_ok=True)
 
 
-def _write_cog(unpacked: Path, driver: str, raster: Path) -> None:
-    with rasterio.open(unpacked, driver=driver) as source:
+def _write_cog(unpacked: Path, raster: Path) -> None:
+    with open_raster(unpacked) as source:
         rasterio.shutil.copy(source, raster, driver="COG", **_COG)
 
 

@@ -8,13 +8,12 @@ import importlib.util
 import math
 import re
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import pyogrio
 import pyproj
 import shapely
 from numpy.typing import NDArray
@@ -22,13 +21,12 @@ from pyproj.exceptions import ProjError
 
 from crop_assets.crs import require_place
 from crop_assets.errors import InputError
-from resources.archives import members
 from resources.errors import IntegrityError
+from resources.geodata import Vector, open_vector
 from resources.parquet import MAX_FILE_BYTES, read_frame
 
 _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
 _TILE = re.compile(r"(0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]")
-_VECTOR_SUFFIXES = {".kml", ".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml"}
 _MOST_ARCHIVE_BYTES = 1 << 30
 HLS_SIZE = 3660
 """Pixels of 30 m on each side of a tile's HLS rasters."""
@@ -178,26 +176,11 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
                 raise InputError(f"tile grid {path} has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
             features = read_frame(path.read_bytes())
         else:
-            source = _archive_member(path) if path.suffix.lower() in (".zip", ".kmz") else str(path)
-            layers = [str(layer) for layer in pyogrio.list_layers(source)[:, 0]]
-            # the official KML has a second layer, Info, with no tiles
-            layer = "Features" if "Features" in layers else layers[0]
-            if layer != "Features" and len(layers) > 1:
-                raise InputError(
-                    f"tile grid {path} has several layers ({', '.join(layers[:5])}); keep the tiles' alone"
-                )
-            column = _name_column(path, pyogrio.read_info(source, layer=layer)["fields"])
-            features = pyogrio.read_dataframe(source, layer=layer, columns=[column])
+            with open_vector(path, _MOST_ARCHIVE_BYTES) as vector:
+                features = _features(path, vector)
     except InputError:
         raise
-    except (
-        pyogrio.errors.DataSourceError,
-        pyogrio.errors.DataLayerError,
-        ProjError,
-        ValueError,
-        OSError,
-        IntegrityError,
-    ) as error:
+    except (IntegrityError, ProjError, ValueError, OSError) as error:
         raise InputError(f"tile grid {path} cannot be read: {error}") from None
     if not isinstance(features, gpd.GeoDataFrame) or features.empty:
         raise InputError(f"tile grid {path} holds no polygons")
@@ -206,6 +189,17 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
     require_place(features.crs, f"tile grid {path}", "save it as GeoJSON or GeoPackage in EPSG:4326")
     column = _name_column(path, features.columns)
     return features[[column, features.geometry.name]].rename(columns={column: "tile"})
+
+
+def _features(path: Path, vector: Vector) -> gpd.GeoDataFrame | pd.DataFrame:
+    layers = list(vector.layers())
+    # the official KML has a second layer, Info, with no tiles
+    layer = "Features" if "Features" in layers else layers[0]
+    if layer != "Features" and len(layers) > 1:
+        raise InputError(
+            f"tile grid {path} has several layers ({', '.join(layers[:5])}); keep the tiles' alone"
+        )
+    return vector.read(layer, [_name_column(path, vector.columns(layer))])
 
 
 def _name_column(path: Path, columns: "NDArray[np.object_] | list[str]") -> str:
@@ -217,21 +211,6 @@ def _name_column(path: Path, columns: "NDArray[np.object_] | list[str]") -> str:
         f"tile grid {path} has no column of tile names; it has {', '.join(map(str, columns)) or 'none'}, "
         f"and one must be called {', '.join(_NAME_COLUMNS)}"
     )
-
-
-def _archive_member(path: Path) -> str:
-    """GDAL's path of the one vector file in a zip."""
-    try:
-        found = members(path, _MOST_ARCHIVE_BYTES)
-    except IntegrityError as error:
-        raise InputError(f"tile grid {error}") from None
-    vectors = [m.filename for m in found if PurePosixPath(m.filename).suffix.lower() in _VECTOR_SUFFIXES]
-    if len(vectors) != 1:
-        raise InputError(
-            f"tile grid {path} must hold one vector file, found {len(vectors)}: "
-            f"{', '.join(vectors[:5]) or 'none'}"
-        )
-    return f"/vsizip/{{{path.absolute()}}}/{vectors[0]}"
 
 
 def _polygons(

@@ -184,7 +184,7 @@ def test_archive_that_unpacks_beyond_the_limit_is_refused(
         ("grid.zip", b"PK no zip", "is not a zip archive"),
         ("grid.kml", b"<html/>", "cannot be read"),
         ("grid.parquet", b"PAR1", "cannot be read"),
-        ("grid.csv", b"tile\n14SNH\n", "holds no polygons"),
+        ("grid.csv", b"tile\n14SNH\n", r"is no \.geojson, .* or \.parquet file; save it as one"),
         (
             "grid.geojson",
             b'{"type": "FeatureCollection", "features": []}',

@@ -1,0 +1,497 @@
+"""Files that are something else than they are called, and lead to other files and hosts."""
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import shapely
+from rasterio.errors import RasterioError
+
+from crop_assets.bands.files import check_band
+from crop_assets.demo.landscape import write_landscape
+from crop_assets.errors import InputError
+from crop_assets.labels.aoi import read_aoi
+from crop_assets.labels.cdl import check_cdl
+from crop_assets.tiles.grid import read_tile_grid
+from resources.cdl import raster_files
+from resources.errors import IntegrityError, NotFoundError
+from resources.geodata import create_raster, open_geotiff, open_raster, open_vector
+
+SECRET = bytes(range(256)) * 256
+PLACE = rasterio.Affine(30, 0, -2356095, 0, -30, 3172605)
+REMOTE_RASTERS = (
+    "EEDA",
+    "EEDAI",
+    "GTI",
+    "HTTP",
+    "MRF",
+    "PLMOSAIC",
+    "STACIT",
+    "STACTA",
+    "WCS",
+    "WFS",
+    "WMS",
+    "WMTS",
+)
+REMOTE_VECTORS = (
+    "CSW",
+    "Carto",
+    "Elasticsearch",
+    "GDALG",
+    "GML",
+    "HTTP",
+    "NGW",
+    "OAPIF",
+    "OGCAPI",
+    "OGR_VRT",
+    "WFS",
+)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What no file may lead to. The host has a process of its own, for GDAL does not let Python work meanwhile."""
+
+    url: str
+    asked: Path
+    secret: Path
+
+    def untouched(self) -> bool:
+        return self.asked.read_text() == "" and self.secret.read_bytes() == SECRET
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("host")
+    log = folder / "log"
+    program = (
+        "import http.server, sys\n"
+        "class Handler(http.server.SimpleHTTPRequestHandler):\n"
+        "    def log_request(self, *args):\n"
+        "        with open(sys.argv[1], 'a') as log: log.write(self.requestline + '\\n')\n"
+        "server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)\n"
+        "print(server.server_port, flush=True)\n"
+        "server.serve_forever()\n"
+    )
+    log.touch()
+    command = [sys.executable, "-c", program, str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=folder, text=True) as process:
+        assert process.stdout
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}", log
+        process.terminate()
+
+
+@pytest.fixture
+def outside(host: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Outside:
+    url, log = host
+    log.write_text("")
+    secret = tmp_path_factory.mktemp("home") / "secret.bin"
+    secret.write_bytes(SECRET)
+    # each test another name, as GDAL remembers which are not there
+    return Outside(f"{url}/{time.monotonic_ns()}", log, secret)
+
+
+def vrt(source: str, kind: str = "SimpleSource", relative: int = 0, band: str = "", more: str = "") -> str:
+    return (
+        '<VRTDataset rasterXSize="224" rasterYSize="224"><GeoTransform>0,30,0,0,0,-30</GeoTransform>'
+        f'<VRTRasterBand dataType="Byte" band="1"{band}>{more}<{kind}><SourceFilename relativeToVRT="{relative}">'
+        f"{source}</SourceFilename><SourceBand>1</SourceBand></{kind}></VRTRasterBand></VRTDataset>"
+    )
+
+
+RASTERS: dict[str, Callable[[Outside], str]] = {
+    "MRF of a host": lambda to: (
+        f"<MRF_META><CachedSource><Source>/vsicurl/{to.url}/a.tif</Source></CachedSource>"
+        '<Raster><Size x="224" y="224" c="1"/><PageSize x="224" y="224" c="1"/></Raster></MRF_META>'
+    ),
+    "MRF that caches into a file": lambda to: (
+        f"<MRF_META><CachedSource><Source>{to.secret}</Source></CachedSource>"
+        '<Raster><Size x="256" y="256" c="1"/><PageSize x="256" y="256" c="1"/><Compression>NONE</Compression>'
+        f"<DataFile>{to.secret}</DataFile><IndexFile>{to.secret}.idx</IndexFile></Raster></MRF_META>"
+    ),
+    "MRF of a file": lambda to: (
+        '<MRF_META><Raster><Size x="256" y="256" c="1"/><PageSize x="256" y="256" c="1"/>'
+        f"<Compression>NONE</Compression><DataFile>{to.secret}</DataFile></Raster></MRF_META>"
+    ),
+    "VRT of a host": lambda to: vrt(f"/vsicurl/{to.url}/a.tif"),
+    "VRT of an object store": lambda to: vrt("/vsis3/bucket/key.tif"),
+    "VRT of raw bytes": lambda to: (
+        '<VRTDataset rasterXSize="256" rasterYSize="256"><VRTRasterBand dataType="Byte" band="1" '
+        f'subClass="VRTRawRasterBand"><SourceFilename relativeToVRT="0">{to.secret}</SourceFilename>'
+        "<ImageOffset>0</ImageOffset><PixelOffset>1</PixelOffset><LineOffset>256</LineOffset>"
+        "</VRTRasterBand></VRTDataset>"
+    ),
+    "WMS": lambda to: (
+        f'<GDAL_WMS><Service name="TMS"><ServerUrl>{to.url}/${{z}}/${{x}}/${{y}}.png</ServerUrl></Service>'
+        "<DataWindow><UpperLeftX>0</UpperLeftX><UpperLeftY>6720</UpperLeftY><LowerRightX>6720</LowerRightX>"
+        "<LowerRightY>0</LowerRightY><SizeX>224</SizeX><SizeY>224</SizeY><TileLevel>0</TileLevel></DataWindow>"
+        "<BandsCount>1</BandsCount></GDAL_WMS>"
+    ),
+    "WMTS": lambda to: f"<GDAL_WMTS><GetCapabilitiesUrl>{to.url}/wmts</GetCapabilitiesUrl></GDAL_WMTS>",
+    "WCS": lambda to: (
+        f"<WCS_GDAL><ServiceURL>{to.url}/wcs?</ServiceURL><CoverageName>a</CoverageName></WCS_GDAL>"
+    ),
+    "tile index": lambda to: (
+        f"<GDALTileIndexDataset><IndexDataset>{to.url}/a.gpkg</IndexDataset></GDALTileIndexDataset>"
+    ),
+    "STAC items": lambda to: (
+        '{"type": "FeatureCollection", "stac_version": "1.0.0", "features": [{"type": "Feature", '
+        f'"stac_version": "1.0.0", "properties": {{}}, "assets": {{"a": {{"href": "{to.url}/a.tif"}}}}}}]}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RASTERS)
+def test_a_description_is_no_band_cdl_or_product(tmp_path: Path, outside: Outside, kind: str) -> None:
+    text = RASTERS[kind](outside)
+    for name in ("HLS.S30.T14SMG.2022072T172020.v2.0.B02.tif", "2022_30m_cdls.tif", "2022_30m_cdls.img"):
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(IntegrityError):
+            check_band(path, "B02", "14SMG")
+        with pytest.raises(InputError):
+            check_cdl(path)
+        with pytest.raises(RasterioError):
+            open_geotiff(path)
+        with pytest.raises(RasterioError):
+            open_raster(path)
+        assert raster_files(path) == [path]
+    assert outside.untouched()
+    assert {path.name for path in outside.secret.parent.iterdir()} == {outside.secret.name}
+
+
+@pytest.mark.parametrize("kind", ["a host", "an object store", "a description beside it", "an .aux.xml"])
+def test_a_geotiff_does_not_lead_to_its_overviews(tmp_path: Path, outside: Outside, kind: str) -> None:
+    path = tmp_path / "2022_30m_cdls.tif"
+    write_landscape(path, np.ones((448, 448), np.uint8), 232, 310)
+    (tmp_path / "overviews.tif").write_text(RASTERS["VRT of raw bytes"](outside))
+    to = {
+        "an object store": "/vsis3/bucket/overviews.tif",
+        "a description beside it": str(tmp_path / "overviews.tif"),
+    }.get(kind, f"/vsicurl/{outside.url}/overviews.tif")
+    if kind == "an .aux.xml":
+        path.with_name(f"{path.name}.aux.xml").write_text(
+            f'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{to}</MDI></Metadata></PAMDataset>'
+        )
+        # what lies beside a file of our own is not looked at
+        with open_geotiff(path) as raster:
+            assert raster.overviews(1) == []
+            assert raster.files == [str(path)]
+    else:
+        with rasterio.open(path, "r+") as raster:
+            raster.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=to)
+        with pytest.raises(RasterioError, match="has its overviews in a file that its metadata name"):
+            open_geotiff(path)
+    with pytest.raises(InputError, match="has its overviews in a file that its metadata name"):
+        check_cdl(path)
+    assert raster_files(path) == [path]
+    assert outside.untouched()
+
+
+def test_a_raster_is_what_its_suffix_says(tmp_path: Path) -> None:
+    tif = tmp_path / "2022_30m_cdls.tif"
+    write_landscape(tif, np.ones((448, 448), np.uint8), 232, 310)
+    with (
+        open_raster(tif) as raster,
+        create_raster(
+            tmp_path / "2022_30m_cdls.img",
+            "HFA",
+            width=448,
+            height=448,
+            count=1,
+            dtype="uint8",
+            crs=raster.crs,
+            transform=raster.transform,
+        ) as target,
+    ):
+        target.write(raster.read())
+    img = tmp_path / "2022_30m_cdls.img"
+    assert check_cdl(img).width == check_cdl(tif).width == 448
+    for path, other in ((tif, "2021_30m_cdls.img"), (img, "2021_30m_cdls.tif"), (tif, "2021_30m_cdls.vrt")):
+        with pytest.raises(InputError):
+            check_cdl(shutil.copy(path, tmp_path / other))
+    with pytest.raises(
+        InputError, match=r"the suffix of no raster .* gdal_translate .*cdls\.nc 2021_30m_cdls\.tif"
+    ):
+        check_cdl(shutil.copy(tif, tmp_path / "2021_30m_cdls.nc"))
+
+
+@pytest.fixture
+def mosaic(tmp_path: Path) -> Path:
+    """A folder with two rasters side by side, each 224 x 224, and nothing else."""
+    folder = tmp_path / "mosaic"
+    folder.mkdir()
+    for name, col in (("west.tif", 310), ("east.tif", 311)):
+        write_landscape(folder / name, np.full((224, 224), col - 309, np.uint8), 232, col)
+    return folder
+
+
+def of_two(first: str = "west.tif", second: str = "east.tif", more: str = "", frame: str = "") -> str:
+    """A .vrt of two rasters side by side, on the national grid."""
+    left, top = -2356095 + 310 * 6720, 3172605 - 232 * 6720
+    sources = "".join(
+        f'<SimpleSource><SourceFilename relativeToVRT="1">{name}</SourceFilename><SourceBand>1</SourceBand>'
+        '<SrcRect xOff="0" yOff="0" xSize="224" ySize="224"/>'
+        f'<DstRect xOff="{at}" yOff="0" xSize="224" ySize="224"/></SimpleSource>'
+        for name, at in ((first, 0), (second, 224))
+    )
+    return (
+        f'<VRTDataset rasterXSize="448" rasterYSize="224"{frame}><SRS>EPSG:5070</SRS>'
+        f"<GeoTransform>{left},30,0,{top},0,-30</GeoTransform>{more}"
+        f'<VRTRasterBand dataType="Byte" band="1">{sources}</VRTRasterBand></VRTDataset>'
+    )
+
+
+def test_a_vrt_of_rasters_in_its_folder_is_read(mosaic: Path) -> None:
+    (mosaic / "deeper").mkdir()
+    (mosaic / "east.tif").rename(mosaic / "deeper/east.tif")
+    (mosaic / "inner.vrt").write_text(of_two(second="deeper/east.tif"))
+    inner = vrt("inner.vrt", relative=1).replace('"224"', '"448"', 1)
+    (mosaic / "outer.vrt").write_text(inner)
+    for name in ("inner.vrt", "outer.vrt"):
+        with open_raster(mosaic / name) as raster:
+            assert np.unique(raster.read()).tolist() == [1, 2]
+    found = raster_files(mosaic / "outer.vrt")
+    names = [path.relative_to(mosaic).as_posix() for path in found]
+    assert names == ["outer.vrt", "deeper/east.tif", "inner.vrt", "west.tif"]
+    assert check_cdl(mosaic / "inner.vrt").width == 448
+
+
+HOSTILE_VRTS: dict[str, Callable[[Outside], str]] = {
+    "a file elsewhere": lambda to: of_two(str(to.secret)),
+    "a path upwards": lambda to: of_two("../../" + to.secret.name),
+    "a host": lambda to: of_two(f"/vsicurl/{to.url}/a.tif"),
+    "a host by its address": lambda to: of_two(f"{to.url}/a.tif"),
+    "an object store": lambda to: of_two("/vsis3/bucket/a.tif"),
+    "an archive": lambda to: of_two(f"/vsizip//vsicurl/{to.url}/a.zip/a.tif"),
+    "a description in place of a name": lambda to: of_two("&lt;GDAL_WMS>&lt;/GDAL_WMS>"),
+    "a driver's own name": lambda to: of_two(f"GTIFF_RAW:{to.secret}"),
+    "a link": lambda to: of_two("link.tif"),
+    "a description called .tif": lambda to: of_two("description.tif"),
+    "a raster called .txt": lambda to: of_two("west.txt"),
+    "itself": lambda to: of_two("cdl.vrt"),
+    "one that is not there": lambda to: of_two("nowhere.tif"),
+    "an overview of a host": lambda to: of_two().replace(
+        "</VRTRasterBand>",
+        f"<Overview><SourceFilename>/vsicurl/{to.url}/o.tif</SourceFilename></Overview></VRTRasterBand>",
+    ),
+    "overviews in its metadata": lambda to: of_two(
+        more=f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">/vsicurl/{to.url}/o.tif</MDI></Metadata>'
+    ),
+    "a program": lambda to: of_two().replace(
+        'band="1">',
+        'band="1" subClass="VRTDerivedRasterBand"><PixelFunctionLanguage>Python</PixelFunctionLanguage>',
+        1,
+    ),
+    "raw bytes": lambda to: RASTERS["VRT of raw bytes"](to),
+    "a warp": lambda to: of_two(frame=' subClass="VRTWarpedDataset"'),
+    "a mask of a host": lambda to: of_two(more=f"<MaskBand>{vrt(f'/vsicurl/{to.url}/m.tif')}</MaskBand>"),
+    "options of a source": lambda to: of_two().replace(
+        "<SourceBand>", "<OpenOptions><OOI key='GEOREF_SOURCES'>PAM</OOI></OpenOptions><SourceBand>", 1
+    ),
+    "entities": lambda to: f'<!DOCTYPE a [<!ENTITY a SYSTEM "file://{to.secret}">]>{of_two("&a;")}',
+    "two roots": lambda to: of_two() + "<GDAL_WMS/>",
+}
+
+
+@pytest.mark.parametrize("to", HOSTILE_VRTS)
+def test_a_vrt_leads_nowhere_else(mosaic: Path, outside: Outside, to: str) -> None:
+    (mosaic / "link.tif").symlink_to(outside.secret)
+    (mosaic / "description.tif").write_text(RASTERS["VRT of raw bytes"](outside))
+    shutil.copy(mosaic / "west.tif", mosaic / "west.txt")
+    path = mosaic / "cdl.vrt"
+    path.write_text(HOSTILE_VRTS[to](outside))
+    with pytest.raises(InputError):
+        check_cdl(path)
+    with pytest.raises(RasterioError):
+        open_raster(path)
+    with suppress(NotFoundError):
+        assert raster_files(path) == [path]
+    assert outside.untouched()
+
+
+def test_a_large_vrt_is_not_parsed(mosaic: Path) -> None:
+    path = mosaic / "cdl.vrt"
+    path.write_text(of_two() + " " * (16 << 20))
+    with pytest.raises(RasterioError, match="more than 16 MiB"):
+        open_raster(path)
+
+
+def test_the_pixels_of_an_img_lie_beside_it(tmp_path: Path, outside: Outside) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    path = inside / "2022_30m_cdls.img"
+    with create_raster(
+        path,
+        "HFA",
+        width=448,
+        height=448,
+        count=1,
+        dtype="uint8",
+        crs="EPSG:5070",
+        transform=PLACE,
+        USE_SPILL="YES",
+    ) as raster:
+        raster.write(np.ones((1, 448, 448), np.uint8))
+    spill = path.with_suffix(".ige")
+    assert [Path(file) for file in raster_files(path)] == [path, spill]
+    elsewhere = f"../{spill.name[3:]}"
+    assert path.read_bytes().count(spill.name.encode()) > 0
+    path.write_bytes(path.read_bytes().replace(spill.name.encode(), elsewhere.encode()))
+    spill.rename(inside / elsewhere)
+    with pytest.raises(RasterioError, match=re.escape("which is not in its folder")):
+        open_raster(path)
+
+
+def test_drivers_that_ask_hosts_are_not_registered() -> None:
+    with rasterio.Env() as environment:
+        ours = set(environment.drivers())
+    assert {"GTiff", "COG", "HFA", "VRT"} <= ours
+    assert not ours & set(REMOTE_RASTERS)
+    vectors = set(pyogrio.list_drivers())
+    assert {"GeoJSON", "GPKG", "ESRI Shapefile", "FlatGeobuf"} <= vectors
+    assert not vectors & set(REMOTE_VECTORS)
+    assert "GDAL_SKIP" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "first", ["rasterio", "pyogrio", "geopandas", "crop_assets.labels.aoi", "resources.geodata"]
+)
+def test_they_are_not_whichever_module_comes_first(first: str) -> None:
+    program = (
+        f"import {first}, resources.geodata, rasterio, pyogrio, os\n"
+        "with rasterio.Env() as environment: assert 'WMS' not in environment.drivers()\n"
+        f"assert {first == 'pyogrio'} or 'WFS' not in pyogrio.list_drivers()\n"
+        "assert os.environ['GDAL_SKIP'] == 'PDF'\n"
+    )
+    environment = {**os.environ, "GDAL_SKIP": "PDF"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "PDF" not in done.stderr
+
+
+SQUARE = shapely.box(-98.5, 37.5, -98, 38)
+GEOMETRY = '{"type": "Polygon", "coordinates": [[[-98, 37], [-98, 38], [-97, 38], [-98, 37]]]}'
+VECTOR_DESCRIPTIONS: dict[str, Callable[[Outside], str]] = {
+    "OGR VRT of a file": lambda to: (
+        f'<OGRVRTDataSource><OGRVRTLayer name="a"><SrcDataSource>{to.secret}'
+        "</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+    ),
+    "OGR VRT of a host": lambda to: (
+        f'<OGRVRTDataSource><OGRVRTLayer name="a"><SrcDataSource>/vsicurl/{to.url}/a.csv'
+        "</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+    ),
+    "OGR VRT in a comment of KML": lambda to: (
+        "<!-- <OGRVRTDataSource> --><OGRVRTDataSource><OGRVRTLayer name='a'>"
+        f"<SrcDataSource>/vsicurl/{to.url}/a.csv</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>"
+    ),
+    "WFS": lambda to: f"<OGRWFSDataSource><URL>{to.url}/wfs</URL></OGRWFSDataSource>",
+    "OAPIF": lambda to: f"<OGRWFS3DataSource><URL>{to.url}</URL></OGRWFS3DataSource>",
+    "CSW": lambda to: f"<OGRCSWDataSource><URL>{to.url}/csw</URL></OGRCSWDataSource>",
+    "a GDAL command": lambda to: (
+        '{"type": "gdal_streamed_alg", "command_line": "gdal vector convert '
+        f'/vsicurl/{to.url}/a.gpkg streamed"}}'
+    ),
+    "GML with a schema of a host": lambda to: (
+        '<ogr:FeatureCollection xmlns:ogr="http://ogr.maptools.org/" xmlns:gml="http://www.opengis.net/gml" '
+        'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
+        f'xsi:schemaLocation="http://ogr.maptools.org/ {to.url}/a.xsd"><gml:featureMember/></ogr:FeatureCollection>'
+    ),
+    "STAC items": RASTERS["STAC items"],
+    "an ESRI feature service": lambda to: (
+        '{"geometryType": "esriGeometryPolygon", "exceededTransferLimit": true, "features": []}'
+    ),
+    "a CSV": lambda to: "a,b\n1,2\n",
+    "VRT of a host": RASTERS["VRT of a host"],
+}
+
+
+@pytest.mark.parametrize("kind", VECTOR_DESCRIPTIONS)
+@pytest.mark.parametrize(
+    "suffix", [".geojson", ".json", ".kml", ".gpkg", ".shp", ".fgb", ".csv", ".gml", ".xml"]
+)
+def test_a_description_is_no_area_or_tile_grid(
+    tmp_path: Path, outside: Outside, kind: str, suffix: str
+) -> None:
+    path = tmp_path / f"area{suffix}"
+    path.write_text(VECTOR_DESCRIPTIONS[kind](outside))
+    for zipped in (path, path.with_suffix(".zip"), path.with_suffix(".kmz")):
+        if zipped != path:
+            with zipfile.ZipFile(zipped, "w") as archive:
+                archive.write(path, f"folder/{path.name}")
+        with pytest.raises(InputError):
+            found = read_aoi(zipped)
+            # GeoJSON without a place on Earth, which the caller refuses
+            assert (found.geometry.isna() | found.geometry.is_empty).all()
+            raise InputError("an empty area")
+        with pytest.raises(InputError):
+            read_tile_grid(zipped)
+    assert outside.untouched()
+
+
+def test_kml_that_links_to_a_host_is_read_without_it(tmp_path: Path, outside: Outside) -> None:
+    place = (
+        "<Placemark><name>14SNH</name><Polygon><outerBoundaryIs><LinearRing><coordinates>-99,38 -98,38 -98,39 -99,38"
+        "</coordinates></LinearRing></outerBoundaryIs></Polygon></Placemark>"
+    )
+    link = f"<NetworkLink><name>n</name><Link><href>{outside.url}/more.kml</href></Link></NetworkLink>"
+    style = f"<styleUrl>{outside.url}/style.kml#s</styleUrl>"
+    path = tmp_path / "area.kml"
+    path.write_text(
+        '<?xml version="1.0"?><!-- <OGRVRTDataSource> --><kml xmlns="http://www.opengis.net/kml/2.2"><Document>'
+        f"<Folder><name>a</name>{place.replace('<Polygon>', style + '<Polygon>')}{link}</Folder></Document></kml>"
+    )
+    assert read_aoi(path).geometry.iloc[0].bounds == (-99, 38, -98, 39)
+    assert outside.untouched()
+
+
+def test_a_geopackage_whose_table_is_a_file_elsewhere_does_not_read_it(
+    tmp_path: Path, outside: Outside
+) -> None:
+    other = tmp_path / "other.geojson"
+    other.write_text(
+        f'{{"type": "FeatureCollection", "features": [{{"type": "Feature", "properties": {{"secret": 1}}, '
+        f'"geometry": {GEOMETRY}}}]}}'
+    )
+    path = tmp_path / "area.gpkg"
+    gpd.GeoDataFrame({"name": ["14SNH"]}, geometry=[SQUARE], crs=4326).to_file(path, layer="area")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA writable_schema = on")
+        database.execute(
+            "INSERT INTO sqlite_master (type, name, tbl_name, rootpage, sql) VALUES "
+            "('table', 'elsewhere', 'elsewhere', 0, ?)",
+            (f"CREATE VIRTUAL TABLE elsewhere USING VirtualOGR('{other}')",),
+        )
+        database.commit()
+    with open_vector(path) as vector:
+        assert "area" in vector.layers()
+        with pytest.raises(IntegrityError):
+            assert "secret" not in vector.columns("elsewhere")
+            raise IntegrityError("it has no such column")
+    assert len(read_aoi(path)) == 1
+
+
+def test_what_a_file_may_lead_to_is_as_before_once_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "area.gpkg"
+    gpd.GeoDataFrame(geometry=[SQUARE], crs=4326).to_file(path)
+    assert len(read_aoi(path)) == 1
+    for option in ("CPL_VSIL_CURL_ALLOWED_FILENAME", "OGR_SQLITE_STATIC_VIRTUAL_OGR"):
+        assert pyogrio.get_gdal_config_option(option) is None
+    with rasterio.Env() as environment:
+        assert "CPL_VSIL_CURL_ALLOWED_FILENAME" not in environment.options

@@ -1,0 +1,272 @@
+"""Opening rasters and vector files. Nothing else may; ruff sees to it.
+
+GDAL goes by the content of a file, whatever its name, and many of its formats are descriptions that lead to other
+files, other hosts, or an object store with the keys of whoever opens them. So here the format is named before a file is
+opened, its sources are looked at where it may have any, and the drivers that ask networks are not registered.
+
+Belongs here: which formats may be opened, and what they may lead to. Does not: what is in the files.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+from xml.etree.ElementTree import Element, ParseError
+
+import defusedxml.ElementTree
+import geopandas as gpd
+import pandas as pd
+import rasterio
+from defusedxml.common import DefusedXmlException
+from pyproj.exceptions import ProjError
+from rasterio.errors import RasterioIOError
+from shapely.errors import ShapelyError
+
+from resources.archives import members, unpack
+from resources.errors import IntegrityError
+
+_SKIPPED_BY_RASTERIO = """
+    DAAS EEDA EEDAI ESRIC GTI HTTP KMLSUPEROVERLAY MRF PLMOSAIC STACIT STACTA WCS WMS WMTS
+"""
+_SKIPPED_BY_PYOGRIO = """
+    ADBC AmigoCloud Carto CSW EEDA Elasticsearch GDALG GML GPSBabel HTTP LVBAG NGW OAPIF OGCAPI OGR_VRT PLSCENES WFS
+"""
+"""Drivers in each library's own build of GDAL that ask hosts, or open and run whatever a description names. GDAL warns
+of a name that it does not know."""
+
+
+@contextlib.contextmanager
+def _without(drivers: str) -> Iterator[None]:
+    """Leave out drivers while GDAL registers the others, besides those that the environment leaves out."""
+    before = os.environ.get("GDAL_SKIP")
+    os.environ["GDAL_SKIP"] = ",".join(filter(None, [before, *drivers.split()]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GDAL_SKIP"]
+        else:
+            os.environ["GDAL_SKIP"] = before
+
+
+with _without(_SKIPPED_BY_PYOGRIO):
+    import pyogrio
+with _without(_SKIPPED_BY_RASTERIO), rasterio.Env():
+    pass
+
+Driver = Literal["GTiff", "HFA", "VRT"]
+
+_RASTERS: Mapping[str, Driver] = {".tif": "GTiff", ".tiff": "GTiff", ".img": "HFA", ".vrt": "VRT"}
+_ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
+"""What keeps GDAL from files beside the one that it opens."""
+_MOST_VRT_BYTES = 16 << 20
+_MOST_NESTED = 4
+_VRT_ELEMENTS = re.compile(
+    "VRTDataset|SRS|GeoTransform|Metadata|MDI|BlockXSize|BlockYSize|VRTRasterBand|ColorInterp|ColorTable|Entry"
+    "|NoDataValue|HideNoDataValue|Description|CategoryNames|Category|Histograms|HistItem|HistMin|HistMax|BucketCount"
+    "|IncludeOutOfRange|Approximate|HistCounts|UnitType|Offset|Scale|SimpleSource|ComplexSource|SourceFilename"
+    "|SourceBand|SourceProperties|SrcRect|DstRect|NODATA"
+)
+"""What gdalbuildvrt and gdal_translate write of mosaics and clips."""
+VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".kml")
+"""Suffixes of the vector files that are read."""
+_MAGIC = {".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a", ".fgb": b"fgb\x03fgb"}
+_GEOPACKAGE = (b"GPKG", b"GP10", b"GP11")
+"""The application ids of a GeoPackage, at byte 68 (OGC 12-128r18, 1.1.1.1)."""
+_CONFIGURING = threading.Lock()
+
+
+class SourceError(RasterioIOError):  # type: ignore[misc]
+    """A raster is made of others that it may not lead to, or that are not there."""
+
+
+def open_geotiff(path: str | Path) -> rasterio.DatasetReader:
+    """A GeoTIFF, and nothing beside it. `path` is a local file, or GDAL's path of one in an object store (/vsis3/...).
+
+    Raises RasterioIOError for what is no GeoTIFF, or leads to other files.
+    """
+    return _open(path, "GTiff", _ALONE)
+
+
+def open_raster(path: Path) -> rasterio.DatasetReader:
+    """A local raster of a person's own, by its suffix: a GeoTIFF, an .img or a .vrt, with the files beside it.
+
+    The sources of a .vrt are such rasters too, in its folder or below it. Raises RasterioIOError for other suffixes,
+    for what the suffix does not say, and for what leads elsewhere.
+    """
+    driver = _RASTERS.get(path.suffix.lower())
+    if driver is None:
+        raise RasterioIOError(
+            f"{path} has the suffix of no raster that is read here ({', '.join(_RASTERS)}); run: "
+            f"gdal_translate {path} {path.stem}.tif"
+        )
+    _require_local_sources(path, path.resolve().parent, _MOST_NESTED)
+    return _open(path, driver, {})
+
+
+def create_raster(path: Path, driver: str = "GTiff", **profile: Any) -> rasterio.io.DatasetWriter:
+    """A new local raster; `profile` as of `rasterio.open`."""
+    return rasterio.open(path, "w", driver=driver, **profile)
+
+
+def raster_sources(path: Path) -> list[Path]:
+    """The files that GDAL reads a raster from, `path` among them. Raises as `open_raster`."""
+    with open_raster(path) as raster:
+        return [Path(file) for file in raster.files]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """An open vector file, by the name that GDAL has for it. Its methods raise IntegrityError for what is damaged."""
+
+    source: str
+
+    def layers(self) -> dict[str, str | None]:
+        """The layers by name, each with its type of geometry, None without one."""
+        with _reading():
+            return {str(name): kind for name, kind in pyogrio.list_layers(self.source)}
+
+    def columns(self, layer: str) -> list[str]:
+        with _reading():
+            return [str(name) for name in pyogrio.read_info(self.source, layer=layer)["fields"]]
+
+    def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame | pd.DataFrame:
+        """The geometries of a layer, if it has any, with some of its columns."""
+        with _reading():
+            found: pd.DataFrame = pyogrio.read_dataframe(self.source, layer=layer, columns=list(columns))
+            return found
+
+
+@contextlib.contextmanager
+def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
+    """A local vector file by its suffix (`VECTORS`), or the one that a .zip or .kmz holds, of `max_bytes` unpacked.
+
+    Raises IntegrityError for other suffixes, and for what the suffix does not say.
+    """
+    if path.suffix.lower() not in (".zip", ".kmz"):
+        yield Vector(_vector_source(path))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = members(path, max_bytes)
+        vectors = [one for one in found if PurePosixPath(one.filename).suffix.lower() in VECTORS]
+        if len(vectors) != 1:
+            listed = ", ".join(one.filename for one in vectors[:5]) or "none"
+            raise IntegrityError(f"{path} must hold one vector file, found {len(vectors)}: {listed}")
+        for member in found:
+            target = Path(folder, member.filename)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unpack(path, member, target, lambda _: None)
+        yield Vector(_vector_source(Path(folder, vectors[0].filename)))
+
+
+def _vector_source(path: Path) -> str:
+    """What pyogrio, which cannot be told a driver, opens with the driver that the suffix says."""
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise IntegrityError(f"{path}: No such file or directory")
+    if suffix not in VECTORS:
+        raise IntegrityError(f"{path} is no {', '.join(VECTORS)} or .parquet file; save it as one")
+    if suffix in (".geojson", ".json"):
+        return f"GeoJSON:{path.absolute()}"
+    if suffix == ".kml":
+        _require_kml(path)
+    else:
+        with path.open("rb") as file:
+            head = file.read(72)
+        if not head.startswith(_MAGIC[suffix]) or (suffix == ".gpkg" and head[68:72] not in _GEOPACKAGE):
+            raise IntegrityError(f"{path} does not begin as a {suffix} file does; save it anew")
+    return str(path.absolute())
+
+
+def _require_kml(path: Path) -> None:
+    """Raise IntegrityError for what does not begin as KML. The rest is read by a driver for that alone."""
+    try:
+        with path.open("rb") as file:
+            _, root = next(defusedxml.ElementTree.iterparse(file, events=("start",)))
+    except (ParseError, DefusedXmlException, ValueError, StopIteration) as error:
+        raise IntegrityError(f"{path} is not well-formed XML: {error}") from None
+    if root.tag.rsplit("}", 1)[-1] != "kml":
+        raise IntegrityError(f"{path} has the root {root.tag[:50]!r} and is no KML")
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Keep pyogrio from hosts that a file names, and from files that the tables of a GeoPackage name."""
+    options = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none", "OGR_SQLITE_STATIC_VIRTUAL_OGR": "NO"}
+    # they are the process's, and others may need them otherwise
+    with _CONFIGURING:
+        pyogrio.set_gdal_config_options(options)
+        try:
+            yield
+        except (
+            pyogrio.errors.DataSourceError,
+            pyogrio.errors.DataLayerError,
+            pyogrio.errors.FeatureError,
+            pyogrio.errors.FieldError,
+            pyogrio.errors.GeometryError,
+            pyogrio.errors.CRSError,
+            ProjError,
+            ShapelyError,
+            UnicodeDecodeError,
+            ValueError,
+        ) as error:
+            raise IntegrityError(str(error)) from None
+        finally:
+            pyogrio.set_gdal_config_options(dict.fromkeys(options))
+
+
+def _open(path: str | Path, driver: Driver, options: Mapping[str, str]) -> rasterio.DatasetReader:
+    # of an object store this file alone; of a local one none, whatever its metadata name
+    remote = path if isinstance(path, str) and path.startswith("/vsi") else "none"
+    with rasterio.Env.from_defaults(CPL_VSIL_CURL_ALLOWED_FILENAME=remote, **options):
+        raster = rasterio.open(path if remote == path else Path(path), driver=driver)
+        if raster.tags(ns="OVERVIEWS"):
+            # GDAL opens that file by its content
+            raster.close()
+            raise RasterioIOError(f"{path} has its overviews in a file that its metadata name")
+    return raster
+
+
+def _require_local_sources(path: Path, folder: Path, depth: int) -> None:
+    """Raise RasterioIOError where a raster leads to files outside of `folder`, or by other ways than sources."""
+    if path.suffix.lower() != ".vrt":
+        with _open(path, _RASTERS[path.suffix.lower()], {}) as raster:
+            _require_inside(path, map(Path, raster.files), folder)
+        return
+    description = _vrt(path)
+    for element in description.iter():
+        if not _VRT_ELEMENTS.fullmatch(element.tag) or "subClass" in element.attrib:
+            what = " ".join(filter(None, [element.tag[:50], element.get("subClass", "")[:50]]))
+            raise SourceError(f"{path} has {what!r}, and a .vrt may only put rasters together")
+    for element in description.iter("SourceFilename"):
+        source = (path.parent if element.get("relativeToVRT") == "1" else Path()) / (
+            element.text or ""
+        ).strip()
+        _require_inside(path, [source], folder)
+        if source.suffix.lower() not in _RASTERS or not source.is_file() or not depth:
+            raise SourceError(f"{path} is read from {source}, which is no local {', '.join(_RASTERS)} file")
+        _require_local_sources(source, folder, depth - 1)
+
+
+def _require_inside(path: Path, files: Any, folder: Path) -> None:
+    for file in files:
+        if not (path.parent / file).resolve().is_relative_to(folder):
+            raise SourceError(
+                f"{path} leads to {str(file)[:200]}, which is not in its folder; put both into one folder, or run: "
+                f"gdal_translate {path} {path.stem}.tif"
+            )
+
+
+def _vrt(path: Path) -> Element:
+    if path.stat().st_size > _MOST_VRT_BYTES:
+        raise RasterioIOError(f"{path} has more than {_MOST_VRT_BYTES >> 20} MiB")
+    try:
+        found = defusedxml.ElementTree.fromstring(path.read_bytes())
+    except (ParseError, DefusedXmlException, ValueError) as error:
+        raise RasterioIOError(f"{path} is not well-formed XML: {error}") from None
+    return found
