@@ -20,8 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
     help="Crop-classification training data from the Cropland Data Layer and HLS, as a Dagster asset graph.\n\n"
-    "The graph itself is worked in Dagster: `dg dev` in the project's folder opens its UI. "
-    "These commands do the rest.",
+    "The graph itself is worked in Dagster, whose UI `crop-assets dev` opens. These commands do the rest.",
 )
 
 Root = Annotated[Path, typer.Option(help="Folder for the demo's world, dataset and Dagster home.")]
@@ -52,6 +51,7 @@ Port = Annotated[
     int | None,
     typer.Option(help="Loopback port of the demo's STAC and IPFS gateway; by default a free one, then kept."),
 ]
+UiPort = Annotated[int, typer.Option(help="Loopback port of the Dagster UI.", min=1, max=65535)]
 
 Data = Annotated[
     str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
@@ -117,12 +117,25 @@ def ui(
     year: Year = None,
     recipe: DemoRecipe = None,
     port: Port = None,
-    ui_port: Annotated[int, typer.Option(help="Loopback port of the Dagster UI.")] = 3000,
+    ui_port: UiPort = 3000,
 ) -> None:
     """Open the Dagster UI over the demo's results, with the demo's world at hand for more runs."""
     from crop_assets.demo.run import run_ui
 
     _finish(lambda: run_ui(root, cdl, year, recipe, port, ui_port, typer.echo))
+
+
+@app.command()
+def dev(
+    ui_port: UiPort = 3000,
+) -> None:
+    """Open the Dagster UI over your own data, with its daemon: as `dg dev`, but out of reach for other web pages.
+
+    Reads DAGSTER_HOME and the variables that the README lists, and serves on 127.0.0.1 until Ctrl-C.
+    """
+    from crop_assets.ui import open_ui
+
+    _finish(lambda: open_ui(ui_port, typer.echo))
 
 
 @app.command()
@@ -266,8 +279,9 @@ def _aoi(
     browse: bool,
 ) -> int:
     from crop_assets.aoi_map.area import Count, load_area
-    from crop_assets.aoi_map.server import AoiFile, AoiPage, check_base_map, listen, run
+    from crop_assets.aoi_map.server import USUAL_PORT, AoiFile, AoiPage, check_base_map
     from crop_assets.layout import Layout
+    from crop_assets.local_server import listen, run
     from crop_assets.recipe import load_recipe
     from crop_assets.stored import years_with
     from resources.store import DatasetStore
@@ -275,7 +289,7 @@ def _aoi(
     recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
     check_base_map(base_map)
     file = AoiFile.of(store, name)
-    with listen(port) as listener:
+    with listen(port, USUAL_PORT) as listener:
         dataset = dataset or recipe.dataset
         layout = Layout(dataset, years_with(store, dataset, "candidate_chips", year)[-1])
         area = load_area(store, layout, recipe)

@@ -1,29 +1,21 @@
 """The page on which an area of interest is drawn, served on loopback.
 
-Belongs here: what the page asks and gets, who may ask, and saving. Does not: counting (`area`), checking a drawing
-(`drawing`), pictures (`picture`); nor how it looks (`page/`).
+Belongs here: what the page asks and gets, and saving. Does not: counting (`area`), checking a drawing
+(`drawing`), pictures (`picture`), who may ask (`local_server`); nor how it looks (`page/`).
 """
 
 import hashlib
 import importlib.util
-import os
 import re
-import signal
-import socket
 import threading
-import webbrowser
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
@@ -34,6 +26,7 @@ from crop_assets.aoi_map.drawing import MOST_BYTES, Drawing, read_drawing
 from crop_assets.aoi_map.picture import CHOSEN_COLOUR, LEAST_ZOOM, MOST_ZOOM, ChipPicture, class_colours
 from crop_assets.errors import InputError
 from crop_assets.layout import Layout
+from crop_assets.local_server import protect
 from resources.addresses import AddressError, read
 from resources.errors import ResourceError
 from resources.store import DatasetStore
@@ -141,14 +134,10 @@ class AoiPage:
             Mount("/leaflet", StaticFiles(directory=_leaflet_folder())),
             Mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True)),
         ]
-        guard = _Guard(check_base_map(self.base_map))
-        middleware = [
-            # a page of another site could reach loopback by a name of its own that resolves to it
-            Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False),
-            Middleware(BaseHTTPMiddleware, dispatch=guard),
-        ]
         handlers = dict.fromkeys((InputError, ResourceError), _tell)
-        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        protect(app, _JSON_TYPES, _headers(check_base_map(self.base_map)))
+        return app
 
     @cached_property
     def _picture(self) -> ChipPicture:
@@ -223,61 +212,15 @@ class AoiPage:
         return JSONResponse({"path": self.file.path, **asdict(count)}, headers={"ETag": tag})
 
 
-@dataclass(frozen=True)
-class _Guard:
-    """Lets only the page itself send, and tells the browser what the page may load."""
-
-    images: str
-
-    async def __call__(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
-        refused = self._refused(request)
-        answer = refused or await call_next(request)
-        answer.headers["Content-Security-Policy"] = (
-            f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: {self.images}; "
-            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        answer.headers["X-Content-Type-Options"] = "nosniff"
-        answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+def _headers(images: str) -> dict[str, str]:
+    """What the browser is told of the page, which loads pictures from `images` too."""
+    return {
+        "Content-Security-Policy": f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: "
+        f"{images}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         # OpenStreetMap gives tiles only to those who say where they are from
-        answer.headers["Referrer-Policy"] = "strict-origin-when-cross-origin"
-        answer.headers["Cache-Control"] = "no-store"
-        return answer
-
-    def _refused(self, request: Request) -> Response | None:
-        if request.method in ("GET", "HEAD"):
-            return None
-        if request.headers.get("origin") != f"http://{request.headers['host']}":
-            return JSONResponse({"error": "only the page of this server may send to it"}, 403)
-        if request.headers.get("content-type", "").partition(";")[0].strip() not in _JSON_TYPES:
-            return JSONResponse({"error": "send application/geo+json"}, 415)
-        return None
-
-
-def listen(port: int | None) -> socket.socket:
-    """A listening socket on 127.0.0.1, by default on 8350 or, where that is taken, on a free port.
-
-    Raises InputError where the given port cannot be used.
-    """
-    try:
-        return socket.create_server(("127.0.0.1", USUAL_PORT if port is None else port))
-    except OSError as error:
-        if port is None:
-            return socket.create_server(("127.0.0.1", 0))
-        reason = os.strerror(error.errno or 0)
-        raise InputError(f"port {port} of 127.0.0.1 cannot be used: {reason}; take another, or 0") from None
-
-
-def run(app: Starlette, listener: socket.socket, browse: str) -> None:
-    """Serve until SIGINT or SIGTERM. `browse` is the address that a browser opens, or empty for none."""
-    config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    # uvicorn raises a signal again when it has ended by it, which would end the command as if it had failed
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, server.handle_exit)
-    if browse:
-        # a browser of the terminal takes as long as somebody looks at it
-        threading.Thread(target=webbrowser.open, args=(browse,), daemon=True).start()
-    server.run(sockets=[listener])
+        "Referrer-Policy": "strict-origin-when-cross-origin",
+        "Cache-Control": "no-store",
+    }
 
 
 async def _body(request: Request) -> bytes:

@@ -8,8 +8,6 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +38,7 @@ from crop_assets.demo.world import World, build_world
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe, load_recipe
+from crop_assets.ui import open_ui
 from resources.cdl import CdlReleases, year_of
 from resources.errors import ResourceError
 from resources.http import new_session
@@ -356,7 +355,7 @@ def run_ui(
     year: int | None,
     recipe: Path | None,
     port: int | None,
-    ui_port: int | None,
+    ui_port: int,
     say: Callable[[str], None],
 ) -> int:
     """Serve the world and the Dagster UI with its daemon on loopback until interrupted; the UI's exit code."""
@@ -364,26 +363,4 @@ def run_ui(
     with served_world(demo, world, port):
         with dg.DagsterInstance.get() as instance:
             instance.add_dynamic_partitions(CDL_YEAR, [str(world.year)])
-        say(f"Dagster UI: http://127.0.0.1:{ui_port}   (Ctrl-C ends it)")
-        command = [sys.executable, "-m", "dagster", "dev", "-m", "crop_assets.definitions"]
-        # a shell's background jobs ignore interrupts, and Dagster would then ignore being ended as well
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        # `dg dev`, which Dagster would rather have, wants a project folder; an installation has none
-        quiet = {**os.environ, "PYTHONWARNINGS": "ignore:Function `dev_command` is superseded"}
-        # a plain kill of this process, or the end of its terminal, must not leave Dagster's daemon behind
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            # nohup has this process ignore SIGHUP
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, lambda number, _: sys.exit(128 + number))
-        # a terminal signals all processes of its session: Dagster's would end in disorder, each by itself
-        child = subprocess.Popen(
-            [*command, "-h", "127.0.0.1", "-p", str(ui_port)], env=quiet, start_new_session=True
-        )
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            child.terminate()
-            child.wait()
+        return open_ui(ui_port, say)

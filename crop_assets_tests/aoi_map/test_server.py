@@ -17,9 +17,10 @@ import uvicorn
 from PIL import Image
 
 from crop_assets.aoi_map.area import Area, Count
-from crop_assets.aoi_map.server import AoiFile, AoiPage, check_base_map, listen
+from crop_assets.aoi_map.server import USUAL_PORT, AoiFile, AoiPage, check_base_map
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import filter_aoi, read_aoi
+from crop_assets.local_server import listen
 from crop_assets_tests.aoi_map.conftest import LAYOUT, collection, landscape, rectangle
 from resources.store import DatasetStore
 
@@ -291,5 +292,5 @@ def test_a_taken_port_is_told_and_the_usual_one_gives_way() -> None:
         ):
             listen(port)
     # whoever has 8350, this test or another program
-    with listen(None) as one, listen(None) as other:
+    with listen(None, USUAL_PORT) as one, listen(None, USUAL_PORT) as other:
         assert isinstance(one, socket.socket) and one.getsockname() != other.getsockname()

@@ -1,0 +1,97 @@
+"""Dagster's UI and daemon on loopback, as `dagster dev` starts them, but for what protects them from web pages.
+
+Dagster's webserver takes requests of any page that the user visits, by which it would launch runs.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import yaml
+
+from crop_assets.errors import InputError
+from crop_assets.local_server import listen, protect, run
+
+_LOCATION = "crop_assets.definitions"
+_POLL_SECONDS = 0.5
+
+
+def open_ui(port: int, say: Callable[[str], None]) -> int:
+    """Serve the UI of the environment's code location and run its daemon until interrupted; the exit code.
+
+    Raises InputError where the port cannot be used or Dagster has no home.
+    """
+    if not os.environ.get("DAGSTER_HOME"):
+        raise InputError("DAGSTER_HOME is not set; set it to a folder that Dagster keeps its runs in")
+    listen(port).close()
+    # a shell's background jobs ignore interrupts, and Dagster would then ignore being ended as well
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # a plain kill of this process, or the end of its terminal, must not leave Dagster's processes behind
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        # nohup has this process ignore SIGHUP
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(*words: str) -> None:
+        # a terminal signals all processes of its session: these would end in disorder, each by itself
+        children.append(subprocess.Popen([sys.executable, "-m", *words], start_new_session=True))  # noqa: S603
+
+    def ended() -> int | None:
+        return next((child.returncode or 1 for child in children if child.poll() is not None), None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        code, workspace = Path(folder) / "code", Path(folder) / "workspace.yaml"
+        server = {"socket": str(code), "location_name": _LOCATION}
+        workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
+        try:
+            location = ("-m", _LOCATION, "--location-name", _LOCATION)
+            start(
+                "dagster", "code-server", "start", "--socket", str(code), *location, "--log-level", "warning"
+            )
+            while not code.exists():
+                if status := ended():
+                    return status
+                time.sleep(_POLL_SECONDS)
+            start("crop_assets.ui", str(port), str(workspace))
+            start("dagster._daemon", "run", "-w", str(workspace))
+            say(f"Dagster UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+            while not (status := ended()):
+                time.sleep(_POLL_SECONDS)
+            return status
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            for child in reversed(children):
+                child.terminate()
+            for child in children:
+                child.wait()
+
+
+def _serve(port: int, workspace: str) -> None:
+    """Dagster's webserver over a workspace file, until SIGINT or SIGTERM."""
+    # they take seconds to import
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+    from dagster_webserver.app import create_app_from_workspace_process_context
+
+    target = WorkspaceFileTarget([workspace])
+    with (
+        listen(port) as listener,
+        dg.DagsterInstance.get() as instance,
+        WorkspaceProcessContext(instance, target, version=dg.__version__) as context,
+    ):
+        app = create_app_from_workspace_process_context(context, live_data_poll_rate=2000)
+        protect(app, {"application/json"}, queries="graphql", programs=True)
+        run(app, listener, "", ws="auto")
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), sys.argv[2])
