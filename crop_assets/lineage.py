@@ -12,11 +12,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from crop_assets.layout import Layout, tile_grid_table
 from crop_assets.recipe import DatasetRecipe
 from resources.store import DatasetStore
 from resources.tables import content_hash, read_table, stored_table
+
+_MOST_STAGES = 50
+
+
+class _Made(BaseModel, strict=True):
+    """What a table records of how it was made; the tile grid was made of no table."""
+
+    fields: dict[str, Any] = {}
+    upstream: dict[str, str] = {}
+    tile_upstream: list[str] = []
+    tiles: dict[str, dict[str, str]] = {}
 
 
 @dataclass
@@ -26,6 +38,7 @@ class Lineage:
     store: DatasetStore
     layout: Layout
     recipe: DatasetRecipe
+    _depth: int = 0
     _stale: dict[tuple[str, str | None], str] = field(default_factory=dict)
     _frames: dict[str, pd.DataFrame] = field(default_factory=dict)
 
@@ -65,7 +78,17 @@ class Lineage:
         Raises IntegrityError where a table cannot be read.
         """
         if (asset, tile) not in self._stale:
-            self._stale[asset, tile] = self._judge(asset, tile)
+            # holds until it is judged, should it turn out to be made from itself
+            self._stale[asset, tile] = (
+                f"{asset} was made from itself by its own record; materialize {asset} again"
+            )
+            self._depth += 1
+            self._stale[asset, tile] = (
+                self._judge(asset, tile)
+                if self._depth < _MOST_STAGES
+                else f"{asset} was made from tables of tables without end; materialize {asset} again"
+            )
+            self._depth -= 1
         return self._stale[asset, tile]
 
     def _judge(self, asset: str, tile: str | None) -> str:
@@ -74,19 +97,23 @@ class Lineage:
             return (
                 f"{asset} has not been materialized for {tile or self.layout.year}; materialize {asset} first"
             )
-        made = stored.provenance
-        fields = made.get("fields", {})
-        now = self.recipe.values(fields)
-        changed = [name for name, value in fields.items() if now[name] != value]
+        try:
+            made = _Made.model_validate(stored.provenance)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            return f"{asset} does not record in {where} what it was made from; materialize {asset} again"
+        fields = made.fields
+        now = self.recipe.values(set(fields) & set(DatasetRecipe.model_fields))
+        changed = [name for name, value in fields.items() if name not in now or now[name] != value]
         if changed:
             return f"{asset} was made by another recipe ({', '.join(changed)}); materialize {asset} again"
-        for upstream, version in made.get("upstream", {}).items():
-            per_tile = upstream in made["tile_upstream"]
+        for upstream, version in made.upstream.items():
+            per_tile = upstream in made.tile_upstream
             if reason := self.stale_because(upstream, tile if per_tile else None):
                 return reason
             if self.version(upstream, tile, per_tile) != version:
                 return f"{asset} was made from another {upstream}; materialize {asset} again"
-        for upstream, versions in made.get("tiles", {}).items():
+        for upstream, versions in made.tiles.items():
             for of_tile, version in versions.items():
                 if reason := self.stale_because(upstream, of_tile):
                     return f"{asset} was made from {upstream} of {of_tile}, but now {reason}"

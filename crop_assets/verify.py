@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from crop_assets.layout import Layout
 from crop_assets.parallel import in_parallel
-from resources.errors import IntegrityError, NotFoundError
+from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
 from resources.store import DatasetStore
 from resources.tables import content_hash, read_table, stored_table
 
@@ -92,6 +92,8 @@ def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, 
             same = store.sha256(file) == stored.provenance["files"][file]
         except FileNotFoundError:
             return Finding(file, f"is missing; {asset} names it")
+        except UnsafeNameError as error:
+            return Finding(file, str(error))
         except OSError as error:
             return Finding(file, f"cannot be read: {error}")
         return None if same else Finding(file, f"has changed since {asset} was made")

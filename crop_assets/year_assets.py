@@ -21,7 +21,7 @@ from crop_assets.layout import Layout
 from crop_assets.lineage import Lineage
 from crop_assets.partitions import cdl_year_partitions, year_mapping, year_of
 from crop_assets.recipe import DatasetRecipe
-from resources.errors import IntegrityError
+from resources.errors import IntegrityError, UnsafeNameError
 from resources.stop import uninterrupted
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, stored_table, write_table
@@ -70,13 +70,16 @@ def whole_table(
     """The table as stored, where it was made from what `identity` stands for and its files are whole; else None."""
     try:
         stored = stored_table(store, name)
-    except IntegrityError as error:
+        if stored is None or stored.provenance.get("identity") != identity:
+            return None
+        # what cannot be read is of no use to others
+        read_table(store, name)
+        files = stored.provenance.get("files", {})
+        whole = all(store.exists(file) and store.sha256(file) == digest for file, digest in files.items())
+    except (IntegrityError, UnsafeNameError) as error:
         warn(f"{error}; making it again")
         return None
-    if stored is None or stored.provenance.get("identity") != identity:
-        return None
-    files = stored.provenance["files"]
-    if not all(store.exists(file) and store.sha256(file) == digest for file, digest in files.items()):
+    if not whole:
         warn(f"files of {name} are missing or changed; making them again")
         return None
     return stored
@@ -88,7 +91,7 @@ def with_provenance(
     """The table with today's provenance: a recipe may have changed in fields that do not change the table."""
     if all(stored.provenance.get(name) == value for name, value in provenance.items()):
         return stored
-    files = {"files": stored.provenance["files"]}
+    files = {"files": stored.provenance.get("files", {})}
     return write_table(store, stored.name, read_table(store, stored.name), schema, {**provenance, **files})
 
 
@@ -187,9 +190,9 @@ class YearRun:
         """
         name = self.layout.table(self.asset)
         digests = {file: self.store.sha256(file) for file in sorted(files)}
-        with contextlib.suppress(IntegrityError):
+        with contextlib.suppress(IntegrityError, UnsafeNameError):
             earlier = stored_table(self.store, name)
-            for file in set(earlier.provenance["files"] if earlier else ()) - set(digests):
+            for file in set(earlier.provenance.get("files", {}) if earlier else ()) - set(digests):
                 self.store.remove(file)
         stored = write_table(self.store, name, frame, self.schema, {**self._provenance, "files": digests})
         return self._result(stored, reused=False, metadata=metadata or {}, check_results=check_results)

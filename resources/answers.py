@@ -4,26 +4,48 @@ Belongs here: reading and writing them. Does not: what was asked (`crop_assets.s
 """
 
 import gzip
+import io
 import json
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable
 from typing import Any
 
+from resources.errors import IntegrityError, UnsafeNameError
 from resources.store import DatasetStore
+
+_MAX_KEPT_BYTES = 64 << 20
+_MAX_BYTES = 512 << 20
+"""What a kept answer is unpacked to at most: 2,000 granules with documents of 20 kB are a tenth of it."""
 
 
 def read_answer(
-    store: DatasetStore, name: str, log: Callable[[str], None], parts: Sequence[str] = ()
+    store: DatasetStore, name: str, is_one: Callable[[dict[str, Any]], bool], log: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """The answer as it was kept; None where there is none, or one that is damaged or lacks `parts`, which is logged."""
-    if not store.exists(name):
-        return None
+    """The answer as it was kept; None where there is none, or one that is damaged or not one by `is_one`, which is
+    logged.
+    """
     try:
-        answer = dict(json.loads(gzip.decompress(store.read_bytes(name))))
-        if lacking := set(parts) - set(answer):
-            raise KeyError(*lacking)
+        if not store.exists(name):
+            return None
+        with gzip.GzipFile(fileobj=io.BytesIO(store.read_bytes(name, _MAX_KEPT_BYTES))) as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise IntegrityError(f"it unpacks to more than {_MAX_BYTES:,} bytes")
+        answer = json.loads(data)
+        if not isinstance(answer, dict) or not is_one(answer):
+            raise IntegrityError("it is no answer that would be kept")
         return answer
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        log(f"the stored answer {name} is damaged ({type(error).__name__}); asking again")
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        RecursionError,
+        IntegrityError,
+        UnsafeNameError,
+    ) as error:
+        why = str(error) if isinstance(error, IntegrityError | UnsafeNameError) else type(error).__name__
+        log(f"the stored answer {name} is damaged ({why}); asking again")
         return None
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from resources.errors import UnsafeNameError
+from resources.errors import IntegrityError, UnsafeNameError
 
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK})
 _warned: set[str] = set()
@@ -81,6 +81,22 @@ def private_folder(folder: Path) -> None:
 def no_follow(path: str, flags: int) -> int:
     """An `opener` of `open` that raises OSError (ELOOP) for a link in place of the file."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """The bytes of a small file of one's own.
+
+    Raises OSError where it cannot be read, also for a link; UnsafeNameError where it is no file, IntegrityError where
+    it has more than `most` bytes.
+    """
+    # a pipe in its place would be waited for
+    with open(path, "rb", opener=lambda name, flags: no_follow(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UnsafeNameError(f"{path} is no file; remove it")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise IntegrityError(f"{path} has more than {most:,} bytes")
+    return data
 
 
 def is_own_file(status: os.stat_result) -> bool:

@@ -21,8 +21,6 @@ from resources.parquet import MAX_FILE_BYTES, footer_of, read_frame
 from resources.store import DatasetStore
 
 _PROVENANCE = b"crop_assets"
-_MALFORMED = (KeyError, TypeError, ValueError, RecursionError)
-"""What a look into JSON of another shape raises."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,20 @@ def write_table(
 
 
 def read_table(store: DatasetStore, name: str) -> pd.DataFrame:
-    """Read a table, as a GeoDataFrame where it has geometry. Raises NotFoundError, IntegrityError."""
-    data = _bytes(store, name)
+    """Read a table, as a GeoDataFrame where it has geometry.
+
+    Raises NotFoundError; IntegrityError where it is damaged or would fill the memory, also where it has the content
+    hash of other rows.
+    """
     try:
-        return read_frame(data)
-    except IntegrityError as error:
+        data = _bytes(store, name)
+        frame = read_frame(data)
+        record = (pq.read_schema(io.BytesIO(data)).metadata or {}).get(_PROVENANCE)
+        # pages have checksums and the footer, with the names and types of columns, has none
+        if record is not None and content_hash(frame) != _record(record)["data_version"]:
+            raise IntegrityError("its rows are not those that were written")
+        return frame
+    except (IntegrityError, UnsafeNameError) as error:
         raise IntegrityError(f"table {name} cannot be read ({error}); materialize its asset again") from error
 
 
@@ -102,15 +109,13 @@ def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
     try:
         with store.reading(name) as file:
             parquet = footer_of(file)
-            record = json.loads((parquet.schema_arrow.metadata or {})[_PROVENANCE])
-            if not isinstance(record["data_version"], str):
-                raise TypeError("its data_version is no text")
+            record = _record((parquet.schema_arrow.metadata or {})[_PROVENANCE])
             return StoredTable(name, parquet.metadata.num_rows, record["data_version"], record)
     except FileNotFoundError:
         return None
     except (IntegrityError, UnsafeNameError) as error:
         raise IntegrityError(f"{name} cannot be used ({error}); materialize its asset again") from error
-    except (pa.ArrowException, OSError, *_MALFORMED) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         # Arrow's own, for damaged bytes, have no number
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, f"{name} cannot be read: {error.strerror}") from error
@@ -137,6 +142,20 @@ def content_hash(table: pa.Table | pd.DataFrame) -> str:
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_table(table.replace_schema_metadata(None).cast(schema).combine_chunks())
     return hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+
+
+def _record(text: bytes) -> dict[str, Any]:
+    """The provenance in a table's metadata. Raises IntegrityError where it is none."""
+    try:
+        record: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"what is recorded of it is no JSON: {error!r:.200}") from None
+    named = record.get("files", {}) if isinstance(record, dict) else None
+    if not isinstance(named, dict) or not isinstance(record.get("data_version"), str):
+        raise IntegrityError("what is recorded of it is not what this project records")
+    if not all(isinstance(digest, str) for digest in named.values()):
+        raise IntegrityError("what is recorded of its files is no checksum of each")
+    return record
 
 
 def _bytes(store: DatasetStore, name: str) -> bytes:

@@ -29,7 +29,7 @@ def catalogue_items(
     name = f"answers/{tile}-cids-{hashlib.sha256(catalogue.url.encode()).hexdigest()[:16]}.json.gz"
     known: dict[str, dict[str, Any]] = {}
     if not catalogue.is_file:
-        known = read_answer(store, name, log) or {}
+        known = read_answer(store, name, _are_items, log) or {}
     wanted = sorted(set(scene_ids) - (set() if catalogue.refresh else set(known)))
     unread: list[dict[str, Any]] = []
     if wanted:
@@ -45,3 +45,8 @@ def catalogue_items(
             }
             write_answer(store, name, complete)
     return [known[scene_id] for scene_id in sorted(set(scene_ids)) if scene_id in known] + unread
+
+
+def _are_items(kept: dict[str, Any]) -> bool:
+    """Whether a kept answer has items by their ids."""
+    return all(isinstance(item, dict) and item.get("id") == name for name, item in kept.items())

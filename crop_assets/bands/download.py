@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crop_assets.bands.files import check_band
 from crop_assets.scenes.granules import parse_scene_id
-from resources.errors import IntegrityError
+from resources.errors import IntegrityError, UnsafeNameError
 from resources.ipfs.unixfs import matches_cid
 from resources.sources import Sources, Wanted
 from resources.store import DatasetStore
@@ -61,12 +61,15 @@ def obtain_band(
     a readable raster of the band's type; on its tile's grid in either case. Raises ResourceError that tells what each
     source said; the store keeps what it had.
     """
-    if store.exists(file.name):
-        with store.local(file.name) as local:
-            problem = _problem(local, file)
-        if not problem:
-            return ObtainedBand(IN_STORE, bool(file.cid), "" if file.cid else NO_CID)
-        log(f"{IN_STORE}: {problem}; fetching it again")
+    try:
+        if store.exists(file.name):
+            with store.local(file.name) as local:
+                problem = _problem(local, file)
+            if not problem:
+                return ObtainedBand(IN_STORE, bool(file.cid), "" if file.cid else NO_CID)
+            log(f"{IN_STORE}: {problem}; fetching it again")
+    except UnsafeNameError as error:
+        log(f"{error}; fetching it")
 
     def check(path: Path, verified: bool) -> None:
         check_band(path, file.band, file.tile, every_block=not verified)

@@ -25,7 +25,7 @@ def published_names(
     names = [*splits["merged_path"], *splits["mask_path"]]
     for table in tables:
         stored = stored_table(store, layout.table(table))
-        names += stored.provenance["files"] if stored else ()
+        names += stored.provenance.get("files", {}) if stored else ()
     return {
         name.removeprefix(f"{layout.root}/"): name for name in sorted(names) if not name.endswith(_LEFT_OUT)
     }

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import rasterio
 import rasterio.shutil
+from pydantic import TypeAdapter
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
@@ -23,13 +24,21 @@ from crop_assets.labels.cdl import check_cdl, check_codes
 from crop_assets.progress import Progress
 from resources.archives import members, unpack
 from resources.cdl import CdlReleases, Release, file_sha256, raster_sha256, record_path, same_release
-from resources.errors import DamagedError, IntegrityError, ResourceError, TryAgainError, UnavailableError
-from resources.file_system import flush
+from resources.errors import (
+    DamagedError,
+    IntegrityError,
+    ResourceError,
+    TryAgainError,
+    UnavailableError,
+    UnsafeNameError,
+)
+from resources.file_system import flush, read_plain
 from resources.geodata import open_raster, raster_sources
 from resources.store import require_room
 
 _MOST_UNPACKED_BYTES = 40 << 30
 """The national raster has 14.8 thousand million pixels of a byte; overviews and tables may come with it."""
+_MOST_NOTE_BYTES = 1 << 16
 _MEGABYTE = 1_000_000
 _COG = {
     # a block is a chip, so that a scan for chips decodes each of them once
@@ -62,6 +71,9 @@ class YearRaster:
     path: Path
     sha256: str
     origin: Origin | None
+
+
+_NOTES = TypeAdapter(list[Origin])
 
 
 def obtain_raster(
@@ -262,8 +274,8 @@ def _there(raster: Path) -> YearRaster | None:
         return None
     digest = file_sha256(raster)
     try:
-        noted = [Origin(**origin) for origin in json.loads(record_path(raster).read_bytes())]
-    except (OSError, ValueError, TypeError):
+        noted = _NOTES.validate_json(read_plain(record_path(raster), _MOST_NOTE_BYTES))
+    except (OSError, ValueError, IntegrityError, UnsafeNameError):
         noted = []
     return YearRaster(
         raster,

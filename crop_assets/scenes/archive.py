@@ -61,17 +61,25 @@ def tile_answer(
     UnavailableError, also where the catalogue lacks a granule that the search has told of; IntegrityError.
     """
     name = _name(question, stac)
-    if (
-        not stac.refresh
-        and not stac.is_file
-        and (kept := read_answer(store, name, log, ["items", "documents"]))
-    ):
+    if not stac.refresh and not stac.is_file and (kept := read_answer(store, name, _is_whole, log)):
         return TileAnswer(kept["items"], kept["documents"], asked=False, whole=True)
     collections = [f"HLS{sensor}_2.0" for sensor in question.sensors]
     answer = _by_granules(question, stac, collections, log) or _by_place(question, stac, collections, log)
     if answer.whole and not stac.is_file:
         write_answer(store, name, {"items": answer.items, "documents": answer.documents})
     return answer
+
+
+def _is_whole(kept: dict[str, Any]) -> bool:
+    """Whether a kept answer is one that is kept: of usable items with their documents."""
+    items, documents = kept.get("items"), kept.get("documents")
+    return (
+        isinstance(items, list)
+        and all(isinstance(item, dict) and isinstance(item.get("id"), str) for item in items)
+        and not any(map(unusable, items))
+        and isinstance(documents, dict)
+        and all(isinstance(document, str) for document in documents.values())
+    )
 
 
 def _by_granules(

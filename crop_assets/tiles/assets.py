@@ -17,10 +17,19 @@ from crop_assets.partitions import TILE
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.tiles.grid import official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
-from crop_assets.year_assets import OWNERS, YearRun, column_schema, identity_of, markdown, picture, year_asset
+from crop_assets.year_assets import (
+    OWNERS,
+    YearRun,
+    column_schema,
+    identity_of,
+    markdown,
+    picture,
+    whole_table,
+    year_asset,
+)
 from resources.stop import uninterrupted
 from resources.store import DatasetStore
-from resources.tables import Column, TableSchema, read_table, stored_table, write_table
+from resources.tables import Column, TableSchema, read_table, write_table
 from resources.tile_grid import TileGridSource
 
 _GRID_CODE_VERSION = "1"
@@ -68,7 +77,9 @@ TILE_MAP = TableSchema(
     code_version=_GRID_CODE_VERSION,
     metadata={"dagster/column_schema": column_schema(TILE_GRID)},
 )
-def tile_grid(store: DatasetStore, tile_grid_source: TileGridSource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def tile_grid(
+    context: dg.AssetExecutionContext, store: DatasetStore, tile_grid_source: TileGridSource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The Sentinel-2 tile grid: name, centroid, bounding box and outline of each tile; tiles across the
     antimeridian are whole.
     """
@@ -80,9 +91,9 @@ def tile_grid(store: DatasetStore, tile_grid_source: TileGridSource) -> dg.Mater
             "tile_grid", _GRID_CODE_VERSION, hashlib.file_digest(file, "sha256").hexdigest()
         )
     name = tile_grid_table()
-    stored = stored_table(store, name)
-    reused = stored is not None and stored.provenance.get("identity") == identity
-    if stored is None or not reused:
+    stored = whole_table(store, name, identity, context.log.warning)
+    reused = stored is not None
+    if stored is None:
         stored = write_table(
             store, name, read_tile_grid(source), TILE_GRID, {"identity": identity, "files": {}}
         )

@@ -31,11 +31,17 @@ def test_what_is_missing_or_changed_is_named_and_made_again(finished_graph: Grap
     gone.unlink()
     table = root / layout.table("selected_scenes", WEST)
     table.write_bytes(table.read_bytes()[:100])
+    # in the pages, which nothing looks at that only asks whether a table is current
+    flipped = root / layout.table("chip_quality", EAST)
+    pages = bytearray(flipped.read_bytes())
+    pages[60] ^= 8
+    flipped.write_bytes(pages)
     code, said = verify(root)
     assert code == 1
     assert f"{layout.mask(KEPT[0])}: has changed since chips/" in said
     assert f"{layout.merged(KEPT[-1])}: is missing; chips/{EAST} names it" in said
     assert f"{layout.table('selected_scenes', WEST)} is damaged" in said
+    assert f"table {layout.table('chip_quality', EAST)} cannot be read" in said
     assert "WRONG" in said
 
     assert finished_graph.run("tiles_job").success

@@ -473,6 +473,29 @@ def test_an_archive_that_python_cannot_unpack_is_fetched_once_and_kept(
     assert obtain(source=str(tmp_path / NAME)).path == tmp_path / NAME
 
 
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"",
+        b"[" * 100_000,
+        b"{}",
+        b"[1]",
+        b'[{"release": 1}]',
+        b"\xff",
+        b" " * 100_000,
+        b'[{"release": "", "version": 3}]',
+    ],
+)
+def test_a_note_that_is_none_makes_the_raster_ones_own(
+    nass: Nass, obtain: Obtain, pack: Pack, note: bytes
+) -> None:
+    nass.put(2022, pack(codes()))
+    assert obtain().origin
+    (obtain.folder / "2022_30m_cdls.release.json").write_bytes(note)
+    assert obtain().origin is None
+    assert "is not the raster that 2022_30m_cdls.release.json tells of" in obtain.said[-1]
+
+
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
 @pytest.mark.parametrize(
     "planted", [".writing-2022_30m_cdls.release.json", "2022_30m_cdls.release.json", f".writing-{NAME}"]
