@@ -188,7 +188,7 @@ def _require_kml(path: Path) -> None:
     try:
         with path.open("rb") as file:
             _, root = next(defusedxml.ElementTree.iterparse(file, events=("start",)))
-    except (ParseError, DefusedXmlException, ValueError, StopIteration) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError, StopIteration) as error:
         raise IntegrityError(f"{path} is not well-formed XML: {error}") from None
     if root.tag.rsplit("}", 1)[-1] != "kml":
         raise IntegrityError(f"{path} has the root {root.tag[:50]!r} and is no KML")
@@ -267,6 +267,6 @@ def _vrt(path: Path) -> Element:
         raise RasterioIOError(f"{path} has more than {_MOST_VRT_BYTES >> 20} MiB")
     try:
         found = defusedxml.ElementTree.fromstring(path.read_bytes())
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise RasterioIOError(f"{path} is not well-formed XML: {error}") from None
     return found

@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)
+"""What a look into JSON of another shape raises, also that of shapely for a geometry."""
+
 
 def number(value: Any, low: float, high: float) -> float | None:
     """A number from `low` to `high`, as such or as text; None for anything else, such as true, NaN or "high"."""

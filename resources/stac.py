@@ -17,10 +17,12 @@ import dagster as dg
 import requests
 from pydantic import Field, PrivateAttr, field_validator
 from pystac import Link
-from pystac.errors import STACTypeError
+from pystac.errors import STACError, STACTypeError
 from pystac_client import Client
 from pystac_client.errors import ClientTypeError
+from pystac_client.exceptions import APIError, ParametersError
 from pystac_client.stac_api_io import StacApiIO
+from pystac_client.warnings import PystacClientWarning
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, box, shape
 
@@ -34,7 +36,7 @@ from resources.errors import (
     UnavailableError,
 )
 from resources.http import RateLimit, ask, get_bytes, new_session
-from resources.json_values import count, mapping, objects
+from resources.json_values import MALFORMED, count, mapping, objects
 
 Item = dict[str, Any]
 
@@ -49,8 +51,10 @@ _SEARCH_AFTER = "CMR-Search-After"
 _MAX_PAGE_BYTES = 64 << 20
 _MAX_DOCUMENT_BYTES = 4 << 20
 _MAX_COLLECTION_BYTES = 1 << 30
-_MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
-"""What a look into JSON of another shape raises."""
+
+
+_CLIENT_ERRORS = (STACError, STACTypeError, APIError, ClientTypeError, ParametersError, PystacClientWarning)
+"""What pystac and pystac-client raise of their own; the last of them also as an error."""
 
 
 class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -123,7 +127,7 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The items of one search, which comes after others that gave up to `before` items."""
         try:
             return _once(self._client().search(limit=_PAGE, **query).items_as_dicts(), before)
-        except (NotAFileError, ClientTypeError, STACTypeError, *_MALFORMED) as error:
+        except (NotAFileError, *_CLIENT_ERRORS, *MALFORMED) as error:
             why = str(error) if isinstance(error, NotAFileError) else repr(error)
             raise IntegrityError(
                 f"{self.address} did not answer as a STAC catalogue does: {why}; check the address, or try again later"
@@ -163,7 +167,7 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             content = json.loads(path.read_bytes())
             items = _features(content)
-        except _MALFORMED as error:
+        except MALFORMED as error:
             raise IntegrityError(f"{path} is not a STAC ItemCollection: {error!r}") from error
         if len(items) < (matched := _matched(content)):
             raise IntegrityError(
@@ -245,7 +249,7 @@ class SceneStac(_StacCatalogue):
                 hits = count(answer["hits"])
                 if hits is None:
                     raise ValueError(f"hits is {answer['hits']!r:.40}")
-            except _MALFORMED as error:
+            except MALFORMED as error:
                 raise IntegrityError(
                     f"{address} did not answer as a granule search does: {error!r}; check the address"
                 ) from error
@@ -395,7 +399,7 @@ def _may_lie_in(item: Item, start: dt.date, end: dt.date) -> bool:
     """Whether a server's item is of these days, or of none that can be read."""
     try:
         return start <= _day(item) <= end
-    except _MALFORMED:
+    except MALFORMED:
         return True
 
 
@@ -405,7 +409,7 @@ def _may_touch(item: Item, area: Polygon) -> bool:
         footprint = shape(item["geometry"])
         # an empty shape has NaN for bounds
         return not all(map(math.isfinite, footprint.bounds)) or bool(footprint.intersects(area))
-    except (ShapelyError, *_MALFORMED):
+    except (ShapelyError, *MALFORMED):
         return True
 
 

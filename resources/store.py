@@ -32,6 +32,8 @@ from resources.partials import Partials
 _CHUNK = 1 << 20
 _TEMPORARY = re.compile(r"\.writing-(?P<place>.+)-(?P<process>\d+)-[0-9a-f]{32}(\.\w+)?")
 _LONGEST_WRITE_SECONDS = 24 * 3600
+_LONGEST_NAME, _LONGEST_PATH = 255, 1024
+"""Bytes that a file system takes for a name, and an object store for a key."""
 
 
 class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -60,7 +62,13 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _checked(self, name: str, count: Callable[[Sequence[str]], int]) -> UPath:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
-            raise UnsafeNameError(f"{name!r} is not a name below the store's root")
+            raise UnsafeNameError(f"{name!r:.200} is not a name below the store's root")
+        try:
+            longest = max(len(os.fsencode(part)) for part in parts)
+        except UnicodeEncodeError:
+            raise UnsafeNameError(f"{name!r:.200} is no text that a file system has for a name") from None
+        if longest > _LONGEST_NAME or len(name) > _LONGEST_PATH:
+            raise UnsafeNameError(f"{name!r:.200} is longer than names of files may be")
         if self.is_local:
             require_no_links(Path(self._place.path), parts[: count(parts)])
         return self._place.joinpath(*parts)

@@ -21,7 +21,7 @@ _LINK_KEYS = ("resolution_url", "resolutionurl", "help_url", "url", "documentati
 _WORD_KEYS: tuple[str, ...] = ("error_description", "message", "msg", "error", "errors", "detail", "details")
 _WORD_KEYS += ("description", "title", "reason", "fault", "faultstring", "code")
 _XML_WORDS = re.compile(r"<(?:\w+:)?(message|code|error|detail|faultstring|reason)\b[^>]*>([^<]+)<", re.I)
-_JSON_WORDS = re.compile(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\.)*")')
+_JSON_WORDS = re.compile(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")')
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.I | re.S)
 _PAGE = re.compile(
     r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S

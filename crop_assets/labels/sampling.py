@@ -45,6 +45,7 @@ from crop_assets.grid import (
 from crop_assets.labels.balance import Balance, choose_balanced, distance
 from crop_assets.labels.cdl import ChipHistograms
 from crop_assets.labels.classes import CLASSES
+from resources.json_values import MALFORMED, mapping
 
 Strategy = Literal["evenness", "balanced", "all"]
 CLASS_COLUMNS = [f"class_{value}" for value in range(len(CLASSES))]
@@ -295,7 +296,7 @@ def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataF
     grid, a geometry more than a tenth of a pixel from its id's square, and a box that the CDL raster does not hold.
     """
     features, crs = _features(path)
-    ids = [str((feature.get("properties") or {}).get("id") or "") for feature in features]
+    ids = [str(mapping(feature.get("properties")).get("id") or "") for feature in features]
     _refuse(path, "no property 'id'", [f"feature {i}" for i, name in enumerate(ids) if not name])
     _refuse(path, "an id that occurs twice", [name for name, times in Counter(ids).items() if times > 1])
     cells = [_cell(name) for name in ids]
@@ -382,7 +383,7 @@ def _features(path: str | Path) -> tuple[list[dict[str, Any]], pyproj.CRS]:
         document = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"chip GeoJSON {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"chip GeoJSON {path} is not JSON: {error}") from None
     features = document.get("features") if isinstance(document, dict) else None
     if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
@@ -411,7 +412,7 @@ def _shapes(path: str | Path, ids: list[str], features: list[dict[str, Any]]) ->
     for i, feature in enumerate(features):
         try:
             shapes[i] = shapely.force_2d(shapely.geometry.shape(feature["geometry"]))
-        except (ShapelyError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+        except (ShapelyError, *MALFORMED):
             broken.append(ids[i])
     _refuse(path, "no readable geometry", broken)
     return shapes

@@ -22,7 +22,7 @@ from shapely.errors import ShapelyError
 from crop_assets.layout import file_band
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from resources.errors import IntegrityError
-from resources.json_values import count, mapping, number, objects, text
+from resources.json_values import MALFORMED, count, mapping, number, objects, text
 from resources.stac import SET_ASIDE
 
 FILES = (*REFLECTANCE_BANDS, QA_BAND)
@@ -88,7 +88,7 @@ def parse_document(data: bytes) -> GranuleDocument:
     """
     try:
         attributes, links, sizes = _umm_json(data) if data.lstrip()[:1] == b"{" else _echo_xml(data)
-    except (ValueError, SyntaxError) as error:
+    except (SyntaxError, *MALFORMED) as error:
         raise IntegrityError(f"a granule's metadata document cannot be read: {error!r}") from error
     cloud, no_cloud = _percent("cloud cover", attributes.get("CLOUD_COVERAGE"))
     coverage, no_coverage = _percent("spatial coverage", attributes.get("SPATIAL_COVERAGE"))
@@ -237,7 +237,7 @@ def _chip_coverage(item: dict[str, Any], chips: NDArray[np.object_]) -> float | 
         if not np.isfinite(footprint.bounds).all():
             return None
         shared = shapely.area(shapely.intersection(chips, footprint)).sum()
-    except (ShapelyError, KeyError, TypeError, ValueError, AttributeError):
+    except (ShapelyError, *MALFORMED):
         return None
     # sums of areas may come out a hair above
     return number(min(float(100 * shared / shapely.area(chips).sum()), 100.0), 0, 100)

@@ -18,6 +18,7 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
+from shapely.errors import ShapelyError
 
 from crop_assets.crs import require_place
 from crop_assets.errors import InputError
@@ -81,11 +82,15 @@ def read_tile_grid(path: str | Path) -> gpd.GeoDataFrame:
     names or polygons that are no tiles.
     """
     features = _read_features(Path(path))
-    names = features["tile"].astype(str).to_numpy(dtype=object)
+    # whatever they are: numbers, or nothing
+    names = np.array([str(name) for name in features["tile"]], dtype=object)
     _refuse(path, "names that are no tile's", [name for name in names if not _TILE.fullmatch(name)])
     unique, times = np.unique(names.astype(str), return_counts=True)
     _refuse(path, "tiles that occur twice", unique[times > 1].tolist())
-    polygons = _polygons(path, names, features.geometry.to_crs(4326).to_numpy())
+    try:
+        polygons = _polygons(path, names, features.geometry.to_crs(4326).to_numpy())
+    except (ShapelyError, ProjError) as error:
+        raise InputError(f"tile grid {path} has polygons that cannot be used: {error}") from None
     centroids = shapely.get_coordinates(shapely.centroid(polygons))
     lon, lat = centroids[:, 0], centroids[:, 1]
     x, y = pyproj.Transformer.from_crs(4326, 5070, always_xy=True).transform(lon, lat)
@@ -224,6 +229,13 @@ def _polygons(
     parts, tiles = parts[is_polygon], tiles[is_polygon]
     pieces = np.bincount(tiles, minlength=len(names))
     _refuse(path, "tiles without a polygon", names[pieces == 0].tolist())
+    # a comparison with NaN is false
+    on_earth = (np.abs(shapely.bounds(parts)) <= [360, 90, 360, 90]).all(axis=1)
+    _refuse(
+        path,
+        "tiles with coordinates that are no degrees",
+        np.unique(names[tiles[~on_earth]].astype(str)).tolist(),
+    )
 
     polygons = np.empty(len(names), dtype=object)
     polygons[tiles] = parts
