@@ -277,6 +277,14 @@ def _choices(field: int | str) -> tuple[str, ...]:
     return get_args(DatasetRecipe.model_fields[str(field)].annotation)
 
 
+def _read_yaml(path: str) -> Any:
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
+        # of a value that is not of its tag, such as a date of month 13, the constructors' own errors come out
+        raise InputError(f"recipe {path} is not YAML: {error}") from None
+
+
 def load_recipe(path: str) -> DatasetRecipe:
     """The recipe in a YAML file of `field: value` lines, or the default recipe where `path` is empty.
 
@@ -285,7 +293,7 @@ def load_recipe(path: str) -> DatasetRecipe:
     if not path:
         return DatasetRecipe()
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        values = _read_yaml(path) or {}
         if not isinstance(values, dict):
             raise InputError(f"recipe {path}: expected 'field: value' lines, found {type(values).__name__}")
         unknown = sorted(str(name) for name in set(values) - set(DatasetRecipe.model_fields))
@@ -305,8 +313,6 @@ def load_recipe(path: str) -> DatasetRecipe:
         raise InputError(
             f"recipe {path} cannot be read: {error.strerror}; mend CROP_ASSETS_RECIPE or --recipe"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} is not YAML: {error}") from None
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg'].removeprefix('Value error, ')}"

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import zipfile
@@ -331,6 +332,64 @@ def kept_values(data: bytes) -> None:
     store.write_bytes(kept[0], gzip.compress(data, 1))
     answer = tile_answer(question, stac, store, _silent)
     _use(answer.items, answer.documents)
+
+
+class _Raw:
+    """A server that sends the same bytes to whoever connects, and closes the connection."""
+
+    def __init__(self) -> None:
+        self.answer = b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(10)
+                request = b""
+                while b"\r\n\r\n" not in request and (piece := connection.recv(65_536)):
+                    request += piece
+                connection.sendall(self.answer)
+
+
+@functools.cache
+def _raw() -> _Raw:
+    return _Raw()
+
+
+def _http() -> bytes:
+    page = b'<html><a href="2022_30m_cdls.zip">2022</a></html>'
+    return (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nLast-Modified: Tue, 14 Feb 2023 12:00:00 GMT\r\n"
+        b'ETag: "5f3-abc"\r\nRetry-After: 1\r\nContent-Length: %d\r\n\r\n%s' % (len(page), page)
+    )
+
+
+def _moved() -> bytes:
+    return b"HTTP/1.1 302 Found\r\nLocation: https://example.invalid/a\r\nContent-Length: 0\r\n\r\n"
+
+
+@_target(_http, _moved, lambda: _http().replace(b"200 OK", b"503 Busy"), is_slow=True)
+def http_answer(data: bytes) -> None:
+    """An answer as it comes over the line: to the index of releases, to a document and to a file."""
+    server = _raw()
+    server.answer = data
+    for ask in (
+        CdlReleases(
+            source=str(_folder() / "none"), index=f"{server.address}/a/", attempts=1, timeout=5
+        ).releases,
+        lambda: _stac().document(f"{server.address}/a"),
+        lambda: LpDaac(token="t", hosts=["127.0.0.1"], timeout_seconds=5).fetch(
+            Wanted("a/a.tif", "", f"{server.address}/a.tif", 1 << 20),
+            _folder() / "b",
+            _store().partials,
+            _silent,
+        ),
+    ):
+        with contextlib.suppress(*OWN):
+            ask()
 
 
 # Labels and areas

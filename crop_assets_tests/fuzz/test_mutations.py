@@ -93,6 +93,18 @@ FOUND: list[tuple[str, Callable[[], bytes]]] = [
         (name, lambda: b'<?xml version="1.0" encoding="UF-8"?><kml></kml>')
         for name in ("area_kml", "grid_kml", "granule_xml")
     ),
+    # ValueError, AttributeError and RecursionError of YAML's constructors
+    *(
+        ("recipe", lambda text=text: text)
+        for text in (
+            b"chips: 2022-13-45",
+            b"chips: !!int x",
+            b"chips: !!float x",
+            b"chips: !!timestamp x",
+            b"chips: " + b"9" * 5_000,
+            b"a: " + b"{a: " * 3_000,
+        )
+    ),
     # JSONDecodeError, in what a server says with an error
     ("words", lambda: b'{"message": "C:\\users", "cut short'),
     # OSError and UnicodeEncodeError, for names that no file can have
