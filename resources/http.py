@@ -10,6 +10,7 @@ import io
 import itertools
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -458,6 +459,9 @@ class RateLimit:
         pause(turn - now)
 
 
+_STRONG_TAG = re.compile(rb'"[\x21\x23-\x7e]{0,1000}"')
+
+
 def get_file(
     session: requests.Session,
     url: str,
@@ -477,8 +481,9 @@ def get_file(
     note = path.with_name(f"{path.name}.etag")
     headers = {"Accept-Encoding": "identity"}
     had, version = 0, ""
-    if path.is_file() and note.is_file() and (had := path.stat().st_size):
-        version = note.read_text()
+    if path.is_file() and note.is_file() and _STRONG_TAG.fullmatch(kept := note.read_bytes()):
+        had, version = path.stat().st_size, kept.decode()
+    if had:
         headers |= {"Range": f"bytes={had}-", "If-Range": version}
     with (
         telling(url),

@@ -13,10 +13,13 @@ from contextlib import ExitStack
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from crop_assets_tests.resources.loopback import serving
 from resources.errors import UnsafeNameError
+from resources.http import get_file, new_session
 from resources.partials import Partials, move
 from resources.store import DatasetStore
 
@@ -357,6 +360,39 @@ def test_a_temporary_folder_of_another_user_is_refused(
     own(scratch).mkdir(mode=0o700)
     with pytest.raises(UnsafeNameError, match="belongs to others"):
         DatasetStore(root="s3://bucket/data").partials  # noqa: B018
+
+
+# What was kept of a download
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"\xff\xfe",
+        b'"a\r\nX-Evil: 1"',
+        b"",
+        b'W/"a"',
+        b'"a" "b"',
+        b'"' + b"a" * 100_000 + b'"',
+        '"é"'.encode(),
+    ],
+)
+def test_a_damaged_note_of_a_version_costs_no_more_than_the_start(folder: Path, note: bytes) -> None:
+    asked: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(dict(scope["headers"]).get(b"range", b"").decode())
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"etag", b'"a"')]})
+        await send({"type": "http.response.body", "body": b"the whole file"})
+
+    folder.mkdir(parents=True)
+    path = folder / "partial"
+    path.write_bytes(b"the who")
+    path.with_name("partial.etag").write_bytes(note)
+    with serving(app) as address, new_session(1) as session:
+        assert get_file(session, f"{address}/a.tif", 10, 1 << 20, path) == 14
+    assert path.read_bytes() == b"the whole file"
+    assert asked == [""]
 
 
 # Room
