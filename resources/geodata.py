@@ -20,6 +20,7 @@ from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import rasterio
 from defusedxml.common import DefusedXmlException
@@ -64,6 +65,10 @@ Driver = Literal["GTiff", "HFA", "VRT"]
 _RASTERS: Mapping[str, Driver] = {".tif": "GTiff", ".tiff": "GTiff", ".img": "HFA", ".vrt": "VRT"}
 _ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 """What keeps GDAL from files beside the one that it opens."""
+_MOST_BANDS = 100
+_MOST_BLOCK_BYTES = 64 << 20
+_MOST_BLOCKS = 1 << 20
+"""The whole country in blocks of 128 x 128 has 910,000."""
 _MOST_VRT_BYTES = 16 << 20
 _MOST_NESTED = 4
 _VRT_ELEMENTS = re.compile(
@@ -225,11 +230,32 @@ def _open(path: str | Path, driver: Driver, options: Mapping[str, str]) -> raste
     remote = path if isinstance(path, str) and path.startswith("/vsi") else "none"
     with rasterio.Env.from_defaults(CPL_VSIL_CURL_ALLOWED_FILENAME=remote, **options):
         raster = rasterio.open(path if remote == path else Path(path), driver=driver)
-        if raster.tags(ns="OVERVIEWS"):
-            # GDAL opens that file by its content
+        try:
+            _require_plain(path, raster)
+        except RasterioIOError:
             raster.close()
-            raise RasterioIOError(f"{path} has its overviews in a file that its metadata name")
+            raise
     return raster
+
+
+def _require_plain(path: str | Path, raster: rasterio.DatasetReader) -> None:
+    """Raise RasterioIOError for what takes hours or all memory to read, and for what leads elsewhere."""
+    if raster.tags(ns="OVERVIEWS"):
+        # GDAL opens that file by its content
+        raise RasterioIOError(f"{path} has its overviews in a file that its metadata name")
+    if raster.count > _MOST_BANDS:
+        raise RasterioIOError(f"{path} has {raster.count} bands; the most is {_MOST_BANDS}")
+    for (rows, cols), dtype in zip(raster.block_shapes, raster.dtypes, strict=True):
+        blocks = -(-raster.height // rows) * -(-raster.width // cols)
+        row = cols * np.dtype(dtype).itemsize
+        # what is more than a row of a strip of one row is the whole image, which GDAL decodes from its start each time
+        whole = rows == 1 and int(raster.get_tag_item("BLOCK_SIZE_0_0", "TIFF", bidx=1) or 0) > 2 * row + 1024
+        if rows * row > _MOST_BLOCK_BYTES or blocks > _MOST_BLOCKS or whole:
+            shape = "one strip" if whole else f"{blocks:,} blocks of {cols:,} x {rows:,} pixels"
+            raise RasterioIOError(
+                f"{path} has {shape}, which takes too long or too much memory to read; run: gdal_translate "
+                f"-co TILED=YES -co COMPRESS=DEFLATE {path} and a new name"
+            )
 
 
 def _require_local_sources(path: Path, folder: Path, depth: int) -> None:

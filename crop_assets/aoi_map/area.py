@@ -17,6 +17,7 @@ from crop_assets.errors import InputError
 from crop_assets.labels.aoi import aoi_shapes, filter_aoi, touched
 from crop_assets.labels.sampling import read_chip_geojson, weighed_boxes
 from crop_assets.layout import Layout, tile_grid_table
+from crop_assets.polygons import join
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.stored import not_stored
 from crop_assets.tiles.mapping import map_chips
@@ -24,6 +25,7 @@ from resources.store import DatasetStore
 from resources.tables import read_table
 
 _AREA_STEP_DEGREES = 0.1
+_MOST_AREA_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -142,5 +144,7 @@ def tiles_geojson(tiles: gpd.GeoDataFrame) -> dict[str, Any]:
 def _square_kilometres(shapes: NDArray[np.object_]) -> float:
     """The area of polygons in EPSG:4326 together, their edges straight in degrees."""
     # EPSG:5070 keeps areas, but bends an edge that is straight in degrees
-    whole = shapely.segmentize(shapely.union_all(shapes), _AREA_STEP_DEGREES)
+    whole = join(shapes)
+    step = max(_AREA_STEP_DEGREES, shapely.length(whole) / _MOST_AREA_STEPS)
+    whole = shapely.segmentize(whole, step)
     return float(gpd.GeoSeries([whole], crs=4326).to_crs(5070).area.iloc[0] / 1e6)

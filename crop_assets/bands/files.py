@@ -18,6 +18,9 @@ from resources.errors import IntegrityError
 from resources.geodata import open_geotiff
 from resources.words import MAX_BYTES, document
 
+_COMPRESSIONS = ("DEFLATE", "LZW", "PACKBITS", "ZSTD")
+"""HLS v2.0 is deflated; these are other general ones, by which people store their copies."""
+
 
 def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> None:
     """Raise IntegrityError unless the file is a one-band raster of the band's type on its tile's HLS grid, with all of
@@ -37,6 +40,8 @@ def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> No
             if raster.crs is None or not (raster.crs.is_projected or raster.crs.is_geographic):
                 raise IntegrityError("has no coordinate reference system that says where on Earth it is")
             _require_grid(raster, tile)
+            if raster.compression and raster.compression.value not in _COMPRESSIONS:
+                raise IntegrityError(f"is compressed by {raster.compression.value}, as no file of HLS is")
             size = path.stat().st_size
             for (row, col), window in raster.block_windows(1):
                 if every_block:

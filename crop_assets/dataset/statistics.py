@@ -127,6 +127,9 @@ def _read(image: str) -> NDArray[np.int16]:
     """A merged image as (date, band, 224, 224)."""
     try:
         with translated(image), open_geotiff(image) as raster:
+            shape = (raster.count, *raster.shape)
+            if shape != (len(POSITIONS) * len(REFLECTANCE_BANDS), CHIP_SIZE, CHIP_SIZE):
+                raise InputError(f"{Path(image).name} has the shape {shape}; materialize its tile again")
             values: NDArray[np.int16] = raster.read()
     except RasterioError as error:
         raise InputError(

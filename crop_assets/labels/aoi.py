@@ -25,6 +25,7 @@ from upath import UPath
 from crop_assets.crs import LATITUDE_FIRST, looks_like, require_place
 from crop_assets.errors import InputError
 from crop_assets.grid import crs_text
+from crop_assets.polygons import make_valid
 from resources.errors import IntegrityError
 from resources.geodata import open_vector
 from resources.object_store import translated
@@ -106,7 +107,7 @@ def aoi_shapes(aoi: gpd.GeoDataFrame) -> NDArray[np.object_]:
 
     A closed line is its polygon, also where it is in several pieces. Polygons without an area are left out.
     Raises InputError for points and open lines, for coordinates that are no numbers or, in a geographic CRS, no
-    degrees, and for a polygon around a pole.
+    degrees, for a polygon around a pole, and as `make_valid`.
     """
     parts = _parts(shapely.force_2d(aoi.geometry.dropna().to_numpy()))
     if not np.isfinite(shapely.get_coordinates(parts)).all():
@@ -118,7 +119,7 @@ def aoi_shapes(aoi: gpd.GeoDataFrame) -> NDArray[np.object_]:
     if geographic:
         pieces = [piece for part in parts for piece in _within_the_world(part)]
         parts = np.array(pieces, dtype=object)
-    valid = _parts(shapely.make_valid(parts))
+    valid = _parts(make_valid(parts))
     # a spike of a polygon, or one without an area, becomes a line
     polygons: NDArray[np.object_] = valid[shapely.get_type_id(valid) == _POLYGON]
     return polygons
@@ -273,7 +274,7 @@ def _within_the_world(shape: shapely.Geometry) -> list[shapely.Geometry]:
     if left >= -180 and right <= 180:
         return [shape]
     turns = range(math.floor((left + 180) / 360), math.ceil((right + 180) / 360) + 1)
-    whole = shapely.make_valid(shape)
+    (whole,) = make_valid(np.array([shape], dtype=object))
     return [shapely.intersection(affinity.translate(whole, -360 * turn), _WORLD) for turn in turns]
 
 

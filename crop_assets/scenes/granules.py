@@ -19,7 +19,9 @@ import shapely.geometry
 from numpy.typing import NDArray
 from shapely.errors import ShapelyError
 
+from crop_assets.errors import InputError
 from crop_assets.layout import file_band
+from crop_assets.polygons import make_valid
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from resources.errors import IntegrityError
 from resources.json_values import MALFORMED, count, mapping, number, objects, text
@@ -27,6 +29,8 @@ from resources.stac import SET_ASIDE
 
 FILES = (*REFLECTANCE_BANDS, QA_BAND)
 
+_MOST_CROSSINGS = 100
+"""A footprint has some ten vertices, and a question some hundred footprints."""
 _SCENE = re.compile(
     r"HLS\.(?P<sensor>[SL]30)\.T(?P<tile>\d{2}[C-X][A-Z]{2})\.(?P<day>\d{7})(T(?P<time>\d{6}))?\.v(?P<version>\d\.\d)",
     re.ASCII,
@@ -233,11 +237,12 @@ def _chip_coverage(item: dict[str, Any], chips: NDArray[np.object_]) -> float | 
     if not len(chips):
         return None
     try:
-        footprint = shapely.make_valid(shapely.geometry.shape(item["geometry"]))
+        shape = shapely.geometry.shape(item["geometry"])
+        (footprint,) = make_valid(np.array([shape], dtype=object), _MOST_CROSSINGS)
         if not np.isfinite(footprint.bounds).all():
             return None
         shared = shapely.area(shapely.intersection(chips, footprint)).sum()
-    except (ShapelyError, *MALFORMED):
+    except (InputError, ShapelyError, *MALFORMED):
         return None
     # sums of areas may come out a hair above
     return number(min(float(100 * shared / shapely.area(chips).sum()), 100.0), 0, 100)

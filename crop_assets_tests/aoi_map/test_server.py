@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 import uvicorn
@@ -294,3 +295,28 @@ def test_a_taken_port_is_told_and_the_usual_one_gives_way() -> None:
     # whoever has 8350, this test or another program
     with listen(None, USUAL_PORT) as one, listen(None, USUAL_PORT) as other:
         assert isinstance(one, socket.socket) and one.getsockname() != other.getsockname()
+
+
+@pytest.mark.parametrize("what", ["a scribble", "two combs", "a thousand strips", "far away"])
+def test_a_drawing_that_takes_minutes_is_refused_at_once(client: Client, what: str) -> None:
+    random = np.random.default_rng(1)
+    scribble = [(-99 + x, 37 + y) for x, y in random.random((300, 2)).tolist()]
+    comb = [(-99 + tooth / 500, 37 + (tooth % 4 in (1, 2))) for tooth in range(1500)]
+    rows = [rectangle(-170, 30 + row / 100, 0, 30.005 + row / 100) for row in range(1000)]
+    polygons = {
+        "a scribble": [scribble],
+        "two combs": [comb, [(-99 + (y - 37), 37 + (x + 99) / 3) for x, y in comb]],
+        "a thousand strips": rows,
+        "far away": [rectangle(1e8, 37, 1e8 + 1, 38)],
+    }[what]
+    closed = [polygon if polygon[0] == polygon[-1] else [*polygon, polygon[0]] for polygon in polygons]
+    answer = client.count(json.dumps(collection(*closed)))
+    told = {
+        "a scribble": "outlines cross themselves more than 1,000 times",
+        "two combs": "outlines cross",
+        "far away": "is not a longitude and a latitude",
+    }
+    if what in told:
+        assert (answer.status_code, told[what] in answer.json()["error"]) == (422, True), answer.text
+    else:
+        assert answer.json()["boxes"] > 0, answer.text

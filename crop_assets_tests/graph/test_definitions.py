@@ -378,7 +378,8 @@ def test_importing_the_definitions_reads_nothing(commands: Commands) -> None:
     asked, touched = json.loads(commands.output("import").splitlines()[-1])
     assert asked, "libraries ask the environment, so the probe must have seen it"
     ours = tuple(str(PROJECT / package) for package in ("crop_assets/", "resources/"))
-    assert [name for name, file in asked if f"{file}/".startswith(ours)] == []
+    # GDAL's drivers are registered once, when its libraries are imported
+    assert {name for name, file in asked if f"{file}/".startswith(ours)} <= {"GDAL_SKIP"}
     code = [path for path in touched if path.startswith(str(PROJECT / "crop_assets"))]
     assert any("definitions" in path for path in code), "the probe must have seen files opened"
     assert [path for path in touched if path.startswith("socket")] == []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -495,3 +496,61 @@ def test_what_a_file_may_lead_to_is_as_before_once_it_is_read(tmp_path: Path) ->
         assert pyogrio.get_gdal_config_option(option) is None
     with rasterio.Env() as environment:
         assert "CPL_VSIL_CURL_ALLOWED_FILENAME" not in environment.options
+
+
+@pytest.mark.parametrize(
+    ("size", "profile", "message"),
+    [
+        (200_000, {"tiled": True, "blockxsize": 128, "blockysize": 128}, "2,442,969 blocks of 128 x 128"),
+        (448, {"tiled": True, "blockxsize": 32_768, "blockysize": 32_768}, "1 blocks of 32,768 x 32,768"),
+        (32_000, {"tiled": True, "blockxsize": 32_000, "blockysize": 16_000}, "2 blocks of 32,000 x 16,000"),
+        (448, {"count": 101}, "101 bands; the most is 100"),
+    ],
+)
+@pytest.mark.parametrize("compress", [None, "deflate"])
+def test_a_raster_that_takes_hours_or_all_memory_is_not_read(
+    tmp_path: Path, size: int, profile: dict[str, Any], message: str, compress: str | None
+) -> None:
+    path = tmp_path / "2022_30m_cdls.tif"
+    place = {
+        "crs": "EPSG:5070",
+        "transform": PLACE,
+        "dtype": "uint8",
+        "compress": compress,
+        "sparse_ok": True,
+    }
+    with create_raster(path, height=size, width=size, **{"count": 1, **place, **profile}):
+        pass
+    _is_refused(path, message)
+
+
+def _is_refused(path: Path, message: str) -> None:
+    for open_it in (open_geotiff, open_raster):
+        with pytest.raises(RasterioError, match=message):
+            open_it(path)
+    with pytest.raises(InputError, match=message):
+        check_cdl(path)
+    with pytest.raises(IntegrityError, match=message):
+        check_band(path, "B02", "14SMG")
+
+
+@pytest.mark.parametrize("compress", ["deflate", "lzw", "zstd"])
+def test_a_raster_in_one_strip_is_not_read(tmp_path: Path, compress: str) -> None:
+    path = tmp_path / "2022_30m_cdls.tif"
+    place = {"crs": "EPSG:5070", "transform": PLACE, "dtype": "uint8", "compress": compress}
+    with create_raster(path, height=8000, width=1000, count=1, blockysize=8000, **place) as raster:
+        raster.write(np.random.default_rng(1).integers(0, 3, (1, 8000, 1000), dtype=np.uint8))
+    _is_refused(path, "has one strip, which takes too long .* gdal_translate -co TILED=YES")
+
+
+def test_the_whole_country_in_usual_blocks_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "2022_30m_cdls.tif"
+    for blocks in (
+        {"blockysize": 1},
+        {"blockysize": 128},
+        {"tiled": True, "blockxsize": 128, "blockysize": 128},
+    ):
+        frame = {"crs": "EPSG:5070", "transform": PLACE, "dtype": "uint8", "count": 1, "sparse_ok": True}
+        with create_raster(path, height=96_523, width=153_811, **frame, **blocks):
+            pass
+        assert check_cdl(path).width == 153_811

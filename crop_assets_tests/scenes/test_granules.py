@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import shapely
@@ -156,6 +157,15 @@ def test_a_landsat_scene_is_one_of_the_recipe_alone_and_has_names_of_its_own() -
     assert rows["missing_bands"][0] == ""
     assert rows["B8A_http"][0].endswith("HLS.L30.T13TDE.2022112T174002.v2.0.B05.tif")
     assert collection_of(scene["id"]) == "HLSL30_2.0"
+
+
+def test_a_footprint_that_takes_minutes_to_repair_is_unknown() -> None:
+    scribble = shapely.Polygon(np.random.default_rng(1).random((300, 2)) - [99, -37])
+    items = [item(f"HLS.S30.T13TDE.20221{day}1T174859.v2.0", spatial_coverage=100) for day in (1, 2, 3)]
+    for scene, shape in zip(items, (scribble, shapely.box(-180, -90, 180, 90), scribble), strict=True):
+        scene["geometry"] = shapely.geometry.mapping(shape)
+    rows = scene_rows(items, "13TDE", no_document)
+    assert rows["chip_coverage"].isna().tolist() == [True, False, True]
 
 
 def test_the_share_of_the_chips_that_a_footprint_covers() -> None:
