@@ -138,9 +138,17 @@ def content_hash(table: pa.Table | pd.DataFrame) -> str:
     schema = pa.schema(
         [pa.field(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in table.schema]
     )
+    table = table.replace_schema_metadata(None).cast(schema)
+    table = table.combine_chunks()
+    if len(table):
+        # of a part of a longer column the stream would have bytes of what follows; joined to nothing it is copied
+        copied = [
+            pa.concat_arrays([column.chunk(0), column.chunk(0).slice(0, 0)]) for column in table.columns
+        ]
+        table = pa.table(copied, schema)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_table(table.replace_schema_metadata(None).cast(schema).combine_chunks())
+        writer.write_table(table)
     return hashlib.sha256(sink.getvalue()).hexdigest()[:16]
 
 

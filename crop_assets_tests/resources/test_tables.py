@@ -1,8 +1,10 @@
 import datetime as dt
+import io
 import json
 from pathlib import Path
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -276,3 +278,32 @@ def test_a_table_by_others_can_be_read_and_has_no_record(store: DatasetStore) ->
     with pytest.raises(IntegrityError, match="materialize its asset again"):
         stored_table(store, NAME)
     assert read_table(store, NAME)["tile"].to_list() == ["14SMF"]
+
+
+@pytest.mark.parametrize("rows", [slice(0, 5), slice(3, 17), slice(990, 1000), slice(0, 0), slice(0, 1000)])
+def test_the_content_hash_is_of_the_rows_and_not_of_what_lay_beside_them(rows: slice) -> None:
+    random = np.random.default_rng(1)
+    everything = pd.DataFrame(
+        {
+            "text": [f"chip_{i}" * (i % 3 + 1) for i in range(1000)],
+            "number": np.where(random.random(1000) < 0.2, np.nan, random.random(1000)),
+            "count": np.arange(1000, dtype="int32"),
+            "list": [[f"a{j}" for j in range(i % 4)] for i in range(1000)],
+            "flag": random.random(1000) < 0.5,
+        }
+    )
+    frame = everything.iloc[rows].reset_index(drop=True)
+    whole = pa.Table.from_pandas(everything, preserve_index=False)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer)
+    same = [
+        frame,
+        pa.Table.from_pandas(frame, preserve_index=False),
+        whole.slice(rows.start, rows.stop - rows.start),
+        pq.read_table(buffer).to_pandas(),
+        pd.concat([frame.iloc[:2], frame.iloc[2:]]),
+        frame.iloc[::-1].iloc[::-1],
+    ]
+    assert len({content_hash(table) for table in same}) == 1
+    if len(frame):
+        assert content_hash(frame.iloc[1:]) != content_hash(frame)
