@@ -24,6 +24,7 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 _PORTS = {"https": 443, "http": 80}
 _MAX_SHOWN = 200
+_MAX_ADDRESSES = 32
 
 
 class AddressError(IntegrityError, ValueError):
@@ -163,6 +164,9 @@ def _depths(url: str) -> set[int]:
     except OSError:
         proxied = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
         return {_PUBLIC if proxied else _NOWHERE}
+    if len(found) > _MAX_ADDRESSES:
+        # they would be tried one after another
+        return {_NOWHERE}
     return {_depth_of(ipaddress.ip_address(place[0])) for *_, place in found}
 
 

@@ -15,7 +15,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -25,10 +25,11 @@ from pydantic import Field, field_validator
 from rasterio.errors import RasterioError
 
 from resources import stop
-from resources.addresses import AddressError, is_url, join, leads_to, read, same_site
+from resources.addresses import AddressError, is_url, join, leads_to, read, same_site, shown
 from resources.errors import DamagedError, IntegrityError, NotFoundError, RefusedError, TryAgainError
 from resources.geodata import SourceError, raster_sources
 from resources.http import ask, get_file, new_session
+from resources.json_values import count
 from resources.partials import Partials
 from resources.store import require_room
 
@@ -39,11 +40,14 @@ _YEAR = re.compile(r"(?<!\d)\d{4}(?!\d)", re.ASCII)
 _VERSION = re.compile(
     r"(?P<date>\w{3}, .{20} GMT)? ?(?P<size>[1-9]\d*(?!\S))? ?(?P<etag>.*)", re.ASCII | re.DOTALL
 )
-_YEARS = range(1997, 2101)
-"""From the first CDL of any state on."""
+_FIRST_YEAR = 1997
+"""Of the first CDL of any state."""
+_MAX_LINKS = 1000
+"""Links of a page to archives; NASS's has one for each year."""
+_MAX_ETAG = 200
 _FILE_SUFFIXES = {".tif", ".tiff", ".img", ".vrt", ".zip"}
 _HASHING = threading.Lock()
-_MOST_INDEX_BYTES = 4 << 20
+_MOST_INDEX_BYTES = 1 << 20
 _MOST_ARCHIVE_BYTES = 20 << 30
 
 
@@ -277,7 +281,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         return f"{self.index} links to {address[:200]}, which is not fetched: {self._hosts_told()}"
 
     def _own(self) -> list[Release]:
-        return [release for year in _YEARS if (release := self._own_of(year))]
+        return [release for year in _years() if (release := self._own_of(year))]
 
     def _own_of(self, year: int) -> Release | None:
         if not self._names(year):
@@ -309,9 +313,8 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _release(self, session: requests.Session, year: int, url: str) -> Release:
         _, answer = ask(session, "HEAD", url, self.timeout, 0, {"Accept-Encoding": "identity"})
         headers = answer.headers
-        length = headers.get("Content-Length", "")
-        size = int(length) if length.isdecimal() else 0
-        version = _version(headers.get("Last-Modified", ""), size, headers.get("ETag", ""))
+        size = count(headers.get("Content-Length")) or 0
+        version = _version(headers.get("Last-Modified", ""), size, headers.get("ETag", "")[:_MAX_ETAG])
         if not version:
             raise IntegrityError(
                 f"{url} tells no ETag, date or size, so that a new release of {year} could not be told"
@@ -355,6 +358,11 @@ def _opaque(etag: str) -> str:
     return etag.removeprefix("W/").strip('"')
 
 
+def _years() -> range:
+    """The years that a release may be of: it comes out in the year after."""
+    return range(_FIRST_YEAR, datetime.now(UTC).year + 1)
+
+
 def year_of(name: str) -> int | None:
     """The year that a file's name says: its first four-digit number; None without one.
 
@@ -381,21 +389,29 @@ class _Links(html.parser.HTMLParser):
 def archive_links(page: str, url: str, allowed: Callable[[str, str], bool] = same_site) -> dict[int, str]:
     """The address of each year's <year>_30m_cdls.zip that an HTML page at `url` links to and may, by `allowed`.
 
-    Of several links of a year the first that is allowed counts.
+    Of several links of a year the first that is allowed counts. Raises IntegrityError for a page that is no HTML, or
+    has links without end.
     """
     links = _Links()
-    links.feed(page)
+    try:
+        links.feed(page)
+    except AssertionError as error:
+        # what html.parser raises at some declarations
+        raise IntegrityError(f"{shown(url)} is no page of HTML: {error}") from None
+    archives = [link for link in links.found if "_30m_cdls.zip" in link]
+    if len(archives) > _MAX_LINKS:
+        raise IntegrityError(f"{shown(url)} has more than {_MAX_LINKS:,} links to archives")
     found: dict[int, str] = {}
     try:
         base = join(url, links.base.strip()).url
     except AddressError:
         return found
-    for link in links.found:
+    for link in archives:
         with contextlib.suppress(AddressError):
             address = join(base, link.strip())
             name = address.path.rsplit("/", 1)[-1]
             year = year_of(name) if _ARCHIVE.fullmatch(name) else None
-            if year and year in _YEARS and allowed(url, address.url):
+            if year and year in _years() and allowed(url, address.url):
                 found.setdefault(year, address.url)
     return found
 

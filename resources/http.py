@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import requests
 import urllib3
@@ -38,6 +38,7 @@ from resources.errors import (
     TryAgainError,
     UnreachableError,
 )
+from resources.pace import LONGEST_SECONDS, Pace
 from resources.stop import check, pause
 from resources.words import MAX_BYTES, document, server_words
 
@@ -45,11 +46,18 @@ CONNECT_SECONDS = 5.0
 RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 USER_AGENT = "crop-assets"
 _MAX_RETRY_AFTER_SECONDS = 60.0
+_USUAL_SECONDS = 60.0
+"""The time-out of requests that name none."""
 _MAX_REDIRECTS = 5
 _PIECE = 1 << 18
 _WORDS_SECONDS = 3.0
-_SLOWEST = 4096
-"""Bytes a second below which an answer counts as timed out; a read time-out lets a byte a minute pass."""
+_WHOLE_PATIENCES = 10
+"""Time-outs within which an answer must come that is no file: ten minutes for a page of 10 MB."""
+_MAX_WASTE = 1 << 20
+_MAX_WASTE_RATIO = 9
+"""Bytes that may come for each of use. It takes six where each is a chunk of its own; extensions take any number."""
+_MAX_WHOLE_BYTES = 4 << 20
+"""The most bytes of an answer that is not read piece by piece, such as that of a login."""
 
 Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
@@ -72,9 +80,7 @@ def new_session(attempts: int, allowed: Callable[[str, str], bool] | None = None
     """A session for catalogues: retries by `retry_rule`, no login, redirects that `allowed` lets through, as in
     `WarySession`; by default those on the same site.
     """
-    session = WarySession(allowed or same_site)
-    mount(session, retry_rule(attempts))
-    return session
+    return WarySession(allowed or same_site, attempts)
 
 
 def mount(
@@ -127,6 +133,8 @@ class _Adapter(HTTPAdapter):
             raise AddressError(f"no login is sent to {address.host}")
         if address.is_loopback:
             proxies = {}
+        # None would be for ever
+        timeout = _seconds(timeout)
         proxy = _shown_proxy(select_proxy(url, proxies) or "")
         if isinstance(verify, str) and url.startswith("https:") and not Path(verify).exists():
             raise RefusedError(
@@ -141,6 +149,9 @@ class _Adapter(HTTPAdapter):
                 error.add_note(f"with the certificates of {_bundle_variable()}={verify}")
             raise
         vars(answer)["proxy"] = proxy
+        if not stream:
+            # requests would read it without bounds
+            answer._content = _whole(answer, timeout[1])
         return answer
 
 
@@ -154,6 +165,11 @@ class _Answer(http.client.HTTPResponse):
         self._raw = _RawAnswer(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self._raw)
 
+    @property
+    def received(self) -> int:
+        """Bytes that have come so far, with all that frames and packs the body."""
+        return self._raw.received
+
     def wait_until(self, until: float) -> None:
         self._raw.until = until
 
@@ -165,6 +181,7 @@ class _RawAnswer(io.RawIOBase):
         self._raw, self._sock = raw, sock
         patience = sock.gettimeout()
         self.until = math.inf if patience is None else time.monotonic() + patience
+        self.received = 0
 
     def readable(self) -> bool:
         return True
@@ -177,9 +194,11 @@ class _RawAnswer(io.RawIOBase):
         patience = self._sock.gettimeout()
         self._sock.settimeout(None if left == math.inf else left)
         try:
-            return self._raw.readinto(buffer)
+            count = self._raw.readinto(buffer)
         finally:
             self._sock.settimeout(patience)
+        self.received += count or 0
+        return count
 
     def fileno(self) -> int:
         return self._raw.fileno()
@@ -207,7 +226,21 @@ def _bundle_variable() -> str:
 
 
 class _StoppableRetry(Retry):
-    """Retries whose pauses end when the run is stopped."""
+    """Retries whose pauses end when the run is stopped, and that do not read what is not wanted."""
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: urllib3.BaseHTTPResponse | None = None,
+        *rest: Any,
+        **named: Any,
+    ) -> Self:
+        following = super().increment(method, url, response, *rest, **named)
+        if response is not None:
+            # urllib3 would read it to its end, however long it is
+            response.close()
+        return following
 
     def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
         asked = self.get_retry_after(response) if response else None
@@ -219,26 +252,40 @@ class WarySession(requests.Session):
 
     `allowed(url, target)` says whether a redirect of `url` to `target` may be followed. The login is the `auth` of a
     request: none is taken from a netrc file, and none goes along to another host. `login_hosts` and `plain_hosts` are
-    those of `mount`.
+    those of `mount`. A request with all its redirects begins to be answered within its time-out, or within that of all
+    `attempts`. Used by one thread at a time.
     """
 
     def __init__(
         self,
         allowed: Callable[[str, str], bool],
+        attempts: int = 1,
         login_hosts: Collection[str] = (),
         plain_hosts: Collection[str] = (),
     ) -> None:
         super().__init__()
+        self._attempts = attempts
+        self._began = math.inf
         self._allowed = allowed
         self.headers["User-Agent"] = USER_AGENT
+        self.headers["Accept-Encoding"] = "identity"
         self.max_redirects = _MAX_REDIRECTS
         # a callable that adds nothing keeps requests from looking for credentials in a netrc file
         self.auth = _no_login
-        mount(self, 0, login_hosts, plain_hosts)
+        mount(self, retry_rule(attempts) if attempts > 1 else 0, login_hosts, plain_hosts)
+
+    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
+        self._began = time.monotonic()
+        return super().request(*args, **kwargs)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         check()
-        return super().send(request, **kwargs)
+        connect, patience = _seconds(kwargs.get("timeout"))
+        # redirects come here as well
+        left = self._attempts * patience - (time.monotonic() - self._began)
+        if left <= 0:
+            raise requests.ReadTimeout("redirects take too long")
+        return super().send(request, **kwargs | {"timeout": (connect, min(patience, left))})
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         try:
@@ -266,6 +313,12 @@ class WarySession(requests.Session):
         if self.should_strip_auth(old, new):  # type: ignore[no-untyped-call]
             for name in ("Authorization", "Cookie"):
                 prepared_request.headers.pop(name, None)
+
+
+def _seconds(timeout: Any) -> tuple[float, float]:
+    """The seconds to connect, and for an answer to begin, of a time-out as requests takes it."""
+    connect, patience = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+    return connect or CONNECT_SECONDS, patience or _USUAL_SECONDS
 
 
 def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -360,6 +413,7 @@ def first_bytes(answer: requests.Response) -> bytes:
     data = b""
     until = time.monotonic() + _WORDS_SECONDS
     with contextlib.suppress(Exception):
+        _require_asked_encoding(answer)
         while len(data) < MAX_BYTES and time.monotonic() < until:
             piece = _read(answer, MAX_BYTES - len(data), until)
             if not piece:
@@ -375,9 +429,32 @@ def require_no_page(answer: requests.Response, data: bytes, what: str, url: str 
         raise NotAFileError(f"{url} answered with {found} instead of {what}".strip())
 
 
-def body(answer: requests.Response, patience: float) -> Iterator[bytes]:
-    """The answer's bytes as they arrive. Raises SlowError for one slower than 4 KiB a second for `patience` seconds."""
-    return in_time(iter(lambda: _read(answer, _PIECE, time.monotonic() + patience), b""), patience)
+def body(answer: requests.Response, patience: float, longest: float = LONGEST_SECONDS) -> Iterator[bytes]:
+    """The answer's bytes as they arrive, unpacked. Raises SlowError as `Pace` does, and IntegrityError for an encoding
+    that was not asked for, and for much more around the bytes than there are of them.
+    """
+    _require_asked_encoding(answer)
+    return in_time(_pieces(answer, patience), patience, longest)
+
+
+def _pieces(answer: requests.Response, patience: float) -> Iterator[bytes]:
+    original: Any = answer.raw._original_response
+    before, useful = original.received, 0
+    while piece := _read(answer, _PIECE, time.monotonic() + patience):
+        useful += len(piece)
+        received = original.received - before
+        if received > _MAX_WASTE + _MAX_WASTE_RATIO * useful:
+            raise IntegrityError(f"{shown(answer.url)} sent {received:,} bytes to give {useful:,}")
+        yield piece
+
+
+def _require_asked_encoding(answer: requests.Response) -> None:
+    found = answer.headers.get("Content-Encoding", "identity").strip().lower()
+    asked = answer.request.headers.get("Accept-Encoding", "").lower().split(",")
+    if found not in ("", "identity", *(name.partition(";")[0].strip() for name in asked)):
+        raise IntegrityError(
+            f"{shown(answer.url)} answered in the encoding {found[:40]!r}, which was not asked for"
+        )
 
 
 def _read(answer: requests.Response, size: int, until: float) -> bytes:
@@ -388,19 +465,27 @@ def _read(answer: requests.Response, size: int, until: float) -> bytes:
     return piece
 
 
-def in_time(pieces: Iterator[bytes], patience: float) -> Iterator[bytes]:
-    """The pieces as they arrive. Raises SlowError where they drip for longer than `patience` seconds."""
-    since = time.monotonic()
-    received = 0
+def in_time(pieces: Iterator[bytes], patience: float, longest: float = LONGEST_SECONDS) -> Iterator[bytes]:
+    """The pieces as they arrive, all of whose bytes are useful. Raises SlowError as `Pace` does."""
+    pace = Pace(patience, longest)
     for piece in pieces:
         check()
-        received += len(piece)
-        seconds = time.monotonic() - since
-        if seconds > patience:
-            if received < seconds * _SLOWEST:
-                raise SlowError(f"is too slow ({received} bytes in {seconds:.0f} s)")
-            since, received = time.monotonic(), 0
+        pace.add(len(piece))
         yield piece
+
+
+def _whole(answer: requests.Response, patience: float, max_bytes: int = _MAX_WHOLE_BYTES) -> bytes:
+    """All of an answer. Raises as `body`, and IntegrityError above `max_bytes`."""
+    data = bytearray()
+    try:
+        for piece in body(answer, patience, _WHOLE_PATIENCES * patience):
+            data += piece
+            if len(data) > max_bytes:
+                raise IntegrityError(f"{shown(answer.url)} answered more than {max_bytes:,} bytes")
+    except BaseException:
+        answer.close()
+        raise
+    return bytes(data)
 
 
 def get_bytes(session: requests.Session, url: str, timeout: float, max_bytes: int) -> bytes:
@@ -421,23 +506,24 @@ def ask(
 ) -> tuple[bytes, requests.Response]:
     """The body of an answer, refused above `max_bytes`, and the answer, for its headers and its last address.
 
+    It may come packed by gzip, as text becomes a tenth by it, and within ten times `timeout`.
     Raises NotAFileError for a web page, unless `page` says that one is asked for; NotFoundError, ForbiddenError,
     RefusedError, UnavailableError, CutShortError, IntegrityError.
     """
     with (
         telling(url),
         session.request(
-            method, url, headers=headers, params=parameters, json=json, timeout=timeout, stream=True
+            method,
+            url,
+            headers={"Accept-Encoding": "gzip", **(headers or {})},
+            params=parameters,
+            json=json,
+            timeout=timeout,
+            stream=True,
         ) as answer,
     ):
         check_status(answer, url)
-        pieces, size = [], 0
-        for piece in body(answer, timeout):
-            size += len(piece)
-            if size > max_bytes:
-                raise IntegrityError(f"{url} answered more than {max_bytes:,} bytes")
-            pieces.append(piece)
-        data = b"".join(pieces)
+        data = _whole(answer, timeout, max_bytes)
         if not page:
             require_no_page(answer, data, "data", url)
         return data, answer

@@ -1,14 +1,58 @@
-"""Values of JSON from outside: each is of the kind that is expected, or unknown, whatever stands beside it.
+"""JSON from outside: documents within bounds, and values of the kind that is expected, or unknown.
 
 Belongs here: what any document may have wrong. Does not: what a field means.
 """
 
+import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)
 """What a look into JSON of another shape raises, also that of shapely for a geometry."""
+
+_MAX_VALUES = 4_000_000
+"""About six times as many as 2,000 granule records have, the most that CMR gives at once."""
+_MAX_DEPTH = 64
+_MAX_DIGITS = 30
+
+
+def parse(data: bytes | str, max_values: int = _MAX_VALUES) -> Any:
+    """The document. A key that an object has twice is left out, for readers differ in which they take.
+
+    Raises ValueError for what is no JSON, has more than some `max_values` values, or is nested more than 64 deep.
+    """
+    text = data if isinstance(data, str) else data.decode()
+    if sum(map(text.count, ",[{")) > max_values:
+        raise ValueError(f"it has more than {max_values:,} values")
+    try:
+        document = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep") from None
+    layer = [document]
+    for _ in range(_MAX_DEPTH):
+        layer = [inner for value in layer for inner in _inner(value) if isinstance(inner, list | dict)]
+        if not layer:
+            return document
+    raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        found = {name: value for name, value in pairs if names[name] == 1}
+    return found
+
+
+def _integer(digits: str) -> int | float:
+    # int() refuses more than some thousand digits, and takes long for fewer
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def number(value: Any, low: float, high: float) -> float | None:

@@ -8,6 +8,7 @@ import datetime as dt
 import json
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,17 +27,18 @@ from pystac_client.warnings import PystacClientWarning
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, box, shape
 
-from resources.addresses import AddressError, is_url, read, require_host, same_site
+from resources.addresses import AddressError, is_url, read, require_host, same_site, shown
 from resources.errors import (
     IntegrityError,
     NotAFileError,
     NotFoundError,
     RefusedError,
+    SlowError,
     TryAgainError,
     UnavailableError,
 )
 from resources.http import RateLimit, ask, get_bytes, new_session
-from resources.json_values import MALFORMED, count, mapping, objects
+from resources.json_values import MALFORMED, count, mapping, objects, parse
 
 Item = dict[str, Any]
 
@@ -49,8 +51,16 @@ _GRANULES = 2000
 """The most records that CMR gives at once."""
 _SEARCH_AFTER = "CMR-Search-After"
 _MAX_PAGE_BYTES = 64 << 20
+_MAX_PAGES = 500
+_MAX_ANSWER_BYTES = 256 << 20
+_MAX_ANSWER_SECONDS = 3600.0
+_MAX_TILE_GRANULES = 5_000
+"""Of one collection: a tile has a few hundred in a year."""
+_MAX_ITEMS = 20_000
+"""Of all collections, with those of the tiles around that touch it."""
 _MAX_DOCUMENT_BYTES = 4 << 20
 _MAX_COLLECTION_BYTES = 1 << 30
+_MAX_COLLECTION_VALUES = 50_000_000
 
 
 _CLIENT_ERRORS = (STACError, STACTypeError, APIError, ClientTypeError, ParametersError, PystacClientWarning)
@@ -165,7 +175,7 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         if path.stat().st_size > _MAX_COLLECTION_BYTES:
             raise IntegrityError(f"{path} is larger than {_MAX_COLLECTION_BYTES:,} bytes; split it by tile")
         try:
-            content = json.loads(path.read_bytes())
+            content = parse(path.read_bytes(), _MAX_COLLECTION_VALUES)
             items = _features(content)
         except MALFORMED as error:
             raise IntegrityError(f"{path} is not a STAC ItemCollection: {error!r}") from error
@@ -232,6 +242,7 @@ class SceneStac(_StacCatalogue):
         found: dict[str, dict[str, Any]] = {}
         after: dict[str, str] = {}
         total = 0
+        bounds = _Bounds(address, _MAX_TILE_GRANULES)
         while True:
             self._limit.wait()
             data, response = ask(
@@ -244,7 +255,7 @@ class SceneStac(_StacCatalogue):
                 query,
             )
             try:
-                answer = json.loads(data)
+                answer = parse(data)
                 records = {str(record["umm"]["GranuleUR"]): record for record in answer["items"]}
                 hits = count(answer["hits"])
                 if hits is None:
@@ -257,6 +268,7 @@ class SceneStac(_StacCatalogue):
             found |= records
             # pages may differ in it, as granules come in; a number that is too small ends nothing
             total = max(total, hits)
+            bounds.add(len(data), max(len(found), total))
             token = response.headers.get(_SEARCH_AFTER, "")
             if len(found) == total or not token or len(found) == known:
                 break
@@ -283,6 +295,7 @@ class _Io(StacApiIO):
         self._seconds = timeout
         self._limit = limit
         self._site = ""
+        self._received = 0
 
     def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
         """What is at an address or a link. pystac-client's own also reads files, and sends the headers and by the
@@ -310,8 +323,14 @@ class _Io(StacApiIO):
         self._limit.wait()
         method = (method or "GET").upper()
         in_body: dict[str, Any] = {"json" if method == "POST" else "parameters": parameters}
-        data, _ = ask(self.session, method, href, self._seconds, _MAX_PAGE_BYTES, headers, **in_body)
+        # the first is the catalogue itself
+        most = _MAX_DOCUMENT_BYTES if href == self._site else _MAX_PAGE_BYTES
+        data, _ = ask(self.session, method, href, self._seconds, most, headers, **in_body)
+        self._received = len(data)
         return data.decode()
+
+    def json_loads(self, txt: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return dict(parse(txt))
 
     def get_pages(
         self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
@@ -321,6 +340,7 @@ class _Io(StacApiIO):
         """
         came: set[str] = set()
         matched = 0
+        bounds = _Bounds(url, _MAX_ITEMS)
         target: str | Link = url
         while target:
             page = self.read_json(target, method=method, parameters=parameters)
@@ -329,6 +349,7 @@ class _Io(StacApiIO):
             if not items:
                 break
             came.update(_key(item, len(came)) for item in items)
+            bounds.add(self._received, max(len(came), matched))
             yield page
             links = [link for link in objects(page.get("links")) if link.get("rel") == "next"]
             target = Link.from_dict(dict(links[0])) if links else ""
@@ -343,6 +364,35 @@ class IpfsStac(_StacCatalogue):
         default="https://stac.easierdata.info",
         description="Address of a STAC API, path of an ItemCollection file, or empty for none.",
     )
+
+
+class _Bounds:
+    """What the pages of one answer may have in all."""
+
+    def __init__(self, address: str, max_items: int) -> None:
+        self._address = address
+        self._max_items = max_items
+        self._pages = self._bytes = 0
+        self._until = time.monotonic() + _MAX_ANSWER_SECONDS
+
+    def add(self, size: int, items: int) -> None:
+        """Count a page of `size` bytes, with which there are or will be `items`. Raises IntegrityError, SlowError."""
+        self._pages += 1
+        self._bytes += size
+        for found, most, what in (
+            (items, self._max_items, "records"),
+            (self._pages, _MAX_PAGES, "pages"),
+            (self._bytes, _MAX_ANSWER_BYTES, "bytes"),
+        ):
+            if found > most:
+                raise IntegrityError(
+                    f"{shown(self._address)} answers with {found:,} {what}, and a tile has {most:,} at most; check the "
+                    "address, and that the server takes notice of the search's bbox, dates and attributes"
+                )
+        if time.monotonic() > self._until:
+            raise SlowError(
+                f"{shown(self._address)} gave {self._pages} pages in an hour, and not the last one"
+            )
 
 
 def _features(page: Any) -> list[Any]:

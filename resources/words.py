@@ -20,18 +20,23 @@ _MAX_DEPTH = 4
 _LINK_KEYS = ("resolution_url", "resolutionurl", "help_url", "url", "documentation_url", "type")
 _WORD_KEYS: tuple[str, ...] = ("error_description", "message", "msg", "error", "errors", "detail", "details")
 _WORD_KEYS += ("description", "title", "reason", "fault", "faultstring", "code")
-_XML_WORDS = re.compile(r"<(?:\w+:)?(message|code|error|detail|faultstring|reason)\b[^>]*>([^<]+)<", re.I)
+# none of these goes over the same text again and again, whatever it is
+_XML_WORDS = re.compile(
+    r"<(?:\w{1,40}:)?(message|code|error|detail|faultstring|reason)\b[^>]{0,400}>([^<]+)<", re.I
+)
 _JSON_WORDS = re.compile(r'"(\w+)"\s*:\s*("(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")')
-_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.I | re.S)
+_TITLE = re.compile(r"<title[^>]{0,400}>(.{0,1000}?)</title", re.I | re.S)
 _PAGE = re.compile(
-    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
+    r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S
 )
 _NOT_SHOWN = re.compile(r"<(script|style|head)\b.*?(?:</\1|\Z)|<[^>]*(?:>|\Z)", re.I | re.S)
 
-_URL = re.compile(r"\w[\w+.-]*://[^\s\"'<>]+")
+_URL = re.compile(r"(?<![\w+.-])[\w+.-]*://[^\s\"'<>]+")
 _NAMED = r"authorization|bearer|credentials?|pass(?:word|wd)?|secret|signature|sig|token|api[_-]?key|access[_-]?key"
 _SECRETS = (
-    re.compile(rf"((?:{_NAMED})[\w-]*[\"']?\s*[=:]\s*)(?:(?:bearer|basic)\s+)?[\"']?[^\s\"',;&)]+", re.I),
+    re.compile(
+        rf"((?:{_NAMED})[\w-]{{0,60}}[\"']?\s{{0,9}}[=:]\s*)(?:(?:bearer|basic)\s+)?[\"']?[^\s\"',;&)]+", re.I
+    ),
     re.compile(r"\b(bearer\s+|basic\s+(?=[\w+/-]*[\d=]))[\w.~+/=-]{8,}", re.I),
     # a JSON web token, and the ids of keys of AWS
     re.compile(r"()\beyJ[\w-]{4,}(?:\.[\w-]+)*"),

@@ -5,7 +5,6 @@ Belongs here: reading names, items and documents into rows. Does not: asking ser
 """
 
 import datetime as dt
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from crop_assets.layout import file_band
 from crop_assets.polygons import make_valid
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from resources.errors import IntegrityError
-from resources.json_values import MALFORMED, count, mapping, number, objects, text
+from resources.json_values import MALFORMED, count, mapping, number, objects, parse, text
 from resources.stac import SET_ASIDE
 
 FILES = (*REFLECTANCE_BANDS, QA_BAND)
@@ -105,7 +104,7 @@ def parse_document(data: bytes) -> GranuleDocument:
 
 
 def _umm_json(data: bytes) -> tuple[dict[str, Any], list[str], list[Any]]:
-    document = json.loads(data)
+    document = mapping(parse(data))
     umm = mapping(document.get("umm", document))
     if not {"GranuleUR", "AdditionalAttributes"} & set(umm):
         raise ValueError("it is not that of a granule")

@@ -107,7 +107,7 @@ def test_a_page_without_links_is_an_error_and_not_an_empty_list(nass: Nass, tmp_
     ):
         nass.releases(tmp_path).releases()
     nass.page = "<!--" + "x" * (5 << 20)
-    with pytest.raises(IntegrityError, match="answered more than 4,194,304 bytes"):
+    with pytest.raises(IntegrityError, match="answered more than 1,048,576 bytes"):
         nass.releases(tmp_path).releases()
 
 

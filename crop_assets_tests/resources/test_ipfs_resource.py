@@ -109,8 +109,8 @@ def test_each_kind_has_its_nodes_in_order() -> None:
         sources = ipfs.sources(kind)
         assert [source.name for source in sources] == of_kind
         assert all(source.by_cid for source in sources)
-        assert {source.node._timeout_seconds for source in sources} <= {7}  # type: ignore[attr-defined]
-    assert {node._timeout_seconds for node in nodes} == {3}  # type: ignore[attr-defined]
+        assert {source.node.timeout_seconds for source in sources} <= {7}  # type: ignore[attr-defined]
+    assert {node.timeout_seconds for node in nodes} == {3}  # type: ignore[attr-defined]
 
 
 def test_without_a_kubo_node_there_is_none() -> None:

@@ -5,7 +5,6 @@ Belongs here: each protocol, and what its answers mean. Does not: whether the by
 """
 
 import contextlib
-import json
 import os
 import select
 import shutil
@@ -47,6 +46,7 @@ from resources.http import (
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION
 from resources.ipfs.cid import Cid
 from resources.ipfs.retrieve import Retrieval
+from resources.json_values import parse
 from resources.partials import Partials
 from resources.sources import Wanted
 from resources.stop import check
@@ -54,6 +54,8 @@ from resources.stop import check
 _RAW = "application/vnd.ipld.raw"
 _PIECE = 1 << 18
 _LINGER_SECONDS = 1.0
+_PINNING_SECONDS = 3600.0
+"""Longest wait for a node to take the next bytes of a dataset, and to pin it."""
 _BEGINNING = 512
 """Bytes of an answer that its node may send before it has found any content: the header of a CAR takes some 60."""
 _POLL_SECONDS = 0.2
@@ -80,6 +82,7 @@ class IpfsNode(Protocol):
 
     name: str
     host: str
+    timeout_seconds: float
 
     def car(
         self, root: Cid, offset: int, first_seconds: float | None = None
@@ -130,7 +133,7 @@ class IpfsSource:
             with Retrieval(root, path, wanted.max_bytes, progress) as retrieval:
                 if not retrieval.whole:
                     with self.node.car(root, retrieval.at, first_seconds) as pieces:
-                        retrieval.feed(pieces)
+                        retrieval.feed(pieces, self.node.timeout_seconds)
             retrieval.move_to(destination)
         return True
 
@@ -145,7 +148,7 @@ class _Web:
             raise ValueError(f"{what}: must be the http or https URL of a server: {error}") from None
         self.name = address.rstrip("/")
         self.host = parsed.host
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
         self._local = threading.local()
 
     @contextlib.contextmanager
@@ -159,7 +162,7 @@ class _Web:
         first_seconds: float | None = None,
     ) -> Iterator[Iterator[bytes]]:
         """The body of one answer, which must be of one of `types`."""
-        first = min(first_seconds or self._timeout_seconds, self._timeout_seconds)
+        first = min(first_seconds or self.timeout_seconds, self.timeout_seconds)
         with (
             telling(),
             self._session().request(
@@ -168,7 +171,7 @@ class _Web:
                 params=parameters,
                 headers={"Accept": accept, "Accept-Encoding": "identity"},
                 stream=True,
-                timeout=(min(CONNECT_SECONDS, self._timeout_seconds), first),
+                timeout=(min(CONNECT_SECONDS, self.timeout_seconds), first),
                 allow_redirects=method == "GET",
             ) as answer,
         ):
@@ -183,7 +186,7 @@ class _Web:
                 if "html" in told.lower():
                     require_no_page(answer, first_bytes(answer), accept.split(";")[0])
                 raise IntegrityError(f"answered with {told[:80]!r} instead of {accept.split(';')[0]}")
-            yield _begun_within(first, partial(body, answer), self._timeout_seconds)
+            yield _begun_within(first, partial(body, answer), self.timeout_seconds)
             # the connection can be used again once the end of the answer is read, which is there or is not
             with contextlib.suppress(Exception):
                 next(body(answer, _LINGER_SECONDS), None)
@@ -237,7 +240,7 @@ class KuboNode(_Web):
 
     def block(self, cid: Cid) -> bytes:
         # a node that lacks a block looks for it as long as it is let, and says so only in the end
-        parameters = {"arg": str(cid), "timeout": f"{0.8 * self._timeout_seconds:g}s"}
+        parameters = {"arg": str(cid), "timeout": f"{0.8 * self.timeout_seconds:g}s"}
         with self._ask("POST", "/api/v0/block/get", parameters, _RAW, self._TYPES) as pieces:
             return _bounded(pieces)
 
@@ -253,13 +256,13 @@ class KuboNode(_Web):
                 data=_form(pieces, boundary),
                 headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
                 stream=True,
-                timeout=(CONNECT_SECONDS, None),
+                timeout=(CONNECT_SECONDS, _PINNING_SECONDS),
                 allow_redirects=False,
             ) as answer,
         ):
             if answer.status_code != 200:
                 check_status(answer, f"{self.name}/api/v0/dag/import", words=first_words(answer))
-            said = _bounded(body(answer, self._timeout_seconds))
+            said = _bounded(body(answer, self.timeout_seconds))
         if not any(_pinned(line, root) for line in said.splitlines()):
             raise ResourceError(f"{self.name} did not pin {root}: {_printable(said[:512])}")
 
@@ -275,7 +278,7 @@ class IpfsCommand:
 
     def __init__(self, command: str, timeout_seconds: float) -> None:
         self.name = command
-        self._timeout_seconds = timeout_seconds
+        self.timeout_seconds = timeout_seconds
 
     @contextlib.contextmanager
     def car(self, root: Cid, offset: int, first_seconds: float | None = None) -> Iterator[Iterator[bytes]]:
@@ -306,11 +309,11 @@ class IpfsCommand:
             assert process.stdout is not None
             with process.stdout:
                 try:
-                    first = min(first_seconds or self._timeout_seconds, self._timeout_seconds)
+                    first = min(first_seconds or self.timeout_seconds, self.timeout_seconds)
                     yield _begun_within(
                         first,
                         lambda seconds: in_time(_output(process, words, seconds), seconds),
-                        self._timeout_seconds,
+                        self.timeout_seconds,
                     )
                 finally:
                     # with its children, as of a script around it
@@ -382,7 +385,7 @@ def _await_end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
 def _pinned(line: bytes, root: Cid) -> bool:
     """Whether a line of the answer to an import confirms that `root` is pinned."""
     try:
-        told = json.loads(line)["Root"]
+        told = parse(line)["Root"]
         return bool(told["Cid"]["/"] == str(root) and told["PinErrorMsg"] == "")
     except (ValueError, KeyError, TypeError):
         return False

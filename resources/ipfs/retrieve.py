@@ -14,6 +14,7 @@ from resources.errors import CutShortError, IntegrityError, NotFoundError, Resou
 from resources.ipfs.car import MAX_SECTION, read_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileNode, decode_file_node
+from resources.pace import Pace
 from resources.partials import move
 
 MAX_NODES = 1 << 18
@@ -22,6 +23,9 @@ hostile tree, for example one of empty leaves, can cause."""
 
 _SPARE = 16 << 20
 """Bytes that a stream may hold beyond twice the file: nodes of the tree, and what was sent before."""
+_SPARE_BLOCKS = 1024
+_SMALL_BLOCK = 1024
+"""Bytes of the blocks that may wait for their turn, on the average: those of files have 256 KiB and more."""
 _PIECE = 1 << 20
 
 
@@ -76,16 +80,18 @@ class Retrieval:
     def whole(self) -> bool:
         return not self._expected
 
-    def feed(self, pieces: Iterable[bytes]) -> int:
+    def feed(self, pieces: Iterable[bytes], patience: float = 60.0) -> int:
         """Go on with a CAR that arrives in `pieces`; returns the bytes of the file, which is whole then.
 
         Blocks may come in any order, once or repeatedly; what was verified before may come again or be left
         out. A block ahead of its turn waits on disk. What follows the last block is not read. Raises
         IntegrityError where a block is not what its CID says, the tree is malformed, its sizes do not add
         up, the file is larger than allowed, or the stream holds something else; CutShortError where it
-        ends early; NotFoundError where it ends without a block.
+        ends early; NotFoundError where it ends without a block; SlowError as `Pace` with `patience`, where blocks
+        count that are new or come for the first time.
         """
-        with _Stream(pieces, self._path.with_name(f"{self._path.name}.aside"), self._seen) as stream:
+        aside = self._path.with_name(f"{self._path.name}.aside")
+        with _Stream(pieces, aside, self._seen, Pace(patience)) as stream:
             while self._expected:
                 cid, _ = self._expected[-1]
                 if self._repeat():
@@ -190,7 +196,7 @@ class Retrieval:
 class _Stream:
     """The blocks of one CAR, to be asked for by CID. Those that come ahead of their turn wait in a file."""
 
-    def __init__(self, pieces: Iterable[bytes], aside: Path, seen: set[bytes]) -> None:
+    def __init__(self, pieces: Iterable[bytes], aside: Path, seen: set[bytes], pace: Pace) -> None:
         self.waiting: dict[bytes, Cid] = {}
         self.began = False
         self._sections = read_car(pieces)
@@ -198,6 +204,8 @@ class _Stream:
         # a killed process may have left one, with who knows what in it
         aside.unlink(missing_ok=True)
         self._seen = seen
+        self._pace = pace
+        self._again: set[bytes] = set()
         self._places: dict[bytes, tuple[int, int]] = {}
         self._end = 0
         self._extra = 0
@@ -228,9 +236,15 @@ class _Stream:
                 if not sent.matches(block):
                     raise IntegrityError(f"the bytes sent as block {sent} are not that block")
                 if key == wanted:
+                    self._pace.add(len(block))
                     return block
-            self._extra += len(block)
-            if self._extra > most_extra or len(self._places) >= MAX_NODES:
+            self._pace.add(0 if key in self._again or key in self._places else len(block))
+            if key in self._seen:
+                self._again.add(key)
+            # a block of no bytes has a name all the same
+            self._extra += len(block) + len(bytes(sent))
+            most_places = min(MAX_NODES, _SPARE_BLOCKS + most_extra // _SMALL_BLOCK)
+            if self._extra > most_extra or len(self._places) >= most_places:
                 raise IntegrityError(
                     f"the stream holds much more than the file; {sent} was sent again or needlessly"
                 )
