@@ -376,6 +376,7 @@ def test_a_temporary_folder_of_another_user_is_refused(
         b'"' + b"a" * 100_000 + b'"',
         '"é"'.encode(),
     ],
+    ids=range(7),
 )
 def test_a_damaged_note_of_a_version_costs_no_more_than_the_start(folder: Path, note: bytes) -> None:
     asked: list[str] = []
