@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Iterable
@@ -81,6 +82,12 @@ def private_folder(folder: Path) -> None:
 def no_follow(path: str, flags: int) -> int:
     """An `opener` of `open` that raises OSError (ELOOP) for a link in place of the file."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def copy_plain(source: Path, destination: Path) -> None:
+    """Copy a file's bytes; a link in the place of the destination is not followed (OSError, ELOOP)."""
+    with source.open("rb") as file, open(destination, "wb", opener=no_follow) as out:
+        shutil.copyfileobj(file, out, 1 << 20)
 
 
 def read_plain(path: Path, most: int) -> bytes:

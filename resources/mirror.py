@@ -5,7 +5,6 @@ CID may be used (`crop_assets.bands`).
 """
 
 import errno
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from resources.errors import IntegrityError, NotFoundError, ResourceError
+from resources.file_system import copy_plain
 from resources.ipfs.unixfs import matches_cid
 from resources.partials import Partials
 from resources.sources import Wanted
@@ -49,7 +49,7 @@ class BandMirror(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Copy the file; True where it has the CID. Raises NotFoundError, IntegrityError for one of another content."""
         try:
             path = self._find(wanted)
-            shutil.copyfile(path, destination)
+            copy_plain(path, destination)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise

@@ -7,7 +7,6 @@ Belongs here: where they lie, and that one process works on each. Does not: what
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
 import threading
 import time
@@ -15,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from resources.file_system import is_own_file, lock, no_follow, private_folder
+from resources.file_system import copy_plain, is_own_file, lock, no_follow, private_folder
 
 _KEPT_SECONDS = 7 * 24 * 3600
 
@@ -119,5 +118,5 @@ def move(path: Path, destination: Path) -> None:
     try:
         path.replace(destination)
     except OSError:
-        shutil.copyfile(path, destination)
+        copy_plain(path, destination)
         path.unlink()

@@ -190,8 +190,8 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             yield copy
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        with self.writing(name) as local:
-            local.write_bytes(data)
+        with self.writing(name) as local, open(local, "wb", opener=no_follow) as file:
+            file.write(data)
 
     def copy_file(self, source: str, name: str) -> None:
         """Give a file a second name; on a local disk as a hard link, which takes no room.
@@ -204,7 +204,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 with contextlib.suppress(OSError):
                     os.link(self.path(source).path, local)
                     return
-            with self.reading(source) as file, local.open("wb") as out:
+            with self.reading(source) as file, open(local, "wb", opener=no_follow) as out:
                 shutil.copyfileobj(file, out, _CHUNK)
 
     @cached_property

@@ -1,5 +1,7 @@
 """What others plant in a folder that they share with the store leads no read and no write astray."""
 
+import contextlib
+import errno
 import os
 import stat
 import threading
@@ -10,10 +12,12 @@ import pytest
 
 from crop_assets_tests.resources.gateways import World
 from resources.cdl import CdlReleases
-from resources.errors import UnsafeNameError
+from resources.errors import ResourceError, UnsafeNameError
 from resources.ipfs.cid import Cid
 from resources.ipfs.retrieve import Retrieval
-from resources.partials import Partials
+from resources.mirror import BandMirror
+from resources.partials import Partials, move
+from resources.sources import Wanted
 from resources.store import DatasetStore
 
 NAME = "training_datasets/a/2022/chips/chip_1.tif"
@@ -125,6 +129,30 @@ def test_a_link_that_takes_the_place_of_a_folder_meanwhile_is_refused(
         local.write_bytes(b"evil")
         folder.rename(home.parent / "moved")
         folder.symlink_to(home)
+    assert untouched(home)
+
+
+@pytest.mark.parametrize("other_disk", [False, True])
+def test_a_download_is_not_written_through_a_link_to_where_it_goes(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, other_disk: bool
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    if other_disk:
+        monkeypatch.setattr(Path, "replace", refused)
+    download, place = tmp_path / "download", tmp_path / "place"
+    download.write_bytes(b"evil")
+    place.symlink_to(home / "authorized_keys")
+    with pytest.raises(OSError, match="symbolic links") if other_disk else contextlib.nullcontext():
+        move(download, place)
+    mirror = BandMirror(folder=str(tmp_path / "mirror"))
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / "a.tif").write_bytes(b"evil")
+    copied = tmp_path / "copied"
+    copied.symlink_to(home / "authorized_keys")
+    with pytest.raises(ResourceError, match="symbolic links"):
+        mirror.fetch(Wanted("a/a.tif", "", "", 9), copied, Partials(tmp_path / "partials"), lambda _: None)
     assert untouched(home)
 
 

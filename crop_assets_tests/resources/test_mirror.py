@@ -114,7 +114,7 @@ def test_what_is_verified_is_what_was_copied(
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        (shutil, "copyfile"),
+        (shutil, "copyfileobj"),
         (Path, "is_file"),
     ],
 )
@@ -144,6 +144,6 @@ def test_a_disk_that_is_full_ends_it(
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(OSError, match="No space left"):
         fetch(folder, out, partials)
