@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from resources.errors import IntegrityError, UnsafeNameError
+from resources.json_values import parse
 from resources.store import DatasetStore
 
 _MAX_KEPT_BYTES = 64 << 20
 _MAX_BYTES = 512 << 20
 """What a kept answer is unpacked to at most: 2,000 granules with documents of 20 kB are a tenth of it."""
+_MAX_VALUES = 50_000_000
 
 
 def read_answer(
@@ -31,7 +33,7 @@ def read_answer(
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise IntegrityError(f"it unpacks to more than {_MAX_BYTES:,} bytes")
-        answer = json.loads(data)
+        answer = parse(data, _MAX_VALUES)
         if not isinstance(answer, dict) or not is_one(answer):
             raise IntegrityError("it is no answer that would be kept")
         return answer

@@ -235,6 +235,9 @@ def _open(path: str | Path, driver: Driver, options: Mapping[str, str]) -> raste
         except RasterioIOError:
             raster.close()
             raise
+        except UnicodeDecodeError as error:
+            raster.close()
+            raise RasterioIOError(f"{path} has metadata that are no text: {error}") from None
     return raster
 
 

@@ -5,6 +5,7 @@ Belongs here: what any document may have wrong. Does not: what a field means.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,14 +17,19 @@ _MAX_VALUES = 4_000_000
 """About six times as many as 2,000 granule records have, the most that CMR gives at once."""
 _MAX_DEPTH = 64
 _MAX_DIGITS = 30
+_HIGH, _LOW = r"[dD][89abAB][0-9a-fA-F]{2}", r"[dD][c-fC-F][0-9a-fA-F]{2}"
+_ESCAPE = re.compile(rf"\\(?:u{_HIGH}\\u{_LOW}|(?P<lone>u{_HIGH}|u{_LOW})|.)", re.DOTALL)
 
 
 def parse(data: bytes | str, max_values: int = _MAX_VALUES) -> Any:
-    """The document. A key that an object has twice is left out, for readers differ in which they take.
+    """The document. A key that an object has twice is left out, for readers differ in which they take. Half of a
+    surrogate pair, which no text can be written with, is U+FFFD.
 
     Raises ValueError for what is no JSON, has more than some `max_values` values, or is nested more than 64 deep.
     """
     text = data if isinstance(data, str) else data.decode()
+    if "\\ud" in text or "\\uD" in text:
+        text = _ESCAPE.sub(_paired, text)
     if sum(map(text.count, ",[{")) > max_values:
         raise ValueError(f"it has more than {max_values:,} values")
     try:
@@ -36,6 +42,10 @@ def parse(data: bytes | str, max_values: int = _MAX_VALUES) -> Any:
         if not layer:
             return document
     raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+
+
+def _paired(escape: re.Match[str]) -> str:
+    return "\\ufffd" if escape["lone"] else escape[0]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

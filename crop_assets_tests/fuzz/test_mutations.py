@@ -88,6 +88,18 @@ FOUND: list[tuple[str, Callable[[], bytes]]] = [
     ("stac_landing", lambda: changed("stac_landing", "links", to=[])),
     ("stac_landing", lambda: changed("stac_landing", "stac_version", to="9" * 99)),
     ("stac_landing", lambda: changed("stac_landing", "type", to="Collection")),
+    # UnicodeEncodeError: half of a surrogate pair, which no table takes
+    *(
+        (name, lambda name=name, path=path: changed(name, *path, to="\ud800"))
+        for name in ("stac_file", "stac_page")
+        for path in (
+            (*FIRST, "id"),
+            (*FIRST, "properties", "eo:cloud_cover"),
+            (*FIRST, "assets", "B02", "href"),
+        )
+    ),
+    ("granule_search", lambda: changed("granule_search", "items", 0, "umm", "GranuleUR", to="\udfff")),
+    ("kept_values", lambda: changed("kept_values", "items", 0, "assets", "B02", "href", to="https://\ud800")),
     # LookupError: unknown encoding
     *(
         (name, lambda: b'<?xml version="1.0" encoding="UF-8"?><kml></kml>')
