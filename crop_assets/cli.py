@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
-from crop_assets.errors import InputError
+from crop_assets.errors import InputError, problems
 from crop_assets.variables import unknown_variables
 from resources.errors import ResourceError
+from resources.plain_text import plain_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -178,7 +180,7 @@ def _verify(data: str, dataset: str, year: int | None, recipe: str) -> int:
         with Machine().pool() as pool:
             verified = verify_tables(store, tables, pool, report)
         for finding in verified.findings:
-            typer.secho(f"{finding.file}: {finding.problem}", fg=typer.colors.RED)
+            typer.secho(plain_text(f"{finding.file}: {finding.problem}"), fg=typer.colors.RED)
         wrong += len(verified.findings)
         state = f"{len(verified.findings)} WRONG" if verified.findings else "all as they were made"
         typer.echo(f"{layout.root}: {verified.tables} tables, {verified.files} files, {state}")
@@ -225,10 +227,11 @@ def _plan(data: str, dataset: str, year: int | None, recipe_file: str, rate: flo
     made = make_plan(Lineage(store, Layout(name, one), recipe), rate)
     shown = made.tiles if every else made.tiles[made.tiles["problem"] != ""]
     for tile in shown.to_dict("records"):
-        typer.echo(
+        told = (
             f"{tile['tile']}: {tile['chips']} chips, {tile['fit_scenes']} fit scenes, {tile['files']} files, "
             f"{tile['bytes'] / 1e6:,.0f} MB{': ' * bool(tile['problem'])}{tile['problem']}"
         )
+        typer.echo(plain_text(told))
     ready, total = made.ready, made.tiles
     typer.echo(
         f"{len(ready)} of {len(total)} tiles can be made: {int(ready['chips'].sum()):,} of "
@@ -320,9 +323,12 @@ def _finish(work: Callable[[], int]) -> None:
     """Exit with what `work` returns; an error that a user can mend is one line, not a traceback."""
     try:
         raise typer.Exit(work())
+    except ValidationError as error:
+        told = "; ".join(f"{name}: {message}" for name, message in problems(error).items())
     except (InputError, ResourceError) as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(2) from None
+        told = str(error)
+    typer.secho(f"error: {told}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(2)
 
 
 if __name__ == "__main__":

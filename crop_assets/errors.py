@@ -6,9 +6,17 @@ Belongs here: what a user can mend by changing an input. Does not: what a server
 
 from pydantic import ValidationError
 
+from resources.plain_text import plain_text
+
 
 class InputError(ValueError):
-    """An input that cannot be worked with. The message says what, where, and what to do next."""
+    """An input that cannot be worked with. The message says what, where, and what to do next.
+
+    It is bounded and on one line, whatever of the input it repeats.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain_text(message))
 
 
 def problems(error: ValidationError) -> dict[str, str]:

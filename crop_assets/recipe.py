@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from crop_assets.errors import InputError
 from crop_assets.labels.classes import CLASSES
 from crop_assets.suggest import did_you_mean, with_suggestions
+from resources.addresses import require_no_login
 
 REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 QA_BAND = "Fmask"
@@ -156,6 +157,8 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
                 f"dataset {value!r} must be letters, digits, '-', '_' or '.', not starting with '.'"
             )
         return value
+
+    _have_no_login = field_validator("aoi", "chip_boxes")(require_no_login)
 
     @field_validator("season_start", "season_end")
     @classmethod

@@ -42,6 +42,7 @@ from crop_assets.year_assets import (
     identity_of,
     latest_record,
     plain,
+    shown,
     table_metadata,
     whole_table,
     with_provenance,
@@ -53,6 +54,7 @@ from resources.errors import IntegrityError, ResourceError, UnavailableError
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
 from resources.mirror import BandMirror
+from resources.plain_text import plain_text
 from resources.sources import Sources
 from resources.stac import IpfsStac, SceneStac
 from resources.stop import StoppablePool, check, uninterrupted
@@ -467,17 +469,19 @@ def run_stages(
                 int(key.keys_by_dimension[CDL_YEAR]),
                 tile,
                 services,
-                lambda text, name=stage.name: report(f"{tile} {name}: {text}"),  # type: ignore[misc]
+                lambda text, name=stage.name: report(plain_text(f"{tile} {name}: {text}")),  # type: ignore[misc]
                 pool,
             )
             report(_run_stage(key, run, stage, tile_assets))
         except (InputError, ResourceError, OSError) as error:
             transient = isinstance(error, UnavailableError | ConnectionError | TimeoutError)
-            report(_Failure(str(key), tile, stage.name, str(error), "", transient))
+            report(_Failure(str(key), tile, stage.name, plain_text(str(error)), "", transient))
             return
         except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
-            report(_Failure(str(key), tile, stage.name, cause, f"\n{traceback.format_exc()}", False))
+            # the words of another library, of whatever length
+            cause = plain_text(f"{type(error).__name__}: {error}")
+            where = "".join(traceback.format_tb(error.__traceback__))
+            report(_Failure(str(key), tile, stage.name, cause, f"\n{where}", False))
             return
 
 
@@ -546,7 +550,7 @@ def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMater
         record = latest_record(instance, name, key)
         tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id) if record else "NULL"
     return dg.AssetMaterialization(
-        done.stage.name, partition=partition, metadata={**earlier, **done.metadata}, tags=tags
+        done.stage.name, partition=partition, metadata={**earlier, **shown(done.metadata)}, tags=tags
     )
 
 

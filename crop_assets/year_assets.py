@@ -5,13 +5,14 @@ Belongs here: glue between Dagster, the recipe and the store. Does not: what any
 
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import dagster as dg
 import pandas as pd
@@ -21,12 +22,21 @@ from crop_assets.layout import Layout
 from crop_assets.lineage import Lineage
 from crop_assets.partitions import cdl_year_partitions, year_mapping, year_of
 from crop_assets.recipe import DatasetRecipe
-from resources.errors import IntegrityError, UnsafeNameError
+from resources.errors import IntegrityError, ResourceError, UnsafeNameError
+from resources.plain_text import plain_text
 from resources.stop import uninterrupted
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema, read_table, stored_table, write_table
 
+_Parameters = ParamSpec("_Parameters")
+_Made = TypeVar("_Made")
+
 OWNERS = ("team:crop-assets",)
+
+_MAX_CELL = 500
+"""The most characters of one text in a table or list that the UI shows."""
+_ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]*://|www\.|mailto:|[\w.+-]+@)[^\s`]+)", re.I)
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|~])")
 
 
 def year_asset(
@@ -50,6 +60,32 @@ def year_asset(
         "deps": [*deps, *(dg.AssetDep(name, partition_mapping=year_mapping()) for name in tile_deps)],
         "metadata": {"dagster/column_schema": column_schema(schema)},
     }
+
+
+def bounded_errors(function: Callable[_Parameters, _Made]) -> Callable[_Parameters, _Made]:
+    """The function of an asset or sensor; its errors reach Dagster bounded and on one line, those of libraries too."""
+
+    @functools.wraps(function)
+    def bounded(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Made:
+        try:
+            return function(*args, **kwargs)
+        except (InputError, ResourceError) as error:
+            # without its causes, whose words it has
+            raise error from None
+        except Exception as error:
+            if all(plain_text(text) == text for text in _texts(error)):
+                raise
+            words = plain_text(f"{type(error).__name__}: {error}")
+            raise RuntimeError(words).with_traceback(error.__traceback__) from None
+
+    return bounded
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    """The texts of an error and of what caused it."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
 
 
 def column_schema(schema: TableSchema) -> dg.TableSchema:
@@ -125,12 +161,12 @@ class YearRun:
     def log(self, text: str) -> None:
         """Tell the operator."""
         with uninterrupted():
-            self.context.log.info(text)
+            self.context.log.info(plain_text(text))
 
     def warn(self, text: str) -> None:
         """Tell the operator what may not be as it was meant."""
         with uninterrupted():
-            self.context.log.warning(text)
+            self.context.log.warning(plain_text(text))
 
     def read(self, asset: str) -> pd.DataFrame:
         """The table of another asset of this year. Raises NotFoundError where it is not materialized."""
@@ -206,7 +242,7 @@ class YearRun:
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         return dg.MaterializeResult(
             metadata={
-                **metadata,
+                **shown(metadata),
                 **table_metadata(self.store, stored, reused, time.monotonic() - self._started),
             },
             data_version=dg.DataVersion(stored.data_version),
@@ -246,6 +282,11 @@ def table_metadata(store: DatasetStore, stored: StoredTable, reused: bool, secon
     }
 
 
+def shown(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata whose texts are bounded and on one line, whatever they repeat of the outside world."""
+    return {name: plain_text(value) if isinstance(value, str) else value for name, value in metadata.items()}
+
+
 def markdown(frame: pd.DataFrame, rows: int = 50) -> dg.MarkdownMetadataValue:
     """The first rows of a table as the Dagster UI shows it."""
     head = frame.head(rows)
@@ -259,8 +300,17 @@ def markdown(frame: pd.DataFrame, rows: int = 50) -> dg.MarkdownMetadataValue:
 
 
 def plain(text: str) -> str:
-    """Text from outside, such as a server's words, as it is: no links, images or columns of Markdown come of it."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
+    """Text from outside, such as a server's words, as Markdown that shows it as it is: no links, images or columns of
+    Markdown come of it, and bare addresses are code, for the UI makes links of others.
+    """
+    parts = _ADDRESS.split(plain_text(" ".join(text.split()), _MAX_CELL))
+    for number, part in enumerate(parts):
+        if number % 2:
+            # nothing is escaped in code but the end of a table's cell
+            parts[number] = f"`{part.replace('|', '%7C')}`"
+        else:
+            parts[number] = _MARKDOWN.sub(r"\\\1", part)
+    return "".join(parts)
 
 
 def picture(image: bytes, alt: str, kind: Literal["png", "jpeg"] = "png") -> dg.MarkdownMetadataValue:

@@ -72,6 +72,30 @@ def read(url: str, plain_http: bool = False) -> Address:
     return sent
 
 
+def configured(url: str, plain_http: bool = False) -> Address:
+    """The address of a server as the environment names it. Raises AddressError as `read`, and for one with a query:
+    keys stand there, and messages name the server.
+    """
+    address = read(url, plain_http)
+    if "?" in url or "#" in url:
+        raise _refused(url, "it has a query, where a key could be that every message would repeat")
+    return address
+
+
+def require_local(path: str) -> str:
+    """A path as it is configured. Raises AddressError for an address, which messages would repeat with its login."""
+    if is_url(path):
+        raise _refused(path, "a local path is needed")
+    return path
+
+
+def require_no_login(path: str) -> str:
+    """A path as it is configured, local or of an object store. Raises AddressError for one with a login."""
+    if is_url(path) and "@" in path.split("://", 1)[1].split("/")[0]:
+        raise _refused(path, "it has a user name")
+    return path
+
+
 def join(base: str, link: str) -> Address:
     """The address that a link leads to from the address `base`. Raises AddressError."""
     # urljoin would drop some control characters

@@ -21,11 +21,21 @@ from pathlib import Path
 import dagster as dg
 import requests
 import tenacity
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 from rasterio.errors import RasterioError
 
 from resources import stop
-from resources.addresses import AddressError, is_url, join, leads_to, read, same_site, shown
+from resources.addresses import (
+    AddressError,
+    configured,
+    is_url,
+    join,
+    leads_to,
+    read,
+    require_local,
+    same_site,
+    shown,
+)
 from resources.errors import DamagedError, IntegrityError, NotFoundError, RefusedError, TryAgainError
 from resources.geodata import SourceError, raster_sources
 from resources.http import ask, get_file, new_session
@@ -71,6 +81,8 @@ class Release:
 class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The CDL rasters of all years."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     source: str = Field(
         default="data/cdl",
         description="A folder of <year>_30m_cdls.tif or .zip files, into which releases are fetched; or one such file, "
@@ -88,12 +100,14 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     attempts: int = Field(default=4, ge=1, description="How often a request is tried before it is given up.")
     timeout: float = Field(default=60, description="Seconds without an answer after which a request fails.")
 
+    _is_local = field_validator("source")(require_local)
+
     @field_validator("index")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
         if value:
             try:
-                read(value)
+                configured(value)
             except AddressError as error:
                 raise ValueError(
                     f"the index of CDL releases must be an https address, or empty for none: {error}; "

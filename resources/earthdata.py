@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 import requests
-from pydantic import Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from resources.addresses import leads_to, require_host
 from resources.errors import (
@@ -40,6 +40,8 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     The token goes to LP DAAC alone, not along to the storage that it redirects to.
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     token: str = Field(
         default="", description="Earthdata Login bearer token; set it as EARTHDATA_TOKEN.", repr=False

@@ -4,9 +4,17 @@ Belongs here: errors of protocols and servers. Does not: errors of a dataset's o
 (`crop_assets.errors`).
 """
 
+from resources.plain_text import plain_text
+
 
 class ResourceError(Exception):
-    """The outside world did not give what was asked of it. The message says what, where, and what to do."""
+    """The outside world did not give what was asked of it. The message says what, where, and what to do.
+
+    It is bounded and on one line, whatever of the outside world it repeats.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plain_text(message))
 
 
 class ForbiddenError(ResourceError):

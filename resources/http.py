@@ -334,7 +334,7 @@ def telling(url: str = "") -> Iterator[None]:
     try:
         yield
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        where = f"{url} " if url else ""
+        where = f"{shown(url)} " if url else ""
         notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
         through_proxy = "through the proxy" in notes
         if through_proxy and isinstance(error, ValueError):
@@ -369,7 +369,7 @@ def check_status(answer: requests.Response, url: str = "", not_found: bool = Fal
         return
     words = words or first_words(answer)
     proxy = vars(answer).get("proxy", "")
-    said = f"{url} answered {status}".strip() + (f" {words}" if words else "")
+    said = f"{shown(url)} answered {status}".strip() + (f" {words}" if words else "")
     if proxy and status in (502, 503, 504):
         said += f" (through the proxy {proxy}, which may be what answered)"
     if status == 407:
@@ -380,7 +380,7 @@ def check_status(answer: requests.Response, url: str = "", not_found: bool = Fal
         raise NotFoundError(said if words else f"{said}: there is no such thing")
     if status in (401, 403):
         kind = LoginError if status == 401 else ForbiddenError
-        said = f"{url} answered {status}".strip()
+        said = f"{shown(url)} answered {status}".strip()
         raise kind(f"{said}: not allowed with these credentials" + (f": {words}" if words else ""))
     if status in RETRIED_STATUSES or status >= 500:
         # a gateway that has looked elsewhere for as long as it may, and heard nothing
@@ -426,7 +426,7 @@ def require_no_page(answer: requests.Response, data: bytes, what: str, url: str 
     """Raise NotAFileError where a good answer is a web page: by its first bytes, or its type."""
     found = document(data, answer.headers.get("Content-Type", ""))
     if found and (what == "a file" or found.startswith("a web page")):
-        raise NotAFileError(f"{url} answered with {found} instead of {what}".strip())
+        raise NotAFileError(f"{shown(url)} answered with {found} instead of {what}".strip())
 
 
 def body(answer: requests.Response, patience: float, longest: float = LONGEST_SECONDS) -> Iterator[bytes]:
@@ -581,7 +581,7 @@ def get_file(
         if answer.status_code == 416:
             note.unlink(missing_ok=True)
             raise TryAgainError(
-                f"{url} answered 416 to what is left of it; it is fetched from its start next"
+                f"{shown(url)} answered 416 to what is left of it; it is fetched from its start next"
             )
         check_status(answer, url)
         size = had if answer.status_code == 206 else 0
@@ -589,10 +589,10 @@ def get_file(
         if answer.status_code == 206 and not (had and part.startswith(f"bytes {had}-")):
             # so that the next try asks for all of it, and not for this again
             note.unlink(missing_ok=True)
-            raise IntegrityError(f"{url} answered with another part than the one asked for")
+            raise IntegrityError(f"{shown(url)} answered with another part than the one asked for")
         if answer.status_code == 206 and tag not in ("", version):
             note.unlink()
-            raise TryAgainError(f"{url} has changed; it is fetched from its start next")
+            raise TryAgainError(f"{shown(url)} has changed; it is fetched from its start next")
         pieces = body(answer, timeout)
         first = next(pieces, b"")
         if not size:
@@ -610,7 +610,7 @@ def get_file(
                 if size > max_bytes:
                     path.unlink()
                     note.unlink(missing_ok=True)
-                    raise IntegrityError(f"{url} answered more than {max_bytes:,} bytes")
+                    raise IntegrityError(f"{shown(url)} answered more than {max_bytes:,} bytes")
                 file.write(piece)
                 if progress:
                     progress(len(piece))

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from resources.addresses import require_local
 from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.file_system import copy_plain
 from resources.ipfs.unixfs import matches_cid
@@ -22,6 +23,8 @@ class BandMirror(dg.ConfigurableResource):  # type: ignore[type-arg]
     """A folder with <scene id>/<scene id>.<band>.tif, or the files side by side. It is only read."""
 
     folder: str = Field(default="", description="Path of the folder, or empty for none.")
+
+    _is_local = field_validator("folder")(require_local)
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import dagster as dg
 import requests
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from pystac import Link
 from pystac.errors import STACError, STACTypeError
 from pystac_client import Client
@@ -27,7 +27,7 @@ from pystac_client.warnings import PystacClientWarning
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, box, shape
 
-from resources.addresses import AddressError, is_url, read, require_host, same_site, shown
+from resources.addresses import AddressError, configured, is_url, read, require_host, same_site, shown
 from resources.errors import (
     IntegrityError,
     NotAFileError,
@@ -68,6 +68,8 @@ _CLIENT_ERRORS = (STACError, STACTypeError, APIError, ClientTypeError, Parameter
 
 
 class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     refresh: bool = Field(
         default=False,
         description="Ask again, even where an earlier answer is stored and nothing else changed.",
@@ -84,7 +86,7 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _is_an_address(cls, value: str) -> str:
         if is_url(value):
             try:
-                read(value)
+                configured(value)
             except AddressError as error:
                 raise ValueError(
                     f"the address of a STAC catalogue or granule search must be https: {error}"
@@ -170,7 +172,7 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         path = Path(self.address)
         if not path.is_file():
             raise NotFoundError(
-                f"the STAC ItemCollection {path} is not there; give a file or an http(s) address"
+                f"the STAC ItemCollection {shown(self.address)} is not there; give a file or an http(s) address"
             )
         if path.stat().st_size > _MAX_COLLECTION_BYTES:
             raise IntegrityError(f"{path} is larger than {_MAX_COLLECTION_BYTES:,} bytes; split it by tile")

@@ -21,9 +21,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import dagster as dg
-from pydantic import Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from upath import UPath
 
+from resources.addresses import require_no_login
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.file_system import flush, no_follow, private_folder, require_no_links
 from resources.object_store import translated
@@ -46,9 +47,12 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     All that asks an object store raises what `resources.object_store.translated` does.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     root: str = Field(
         default="data", description="A local folder, or an object store URL such as s3://bucket/prefix."
     )
+    _has_no_login = field_validator("root")(require_no_login)
     _swept: set[Path] = PrivateAttr(default_factory=set)
 
     def path(self, name: str) -> UPath:

@@ -4,7 +4,9 @@ Belongs here: the address of the file. Does not: what is in it (`crop_assets.til
 """
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, field_validator
+
+from resources.addresses import require_local
 
 
 class TileGridSource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -15,3 +17,5 @@ class TileGridSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         description="A KML, KMZ, GeoJSON, GeoPackage, shapefile, FlatGeobuf or GeoParquet file with a name column, or "
         "a zip of one; empty for the official grid that comes with the installation.",
     )
+
+    _is_local = field_validator("path")(require_local)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from resources.addresses import AddressError, read
+from resources.plain_text import plain_text
 
 MAX_BYTES = 16 << 10
 """The most bytes of an answer that are looked at."""
@@ -144,6 +145,6 @@ def _pairs(value: Any, depth: int, key: str = "message") -> Iterator[tuple[str, 
 
 
 def _short(text: str, most: int) -> str:
-    """The text on one line without control characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    """The text on one line, its end left out."""
+    line = " ".join(text.split())
+    return plain_text(line if len(line) <= most else f"{line[: most - 1]}…", most)

@@ -24,8 +24,10 @@ from crop_assets.layout import Layout, parse_year
 from crop_assets.lineage import Lineage
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_tile_partitions
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.year_assets import bounded_errors
 from resources.cdl import CdlReleases, Release
 from resources.errors import IntegrityError, ResourceError
+from resources.plain_text import plain_text
 from resources.store import DatasetStore
 
 # Dagster counts the interval from ticks that failed as well, or that never reached the code server: with an hour, the
@@ -44,6 +46,7 @@ _YEAR_SECONDS = 30
     "A look that fails changes nothing, and is tried again after a minute, and later every "
     f"{RETRY_MINUTES} minutes.",
 )
+@bounded_errors
 def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlReleases) -> dg.SensorResult:
     cursor, place = _cursor(context), f"{cdl_releases.source} {cdl_releases.index}"
     # another index is looked at for the first time
@@ -59,7 +62,9 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
         return dg.SensorResult(skip_reason=told, cursor=context.cursor)
     partitions = set(filter(None, map(parse_year, context.instance.get_dynamic_partitions(CDL_YEAR))))
     try:
-        changes = release_changes(before, cdl_releases.releases(context.log.warning), partitions)
+        changes = release_changes(
+            before, cdl_releases.releases(lambda text: context.log.warning(plain_text(text))), partitions
+        )
     except (ResourceError, OSError) as error:
         # what is known stays known
         return _look_failed(error, json.dumps({**cursor, "problem": str(error)}, sort_keys=True))
@@ -71,7 +76,7 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
         )
         context.log.info(said)
     for release in asked:
-        context.log.info(f"{release.year}: {release.place}, version {release.version}")
+        context.log.info(plain_text(f"{release.year}: {release.place}, version {release.version}"))
     if changes.later:
         context.log.info(
             f"{_years(changes.later)} changed too, and will be launched by later looks: a look launches "
@@ -104,6 +109,7 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
     "backfilled; once all tiles are done, the assets of dataset_job are materialized. Each is asked for once; what "
     "failed waits for a person, and is named here.",
 )
+@bounded_errors
 def dataset_sensor(
     context: dg.SensorEvaluationContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.SensorResult:
@@ -199,7 +205,9 @@ def _look_failed(error: Exception, cursor: str | None) -> dg.SensorResult:
     """A tick whose look failed: skipped, with the cause. One that raised would put two tracebacks into the log, of
     Dagster's own code.
     """
-    return dg.SensorResult(skip_reason=f"the look failed: {error}; nothing was changed", cursor=cursor)
+    return dg.SensorResult(
+        skip_reason=plain_text(f"the look failed: {error}; nothing was changed"), cursor=cursor
+    )
 
 
 def _not_due(looked: float | None, since: float, problem: str) -> str:

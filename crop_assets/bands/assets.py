@@ -23,7 +23,7 @@ from crop_assets.recipe import QA_BAND, DatasetRecipe
 from crop_assets.scenes.granules import FILES
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.tile_assets import TileRun, TileTable, every_tile_is_in, read_tiles, tile_stage
-from crop_assets.year_assets import YearRun, markdown, year_asset
+from crop_assets.year_assets import YearRun, bounded_errors, markdown, year_asset
 from resources.errors import ResourceError, UnavailableError
 from resources.stop import StoppablePool
 from resources.store import DatasetStore
@@ -217,6 +217,7 @@ def _downloaded_rows(
     **year_asset("bands", TILE_PAYLOADS, {"json", "ipfs"}, deps=["tile_map"], tile_deps=["band_cids"]),
     check_specs=[every_tile_is_in("tile_payloads")],
 )
+@bounded_errors
 def tile_payloads(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -281,6 +282,7 @@ def cid_retrievability(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
         ),
     ],
 )
+@bounded_errors
 def missing_cids(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]

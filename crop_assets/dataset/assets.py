@@ -27,7 +27,7 @@ from crop_assets.progress import Progress
 from crop_assets.recipe import REFLECTANCE_BANDS, DatasetRecipe
 from crop_assets.scenes.selection import POSITIONS
 from crop_assets.tile_assets import every_tile_is_in, read_tiles
-from crop_assets.year_assets import YearRun, markdown, picture, year_asset
+from crop_assets.year_assets import YearRun, bounded_errors, markdown, picture, year_asset
 from resources.ipfs.car import write_car
 from resources.ipfs.directory import FolderDag
 from resources.ipfs.resource import IpfsContent
@@ -92,6 +92,7 @@ PUBLISHED_DATASET = TableSchema(
     **year_asset("dataset", SPLITS, {"csv"}, deps=["tile_map"], tile_deps=["filtered_chips"]),
     check_specs=[every_tile_is_in("splits")],
 )
+@bounded_errors
 def splits(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -173,6 +174,7 @@ def _chosen(run: YearRun, splits: pd.DataFrame) -> pd.DataFrame:
 
 
 @dg.asset(**year_asset("dataset", BAND_STATS, {"numpy"}, deps=["splits"]))
+@bounded_errors
 def band_stats(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore, machine: Machine
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -218,6 +220,7 @@ def _global_stats(statistics: list[BandStatistics]) -> str:
 
 
 @dg.asset(**year_asset("dataset", CLASS_WEIGHTS, {"csv"}, deps=["splits"]))
+@bounded_errors
 def class_weights(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -239,6 +242,7 @@ def class_weights(
 
 
 @dg.asset(**year_asset("dataset", CLASS_DISTRIBUTION, {"png"}, deps=["splits"]))
+@bounded_errors
 def class_distribution(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -278,6 +282,7 @@ _PUBLISHED = ["splits", "band_stats", "class_weights", "class_distribution", "ti
 
 
 @dg.asset(**year_asset("dataset", PUBLISHED_DATASET, {"ipfs"}, deps=_PUBLISHED))
+@bounded_errors
 def published_dataset(
     context: dg.AssetExecutionContext,
     config: Publishing,

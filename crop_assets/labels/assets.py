@@ -37,7 +37,7 @@ from crop_assets.labels.sampling import (
 )
 from crop_assets.progress import Progress
 from crop_assets.recipe import DatasetRecipe
-from crop_assets.year_assets import YearRun, markdown, picture, year_asset
+from crop_assets.year_assets import YearRun, bounded_errors, markdown, picture, year_asset
 from resources.cdl import CdlReleases, raster_files
 from resources.machine import Machine
 from resources.object_store import translated
@@ -91,6 +91,7 @@ _WHY = ("why_fewer", "why_crowded")
 
 
 @dg.asset(**year_asset("labels", CDL, {"geotiff"}, code_version="2"))
+@bounded_errors
 def cdl(
     context: dg.AssetExecutionContext,
     recipe: DatasetRecipe,
@@ -122,6 +123,7 @@ def cdl(
 
 
 @dg.asset(**year_asset("labels", CANDIDATE_CHIPS, {"parquet"}, deps=["cdl"], code_version="2"))
+@bounded_errors
 def candidate_chips(
     context: dg.AssetExecutionContext,
     recipe: DatasetRecipe,
@@ -155,6 +157,7 @@ def candidate_chips(
 @dg.asset(
     **year_asset("labels", CHIP_BBOXES, {"geoparquet", "geojson"}, deps=["candidate_chips"], code_version="3")
 )
+@bounded_errors
 def chip_bboxes(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]

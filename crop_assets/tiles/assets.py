@@ -20,6 +20,7 @@ from crop_assets.tiles.mapping import map_chips
 from crop_assets.year_assets import (
     OWNERS,
     YearRun,
+    bounded_errors,
     column_schema,
     identity_of,
     markdown,
@@ -77,6 +78,7 @@ TILE_MAP = TableSchema(
     code_version=_GRID_CODE_VERSION,
     metadata={"dagster/column_schema": column_schema(TILE_GRID)},
 )
+@bounded_errors
 def tile_grid(
     context: dg.AssetExecutionContext, store: DatasetStore, tile_grid_source: TileGridSource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -113,6 +115,7 @@ def tile_grid(
         )
     ],
 )
+@bounded_errors
 def tile_map(
     context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]

@@ -323,7 +323,7 @@ REFUSED = {
         "<!doctype html><html><head><title>403 &amp; out</title></head><body>b</body></html>",
         "403 & out",
     ),
-    "plain text": ("squid: blocked\r\n\x1b[31mby policy", "squid: blocked [31mby policy"),
+    "plain text": ("squid: blocked\r\n\x1b[31mby policy", r"squid: blocked \x1b[31mby policy"),
     "a token": (f'{{"error": "no use for Bearer {TOKEN} here"}}', "no use for Bearer … here"),
     "another's token": (f'{{"message": "access_token={GIVEN}&x=1"}}', "access_token=…&x=1"),
     "links": (

@@ -23,7 +23,7 @@ from typing import IO, Protocol
 
 import requests
 
-from resources.addresses import AddressError, read, safe_elsewhere
+from resources.addresses import AddressError, configured, safe_elsewhere
 from resources.errors import (
     IntegrityError,
     NotFoundError,
@@ -48,6 +48,7 @@ from resources.ipfs.cid import Cid
 from resources.ipfs.retrieve import Retrieval
 from resources.json_values import parse
 from resources.partials import Partials
+from resources.plain_text import plain_text
 from resources.sources import Wanted
 from resources.stop import check
 
@@ -143,7 +144,7 @@ class _Web:
 
     def __init__(self, address: str, what: str, timeout_seconds: float) -> None:
         try:
-            parsed = read(address, plain_http=True)
+            parsed = configured(address, plain_http=True)
         except AddressError as error:
             raise ValueError(f"{what}: must be the http or https URL of a server: {error}") from None
         self.name = address.rstrip("/")
@@ -411,6 +412,4 @@ def _bounded(pieces: Iterator[bytes]) -> bytes:
 
 
 def _printable(text: bytes) -> str:
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.decode(errors="replace").split()))[
-        :200
-    ]
+    return plain_text(" ".join(text.decode(errors="replace").split()), 200)

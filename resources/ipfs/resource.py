@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import dagster as dg
 import tenacity
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from resources import stop
+from resources.addresses import AddressError, configured
 from resources.errors import (
     IntegrityError,
     ResourceError,
@@ -26,6 +27,8 @@ _ATTEMPTS = 3
 
 class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Where content comes from by its CID. Nothing is contacted before something is asked for."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     kubo_api: str = Field(
         default="http://127.0.0.1:5001", description="RPC address of a Kubo node. Empty for none."
@@ -50,6 +53,18 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
         gt=0,
         description="Longest wait for a single block, in seconds, as a check of availability asks.",
     )
+
+    @field_validator("kubo_api", "gateways")
+    @classmethod
+    def _are_addresses(cls, value: str | list[str], info: ValidationInfo) -> str | list[str]:
+        for address in [value] if isinstance(value, str) else value:
+            try:
+                _ = address and configured(address, plain_http=True)
+            except AddressError as error:
+                raise ValueError(
+                    f"{info.field_name}: must be the http or https URL of a server: {error}"
+                ) from None
+        return value
 
     def sources(self, kind: str) -> list[IpfsSource]:
         """The nodes of a kind (kubo, gateways or ipfs_cli) as sources of files; none for another kind.
