@@ -331,7 +331,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         version = _version(headers.get("Last-Modified", ""), size, headers.get("ETag", "")[:_MAX_ETAG])
         if not version:
             raise IntegrityError(
-                f"{url} tells no ETag, date or size, so that a new release of {year} could not be told"
+                f"{shown(url)} tells no ETag, date or size, so that a new release of {year} could not be told"
             )
         return Release(year, version, url, size)
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import dagster as dg
+import pandas as pd
 import pytest
 import requests
 import yaml
@@ -22,8 +23,10 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
 from crop_assets.demo.run import server_environment
+from crop_assets.year_assets import markdown, plain
 from crop_assets_tests.background import Background, background
 from crop_assets_tests.browser.chromium import opened
+from crop_assets_tests.graph.test_hostile_texts import LINKS
 from crop_assets_tests.small_world import Served, Setting
 from resources.loopback import free_port
 
@@ -265,6 +268,25 @@ def test_a_visit_to_another_page_launches_nothing(ui: Ui) -> None:
         page.locator("#over").wait_for(state="attached")
         assert page.title() == "evil"
         assert not any(frame.url.startswith(ui.origin) and frame.title() for frame in page.frames[1:])
+
+
+def test_addresses_of_servers_are_no_links_in_the_ui(ui: Ui) -> None:
+    texts = [*LINKS, "of the project: see"]
+    frame = pd.DataFrame({"problem": texts})
+    listed = dg.MetadataValue.md("\n".join(f"- {plain(text)}" for text in texts))
+    ours = dg.MetadataValue.md("[ours](https://ours.example)")
+    event = dg.AssetMaterialization("tile_grid", metadata={"a": markdown(frame), "b": listed, "c": ours})
+    ui.instance.report_runless_asset_event(event)
+    with opened(ui.origin) as page:
+        page.goto("/assets/tile_grid?view=events")
+        page.get_by_role("link", name="ours").first.wait_for()
+        for number in range(page.get_by_text("[Show Markdown]").count()):
+            page.get_by_text("[Show Markdown]").nth(number).click()
+            page.get_by_text("of the project: see").last.wait_for()
+            assert page.locator("a[href*=evil i], img[src*=evil i]").count() == 0
+            page.keyboard.press("Escape")
+        assert page.locator("a[href*=evil i], img[src*=evil i]").count() == 0
+        assert "evil.example" in page.content()
 
 
 @pytest.mark.parametrize(
