@@ -112,7 +112,7 @@ def whole_table(
         read_table(store, name)
         files = stored.provenance.get("files", {})
         whole = all(store.exists(file) and store.sha256(file) == digest for file, digest in files.items())
-    except (IntegrityError, UnsafeNameError) as error:
+    except (IntegrityError, UnsafeNameError, IsADirectoryError) as error:
         warn(f"{error}; making it again")
         return None
     if not whole:

@@ -10,6 +10,7 @@ import pytest
 from crop_assets.layout import Layout
 from crop_assets.lineage import Lineage
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.year_assets import whole_table
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, write_table
 
@@ -70,3 +71,12 @@ def test_a_chain_of_tables_without_end_is_out_of_date(store: DatasetStore) -> No
     for at in range(120):
         write(store, f"a{at}", {"upstream": {f"a{at + 1}": version}})
     assert "a49 was made from tables of tables without end; materialize a49 again" in stale(store, "a0")
+
+
+@pytest.mark.parametrize("file", ["a/folder", "../outside", "/etc/passwd", "x" * 5_000, "no/such"])
+def test_a_table_that_names_no_file_of_the_store_is_made_again(store: DatasetStore, file: str) -> None:
+    store.write_bytes("a/folder/file", b"x")
+    write(store, "cdl", {"identity": "x", "files": {file: "0" * 64}})
+    said: list[str] = []
+    assert whole_table(store, Layout("small", 2022).table("cdl"), "x", said.append) is None
+    assert said[0].endswith(("making it again", "making them again"))

@@ -35,6 +35,7 @@ from affine import Affine
 from crop_assets.aoi_map.drawing import read_drawing
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cids import cid_rows
+from crop_assets.bands.files import check_band
 from crop_assets.errors import InputError
 from crop_assets.grid import ORIGIN_X, ORIGIN_Y, chip_id
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
@@ -46,7 +47,7 @@ from crop_assets.lineage import Lineage
 from crop_assets.recipe import DatasetRecipe, load_recipe
 from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import document_url, parse_document, scene_rows, unusable
-from crop_assets.tiles.grid import read_tile_grid
+from crop_assets.tiles.grid import HLS_SIZE, hls_bounds, read_tile_grid
 from crop_assets_tests.scenes.cmr import SEASON, Cmr, scene_ids
 from resources.addresses import read as read_address
 from resources.answers import read_answer
@@ -451,6 +452,27 @@ def cdl_raster(data: bytes) -> None:
     check_cdl(_file("2022_30m_cdls.tif", data))
 
 
+@functools.cache
+def _band() -> bytes:
+    """A band file in which nothing was seen, so that no block is stored."""
+    path, bounds = _folder() / "band.tif", hls_bounds(TILE)
+    settings = {"crs": f"EPSG:{bounds.epsg}", "transform": Affine(30, 0, bounds.left, 0, -30, bounds.top)}
+    settings |= {"dtype": "int16", "compress": "deflate", "sparse_ok": True, "tiled": True, "nodata": -9999}
+    size = {"width": HLS_SIZE, "height": HLS_SIZE, "blockxsize": 512, "blockysize": 512}
+    with rasterio.open(path, "w", driver="GTiff", count=1, **size, **settings):
+        pass
+    return path.read_bytes()
+
+
+@_target(_band, is_slow=True)
+def band_raster(data: bytes) -> None:
+    """A band file, verified by its CID and not."""
+    path = _file("band.B02.tif", data)
+    for every_block in (False, True):
+        with contextlib.suppress(*OWN):
+            check_band(path, "B02", TILE, every_block)
+
+
 def _zip() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -760,5 +782,6 @@ def store_name(data: bytes) -> None:
     """A name of a file, as a table has it."""
     name = data.decode(errors="surrogateescape")
     _store().exists(name)
-    with contextlib.suppress(FileNotFoundError):
+    # the system's own words for what is not there, or a folder
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
         _store().read_bytes(name)
