@@ -26,9 +26,10 @@ def in_parallel(pool: Executor, work: Callable[[_Item], _Result], items: Iterabl
         for item in items:
             futures.append(pool.submit(work, item))
         wait(futures, return_when=FIRST_EXCEPTION)
-    except BaseException:
-        # the run is stopped, and work that hangs must not keep it
-        seconds = GRACE_SECONDS
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            # the run is stopped, and work that hangs must not keep it
+            seconds = GRACE_SECONDS
         raise
     finally:
         for future in futures:

@@ -10,6 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crop_assets.parallel import in_parallel
+from resources.stop import GRACE_SECONDS
+
+
+class Interrupt(BaseException):
+    """As Dagster interrupts a run that is terminated."""
 
 
 class Fault(Exception):
@@ -108,7 +113,7 @@ def interrupt_main() -> Iterator[Callable[[], None]]:
     """Interrupts the main thread as a signal does, once it waits: Python sees one that comes just before only later."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Fault("interrupted")
+        raise Interrupt("interrupted")
 
     def interrupt_main() -> None:
         time.sleep(0.2)
@@ -135,7 +140,7 @@ def test_an_interrupted_wait_leaves_nothing_running(interrupt_main: Callable[[],
         return work(item)
 
     with ThreadPoolExecutor(2) as pool:
-        with pytest.raises(Fault, match="interrupted"):
+        with pytest.raises(Interrupt, match="interrupted"):
             in_parallel(pool, interrupting, items())
         assert work.running == 0
         assert len(work.begun) < 80
@@ -150,7 +155,24 @@ def test_an_interrupted_wait_leaves_work_that_hangs(interrupt_main: Callable[[],
         never.wait(600)
 
     with ThreadPoolExecutor(2) as pool:
-        with pytest.raises(Fault, match="interrupted"):
+        with pytest.raises(Interrupt, match="interrupted"):
             in_parallel(pool, hang, range(8))
         never.set()
     assert time.monotonic() - since < 60
+
+
+def test_an_error_of_the_caller_waits_for_what_is_running() -> None:
+    """However long that takes: the caller may close what the work uses."""
+    work = Work(GRACE_SECONDS + 1)
+
+    def items() -> Iterator[int]:
+        yield 5
+        while not work.begun:
+            time.sleep(0.01)
+        raise Fault("of the caller")
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(Fault, match="of the caller"):
+        try:
+            in_parallel(pool, work, items())
+        finally:
+            assert (work.running, work.begun) == (0, [5])
