@@ -325,7 +325,7 @@ def _finish(work: Callable[[], int]) -> None:
         raise typer.Exit(work())
     except ValidationError as error:
         told = "; ".join(f"{name}: {message}" for name, message in problems(error).items())
-    except (InputError, ResourceError) as error:
+    except (InputError, ResourceError, OSError) as error:
         told = str(error)
     typer.secho(f"error: {told}", fg=typer.colors.RED, err=True)
     raise typer.Exit(2)

@@ -99,3 +99,11 @@ def test_the_known_variables_are_those_that_are_read_and_described() -> None:
     )
     assert set(VARIABLES) == read
     assert set(VARIABLES) == described
+
+
+def test_what_the_system_refuses_is_one_line_of_error_and_exit_code_2(tmp_path: Path) -> None:
+    for command in ("verify", "plan"):
+        shown = CliRunner().invoke(app, [command, "--data", str(tmp_path / ("x" * 300))])
+        assert shown.exit_code == 2, shown.output
+        assert re.search(r"^error: .*File name too long", shown.output.replace("\n", " ")), shown.output
+        assert "Traceback" not in shown.output
