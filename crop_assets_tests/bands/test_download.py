@@ -421,3 +421,30 @@ def test_a_file_of_another_tile_is_adopted_from_nowhere(setting: Setting, by_cid
     gateway, right = setting.sources.good.gateway_url, setting.sources.cid("B02")
     assert setting.obtain(cid=right, gateway=gateway).source == gateway
     assert setting.stored() == setting.sources.path("B02").read_bytes()
+
+
+@pytest.mark.parametrize("place", ["store", "mirror"])
+def test_a_description_with_a_cid_of_its_own_is_no_band_and_writes_nowhere(
+    setting: Setting, tmp_path: Path, place: str
+) -> None:
+    """GDAL takes an MRF for a raster under any name, reads its source and puts what it read into its data file."""
+    elsewhere = tmp_path / "home/.profile"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("export A=1\n")
+    size = '<Size x="3660" y="3660" c="1"/><PageSize x="512" y="512" c="1"/><Compression>NONE</Compression>'
+    description = tmp_path / "description"
+    description.write_text(
+        f"<MRF_META><CachedSource><Source>{setting.sources.path('B02')}</Source></CachedSource><Raster>{size}"
+        f"<DataType>Int16</DataType><DataFile>{elsewhere}</DataFile><IndexFile>{tmp_path / 'home/index'}</IndexFile>"
+        '</Raster><GeoTags><BoundingBox minx="399960" miny="4090200" maxx="509760" maxy="4200000"/>'
+        "<Projection>EPSG:32614</Projection></GeoTags></MRF_META>"
+    )
+    if place == "store":
+        setting.put(description.read_bytes())
+    else:
+        shutil.copy(description, setting.mirror / f"{SCENE}.B02.tif")
+    with pytest.raises(ResourceError) as error:
+        setting.obtain(cid=file_cid(description))
+    assert "is a message" in f"{error.value} {setting.said}"
+    assert elsewhere.read_text() == "export A=1\n"
+    assert [path.name for path in elsewhere.parent.iterdir()] == [".profile"]
