@@ -6,7 +6,8 @@ table (`resources.tables`, and those who read areas and grids).
 
 import io
 from collections.abc import Iterator
-from typing import IO
+from dataclasses import dataclass
+from typing import IO, Any
 
 import geopandas as gpd
 import pandas as pd
@@ -25,9 +26,14 @@ _VALUE_BYTES = 32
 """What a value takes at least once it is an object of Python."""
 _PAGE_BYTES = 4 << 10
 """What a page counts for at least, so that there are not millions; writers fill them with a megabyte."""
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+_WIDTHS = (1, 4, 8, 12, 4, 8)
+"""Bytes of a value of each physical type but for the last two, texts and those of fixed length."""
+_TEXT = 6
 
-# parquet.thrift: what each kind of page has for the number of its values, and for their encoding
+# parquet.thrift: the row groups of a footer, the columns of one, and what is told of a column
+_ROW_GROUPS, _COLUMNS, _COLUMN = 4, 1, 3
+_TYPE, _PATH, _COUNT, _BYTES, _DATA_AT, _DICTIONARY_AT = 1, 3, 5, 7, 9, 11
+# and what each kind of page has for the number of its values, and for their encoding
 _SIZE, _COMPRESSED, _DICTIONARY_VALUES = (2,), (3,), (7, 1)
 _VALUES, _ENCODINGS = ((5, 1), (8, 1)), ((5, 2), (8, 4))
 _PLAIN, _DELTA_BYTE_ARRAY = 0, 7
@@ -81,19 +87,46 @@ def require_bounded(data: bytes, most: int = _MAX_READ_BYTES) -> None:
     metadata = footer_of(io.BytesIO(data)).metadata
     count = _Count(most)
     count.add(metadata.num_rows * _VALUE_BYTES)
-    for group in range(metadata.num_row_groups):
-        held = metadata.row_group(group)
-        for index in range(held.num_columns):
-            chunk, column = held.column(index), metadata.schema.column(index)
+    for group, chunks in enumerate(_column_chunks(data[-8 - footer : -8])):
+        if len(chunks) != len(metadata.schema):
+            raise IntegrityError("a row group has other columns than the file")
+        for index, chunk in enumerate(chunks):
             count.add(_PAGE_BYTES)
-            if chunk.num_values <= 0:
+            if chunk.values <= 0:
                 # nothing of it is read, and the places that it names may be none
                 continue
-            is_text = chunk.physical_type == "BYTE_ARRAY"
-            width = _WIDTHS.get(chunk.physical_type, column.length)
+            is_text = chunk.kind == _TEXT
+            width = _WIDTHS[chunk.kind] if 0 <= chunk.kind < _TEXT else metadata.schema.column(index).length
             repeats = _count_pages(data, chunk, max(width, 0), is_text, count)
             if is_text and repeats:
-                count.add(_length_of_text(data, group, chunk.path_in_schema, count.left))
+                count.add(_length_of_text(data, group, chunk.path, count.left))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What the footer tells of one column of a row group."""
+
+    kind: int
+    path: str
+    values: int
+    size: int
+    data_at: int
+    dictionary_at: int
+
+
+def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
+    """The columns of each row group, not by Arrow's own objects for them: of some damaged footers these abort the
+    process ("Definition level histogram size mismatch", pyarrow 26).
+    """
+    try:
+        groups = _struct(footer, 0)[0].get(_ROW_GROUPS, [])
+        found = []
+        for group in groups:
+            told = [chunk[_COLUMN] for chunk in group[_COLUMNS]]
+            found.append([_chunk(column) for column in told])
+        return found
+    except (IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        raise IntegrityError("its footer does not tell where its columns are") from None
 
 
 class _Count:
@@ -108,14 +141,20 @@ class _Count:
             )
 
 
-def _count_pages(
-    data: bytes, chunk: pq.ColumnChunkMetaData, width: int, is_text: bool, count: _Count
-) -> bool:
+def _chunk(column: dict[int, Any]) -> _Chunk:
+    numbers = [column[field] for field in (_TYPE, _COUNT, _BYTES, _DATA_AT)] + [column.get(_DICTIONARY_AT, 0)]
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError
+    kind, values, size, data_at, dictionary_at = numbers
+    return _Chunk(kind, b".".join(column[_PATH]).decode(), values, size, data_at, dictionary_at)
+
+
+def _count_pages(data: bytes, chunk: _Chunk, width: int, is_text: bool, count: _Count) -> bool:
     """Count what the pages of a column take; whether it has a dictionary whose entries may be repeated."""
-    at = chunk.data_page_offset
-    if chunk.dictionary_page_offset and 0 < chunk.dictionary_page_offset < at:
-        at = chunk.dictionary_page_offset
-    end = at + chunk.total_compressed_size
+    at = chunk.data_at
+    if 0 < chunk.dictionary_at < at:
+        at = chunk.dictionary_at
+    end = at + chunk.size
     if not 0 <= at <= end <= len(data):
         raise IntegrityError("a column lies beyond the end of the file")
     values, has_dictionary = 0, False
@@ -135,8 +174,8 @@ def _count_pages(
         if is_text and _DELTA_BYTE_ARRAY in (header.get(key, _PLAIN) for key in _ENCODINGS):
             raise IntegrityError("text is written as its difference to the text before; write it as it is")
     # Arrow would look for the rest behind the column
-    if values < chunk.num_values:
-        raise IntegrityError(f"a column has {values:,} values, and its footer tells of {chunk.num_values:,}")
+    if values < chunk.values:
+        raise IntegrityError(f"a column has {values:,} values, and its footer tells of {chunk.values:,}")
     return has_dictionary
 
 
@@ -170,7 +209,7 @@ def _dictionaries(array: pa.Array) -> Iterator[pa.DictionaryArray]:
         yield from _dictionaries(array.flatten())
 
 
-# Thrift's compact protocol, of which page headers are structs: Arrow does not give them out.
+# Thrift's compact protocol, of which footers and page headers are structs.
 # https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 _TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = (
     1,
@@ -191,17 +230,29 @@ _MAX_DEPTH = 8
 
 
 def _page_header(data: bytes, at: int) -> tuple[dict[tuple[int, ...], int], int]:
-    """The 32-bit integers of a page header, by their field numbers from the outside in; and where the page begins."""
+    """The integers of a page header, by their field numbers from the outside in; and where the page begins."""
     found: dict[tuple[int, ...], int] = {}
+
+    def take(fields: dict[int, Any], path: tuple[int, ...]) -> None:
+        for number, value in fields.items():
+            if isinstance(value, dict):
+                take(value, (*path, number))
+            elif isinstance(value, int):
+                found[*path, number] = value
+
     try:
-        return found, _struct(data, at, (), found)
+        header, at = _struct(data, at)
     except IndexError:
         raise IntegrityError("a page header has no end") from None
+    take(header, ())
+    return found, at
 
 
-def _struct(data: bytes, at: int, path: tuple[int, ...], found: dict[tuple[int, ...], int]) -> int:
-    if len(path) > _MAX_DEPTH:
-        raise IntegrityError("a page header is nested too deep")
+def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
+    """The fields of a struct by number, and where it ends: integers, bytes, lists, and structs. Raises IndexError."""
+    if depth > _MAX_DEPTH:
+        raise IntegrityError("a page header or footer is nested too deep")
+    fields: dict[int, Any] = {}
     number = 0
     while head := data[at]:
         kind, at = head & 15, at + 1
@@ -209,26 +260,21 @@ def _struct(data: bytes, at: int, path: tuple[int, ...], found: dict[tuple[int, 
             number += head >> 4
         else:
             value, at = _varint(data, at)
-            number = _signed(value)
-        if kind in (_TRUE, _FALSE):
-            continue
-        if kind == _I32:
-            value, at = _varint(data, at)
-            found[*path, number] = _signed(value)
-        else:
-            at = _skip(data, at, kind, (*path, number), found)
-    return at + 1
+            number = _signed(value, 32)
+        if kind not in (_TRUE, _FALSE):
+            fields[number], at = _value(data, at, kind, depth)
+    return fields, at + 1
 
 
-def _skip(data: bytes, at: int, kind: int, path: tuple[int, ...], found: dict[tuple[int, ...], int]) -> int:
-    """Where a value ends; the integers of a struct are taken along."""
+def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind in _INTEGERS:
-        return _varint(data, at)[1]
+        value, at = _varint(data, at)
+        return _signed(value, 64 if kind == 6 else 32), at
     if kind == _BINARY:
         length, at = _varint(data, at)
-        return at + length
+        return data[at : at + length], at + length
     if kind == _STRUCT:
-        return _struct(data, at, path, found)
+        return _struct(data, at, depth + 1)
     kinds: tuple[int, ...]
     if kind in (_LIST, _SET):
         size, kinds, at = data[at] >> 4, (data[at] & 15,), at + 1
@@ -239,17 +285,18 @@ def _skip(data: bytes, at: int, kind: int, path: tuple[int, ...], found: dict[tu
         kinds = (data[at] >> 4, data[at] & 15) if size else (0, 0)
         at += 1 if size else 0
     elif kind in _FIXED:
-        return at + _FIXED[kind]
+        return None, at + _FIXED[kind]
     else:
-        raise IntegrityError(f"a page header has a field of the unknown kind {kind}")
-    if len(path) > _MAX_DEPTH:
-        raise IntegrityError("a page header is nested too deep")
+        raise IntegrityError(f"a page header or footer has a field of the unknown kind {kind}")
+    if depth > _MAX_DEPTH:
+        raise IntegrityError("a page header or footer is nested too deep")
+    values = []
     for _ in range(size):
         for one in kinds:
-            # what is in a list is no field of the header
-            at = _skip(data, at, one, (*path, -1), {})
+            value, at = _value(data, at, one, depth + 1)
+            values.append(value)
         data[at - 1]
-    return at
+    return values, at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -263,7 +310,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     raise IntegrityError("a page header has a number without an end")
 
 
-def _signed(value: int) -> int:
-    """A zigzag number of 32 bits; of a longer one Arrow takes the last of them, too."""
-    value &= 0xFFFFFFFF
+def _signed(value: int, bits: int) -> int:
+    """A zigzag number; of one of more bits Arrow takes the last of them, too."""
+    value &= (1 << bits) - 1
     return (value >> 1) ^ -(value & 1)

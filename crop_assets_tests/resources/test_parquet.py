@@ -1,6 +1,10 @@
 """Small Parquet files that would fill the memory are refused before they are read."""
 
+import base64
 import io
+import subprocess
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,3 +247,38 @@ def test_honest_tables_are_read(page: str, compression: str) -> None:
     assert read["text"].tolist() == frame["text"].tolist()
     assert [list(value) for value in read["list"]] == frame["list"].tolist()
     assert len(read_frame(parquet(pa.Table.from_pandas(frame[:0])))) == 0
+
+
+ABORTING = (
+    r"""c-oa#TW{h<6dnl6BAQ6qYK@?ZDr6}rm6FulvSF32G<ITQ8rVQK*w9vyZy^r0@%j=VQKUZhq3?a^PuR!)us-&&Gh;&nNu<_7%$akJ"""
+    r"""zwbMTIX0)TQ=}5q0kwZZr77?=0N=ii0{|w>t0XACN-`y~E0gaE1*i=5%{Izhr;=21V-IY_CzWh`!n}Ed6298PY3bO?%5OYCsHfDy"""
+    r"""40Q{DwHS!4r9gZwb+7`$D-o^BxY^V!l1)Vh$bhY9ywCCG4yquV^wcZelBoosRyX6>n7j#2HZWCUvyqJ{Ad}8*<hBc7gIdj1L2^BZ"""
+    r"""QmA+)o%s?&pTf_D)M9nHZB!7T;#liCS`IRAbIDu*q!A`YNz70bg7RxT^LMQ9d%W;h?Eh8sgy*{%OXkZ;CS6En{#-#x*`y=en(Sr&"""
+    r"""NZiqet?82sbz}yX?a}Y^Ki$zo<U<zi%Jx8~xAU|uTRL*sfoY<h=gY2-whXaH4l=96)UjE-{{?MAybA)ZN3e@1mxgX?7mL17)`dTH"""
+    r"""u#*mKLmg?Mg1~a7^ML2O*lFp$tjWHNTz9l?qg=xt;Q09`erKP)f23ql0xi?a3PRVCfRS>otNwrC#|7MP=N}l9rwqz742JFRRh|;e"""
+    r"""-OCiXBH8y{LkWD+*SmXMqpQpQ$R&L+4aJq+DMoRovg?k<80SWJJ!52JZ)tCr*)7ud4`Ln#%ezG!1KCyB>3kI5hl7y)=k@pGf*gdf"""
+    r"""4a4h42rG~sKpw&Y<OamYvJ3GsUXSMSqcIomXDB2t;FTpS0U6?jC1@(jXWt2y8T9Mjid1UdD92r2v75$6gH`lt!<EJAP`Dlq1iNvi"""
+    r"""Sehvq<AGpRuN3hd=LDKK@lH5ssO8R;YPXROj-&mJ$_abI;khSpja#kW9b=rPRMc?1SE_lMSPZ0+$z$%mH0KO@V$sC8irw`T4)gV$"""
+    r"""zBn05rDu5SJkrkJO65*ft>YLpG_mR+{9*r0z}zUeIM%y0MweJKtfj@M28sE7sdI(yXL@Hy>#=9_#p<<E>Ntv}60B~wQ$P7MFfNyL"""
+    r"""t5cNE`|lolfnp(_C5v6J&)4R42-cDDl2)bE_}mv;Ow`w+BC*xSan#3Y7%Q4uogem)-g$4184qh#EZ*;9{anKcbC>&tw1xGKd+7J<"""
+    r"""Nv%um*c?aqIEvjawYV30h0ca{*kfMS5cNgsFsfx5n$$5#Z;t&M@s}GWirt`olm04o(@-sbs)yWTUF4^#RVx#GyKky?%TY=dqPcn9"""
+    r"""3z}SIBG}BLcB?y8OXiJ&F*)J(<oYORo;7L^_VA&O@|xk%hisD^b^O)5MKiXKM}#9o!p`Prc43n>u!RPriRT5S2=nlHG+AsL$LkQP"""
+    r"""@Gt_OgLK+t^6C#m2<K+~C?aWxdf<l-Ae(n&_j928JF4UCkOxXWdSK+kM@eoQy&LiC@rTy{oTC2({{qusDv<"""
+)
+"""A file of two columns with a changed byte in its footer, packed: pyarrow 26 ends the process where it is asked for
+metadata of a column."""
+
+
+def test_a_footer_by_which_arrow_would_end_the_process_is_read_or_refused() -> None:
+    data = zlib.decompress(base64.b85decode(ABORTING))
+    program = (
+        "import sys\n"
+        "from resources.errors import IntegrityError\n"
+        "from resources.parquet import read_frame\n"
+        "try:\n"
+        "    read_frame(sys.stdin.buffer.read())\n"
+        "except IntegrityError as error:\n"
+        "    print('refused', error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
