@@ -272,10 +272,10 @@ def _require_local_sources(path: Path, folder: Path, depth: int) -> None:
         if not _VRT_ELEMENTS.fullmatch(element.tag) or "subClass" in element.attrib:
             what = " ".join(filter(None, [element.tag[:50], element.get("subClass", "")[:50]]))
             raise SourceError(f"{path} has {what!r}, and a .vrt may only put rasters together")
-    for element in description.iter("SourceFilename"):
-        source = (path.parent if element.get("relativeToVRT") == "1" else Path()) / (
-            element.text or ""
-        ).strip()
+    # a mosaic may have each of its files a thousand times
+    named = {(e.get("relativeToVRT") == "1", e.text or "") for e in description.iter("SourceFilename")}
+    for relative, name in sorted(named):
+        source = (path.parent if relative else Path()) / name.strip()
         _require_inside(path, [source], folder)
         if source.suffix.lower() not in _RASTERS or not source.is_file() or not depth:
             raise SourceError(f"{path} is read from {source}, which is no local {', '.join(_RASTERS)} file")
