@@ -227,7 +227,7 @@ def test_a_tile_comes_from_a_real_node_and_its_dataset_goes_to_one(
     assert not [asked for asked in traffic.asked if asked.path.startswith(("/ipfs/", "/lpdaac/"))]
     assert graph.table("downloaded_bands", WEST)["verified"].all()
     sources = run.made["downloaded_bands", f"{YEAR}|{WEST}"].metadata["sources"].value
-    assert f"| {js_ipfs.rpc_url} | 18 |" in str(sources)
+    assert f"| `{js_ipfs.rpc_url}` | 18 |" in str(sources)
     ours, theirs = (digests(g.dataset / "chips_filtered") for g in (graph, finished.graph))
     assert ours.items() <= theirs.items()
     assert ours
