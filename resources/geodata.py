@@ -110,8 +110,7 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
             f"{path} has the suffix of no raster that is read here ({', '.join(_RASTERS)}); run: "
             f"gdal_translate {path} {path.stem}.tif"
         )
-    _require_local_sources(path, path.resolve().parent, _MOST_NESTED)
-    return _open(path, driver, {})
+    return _open_inside(path, driver, path.resolve().parent, _MOST_NESTED)
 
 
 def create_raster(path: Path, driver: str = "GTiff", **profile: Any) -> rasterio.io.DatasetWriter:
@@ -261,12 +260,21 @@ def _require_plain(path: str | Path, raster: rasterio.DatasetReader) -> None:
             )
 
 
+def _open_inside(path: Path, driver: Driver, folder: Path, depth: int) -> rasterio.DatasetReader:
+    """A raster that leads to no files outside of `folder`, and a .vrt by sources alone. Raises RasterioIOError."""
+    if driver == "VRT":
+        _require_local_sources(path, folder, depth)
+    raster = _open(path, driver, {})
+    try:
+        _require_inside(path, map(Path, raster.files), folder)
+    except SourceError:
+        raster.close()
+        raise
+    return raster
+
+
 def _require_local_sources(path: Path, folder: Path, depth: int) -> None:
-    """Raise RasterioIOError where a raster leads to files outside of `folder`, or by other ways than sources."""
-    if path.suffix.lower() != ".vrt":
-        with _open(path, _RASTERS[path.suffix.lower()], {}) as raster:
-            _require_inside(path, map(Path, raster.files), folder)
-        return
+    """Raise RasterioIOError for a .vrt that does more than put rasters together which lie in `folder`."""
     description = _vrt(path)
     for element in description.iter():
         if not _VRT_ELEMENTS.fullmatch(element.tag) or "subClass" in element.attrib:
@@ -277,9 +285,10 @@ def _require_local_sources(path: Path, folder: Path, depth: int) -> None:
     for relative, name in sorted(named):
         source = (path.parent if relative else Path()) / name.strip()
         _require_inside(path, [source], folder)
-        if source.suffix.lower() not in _RASTERS or not source.is_file() or not depth:
+        driver = _RASTERS.get(source.suffix.lower())
+        if driver is None or not source.is_file() or not depth:
             raise SourceError(f"{path} is read from {source}, which is no local {', '.join(_RASTERS)} file")
-        _require_local_sources(source, folder, depth - 1)
+        _open_inside(source, driver, folder, depth - 1).close()
 
 
 def _require_inside(path: Path, files: Any, folder: Path) -> None:
