@@ -3,9 +3,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import geopandas as gpd
 import pytest
 from hypothesis import settings
 
+from crop_assets.tiles.grid import official_grid_path, read_tile_grid
+from crop_assets_tests.once import made_once
 from crop_assets_tests.small_world import finished as finished
 from crop_assets_tests.small_world import finished_graph as finished_graph
 from crop_assets_tests.small_world import graph as graph
@@ -36,17 +39,25 @@ def real() -> Path:
 
 
 @pytest.fixture(scope="session")
+def official_grid(tmp_path_factory: pytest.TempPathFactory) -> gpd.GeoDataFrame:
+    """The official tile grid, parsed once: it takes some 5 s."""
+    return made_once(tmp_path_factory, "official_grid", lambda _: read_tile_grid(official_grid_path()))
+
+
+@pytest.fixture(scope="session")
 def pool() -> Iterator[ThreadPoolExecutor]:
     """Threads for the functions that share their work out."""
     with ThreadPoolExecutor(2) as threads:
         yield threads
 
 
+# first, for pytest-xdist reads the groups in the same hook
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a folder on one worker, so that what they share is made once; of those that mostly wait for
-    daemons, the tests of a file."""
+    """Keep the tests of a folder on one worker, so that what they share is made once; those of whole runs, which take
+    longest, a file at a time."""
     for item in items:
         group = item.path.parent.name
-        if group in ("automation", "browser"):
+        if group in ("automation", "browser", "graph"):
             group += f"/{item.path.name}"
         item.add_marker(pytest.mark.xdist_group(group))

@@ -1,4 +1,4 @@
-"""A small world of two tiles, rendered once a session, and the graph over it, for tests of whole runs.
+"""A small world of two tiles, rendered once, and the graph over it, for tests of whole runs.
 
 Its fixtures are those of every test; the root conftest takes them in.
 """
@@ -45,7 +45,8 @@ from crop_assets.grid import chip_geobox
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe
-from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
+from crop_assets.tiles.grid import hls_tile_bounds
+from crop_assets_tests.once import made_once
 from resources.cdl import CdlReleases
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
@@ -173,18 +174,22 @@ def processes() -> ForkServerContext:
 
 
 @pytest.fixture(scope="session")
-def setting(processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    root = tmp_path_factory.mktemp("graph_world")
-    grid = read_tile_grid(official_grid_path())
-    near = grid[grid["lon"].between(-101.5, -97) & grid["lat"].between(36, 39)]
-    near[["tile", "geometry"]].to_parquet(root / "grid.parquet")
-    cdl = root / f"{YEAR}_30m_cdls.tif"
-    _write_cdl(cdl)
-    plans = _plans(grid)
-    with ProcessPoolExecutor(2, mp_context=processes) as pool:
-        folders = [root / "scenes" / plan.scene_id for plan in plans]
-        scenes = tuple(pool.map(render_scene, plans, [cdl] * len(plans), folders))
-    return Setting(World(root, YEAR, cdl, TILES, scenes, "graph tests"), root / "grid.parquet")
+def setting(
+    processes: ForkServerContext, official_grid: gpd.GeoDataFrame, tmp_path_factory: pytest.TempPathFactory
+) -> Setting:
+    def make(root: Path) -> Setting:
+        grid = official_grid
+        near = grid[grid["lon"].between(-101.5, -97) & grid["lat"].between(36, 39)]
+        near[["tile", "geometry"]].to_parquet(root / "grid.parquet")
+        cdl = root / f"{YEAR}_30m_cdls.tif"
+        _write_cdl(cdl)
+        plans = _plans(grid)
+        with ProcessPoolExecutor(2, mp_context=processes) as pool:
+            folders = [root / "scenes" / plan.scene_id for plan in plans]
+            scenes = tuple(pool.map(render_scene, plans, [cdl] * len(plans), folders))
+        return Setting(World(root, YEAR, cdl, TILES, scenes, "graph tests"), root / "grid.parquet")
+
+    return made_once(tmp_path_factory, "graph_world", make)
 
 
 @dataclass(frozen=True)

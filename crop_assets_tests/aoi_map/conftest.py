@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +16,6 @@ from crop_assets.labels.sampling import choose_boxes, weighed_boxes
 from crop_assets.layout import Layout, tile_grid_table
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.tiles.assets import TILE_GRID
-from crop_assets.tiles.grid import official_grid_path, read_tile_grid
 from crop_assets_tests.labels.conftest import PIXELS, boxes_of
 from resources.store import DatasetStore
 from resources.tables import TableSchema, read_table, write_table
@@ -43,11 +43,11 @@ def candidates() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_store(official_grid: gpd.GeoDataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with what labels_job makes of the boxes, five of which are chosen; nobody changes it."""
     root = tmp_path_factory.mktemp("aoi_store")
     store = DatasetStore(root=str(root))
-    grid = read_tile_grid(official_grid_path())
+    grid = official_grid
     near = grid[grid["lon"].between(-103, -96) & grid["lat"].between(35, 41)]
     chosen = choose_boxes(weighed_boxes(candidates(), 8), "evenness", 5)
     # the map asks for no more of the chosen chips than where they are

@@ -45,7 +45,8 @@ print(json.dumps({"success": result.success, "tiles": len(tiles), "peak_mb": int
 
 
 def write_country(path: Path, part: Path) -> int:
-    """A raster of full size as a VRT of one landscape, each time from another part of it, with sea at the edges.
+    """A raster of full size as a VRT of one landscape, each time from another part of it, with sea between and at the
+    edges: land alone would take twice as long to read.
 
     Returns how many whole chips are on land.
     """
@@ -56,8 +57,8 @@ def write_country(path: Path, part: Path) -> int:
     ElementTree.SubElement(root, "GeoTransform").text = f"{ORIGIN_X}, 30, 0, {ORIGIN_Y}, 0, -30"
     band = ElementTree.SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
     land = 0
-    for top in range(2, GRID_ROWS - SIDE, SIDE // 2):
-        for left in range(2, GRID_COLS - SIDE, SIDE // 2):
+    for row, top in enumerate(range(2, GRID_ROWS - SIDE, SIDE // 2)):
+        for left in range(2 + row % 2 * SIDE // 2, GRID_COLS - SIDE, SIDE):
             source = ElementTree.SubElement(band, "SimpleSource")
             ElementTree.SubElement(source, "SourceFilename", relativeToVRT="1").text = part.name
             ElementTree.SubElement(source, "SourceBand").text = "1"
