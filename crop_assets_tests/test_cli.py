@@ -95,7 +95,7 @@ def test_the_known_variables_are_those_that_are_read_and_described() -> None:
     sources = [path for folder in ("crop_assets", "resources") for path in (project / folder).rglob("*.py")]
     read = set(re.findall(r"\bCROP_ASSETS_[A-Z_]*[A-Z]\b", "\n".join(path.read_text() for path in sources)))
     described = set(
-        re.findall(r"^\| `(CROP_ASSETS_\w+)` \|", (project / "README.md").read_text(), re.MULTILINE)
+        re.findall(r"^\| `(CROP_ASSETS_\w+)` \|", (project / "docs/operating.md").read_text(), re.MULTILINE)
     )
     assert set(VARIABLES) == read
     assert set(VARIABLES) == described

@@ -1,5 +1,10 @@
+import importlib.util
 import re
 from pathlib import Path
+
+import pytest
+
+from crop_assets.variables import FIELDS
 
 HERE = Path(__file__).parent
 
@@ -19,9 +24,22 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
 
 
 def test_every_link_between_documents_leads_to_a_file() -> None:
-    documents = [*HERE.parent.glob("*.md"), *HERE.parent.glob("docs/*.md")]
-    assert len(documents) > 5
+    documents = [*HERE.parent.glob("*.md"), *HERE.parent.glob("docs/**/*.md")]
+    assert len(documents) > 15
     for document in documents:
         for link in re.findall(r"\]\(([^)#\s]+)", document.read_text()):
             if "://" not in link:
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_the_references_are_what_the_code_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in {"CROP_ASSETS_DATA", "CROP_ASSETS_RECIPE", *FIELDS.values()}:
+        monkeypatch.delenv(variable, raising=False)
+    docs = HERE.parent / "docs"
+    spec = importlib.util.spec_from_file_location("generate", docs / "generate.py")
+    assert spec and spec.loader
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for name, text in (("recipe", generate.recipe_reference()), ("assets", generate.asset_reference())):
+        assert text.count("\n| `") > 30
+        assert (docs / f"reference/{name}.md").read_text() == text, "out of date: run make docs"

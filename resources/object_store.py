@@ -64,9 +64,7 @@ _SET_LOGIN = (
 _SET_CHECKSUMS = (
     "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required and AWS_RESPONSE_CHECKSUM_VALIDATION=when_required"
 )
-_SET_GDAL = (
-    "GDAL wants AWS_S3_ENDPOINT, AWS_HTTPS and AWS_VIRTUAL_HOSTING, or a login, of its own: see README"
-)
+_SET_GDAL = "GDAL wants AWS_S3_ENDPOINT, AWS_HTTPS and AWS_VIRTUAL_HOSTING, or a login: see docs/operating.md"
 
 
 @contextlib.contextmanager
