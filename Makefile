@@ -73,8 +73,9 @@ demo: install ## Run the whole graph over a small world made on the spot
 ui: install ## Open the Dagster UI over the demo's results, on loopback
 	$(BIN)/crop-assets ui
 
+# Many tests wait for daemons, so there are more workers than cores; the order is the conftest's.
 test: install-dev ## Run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
 
 fuzz: $(VENV)/.installed-fuzz ## Spoil what comes from outside, for FUZZ_SECONDS (600)
 	$(BIN)/python -m crop_assets_tests.fuzz $(FUZZ_SECONDS)

@@ -55,9 +55,11 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a folder on one worker, so that what they share is made once; those of whole runs, which take
-    longest, a file at a time."""
+    longest, a file at a time and first."""
+    long = ("automation", "browser", "national", "graph")
+    items.sort(key=lambda item: [*long, item.path.parent.name].index(item.path.parent.name))
     for item in items:
         group = item.path.parent.name
-        if group in ("automation", "browser", "graph"):
+        if group in long:
             group += f"/{item.path.name}"
         item.add_marker(pytest.mark.xdist_group(group))
