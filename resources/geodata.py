@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
@@ -30,6 +30,7 @@ from shapely.errors import ShapelyError
 
 from resources.archives import members, unpack
 from resources.errors import IntegrityError
+from resources.geojson import GeoJson
 
 _SKIPPED_BY_RASTERIO = """
     DAAS EEDA EEDAI ESRIC GTI HTTP KMLSUPEROVERLAY MRF PLMOSAIC STACIT STACTA WCS WMS WMTS
@@ -83,6 +84,17 @@ VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".kml")
 _MAGIC = {".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a", ".fgb": b"fgb\x03fgb"}
 _GEOPACKAGE = (b"GPKG", b"GP10", b"GP11")
 """The application ids of a GeoPackage, at byte 68 (OGC 12-128r18, 1.1.1.1)."""
+_OFFLINE = {
+    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    "OGR_SQLITE_STATIC_VIRTUAL_OGR": "NO",
+    # not all of GDAL heeds the first: whoever asks a host in another way asks a port that nobody listens at
+    "GDAL_HTTP_PROXY": "http://127.0.0.1:9",
+    "GDAL_HTTP_TIMEOUT": "1",
+    "GDAL_HTTP_MAX_RETRY": "0",
+    **dict.fromkeys(
+        ("GDAL_HTTP_HEADERS", "GDAL_HTTP_HEADER_FILE", "GDAL_HTTP_USERPWD", "GDAL_HTTP_BEARER"), ""
+    ),
+}
 _CONFIGURING = threading.Lock()
 
 
@@ -124,14 +136,25 @@ def raster_sources(path: Path) -> list[Path]:
         return [Path(file) for file in raster.files]
 
 
+class Vector(Protocol):
+    """An open vector file. Its methods raise IntegrityError for what is damaged."""
+
+    def layers(self) -> dict[str, str | None]:
+        """The layers by name, each with its type of geometry, None without one."""
+
+    def columns(self, layer: str) -> list[str]: ...
+
+    def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame | pd.DataFrame:
+        """The geometries of a layer, if it has any, with some of its columns."""
+
+
 @dataclass(frozen=True)
-class Vector:
-    """An open vector file, by the name that GDAL has for it. Its methods raise IntegrityError for what is damaged."""
+class _OfGdal:
+    """A vector file by the name that GDAL has for it."""
 
     source: str
 
     def layers(self) -> dict[str, str | None]:
-        """The layers by name, each with its type of geometry, None without one."""
         with _reading():
             return {str(name): kind for name, kind in pyogrio.list_layers(self.source)}
 
@@ -140,7 +163,6 @@ class Vector:
             return [str(name) for name in pyogrio.read_info(self.source, layer=layer)["fields"]]
 
     def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame | pd.DataFrame:
-        """The geometries of a layer, if it has any, with some of its columns."""
         with _reading():
             found: pd.DataFrame = pyogrio.read_dataframe(self.source, layer=layer, columns=list(columns))
             return found
@@ -153,7 +175,7 @@ def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
     Raises IntegrityError for other suffixes, and for what the suffix does not say.
     """
     if path.suffix.lower() not in (".zip", ".kmz"):
-        yield Vector(_vector_source(path))
+        yield _vector(path, max_bytes)
         return
     with tempfile.TemporaryDirectory() as folder:
         found = members(path, max_bytes)
@@ -165,18 +187,20 @@ def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
             target = Path(folder, member.filename)
             target.parent.mkdir(parents=True, exist_ok=True)
             unpack(path, member, target, lambda _: None)
-        yield Vector(_vector_source(Path(folder, vectors[0].filename)))
+        yield _vector(Path(folder, vectors[0].filename), max_bytes)
 
 
-def _vector_source(path: Path) -> str:
-    """What pyogrio, which cannot be told a driver, opens with the driver that the suffix says."""
+def _vector(path: Path, max_bytes: int) -> Vector:
+    """An unpacked vector file. pyogrio, which cannot be told a driver, gets what one alone takes by its first bytes."""
     suffix = path.suffix.lower()
     if not path.is_file():
         raise IntegrityError(f"{path}: No such file or directory")
     if suffix not in VECTORS:
         raise IntegrityError(f"{path} is no {', '.join(VECTORS)} or .parquet file; save it as one")
+    if (size := path.stat().st_size) > max_bytes:
+        raise IntegrityError(f"{path} has {size:,} bytes; the most is {max_bytes:,}")
     if suffix in (".geojson", ".json"):
-        return f"GeoJSON:{path.absolute()}"
+        return GeoJson(path.read_bytes(), path.stem)
     if suffix == ".kml":
         _require_kml(path)
     else:
@@ -184,7 +208,7 @@ def _vector_source(path: Path) -> str:
             head = file.read(72)
         if not head.startswith(_MAGIC[suffix]) or (suffix == ".gpkg" and head[68:72] not in _GEOPACKAGE):
             raise IntegrityError(f"{path} does not begin as a {suffix} file does; save it anew")
-    return str(path.absolute())
+    return _OfGdal(str(path.absolute()))
 
 
 def _require_kml(path: Path) -> None:
@@ -201,10 +225,9 @@ def _require_kml(path: Path) -> None:
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
     """Keep pyogrio from hosts that a file names, and from files that the tables of a GeoPackage name."""
-    options = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none", "OGR_SQLITE_STATIC_VIRTUAL_OGR": "NO"}
     # they are the process's, and others may need them otherwise
     with _CONFIGURING:
-        pyogrio.set_gdal_config_options(options)
+        pyogrio.set_gdal_config_options(_OFFLINE)
         try:
             yield
         except (
@@ -221,7 +244,7 @@ def _reading() -> Iterator[None]:
         ) as error:
             raise IntegrityError(str(error)) from None
         finally:
-            pyogrio.set_gdal_config_options(dict.fromkeys(options))
+            pyogrio.set_gdal_config_options(dict.fromkeys(_OFFLINE))
 
 
 def _open(path: str | Path, driver: Driver, options: Mapping[str, str]) -> rasterio.DatasetReader:

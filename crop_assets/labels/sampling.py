@@ -23,7 +23,6 @@ import pandas as pd
 import pyproj
 import shapely
 from numpy.typing import NDArray
-from pyproj.exceptions import ProjError
 from shapely.errors import ShapelyError
 
 from crop_assets.crs import require_place
@@ -45,6 +44,8 @@ from crop_assets.grid import (
 from crop_assets.labels.balance import Balance, choose_balanced, distance
 from crop_assets.labels.cdl import ChipHistograms
 from crop_assets.labels.classes import CLASSES
+from resources.errors import IntegrityError
+from resources.geojson import named_crs
 from resources.json_values import MALFORMED, mapping, parse
 
 Strategy = Literal["evenness", "balanced", "all"]
@@ -392,17 +393,10 @@ def _features(path: str | Path) -> tuple[list[dict[str, Any]], pyproj.CRS]:
         raise InputError(f"chip GeoJSON {path} is not a FeatureCollection")
     if not features:
         raise InputError(f"chip GeoJSON {path} has no features")
-    crs = document.get("crs")
-    if crs is None:
-        return features, pyproj.CRS("EPSG:4326")
     try:
-        name = str(crs["properties"]["name"])
-    except (TypeError, KeyError, IndexError):
-        name = json.dumps(crs)
-    try:
-        found = pyproj.CRS.from_user_input(name)
-    except ProjError:
-        raise InputError(f"chip GeoJSON {path} is in {name}, which PROJ does not know; {_SAVE_IT}") from None
+        found = named_crs(document.get("crs"))
+    except IntegrityError as error:
+        raise InputError(f"chip GeoJSON {path}: {error}; {_SAVE_IT}") from None
     require_place(found, f"chip GeoJSON {path}", _SAVE_IT)
     return features, found
 

@@ -199,6 +199,8 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
 def _features(path: Path, vector: Vector) -> gpd.GeoDataFrame | pd.DataFrame:
     layers = list(vector.layers())
     # the official KML has a second layer, Info, with no tiles
+    if not layers:
+        raise InputError(f"tile grid {path} holds no polygons")
     layer = "Features" if "Features" in layers else layers[0]
     if layer != "Features" and len(layers) > 1:
         raise InputError(

@@ -1,5 +1,6 @@
 """Files that are something else than they are called, and lead to other files and hosts."""
 
+import json
 import os
 import re
 import shutil
@@ -17,16 +18,20 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pyogrio
+import pyproj
 import pytest
 import rasterio
 import shapely
 from rasterio.errors import RasterioError
 
+import resources.geodata
+import resources.geojson
 from crop_assets.bands.files import check_band
 from crop_assets.demo.landscape import write_landscape
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import read_aoi
 from crop_assets.labels.cdl import check_cdl
+from crop_assets.labels.sampling import read_chip_geojson
 from crop_assets.tiles.grid import read_tile_grid
 from resources.cdl import raster_files
 from resources.errors import IntegrityError, NotFoundError
@@ -446,6 +451,138 @@ def test_a_description_is_no_area_or_tile_grid(
     assert outside.untouched()
 
 
+CRS_MEMBERS: dict[str, Callable[[Outside], Any]] = {
+    "a link": lambda to: {"type": "link", "properties": {"href": f"{to.url}/a.prj", "type": "esriwkt"}},
+    "an address": lambda to: {"type": "url", "properties": {"url": f"{to.url}/a.prj"}},
+    "a link as well": lambda to: {
+        "type": "link",
+        "properties": {"name": "EPSG:5700000", "href": f"{to.url}/a.prj"},
+    },
+    "an address for a name": lambda to: {"type": "name", "properties": {"name": f"{to.url}/a.prj"}},
+    "a path for a name": lambda to: {"type": "name", "properties": {"name": str(to.secret)}},
+    "parameters with a file": lambda to: {
+        "type": "name",
+        "properties": {"name": f"+proj=longlat +ellps=GRS80 +nadgrids={to.secret} +type=crs"},
+    },
+    "a definition": lambda to: {"type": "name", "properties": {"name": pyproj.CRS(4326).to_wkt()}},
+    "a code that nobody has": lambda to: {"type": "name", "properties": {"name": "EPSG:5700000"}},
+    "a text": lambda to: f"{to.url}/a.prj",
+    "a list": lambda to: [f"{to.url}/a.prj"],
+}
+
+
+@pytest.mark.parametrize("kind", CRS_MEMBERS)
+@pytest.mark.parametrize("place", ["collection", "feature", "geometry"])
+def test_the_crs_of_a_geojson_is_a_code_and_nothing_that_is_fetched(
+    tmp_path: Path, outside: Outside, kind: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GDAL_HTTP_HEADERS", "Authorization: Bearer a-secret")
+    member = {"crs": CRS_MEMBERS[kind](outside)}
+    document = json.loads(GEOMETRY) | (member if place == "geometry" else {})
+    if place != "geometry":
+        names = {"name": "14SNH", "id": "chip_010_010"}
+        document = {"type": "Feature", "properties": names, "geometry": document, **member}
+    if place == "collection":
+        document = {"type": "FeatureCollection", "features": [document], **member}
+    path = tmp_path / "area.geojson"
+    path.write_text(json.dumps(document))
+    archive = tmp_path / "area.zip"
+    with zipfile.ZipFile(archive, "w") as writing:
+        writing.write(path, "folder/area.json")
+    boxes = gpd.GeoDataFrame({"chip_id": ["chip_010_010"]}, geometry=[SQUARE], crs=5070)
+    for file in (path, archive):
+        with pytest.raises(InputError, match=r"which PROJ does not know by a code such as EPSG:4326"):
+            read_aoi(file)
+        with pytest.raises(InputError, match=r"which PROJ does not know by a code such as EPSG:4326"):
+            read_tile_grid(file)
+    if place == "collection":
+        with pytest.raises(InputError, match=r"which PROJ does not know by a code such as EPSG:4326"):
+            read_chip_geojson(path, boxes)
+    assert outside.untouched()
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        (None, 4326),
+        ("EPSG:5070", 5070),
+        ("urn:ogc:def:crs:EPSG::5070", 5070),
+        ("urn:ogc:def:crs:EPSG:6.9:5070", 5070),
+        ("http://www.opengis.net/def/crs/EPSG/0/5070", 5070),
+        ("urn:ogc:def:crs:OGC:1.3:CRS84", 4326),
+        ("urn:ogc:def:crs:OGC::CRS84", 4326),
+        ("http://www.opengis.net/def/crs/OGC/1.3/CRS84", 4326),
+        ("urn:x-ogc:def:crs:EPSG:4269", 4269),
+        ("epsg:32614", 32614),
+    ],
+)
+def test_a_geojson_is_read_as_gdal_reads_it(tmp_path: Path, name: str | None, code: int) -> None:
+    member = {"crs": {"type": "name", "properties": {"name": name}}} if name else {"crs": None}
+    polygon = json.loads(GEOMETRY)
+    shapes = [
+        polygon,
+        {"type": "MultiPolygon", "coordinates": [polygon["coordinates"]]},
+        None,
+        {"type": "GeometryCollection", "geometries": [polygon]},
+        {"type": "Polygon", "coordinates": []},
+    ]
+    features = [
+        {"type": "Feature", "properties": {"name": str(at), f"n{at}": at}, "geometry": shape}
+        for at, shape in enumerate(shapes)
+    ]
+    path = tmp_path / "area.geojson"
+    path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps({"type": "FeatureCollection", **member, "features": features}).encode()
+    )
+    by_gdal = pyogrio.read_dataframe(path)
+    with open_vector(path) as vector:
+        assert list(vector.layers()) == ["area"]
+        assert vector.columns("area") == [column for column in by_gdal if column != "geometry"]
+        found = vector.read("area", ["name"])
+    assert found.crs.to_epsg() == code
+    assert found["name"].tolist() == by_gdal["name"].tolist()
+    assert shapely.equals_exact(found.geometry.to_numpy(), by_gdal.geometry.to_numpy()).tolist() == [
+        *(True, True, False, True, True)
+    ]
+    assert found.geometry.isna().tolist() == [False, False, True, False, False]
+    for alone in (polygon, features[0]):
+        path.write_text(json.dumps(alone))
+        assert read_aoi(path).geometry[0].equals_exact(found.geometry[0], 0)
+
+
+def test_a_geojson_without_end_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources.geojson, "MAX_VALUES", 1000)
+    path = tmp_path / "area.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": [[[0, 0]] * 1000]}))
+    with pytest.raises(InputError, match="it has more than 1,000 values"):
+        read_aoi(path)
+    path.write_text('{"type": "GeometryCollection", "geometries": [' * 100 + "]}" * 100)
+    with pytest.raises(InputError, match="it is nested more than 64 deep"):
+        read_aoi(path)
+    with (
+        pytest.raises(IntegrityError, match="has 4,800 bytes; the most is 4,000"),
+        open_vector(path, 4000),
+    ):
+        pass
+
+
+def test_gdal_reaches_no_host_in_any_way_while_it_reads_a_vector_file(
+    tmp_path: Path, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GDAL_HTTP_HEADERS", "Authorization: Bearer a-secret")
+    path = tmp_path / "area.geojson"
+    member = {"type": "link", "properties": {"href": f"{outside.url}/a.prj", "type": "esriwkt"}}
+    path.write_text(json.dumps(json.loads(GEOMETRY) | {"crs": member}))
+    # a driver of GDAL that fetches, which nothing here hands a file to
+    with resources.geodata._reading():
+        pyogrio.read_dataframe(path)
+    assert outside.untouched()
+    pyogrio.read_dataframe(path)
+    assert "a.prj" in outside.asked.read_text()
+
+
 def test_kml_that_links_to_a_host_is_read_without_it(tmp_path: Path, outside: Outside) -> None:
     place = (
         "<Placemark><name>14SNH</name><Polygon><outerBoundaryIs><LinearRing><coordinates>-99,38 -98,38 -98,39 -99,38"
@@ -492,7 +629,7 @@ def test_what_a_file_may_lead_to_is_as_before_once_it_is_read(tmp_path: Path) ->
     path = tmp_path / "area.gpkg"
     gpd.GeoDataFrame(geometry=[SQUARE], crs=4326).to_file(path)
     assert len(read_aoi(path)) == 1
-    for option in ("CPL_VSIL_CURL_ALLOWED_FILENAME", "OGR_SQLITE_STATIC_VIRTUAL_OGR"):
+    for option in resources.geodata._OFFLINE:
         assert pyogrio.get_gdal_config_option(option) is None
     with rasterio.Env() as environment:
         assert "CPL_VSIL_CURL_ALLOWED_FILENAME" not in environment.options

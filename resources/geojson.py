@@ -1,0 +1,112 @@
+"""GeoJSON, read without GDAL, which asks any host that a `crs` member names, and takes a name that it does not know for
+degrees.
+
+Belongs here: features, their geometries and their CRS. Does not: what they are for.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyproj
+import shapely
+from pyproj.exceptions import ProjError
+from shapely.errors import ShapelyError
+
+from resources.errors import IntegrityError
+from resources.json_values import MALFORMED, mapping, parse
+
+MAX_VALUES = 10_000_000
+"""Of a document: some three million vertices."""
+_CRS_NAME = re.compile(
+    r"(?:urn:(?:x-)?ogc:def:crs:|https?://www\.opengis\.net/def/crs/)?"
+    r"(?P<authority>EPSG|ESRI|OGC)[:/](?:[\d.]*[:/])?(?P<code>[A-Za-z0-9]{1,20})",
+    re.ASCII | re.IGNORECASE,
+)
+_LON_LAT = {("OGC", "CRS84"), ("EPSG", "4326")}
+_GEOMETRIES = (
+    "Point",
+    "LineString",
+    "Polygon",
+    "MultiPoint",
+    "MultiLineString",
+    "MultiPolygon",
+    "GeometryCollection",
+)
+
+
+class GeoJson:
+    """A FeatureCollection, a Feature or a geometry, as one layer. Its CRS is EPSG:4326 unless a `crs` member names one.
+
+    Raises IntegrityError for what is none, and for a CRS that is not given by the name that an authority has for it.
+    """
+
+    def __init__(self, data: bytes, name: str) -> None:
+        try:
+            document = mapping(parse(data.decode("utf-8-sig"), MAX_VALUES))
+        except ValueError as error:
+            raise IntegrityError(f"it is no GeoJSON: {error}") from None
+        self._name = name
+        self._features = _features(document)
+        self._crs = named_crs(document.get("crs"))
+
+    def layers(self) -> dict[str, str | None]:
+        return {self._name: "Unknown"}
+
+    def columns(self, layer: str) -> list[str]:
+        return list(dict.fromkeys(name for one in self._features for name in mapping(one.get("properties"))))
+
+    def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame:
+        properties = [mapping(one.get("properties")) for one in self._features]
+        shapes = [_shape(number, one.get("geometry")) for number, one in enumerate(self._features, start=1)]
+        return gpd.GeoDataFrame(
+            {name: pd.Series([one.get(name) for one in properties], dtype=object) for name in columns},
+            geometry=np.array(shapes, dtype=object),
+            crs=self._crs,
+        )
+
+
+def named_crs(member: Any) -> pyproj.CRS:
+    """The CRS of a `crs` member, by the code that EPSG, ESRI or OGC has for it; EPSG:4326 where there is none.
+
+    PROJ would take more for a name: a path, or parameters that name files. Raises IntegrityError for all else.
+    """
+    if not member:
+        return pyproj.CRS.from_epsg(4326)
+    name = mapping(mapping(member).get("properties")).get("name")
+    found = _CRS_NAME.fullmatch(name) if isinstance(name, str) else None
+    if found:
+        authority, code = found["authority"].upper(), found["code"].upper()
+        try:
+            return pyproj.CRS.from_authority(
+                *("EPSG", "4326") if (authority, code) in _LON_LAT else (authority, code)
+            )
+        except ProjError:
+            pass
+    shown = name if isinstance(name, str) else json.dumps(member)
+    raise IntegrityError(f"it is in {shown[:200]}, which PROJ does not know by a code such as EPSG:4326")
+
+
+def _features(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    kind = document.get("type")
+    if kind in _GEOMETRIES:
+        return [{"geometry": document}]
+    if kind == "Feature":
+        return [document]
+    features = document.get("features")
+    if kind != "FeatureCollection" or not isinstance(features, list):
+        raise IntegrityError("it is no GeoJSON, such as a FeatureCollection")
+    return [mapping(feature) for feature in features]
+
+
+def _shape(number: int, geometry: Any) -> shapely.Geometry | None:
+    if geometry is None:
+        return None
+    try:
+        return shapely.geometry.shape(geometry)
+    except (ShapelyError, *MALFORMED) as error:
+        raise IntegrityError(f"feature {number} has no geometry that can be read: {error}") from None
