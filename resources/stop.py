@@ -76,18 +76,19 @@ def uninterrupted() -> Iterator[None]:
 
 
 class StoppablePool(Executor):
-    """A pool of `threads`, to be used in a `with` block, that an interrupt stops with the pools inside it.
+    """A pool of at most `threads`, to be used in a `with` block, that an interrupt stops with the pools inside it.
 
-    Unlike ThreadPoolExecutor's, its threads do not keep the process from ending.
+    Like ThreadPoolExecutor's, its threads start as work comes; unlike those, they do not keep the process from ending.
     """
 
     def __init__(self, threads: int) -> None:
         self._stopped = _stopped.get() or threading.Event()
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._closed = False
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
+        self._most = threads
+        self._threads: list[threading.Thread] = []
+        self._idle = threading.Semaphore(0)
+        self._starting = threading.Lock()
 
     def submit(
         self, fn: Callable[_Arguments, _Result], /, *args: _Arguments.args, **kwargs: _Arguments.kwargs
@@ -96,11 +97,35 @@ class StoppablePool(Executor):
             raise RuntimeError("cannot submit work after shutdown")
         future: Future[_Result] = Future()
         self._work.put((future, partial(fn, *args, **kwargs)))
+        if not self._idle.acquire(blocking=False):
+            self._start_thread()
         return future
+
+    def _start_thread(self) -> None:
+        with self._starting:
+            if len(self._threads) == self._most:
+                return
+            thread = threading.Thread(target=self._run, daemon=True)
+            # before it starts, for an interrupt may come while it does
+            self._threads.append(thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                # the system has no more; those that there are do the work
+                self._threads.remove(thread)
+                if not self._threads:
+                    raise
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        try:
+            return self._work.get_nowait()
+        except queue.Empty:
+            self._idle.release()
+            return self._work.get()
 
     def _run(self) -> None:
         _stopped.set(self._stopped)
-        while (item := self._work.get()) is not None:
+        while (item := self._next()) is not None:
             future, call = item
             if future.set_running_or_notify_cancel():
                 try:
@@ -140,5 +165,5 @@ class StoppablePool(Executor):
         finally:
             # no thread is alive by now, unless the run is stopped
             until = time.monotonic() + GRACE_SECONDS
-            for thread in self._threads:
+            for thread in filter(threading.Thread.is_alive, self._threads):
                 thread.join(max(0.0, until - time.monotonic()))

@@ -99,6 +99,20 @@ def test_it_is_an_executor() -> None:
         pool.submit(work, 1)
 
 
+def test_a_system_without_more_threads_leaves_the_work_to_those_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with StoppablePool(8) as pool:
+        assert pool.submit(int).result() == 0
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert list(pool.map(abs, range(-20, 0))) == list(range(20, 0, -1))
+    with pytest.raises(RuntimeError, match="can't start new thread"), StoppablePool(8) as pool:
+        pool.submit(int)
+
+
 def test_an_error_stops_nothing() -> None:
     done: list[int] = []
 
