@@ -41,7 +41,7 @@ from resources.cdl import CdlReleases
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
-from resources.machine import Machine
+from resources.machine import MAX_WORKERS, Machine
 from resources.mirror import BandMirror
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
@@ -75,6 +75,7 @@ YEAR_ASSETS = (
 )
 
 TILES_PER_RUN = 16
+_MAX_TILES_PER_RUN = 100_000
 
 
 def environment_resources() -> dict[str, Any]:
@@ -96,7 +97,7 @@ def environment_resources() -> dict[str, Any]:
         "lp_daac": _of_environment("lp_daac", LpDaac),
         "mirror": _of_environment("mirror", BandMirror),
         "downloads": Downloads(),
-        "machine": Machine(workers=_count("CROP_ASSETS_WORKERS")),
+        "machine": Machine(workers=_count("CROP_ASSETS_WORKERS", MAX_WORKERS)),
     }
 
 
@@ -113,14 +114,15 @@ def _of_environment(
     try:
         return kind(**values)
     except ValidationError as error:
-        wrong = [f"{FIELDS[f'{key}.{name}']}: {message}" for name, message in problems(error).items()]
+        wrong = [f"{FIELDS[f'{key}.{name}']}: {message}" for name, message in problems(error, kind).items()]
         raise InputError("; ".join(wrong)) from None
 
 
-def _count(variable: str) -> int:
+def _count(variable: str, most: int) -> int:
     text = os.environ.get(variable) or "0"
-    if not text.isdecimal():
-        raise InputError(f"{variable} is {text!r}, and must be a whole number, or unset")
+    # Python's numbers may have digits of any script
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
+        raise InputError(f"{variable} is {text!r}, and must be a whole number up to {most:,}, or unset")
     return int(text)
 
 
@@ -145,4 +147,6 @@ def build_defs(
 def defs() -> dg.Definitions:
     for name in unknown_variables(os.environ):
         logging.getLogger(__name__).warning(f"the variable {name} is not read by anything")
-    return build_defs(environment_resources(), _count("CROP_ASSETS_TILES_PER_RUN") or TILES_PER_RUN)
+    return build_defs(
+        environment_resources(), _count("CROP_ASSETS_TILES_PER_RUN", _MAX_TILES_PER_RUN) or TILES_PER_RUN
+    )

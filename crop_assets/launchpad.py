@@ -41,7 +41,9 @@ def launchable(key: str, resource: dg.ConfigurableResource[Any]) -> dg.ResourceD
         try:
             return kind(**{**own, **context.resource_config})
         except ValidationError as error:
-            wrong = [f"{name}: {message}" if name else message for name, message in problems(error).items()]
+            wrong = [
+                f"{name}: {message}" if name else message for name, message in problems(error, kind).items()
+            ]
             raise InputError(f"{key}: {'; '.join(wrong)}") from None
 
     return dg.ResourceDefinition(configured, schema, inspect.getdoc(kind))

@@ -10,16 +10,17 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import dagster as dg
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from crop_assets.errors import InputError
+from crop_assets.errors import InputError, problems
 from crop_assets.labels.classes import CLASSES
-from crop_assets.suggest import did_you_mean, with_suggestions
+from crop_assets.suggest import with_suggestions
 from resources.addresses import require_no_login
+from resources.plain_text import plain_text
 
 REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 QA_BAND = "Fmask"
@@ -27,6 +28,9 @@ SENSORS = ("S30", "L30")
 SOURCES = ("mirror", "kubo", "gateways", "ipfs_cli", "lp_daac")
 
 _PATHS = {"aoi", "chip_boxes"}
+_MAX_PATH = 4096
+_DATASET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+"""It is the name of a folder in a store of any kind, and part of addresses and logs."""
 
 
 class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -40,7 +44,9 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         default="multi_temporal_crop_classification",
         description="Name of the dataset: the folder under training_datasets/.",
     )
-    chips: int = Field(default=5000, description="How many chip boxes to choose from the CDL release.")
+    chips: int = Field(
+        default=5000, ge=1, le=10_000_000, description="How many chip boxes to choose from the CDL release."
+    )
     sampling: Literal["evenness", "balanced", "all"] = Field(
         default="evenness",
         description="How chip boxes are chosen: 'evenness' ranks them by class evenness and takes the best `chips` "
@@ -48,25 +54,37 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         "country; 'all' takes every box without no-data, in grid order, up to `chips`.",
     )
     min_classes: int = Field(
-        default=8, description="Fewest of the 13 classes that a chip box must hold under 'evenness'."
+        default=8,
+        ge=1,
+        le=13,
+        description="Fewest of the 13 classes that a chip box must hold under 'evenness'.",
     )
     class_target: dict[str, float] = Field(
         default={},
+        max_length=len(CLASSES),
         description="What 'balanced' aims at: the weight of a class by its name, 1 for each that is not named; by "
         "default every class has the same share of the pixels.",
     )
     max_per_block: int = Field(
         default=8,
+        ge=1,
+        le=1_000_000,
         description="Most chips that 'balanced' takes from one block, unless that leaves too few.",
     )
-    sampling_seed: int = Field(default=42, description="Decides between equally good chips under 'balanced'.")
+    sampling_seed: int = Field(
+        default=42, ge=0, le=2**31 - 1, description="Decides between equally good chips under 'balanced'."
+    )
     block_chips: int = Field(
         default=8,
+        ge=1,
+        le=1000,
         description="Side of the blocks of chips over which 'balanced' spreads, and which spatial splits keep "
         "together; a chip is 6.72 km wide.",
     )
     chip_boxes: str = Field(
-        default="", description="Path of an existing chip GeoJSON to use instead of choosing boxes."
+        default="",
+        max_length=_MAX_PATH,
+        description="Path of an existing chip GeoJSON to use instead of choosing boxes.",
     )
     unknown_codes: Literal["refuse", "other", "nodata"] = Field(
         default="refuse",
@@ -75,6 +93,7 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     aoi: str = Field(
         default="",
+        max_length=_MAX_PATH,
         description="Path of a vector file, in a recipe file relative to it; only chip boxes that touch its area are "
         "used.",
     )
@@ -90,13 +109,17 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     season_start: str = Field(default="03-01", description="First day of the season, MM-DD.")
     season_end: str = Field(default="09-30", description="Last day of the season, MM-DD.")
-    max_cloud_cover: int = Field(default=5, description="Most cloud cover of a scene, in percent.")
+    max_cloud_cover: int = Field(
+        default=5, ge=0, le=100, description="Most cloud cover of a scene, in percent."
+    )
     coverage_ladder: list[int] = Field(
         default=[100, 90, 80, 70, 60, 50],
+        max_length=101,
         description="Least spatial coverage in percent, lowered step by step until three scenes qualify.",
     )
     sensors: list[str] = Field(
         default=["S30"],
+        max_length=len(SENSORS),
         description="HLS products that scenes are chosen from: 'S30' (Sentinel-2), and 'L30' (Landsat) as well to fill "
         "a season with few scenes.",
     )
@@ -106,7 +129,10 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         "are jointly clearest over the tile's chips and spread over the season.",
     )
     min_gap_days: int = Field(
-        default=20, description="Fewest days between two scenes of a chip under 'season_spread'."
+        default=20,
+        ge=0,
+        le=150,
+        description="Fewest days between two scenes of a chip under 'season_spread'.",
     )
     middle_scene: Literal["lower", "upper"] = Field(
         default="lower",
@@ -119,6 +145,7 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     sources: list[str] = Field(
         default=["mirror", "kubo", "gateways", "lp_daac"],
+        max_length=len(SOURCES),
         description="Where band files come from, in the order in which they are asked: the 'mirror' folder, a 'kubo' "
         "node, IPFS 'gateways', the `ipfs` command ('ipfs_cli'), 'lp_daac' by HTTPS.",
     )
@@ -131,15 +158,29 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         description="Share of bad pixels per date: 'class' takes the worst of cloud, cloud shadow and "
         "snow/ice; 'value' the most frequent invalid Fmask value (published); 'total' all bad pixels.",
     )
-    max_bad_percent: float = Field(default=5.0, description="Most bad pixels of a chip on any date, percent.")
-    max_na_pixels: int = Field(default=0, description="Most missing pixels of a chip in any band and date.")
+    max_bad_percent: float = Field(
+        default=5.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Most bad pixels of a chip on any date, percent.",
+    )
+    max_na_pixels: int = Field(
+        default=0, ge=0, le=224 * 224, description="Most missing pixels of a chip in any band and date."
+    )
     max_missing_tiles: int = Field(
         default=0,
+        ge=0,
+        le=100_000,
         description="How many tiles of a year its dataset may lack. With more missing, dataset_job fails and names "
         "them; with fewer, their chips are in rejected_chips.csv with the reason.",
     )
-    train_share: float = Field(default=0.8, description="Share of the kept chips that train.")
-    seed: int = Field(default=42, description="Seed of the train/validation split.")
+    train_share: float = Field(
+        default=0.8, gt=0, lt=1, allow_inf_nan=False, description="Share of the kept chips that train."
+    )
+    seed: int = Field(
+        default=42, ge=-(2**63), le=2**63 - 1, description="Seed of the train/validation split."
+    )
     statistics_over: Literal["train", "kept"] = Field(
         default="train",
         description="Chips that band statistics and class weights are taken over: those that train, or "
@@ -152,9 +193,10 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
     @field_validator("dataset")
     @classmethod
     def _dataset_is_a_folder_name(cls, value: str) -> str:
-        if not value or not all(c.isalnum() or c in "-_." for c in value) or value.startswith("."):
+        if not _DATASET.fullmatch(value):
             raise ValueError(
-                f"dataset {value!r} must be letters, digits, '-', '_' or '.', not starting with '.'"
+                f"dataset {plain_text(repr(value), 200)} must be letters, digits, '-', '_' or '.', not starting with "
+                "'.': ASCII, 100 characters at most"
             )
         return value
 
@@ -211,24 +253,7 @@ class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
         return value
 
     @model_validator(mode="after")
-    def _numbers_make_sense(self) -> "DatasetRecipe":
-        limits: list[tuple[str, float, float, float]] = [
-            ("chips", self.chips, 1, 10_000_000),
-            ("min_classes", self.min_classes, 1, 13),
-            ("max_per_block", self.max_per_block, 1, 1_000_000),
-            ("block_chips", self.block_chips, 1, 1000),
-            ("sampling_seed", self.sampling_seed, 0, 2**31 - 1),
-            ("min_gap_days", self.min_gap_days, 0, 150),
-            ("max_cloud_cover", self.max_cloud_cover, 0, 100),
-            ("max_bad_percent", self.max_bad_percent, 0, 100),
-            ("max_na_pixels", self.max_na_pixels, 0, 224 * 224),
-            ("max_missing_tiles", self.max_missing_tiles, 0, 100_000),
-        ]
-        for name, value, low, high in limits:
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}, and must lie from {low:,} to {high:,}")
-        if not 0 < self.train_share < 1:
-            raise ValueError(f"train_share is {self.train_share}, and must lie between 0 and 1")
+    def _is_a_season(self) -> "DatasetRecipe":
         if self.season_start > self.season_end:
             raise ValueError(
                 f"season_start: the season starts on {self.season_start}, after its end on "
@@ -275,11 +300,6 @@ def _fingerprint(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _choices(field: int | str) -> tuple[str, ...]:
-    """The values of a field that takes one of several words."""
-    return get_args(DatasetRecipe.model_fields[str(field)].annotation)
-
-
 def _read_yaml(path: str) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text())
@@ -317,9 +337,6 @@ def load_recipe(path: str) -> DatasetRecipe:
             f"recipe {path} cannot be read: {error.strerror}; mend CROP_ASSETS_RECIPE or --recipe"
         ) from None
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg'].removeprefix('Value error, ')}"
-            f"{did_you_mean(e['input'], _choices(e['loc'][0])) if e['type'] == 'literal_error' else ''}"
-            for e in error.errors()
-        )
-        raise InputError(f"recipe {path}: {problems}") from None
+        wrong = problems(error, DatasetRecipe)
+        told = "; ".join(f"{name or 'recipe'}: {message}" for name, message in wrong.items())
+        raise InputError(f"recipe {path}: {told}") from None

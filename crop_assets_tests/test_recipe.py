@@ -137,6 +137,8 @@ def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
         ("max_bad_percent: .inf", "max_bad_percent is inf"),
         ("max_na_pixels: -1", "max_na_pixels is -1, and must lie from 0 to 50,176"),
         ("max_na_pixels: 50177", "max_na_pixels is 50177"),
+        (f"seed: 0x{'f' * 5000}", "seed must lie from -9,223"),
+        (f"max_na_pixels: 0x{'f' * 5000}", "max_na_pixels must lie from 0 to 50,176"),
         ("train_share: 0", "train_share is 0.0, and must lie between 0 and 1"),
         ("train_share: 1", "train_share is 1.0"),
         ("train_share: 80", "train_share is 80.0"),

@@ -97,8 +97,16 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         description="Hosts, with all below them, that links of the page and redirects may lead to over https, beside "
         "the page's own.",
     )
-    attempts: int = Field(default=4, ge=1, description="How often a request is tried before it is given up.")
-    timeout: float = Field(default=60, description="Seconds without an answer after which a request fails.")
+    attempts: int = Field(
+        default=4, ge=1, le=20, description="How often a request is tried before it is given up."
+    )
+    timeout: float = Field(
+        default=60,
+        ge=0.01,
+        le=600,
+        allow_inf_nan=False,
+        description="Seconds without an answer after which a request fails.",
+    )
 
     _is_local = field_validator("source")(require_local)
 

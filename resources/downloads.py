@@ -17,20 +17,25 @@ from resources.sources import Memory, Source, Sources
 class Downloads(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Bounds on fetching files, over all sources and all tiles of a run, and on retries of tiles."""
 
-    per_host: int = Field(default=4, ge=1, description="Most requests to one host at once.")
+    per_host: int = Field(default=4, ge=1, le=64, description="Most requests to one host at once.")
     attempts: int = Field(
-        default=4, ge=1, description="How often the sources are gone through before a file is given up."
+        default=4,
+        ge=1,
+        le=20,
+        description="How often the sources are gone through before a file is given up.",
     )
-
     tile_retries: int = Field(
         default=2,
         ge=0,
+        le=5,
         description="How often a run works again on tiles that failed for what may pass: a server that cannot be "
         "reached, keeps failing, or is too slow.",
     )
     tile_pause_seconds: float = Field(
         default=60,
         ge=0,
+        le=600,
+        allow_inf_nan=False,
         description="Pause before the first of these retries; each later one is twice as long.",
     )
 

@@ -57,10 +57,18 @@ class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
         default="urs.earthdata.nasa.gov",
         description="Earthdata Login's host, by which ~/.netrc names the login.",
     )
-    timeout_seconds: float = Field(default=60, gt=0, description="Most seconds to wait for the next bytes.")
+    timeout_seconds: float = Field(
+        default=60,
+        ge=0.01,
+        le=600,
+        allow_inf_nan=False,
+        description="Most seconds to wait for the next bytes.",
+    )
     first_seconds: float = Field(
         default=15,
-        gt=0,
+        ge=0.01,
+        le=600,
+        allow_inf_nan=False,
         description="Most seconds to wait for the next bytes while other sources may have the file. After these, a "
         "silent LP DAAC is asked with `timeout_seconds`.",
     )

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from resources.stop import StoppablePool
 
+MAX_WORKERS = 1024
 _BYTES_PER_THREAD = 512 << 20
 """More than the peak of a whole process that works on one tile, which the benchmarks measure."""
 _GDAL_CACHE_BYTES = 64 << 20
@@ -28,8 +29,10 @@ class Machine(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     workers: int = Field(
         default=0,
-        description="Threads that compute at once, and tiles that a run works on at once; 0 takes as many as there "
-        "are cores, and memory at half a gigabyte each.",
+        ge=-1,
+        le=MAX_WORKERS,
+        description="Threads that compute at once, and tiles that a run works on at once; 0 (or -1) takes as many as "
+        "there are cores, and memory at half a gigabyte each.",
     )
 
     @property

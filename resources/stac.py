@@ -74,10 +74,22 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         default=False,
         description="Ask again, even where an earlier answer is stored and nothing else changed.",
     )
-    timeout_seconds: float = Field(default=60, description="Most seconds to wait for the next bytes.")
-    attempts: int = Field(default=6, description="Tries of a request that fails with 408, 429 or 5xx.")
+    timeout_seconds: float = Field(
+        default=60,
+        ge=0.01,
+        le=600,
+        allow_inf_nan=False,
+        description="Most seconds to wait for the next bytes.",
+    )
+    attempts: int = Field(
+        default=6, ge=1, le=20, description="Tries of a request that fails with 408, 429 or 5xx."
+    )
     requests_per_second: float = Field(
-        default=10, gt=0, description="Most requests a second, over all tiles of a run."
+        default=10,
+        ge=0.01,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="Most requests a second, over all tiles of a run.",
     )
     _local: threading.local = PrivateAttr(default_factory=threading.local)
 

@@ -1,15 +1,18 @@
 """What a run's configuration may change, and what only the environment does."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dagster as dg
 import pytest
 from dagster._config.config_type import ConfigType, ScalarUnion
 
-from crop_assets.definitions import build_defs, environment_resources
+from crop_assets.definitions import build_defs, defs, environment_resources
+from crop_assets.errors import InputError
+from crop_assets.launchpad import launchable
 from crop_assets.variables import FIELDS, PREFIX
 from crop_assets_tests.small_world import Graph, Traffic, digests
 
@@ -125,3 +128,114 @@ def test_numbers_and_switches_are_a_runs_to_set(finished_graph: Graph, traffic: 
     assert run.success, run.failure
     assert {stage for stage, _ in run.redone} == {"scene_metadata"}
     assert any(asked.path == "/cmr/stac/search" for asked in traffic.asked)
+
+
+def holds(annotation: Any, kinds: tuple[type, ...]) -> bool:
+    return annotation in kinds or any(holds(inner, kinds) for inner in get_args(annotation))
+
+
+FIELDS_OF_RUNS = {
+    f"{key}.{name}": field
+    for key, resource in environment_resources().items()
+    for name, field in type(resource).model_fields.items()
+}
+NUMBERS = [name for name, field in FIELDS_OF_RUNS.items() if holds(field.annotation, (int, float))]
+TEXTS = [name for name, field in FIELDS_OF_RUNS.items() if holds(field.annotation, (str,))]
+HUGE = [10**30, -(10**30), 10**300, 1e300, -1e300, math.inf, -math.inf, math.nan]
+
+
+def made(field: str, value: Any) -> Any:
+    """The resource that a run with this value of a field gets."""
+    key, name = field.split(".")
+    return launchable(key, environment_resources()[key])(dg.build_init_resource_context({name: value}))
+
+
+def refusal(field: str, value: Any) -> str:
+    with pytest.raises(InputError) as refused:
+        made(field, value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_every_number_has_a_range_and_its_error_names_both(field: str) -> None:
+    key, name = field.split(".")
+    kind = FIELDS_OF_RUNS[field].annotation
+    if kind not in (int, float):
+        for value in (value for value in HUGE if isinstance(value, int) or holds(kind, (float,))):
+            inside = [value] if "list" in str(kind) else {"Corn": value}
+            assert refusal(field, inside).startswith(f"{key}: {name}")
+        return
+    bounds = {
+        sign: getattr(one, sign)
+        for one in FIELDS_OF_RUNS[field].metadata
+        for sign in ("ge", "gt", "le", "lt")
+        if getattr(one, sign, None) is not None
+    }
+    low, high = (
+        bounds.get(inclusive, bounds.get(open_)) for inclusive, open_ in (("ge", "gt"), ("le", "lt"))
+    )
+    assert low is not None and high is not None, bounds
+    step = 1 if kind is int else 0.001
+    outside = [kind(low - step), kind(high + step)]
+    outside += [low] * ("gt" in bounds) + [high] * ("lt" in bounds)
+    for value in (*outside, *(value for value in HUGE if isinstance(value, kind))):
+        words = refusal(field, value)
+        assert words.startswith(f"{key}: {name}: {name}")
+        assert words.endswith((f"from {low:,} to {high:,}", f"between {low:,} and {high:,}")), words
+    for value in {low, high} - {bounds.get("gt"), bounds.get("lt")}:
+        assert getattr(made(field, kind(value)), name) == value
+
+
+@pytest.mark.parametrize("field", [field for field in TEXTS if field not in FIELDS])
+def test_every_text_of_a_run_is_bounded_and_so_is_the_error(field: str) -> None:
+    kind = FIELDS_OF_RUNS[field].annotation
+    values: list[Any] = ["x" * 10**6]
+    if "list" in str(kind):
+        values = [["x" * 10**6], ["x"] * 10**5]
+    elif "dict" in str(kind):
+        values = [{"x" * 10**6: 1.0}, dict.fromkeys(map(str, range(10**5)), 1.0)]
+    for value in values:
+        assert len(refusal(field, value)) <= 4000
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        ".",
+        ".a",
+        "a/b",
+        "a\\b",
+        "",
+        "a b",
+        "\u0663",
+        "\xe9",
+        "a\u202eb",
+        "a\n",
+        "a\0",
+        "a|b",
+        "a:b",
+        "x" * 101,
+    ],
+)
+def test_a_dataset_of_a_run_is_a_short_plain_name(name: str) -> None:
+    words = refusal("recipe.dataset", name)
+    assert words.startswith("recipe: dataset: dataset ") and words.isprintable() and len(words) < 500
+
+
+@pytest.mark.parametrize("name", ["kansas", "Kansas-2022_v1.1", "-", "_", "7", "x" * 100])
+def test_plain_names_are_datasets(name: str) -> None:
+    assert made("recipe.dataset", name).dataset == name
+
+
+@pytest.mark.parametrize("variable", ["CROP_ASSETS_WORKERS", "CROP_ASSETS_TILES_PER_RUN"])
+@pytest.mark.parametrize("text", ["-1", "1e3", "1_0", " 2", "\u0663", "9" * 5000, "1000000000", "many"])
+def test_a_number_of_the_environment_has_a_range(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(
+        InputError, match=rf"^{variable} is .* whole number up to 1[\d,]+, or unset$"
+    ) as refused:
+        defs().resolve_all_job_defs()
+    assert len(str(refused.value)) <= 4000

@@ -8,7 +8,7 @@ import pytest
 from rasterio.env import get_gdal_config
 
 from resources import machine
-from resources.machine import Machine
+from resources.machine import MAX_WORKERS, Machine
 
 GIB = 1 << 30
 
@@ -97,6 +97,18 @@ def test_where_affinity_is_unknown_all_cores_count(cgroup: Path, monkeypatch: py
     assert Machine().threads == 5
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert Machine().threads == 1
+
+
+def test_threads_start_as_work_comes() -> None:
+    before = threading.active_count()
+    with Machine(workers=MAX_WORKERS).pool() as pool:
+        assert threading.active_count() == before
+        for _ in range(20):
+            assert pool.submit(int).result() == 0
+        together = threading.Barrier(3, timeout=10)
+        list(pool.map(lambda _: together.wait(), range(3)))
+        assert threading.active_count() <= before + 20 + 3
+    assert threading.active_count() == before
 
 
 def test_this_machine_has_at_least_one_thread() -> None:

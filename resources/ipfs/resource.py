@@ -40,17 +40,25 @@ class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
     command: str = Field(default="ipfs", description="Name or path of the `ipfs` command line tool.")
     timeout_seconds: float = Field(
-        default=60.0, gt=0, description="Longest wait for the next bytes of an answer, in seconds."
+        default=60.0,
+        ge=0.01,
+        le=600,
+        allow_inf_nan=False,
+        description="Longest wait for the next bytes of an answer, in seconds.",
     )
     first_seconds: float = Field(
         default=5.0,
-        gt=0,
+        ge=0.01,
+        le=600,
+        allow_inf_nan=False,
         description="Longest wait for the first block of a file, in seconds, while other sources may have it. "
         "After these, a silent source is asked with `timeout_seconds`.",
     )
     probe_seconds: float = Field(
         default=20.0,
-        gt=0,
+        ge=0.01,
+        le=600,
+        allow_inf_nan=False,
         description="Longest wait for a single block, in seconds, as a check of availability asks.",
     )
 
