@@ -9,14 +9,13 @@ Belongs here: which formats may be opened, and what they may lead to. Does not: 
 
 import contextlib
 import os
-import re
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import ParseError
 
 import defusedxml.ElementTree
 import geopandas as gpd
@@ -31,6 +30,7 @@ from shapely.errors import ShapelyError
 from resources.archives import members, unpack
 from resources.errors import IntegrityError
 from resources.geojson import GeoJson
+from resources.mosaics import MAX_BYTES, Mosaic, Source, plain_name, read_mosaic
 
 _SKIPPED_BY_RASTERIO = """
     DAAS EEDA EEDAI ESRIC GTI HTTP KMLSUPEROVERLAY MRF PLMOSAIC STACIT STACTA WCS WMS WMTS
@@ -70,15 +70,7 @@ _MOST_BANDS = 100
 _MOST_BLOCK_BYTES = 64 << 20
 _MOST_BLOCKS = 1 << 20
 """The whole country in blocks of 128 x 128 has 910,000."""
-_MOST_VRT_BYTES = 16 << 20
 _MOST_NESTED = 4
-_VRT_ELEMENTS = re.compile(
-    "VRTDataset|SRS|GeoTransform|Metadata|MDI|BlockXSize|BlockYSize|VRTRasterBand|ColorInterp|ColorTable|Entry"
-    "|NoDataValue|HideNoDataValue|Description|CategoryNames|Category|Histograms|HistItem|HistMin|HistMax|BucketCount"
-    "|IncludeOutOfRange|Approximate|HistCounts|UnitType|Offset|Scale|SimpleSource|ComplexSource|SourceFilename"
-    "|SourceBand|SourceProperties|SrcRect|DstRect|NODATA"
-)
-"""What gdalbuildvrt and gdal_translate write of mosaics and clips."""
 VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".kml")
 """Suffixes of the vector files that are read."""
 _MAGIC = {".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a", ".fgb": b"fgb\x03fgb"}
@@ -122,7 +114,10 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
             f"{path} has the suffix of no raster that is read here ({', '.join(_RASTERS)}); run: "
             f"gdal_translate {path} {path.stem}.tif"
         )
-    return _open_inside(path, driver, path.resolve().parent, _MOST_NESTED)
+    folder = path.resolve().parent
+    if driver == "VRT":
+        return _open(path, driver, {}, _described(path, folder)[0].name)
+    return _open_inside(path, driver, folder)
 
 
 def create_raster(path: Path, driver: str = "GTiff", **profile: Any) -> rasterio.io.DatasetWriter:
@@ -131,9 +126,10 @@ def create_raster(path: Path, driver: str = "GTiff", **profile: Any) -> rasterio
 
 
 def raster_sources(path: Path) -> list[Path]:
-    """The files that GDAL reads a raster from, `path` among them. Raises as `open_raster`."""
+    """The files that a raster is read from, `path` among them, each as it is named. Raises as `open_raster`."""
     with open_raster(path) as raster:
-        return [Path(file) for file in raster.files]
+        files = [Path(file) for file in raster.files]
+    return [path, *_described(path, path.resolve().parent)[1]] if raster.driver == "VRT" else files
 
 
 class Vector(Protocol):
@@ -247,11 +243,14 @@ def _reading() -> Iterator[None]:
             pyogrio.set_gdal_config_options(dict.fromkeys(_OFFLINE))
 
 
-def _open(path: str | Path, driver: Driver, options: Mapping[str, str]) -> rasterio.DatasetReader:
+def _open(
+    path: str | Path, driver: Driver, options: Mapping[str, str], description: str = ""
+) -> rasterio.DatasetReader:
+    """A raster, by its path, or by a description of it that was written here."""
     # of an object store this file alone; of a local one none, whatever its metadata name
     remote = path if isinstance(path, str) and path.startswith("/vsi") else "none"
     with rasterio.Env.from_defaults(CPL_VSIL_CURL_ALLOWED_FILENAME=remote, **options):
-        raster = rasterio.open(path if remote == path else Path(path), driver=driver)
+        raster = rasterio.open(description or (path if remote == path else Path(path)), driver=driver)
         try:
             _require_plain(path, raster)
         except RasterioIOError:
@@ -283,10 +282,8 @@ def _require_plain(path: str | Path, raster: rasterio.DatasetReader) -> None:
             )
 
 
-def _open_inside(path: Path, driver: Driver, folder: Path, depth: int) -> rasterio.DatasetReader:
-    """A raster that leads to no files outside of `folder`, and a .vrt by sources alone. Raises RasterioIOError."""
-    if driver == "VRT":
-        _require_local_sources(path, folder, depth)
+def _open_inside(path: Path, driver: Driver, folder: Path) -> rasterio.DatasetReader:
+    """A raster that leads to no files outside of `folder`. Raises RasterioIOError."""
     raster = _open(path, driver, {})
     try:
         _require_inside(path, map(Path, raster.files), folder)
@@ -296,22 +293,55 @@ def _open_inside(path: Path, driver: Driver, folder: Path, depth: int) -> raster
     return raster
 
 
-def _require_local_sources(path: Path, folder: Path, depth: int) -> None:
-    """Raise RasterioIOError for a .vrt that does more than put rasters together which lie in `folder`."""
-    description = _vrt(path)
-    for element in description.iter():
-        if not _VRT_ELEMENTS.fullmatch(element.tag) or "subClass" in element.attrib:
-            what = " ".join(filter(None, [element.tag[:50], element.get("subClass", "")[:50]]))
-            raise SourceError(f"{path} has {what!r}, and a .vrt may only put rasters together")
-    # a mosaic may have each of its files a thousand times
-    named = {(e.get("relativeToVRT") == "1", e.text or "") for e in description.iter("SourceFilename")}
-    for relative, name in sorted(named):
-        source = (path.parent if relative else Path()) / name.strip()
-        _require_inside(path, [source], folder)
-        driver = _RASTERS.get(source.suffix.lower())
-        if driver is None or not source.is_file() or not depth:
-            raise SourceError(f"{path} is read from {source}, which is no local {', '.join(_RASTERS)} file")
-        _open_inside(source, driver, folder, depth - 1).close()
+def _described(
+    path: Path, folder: Path, depth: int = _MOST_NESTED, known: dict[Path, Source] | None = None
+) -> tuple[Source, list[Path]]:
+    """A .vrt as GDAL may have it, and the files that it names.
+
+    `known` are sources that were looked at. Raises RasterioIOError for one that does more than put rasters together
+    which lie in `folder`.
+    """
+    known = {} if known is None else known
+    mosaic = _mosaic(path)
+    try:
+        # a mosaic may have each of its files a thousand times
+        files = {named: (path.parent if named.relative else Path()) / named.name for named in mosaic.names}
+        sources = {}
+        for named, file in files.items():
+            if (there := file.resolve()) not in known:
+                known[there] = _source(path, file, folder, depth, known)
+            sources[named] = known[there]
+        return mosaic.described(sources), sorted(set(files.values()))
+    except RasterioIOError:
+        raise
+    except (IntegrityError, OSError, RuntimeError, ValueError) as error:
+        # paths raise those for names that are too long, or links that lead to themselves
+        raise SourceError(f"{path} cannot be used: {error}") from None
+
+
+def _mosaic(path: Path) -> Mosaic:
+    try:
+        with path.open("rb") as file:
+            return read_mosaic(file.read(MAX_BYTES + 1))
+    except IntegrityError as error:
+        raise RasterioIOError(f"{path} cannot be used: {error}") from None
+    except OSError as error:
+        raise RasterioIOError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _source(path: Path, file: Path, folder: Path, depth: int, known: dict[Path, Source]) -> Source:
+    _require_inside(path, [file], folder)
+    driver = _RASTERS.get(file.suffix.lower())
+    if driver is None or not file.is_file() or not depth:
+        raise SourceError(f"{path} is read from {file}, which is no local {', '.join(_RASTERS)} file")
+    if driver == "VRT":
+        return _described(file, folder, depth - 1, known)[0]
+    with _open_inside(file, driver, folder) as raster:
+        if raster.count != 1 or raster.dtypes[0] != "uint8":
+            raise SourceError(f"{path} is read from {file}, which has not one band of bytes")
+        (height, width), (block_height, block_width) = raster.shape, raster.block_shapes[0]
+    name = plain_name(str(file.resolve()))
+    return Source(name, width, height, block_width, block_height, width * height)
 
 
 def _require_inside(path: Path, files: Any, folder: Path) -> None:
@@ -321,13 +351,3 @@ def _require_inside(path: Path, files: Any, folder: Path) -> None:
                 f"{path} leads to {str(file)[:200]}, which is not in its folder; put both into one folder, or run: "
                 f"gdal_translate {path} {path.stem}.tif"
             )
-
-
-def _vrt(path: Path) -> Element:
-    if path.stat().st_size > _MOST_VRT_BYTES:
-        raise RasterioIOError(f"{path} has more than {_MOST_VRT_BYTES >> 20} MiB")
-    try:
-        found = defusedxml.ElementTree.fromstring(path.read_bytes())
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise RasterioIOError(f"{path} is not well-formed XML: {error}") from None
-    return found

@@ -452,6 +452,26 @@ def cdl_raster(data: bytes) -> None:
     check_cdl(_file("2022_30m_cdls.tif", data))
 
 
+def _mosaic() -> bytes:
+    rectangle = 'xOff="0" yOff="0" xSize="128" ySize="128"'
+    return (
+        '<VRTDataset rasterXSize="256" rasterYSize="128"><SRS dataAxisToSRSAxisMapping="1,2">EPSG:5070</SRS>'
+        f"<GeoTransform>{ORIGIN_X}, 30, 0, {ORIGIN_Y}, 0, -30</GeoTransform>"
+        '<VRTRasterBand dataType="Byte" band="1"><NoDataValue>0</NoDataValue><ColorInterp>Palette</ColorInterp>'
+        '<ComplexSource><SourceFilename relativeToVRT="1">part.tif</SourceFilename><SourceBand>1</SourceBand>'
+        f"<SrcRect {rectangle}/><DstRect {rectangle}/><NODATA>0</NODATA></ComplexSource>"
+        "</VRTRasterBand></VRTDataset>"
+    ).encode()
+
+
+@_target(_mosaic)
+def cdl_mosaic(data: bytes) -> None:
+    """A .vrt of CDL rasters."""
+    if not (_folder() / "part.tif").exists():
+        _file("part.tif", _raster(128))
+    check_cdl(_file("2022_30m_cdls.vrt", data))
+
+
 @functools.cache
 def _band() -> bytes:
     """A band file in which nothing was seen, so that no block is stored."""

@@ -1,5 +1,6 @@
 """Files that are something else than they are called, and lead to other files and hosts."""
 
+import html
 import json
 import os
 import re
@@ -36,6 +37,7 @@ from crop_assets.tiles.grid import read_tile_grid
 from resources.cdl import raster_files
 from resources.errors import IntegrityError, NotFoundError
 from resources.geodata import create_raster, open_geotiff, open_raster, open_vector
+from resources.mosaics import plain_name
 
 SECRET = bytes(range(256)) * 256
 PLACE = rasterio.Affine(30, 0, -2356095, 0, -30, 3172605)
@@ -295,9 +297,6 @@ HOSTILE_VRTS: dict[str, Callable[[Outside], str]] = {
         "</VRTRasterBand>",
         f"<Overview><SourceFilename>/vsicurl/{to.url}/o.tif</SourceFilename></Overview></VRTRasterBand>",
     ),
-    "overviews in its metadata": lambda to: of_two(
-        more=f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">/vsicurl/{to.url}/o.tif</MDI></Metadata>'
-    ),
     "a program": lambda to: of_two().replace(
         'band="1">',
         'band="1" subClass="VRTDerivedRasterBand"><PixelFunctionLanguage>Python</PixelFunctionLanguage>',
@@ -311,14 +310,62 @@ HOSTILE_VRTS: dict[str, Callable[[Outside], str]] = {
     ),
     "entities": lambda to: f'<!DOCTYPE a [<!ENTITY a SYSTEM "file://{to.secret}">]>{of_two("&a;")}',
     "two roots": lambda to: of_two() + "<GDAL_WMS/>",
+    # GDAL takes attributes for elements, and names in any case
+    "a file elsewhere in an attribute": lambda to: in_attribute(str(to.secret)),
+    "a host in an attribute": lambda to: in_attribute(f"/vsicurl/{to.url}/a.tif"),
+    "an object store in an attribute": lambda to: in_attribute("/vsis3/bucket/a.tif"),
+    "a connection in an attribute": lambda to: in_attribute(f"vrt://{to.secret}"),
+    "raw bytes in an attribute": lambda to: in_attribute(RASTERS["VRT of raw bytes"](to)),
+    "a host in a description in an attribute": lambda to: in_attribute(RASTERS["VRT of a host"](to)),
+    "raw bytes in attributes of the band": lambda to: of_two().replace(
+        'band="1">',
+        f'band="1" subclass="VRTRawRasterBand" SourceFilename="{to.secret}" ImageOffset="0" PixelOffset="1" '
+        'LineOffset="448">',
+        1,
+    ),
+    "a program in attributes": lambda to: of_two().replace(
+        'band="1">',
+        'band="1" subclass="VRTDerivedRasterBand" PixelFunctionLanguage="Python" PixelFunctionType="f" '
+        'PixelFunctionCode="import os">',
+        1,
+    ),
+    "a name in other letters": lambda to: of_two().replace("SourceFilename", "sourcefilename"),
+    "an attribute in other letters": lambda to: of_two().replace("relativeToVRT", "relativetovrt"),
+    "half a place": lambda to: re.sub("<SrcRect[^>]*>", "", of_two(), count=1),
+    "neither relative nor not": lambda to: of_two().replace('relativeToVRT="1"', 'relativeToVRT="2"'),
+    "two names": lambda to: of_two().replace(
+        "<SourceBand>", f'<SourceFilename relativeToVRT="0">{to.secret}</SourceFilename><SourceBand>', 1
+    ),
+    "a name inside a name": lambda to: of_two(f"west.tif<SourceFilename>{to.secret}</SourceFilename>"),
+    "a connection that is a file's name": lambda to: of_two("GTIFF_DIR:1:west.tiff"),
+    "a file whose name begins with a space": lambda to: of_two(" spaced.tif"),
+    "a file whose name ends with a space": lambda to: of_two("west.tif "),
+    "its mask": lambda to: of_two().replace("<SourceBand>1<", "<SourceBand>mask,1<", 1),
+    "another namespace": lambda to: of_two(frame=' xmlns="http://a"'),
+    "a place of a host": lambda to: of_two().replace("EPSG:5070", f"{to.url}/a.prj"),
+    "a place of a file": lambda to: of_two().replace("EPSG:5070", f"+proj=longlat +nadgrids={to.secret}"),
+    "numbers that are none": lambda to: of_two().replace('xOff="224"', 'xOff="nan"'),
+    "a source without an area": lambda to: of_two().replace('xSize="224"', 'xSize="0"'),
+    "bytes of another kind": lambda to: of_two().replace('"Byte"', '"Int16"'),
+    "several bands": lambda to: of_two().replace(
+        "<VRTRasterBand", '<VRTRasterBand band="2"/><VRTRasterBand', 1
+    ),
+    "a name that is too long": lambda to: of_two("a" * 300 + ".tif"),
 }
+
+
+def in_attribute(name: str) -> str:
+    source = f'<SimpleSource SourceFilename="{html.escape(name)}"><SourceBand>1</SourceBand></SimpleSource>'
+    return re.sub("<SimpleSource>.*</SimpleSource>", lambda _: source, of_two())
 
 
 @pytest.mark.parametrize("to", HOSTILE_VRTS)
 def test_a_vrt_leads_nowhere_else(mosaic: Path, outside: Outside, to: str) -> None:
     (mosaic / "link.tif").symlink_to(outside.secret)
     (mosaic / "description.tif").write_text(RASTERS["VRT of raw bytes"](outside))
-    shutil.copy(mosaic / "west.tif", mosaic / "west.txt")
+    (mosaic / " spaced.tif").write_text(RASTERS["VRT of a host"](outside))
+    for name in ("west.txt", "west.tif "):
+        shutil.copy(mosaic / "west.tif", mosaic / name)
     path = mosaic / "cdl.vrt"
     path.write_text(HOSTILE_VRTS[to](outside))
     with pytest.raises(InputError):
@@ -328,6 +375,124 @@ def test_a_vrt_leads_nowhere_else(mosaic: Path, outside: Outside, to: str) -> No
     with suppress(NotFoundError):
         assert raster_files(path) == [path]
     assert outside.untouched()
+
+
+MOSAICS: dict[str, str] = {
+    "two side by side": of_two(),
+    "what gdalbuildvrt says besides": of_two(
+        more='<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">/vsicurl/http://127.0.0.1:1/o</MDI></Metadata>'
+        '<OverviewList resampling="nearest">2 4</OverviewList>'
+    )
+    .replace("<SRS>", '<SRS dataAxisToSRSAxisMapping="1,2">')
+    .replace("EPSG:5070", html.escape(pyproj.CRS(5070).to_wkt("WKT1_GDAL")))
+    .replace('band="1">', 'band="1" blockXSize="128" blockYSize="128"><ColorInterp>Palette</ColorInterp>', 1)
+    .replace(
+        "<SourceBand>1</SourceBand>",
+        '<SourceBand>1</SourceBand><SourceProperties RasterXSize="224" RasterYSize="224" DataType="Byte" '
+        'BlockXSize="224" BlockYSize="36" />',
+    ),
+    "nodata between": of_two()
+    .replace('band="1">', 'band="1"><NoDataValue>255</NoDataValue>', 1)
+    .replace('<DstRect xOff="224"', '<DstRect xOff="200.0"')
+    .replace('<DstRect xOff="0"', '<DstRect xOff="-20"'),
+    "hidden nodata": of_two().replace(
+        'band="1">', 'band="1"><NoDataValue>7</NoDataValue><HideNoDataValue>1</HideNoDataValue>', 1
+    ),
+    "one over the other": re.sub(
+        "(</?)SimpleSource>",
+        r"\1ComplexSource>",
+        of_two().replace("</SimpleSource>", "<NODATA>1</NODATA></SimpleSource>"),
+    ).replace('<DstRect xOff="0"', '<DstRect xOff="120"'),
+    "other pixels": of_two().replace(
+        'xOff="0" yOff="0" xSize="224" ySize="224"', 'xOff="10.5" yOff="3" xSize="50" ySize="70.25"', 1
+    ),
+    "no place": re.sub("<SRS>.*</GeoTransform>", "", of_two()),
+    "without rectangles": re.sub("<...Rect[^>]*>", "", of_two()),
+    "no sources": re.sub("<SimpleSource>.*</SimpleSource>", "", of_two()),
+}
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("kind", MOSAICS)
+def test_a_vrt_is_read_as_gdal_reads_it(mosaic: Path, kind: str) -> None:
+    path = mosaic / "cdl.vrt"
+    path.write_text(MOSAICS[kind])
+    with rasterio.open(path) as by_gdal, open_raster(path) as raster:
+        np.testing.assert_array_equal(raster.read(), by_gdal.read())
+        assert (raster.nodata, raster.transform, raster.shape) == (
+            by_gdal.nodata,
+            by_gdal.transform,
+            by_gdal.shape,
+        )
+        assert (
+            raster.crs is None and by_gdal.crs is None
+        ) or raster.crs.to_epsg() == by_gdal.crs.to_epsg() == 5070
+
+
+def test_gdal_gets_a_description_of_our_own(mosaic: Path) -> None:
+    path = mosaic / "cdl.vrt"
+    # the name of a file, and for GDAL a connection
+    (mosaic / "west.tif").rename(mosaic / "GTIFF_RAW:east.tif")
+    path.write_text(
+        of_two("GTIFF_RAW:east.tif", more="<Metadata><MDI key='A'>of its author</MDI></Metadata>")
+    )
+    with open_raster(path) as raster:
+        assert np.unique(raster.read()).tolist() == [1, 2]
+        assert raster.name.startswith("<VRTDataset")
+        assert "author" not in raster.name
+        assert raster.name.count(f">{mosaic.resolve()}/") == 2
+
+
+def test_a_folder_whose_name_gdal_may_take_for_more_is_refused(mosaic: Path) -> None:
+    (mosaic / "cdl.vrt").write_text(of_two())
+    for name in ("a\nb", f"a{vrt('a.tif').replace('/', '|')}"):
+        folder = mosaic.rename(mosaic.with_name(name[:250]))
+        mosaic = folder
+        with pytest.raises(RasterioError, match="may be taken for more than the path of a file; rename it"):
+            open_raster(folder / "cdl.vrt")
+    for path in ("/vsimem/a.tif", "/data/a.tif\udcff"):
+        with pytest.raises(IntegrityError, match="rename it"):
+            plain_name(path)
+    assert plain_name("/data/vsi/a (1) é.tif") == "/data/vsi/a (1) é.tif"
+
+
+def test_a_vrt_that_reads_the_same_over_and_over_is_refused(mosaic: Path) -> None:
+    def write(name: str, part: str, size: int, times: int) -> None:
+        rectangle = f'xOff="0" yOff="0" xSize="{size}" ySize="{size}"'
+        source = (
+            f'<SimpleSource><SourceFilename relativeToVRT="1">{part}</SourceFilename><SourceBand>1</SourceBand>'
+            f"<SrcRect {rectangle}/><DstRect {rectangle}/></SimpleSource>"
+        )
+        (mosaic / name).write_text(
+            f'<VRTDataset rasterXSize="{size}" rasterYSize="{size}"><GeoTransform>0,30,0,0,0,-30</GeoTransform>'
+            '<VRTRasterBand dataType="Byte" band="1">'
+            f"{source * times}</VRTRasterBand></VRTDataset>"
+        )
+
+    frame = {"crs": "EPSG:5070", "transform": PLACE, "dtype": "uint8", "count": 1, "sparse_ok": True}
+    with create_raster(mosaic / "a.tif", height=8000, width=8000, tiled=True, **frame):
+        pass
+    write("some.vrt", "a.tif", 8000, 10)
+    with open_raster(mosaic / "some.vrt") as raster:
+        assert raster.width == 8000
+    write("many.vrt", "a.tif", 8000, 17)
+    with pytest.raises(RasterioError, match="puts together over 16 times as many pixels"):
+        open_raster(mosaic / "many.vrt")
+    write("nested.vrt", "some.vrt", 8000, 2)
+    with pytest.raises(RasterioError, match="puts together over 16 times as many pixels"):
+        open_raster(mosaic / "nested.vrt")
+    # of a whole raster one pixel
+    write("pixel.vrt", "a.tif", 8000, 1)
+    text = (mosaic / "pixel.vrt").read_text().replace('="8000"/></SimpleSource>', '="1"/></SimpleSource>')
+    (mosaic / "pixel.vrt").write_text(re.sub('raster(.)Size="8000"', r'raster\1Size="100"', text))
+    with pytest.raises(RasterioError, match="puts together over 16 times as many pixels"):
+        open_raster(mosaic / "pixel.vrt")
+    # descriptions in descriptions, each of the one before a hundred times
+    write("0.vrt", "west.tif", 1, 100)
+    for depth in range(1, 4):
+        write(f"{depth}.vrt", f"{depth - 1}.vrt", 1, 100)
+    with pytest.raises(RasterioError, match="holds others at too great length"):
+        open_raster(mosaic / "3.vrt")
 
 
 def test_a_large_vrt_is_not_parsed(mosaic: Path) -> None:
