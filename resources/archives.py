@@ -5,6 +5,7 @@ Belongs here: names, sizes and checksums of members. Does not: what the members 
 
 import contextlib
 import errno
+import io
 import lzma
 import struct
 import zipfile
@@ -17,6 +18,9 @@ from resources.errors import DamagedError, IntegrityError
 _MOST_TIMES_SMALLER = 200
 """Deflate's limit is 1,032; an uncompressed raster of few classes comes to some 50."""
 _UNHEEDED_BYTES = 1 << 20
+MAX_MEMBERS = 1000
+"""A release has some ten, and a KMZ its pictures."""
+_MAX_DIRECTORY_BYTES = 1 << 20
 _PIECE = 1 << 20
 _METHODS = {
     **dict.fromkeys((*range(1, 6), 10, 16, 18, 20, 94, 96, 97), "a rare method"),
@@ -38,11 +42,15 @@ _MOST_END_BYTES = _END.size + 0xFFFF
 def members(path: Path, max_bytes: int) -> list[zipfile.ZipInfo]:
     """The files of a zip, none of which leads out of a folder, and which together unpack to `max_bytes` at most.
 
-    Raises DamagedError for what is no zip or is cut short, and IntegrityError for what is unsafe or a part of several.
+    Raises DamagedError for what is no zip or is cut short, and IntegrityError for what is unsafe, a part of several, or
+    has more than `MAX_MEMBERS`.
     """
     _require_one_part(path)
-    with _damage_told(f"{path} is not a zip archive, or not all of one"), zipfile.ZipFile(path) as archive:
-        found = [member for member in archive.infolist() if not member.is_dir()]
+    with _opened(path) as archive:
+        listed = archive.infolist()
+    if len(listed) > MAX_MEMBERS:
+        raise IntegrityError(f"{path} has {len(listed):,} members; the most is {MAX_MEMBERS:,}")
+    found = [member for member in listed if not member.is_dir()]
     for member in found:
         name = PurePosixPath(member.filename)
         if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
@@ -60,6 +68,28 @@ def members(path: Path, max_bytes: int) -> list[zipfile.ZipInfo]:
     return found
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    with contextlib.ExitStack() as stack:
+        with _damage_told(f"{path} is not a zip archive, or not all of one"):
+            archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(_File(path))))
+        yield archive
+
+
+class _File(io.FileIO):
+    """A file of which no more is read at once than a directory of `MAX_MEMBERS` may have.
+
+    zipfile reads the whole directory, and makes an object of each entry: some 20 times its bytes.
+    """
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY_BYTES:
+            raise IntegrityError(
+                f"{self.name} has a list of members of {size:,} bytes, as of more than {MAX_MEMBERS:,} members"
+            )
+        return super().read(-1 if size is None else size)
+
+
 def unpack(path: Path, member: zipfile.ZipInfo, target: Path, progress: Callable[[int], None]) -> None:
     """Write one member to `target`; `progress` gets the bytes written so far.
 
@@ -68,8 +98,8 @@ def unpack(path: Path, member: zipfile.ZipInfo, target: Path, progress: Callable
     """
     problem = f"{path}: {member.filename} cannot be unpacked"
     with contextlib.ExitStack() as stack:
+        archive = stack.enter_context(_opened(path))
         with _damage_told(problem):
-            archive = stack.enter_context(zipfile.ZipFile(path))
             try:
                 source = stack.enter_context(archive.open(member))
             except (NotImplementedError, RuntimeError) as error:

@@ -73,6 +73,7 @@ _MOST_BLOCKS = 1 << 20
 _MOST_NESTED = 4
 VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".kml")
 """Suffixes of the vector files that are read."""
+_SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg")
 _MAGIC = {".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a", ".fgb": b"fgb\x03fgb"}
 _GEOPACKAGE = (b"GPKG", b"GP10", b"GP11")
 """The application ids of a GeoPackage, at byte 68 (OGC 12-128r18, 1.1.1.1)."""
@@ -179,11 +180,14 @@ def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
         if len(vectors) != 1:
             listed = ", ".join(one.filename for one in vectors[:5]) or "none"
             raise IntegrityError(f"{path} must hold one vector file, found {len(vectors)}: {listed}")
+        place = PurePosixPath(vectors[0].filename)
+        # nothing else lies beside it for GDAL to find
+        suffixes = (_SHAPEFILE if place.suffix.lower() == ".shp" else ()) + (place.suffix.lower(),)
         for member in found:
-            target = Path(folder, member.filename)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            unpack(path, member, target, lambda _: None)
-        yield _vector(Path(folder, vectors[0].filename), max_bytes)
+            name = PurePosixPath(member.filename)
+            if name.with_suffix("") == place.with_suffix("") and name.suffix.lower() in suffixes:
+                unpack(path, member, Path(folder, name.name), lambda _: None)
+        yield _vector(Path(folder, place.name), max_bytes)
 
 
 def _vector(path: Path, max_bytes: int) -> Vector:

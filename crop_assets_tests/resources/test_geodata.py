@@ -733,6 +733,59 @@ def test_a_geojson_without_end_is_refused_before_it_is_read(
         pass
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".kmz"])
+def test_an_archive_of_very_many_files_is_refused_before_its_list_is_made(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"area{suffix}"
+
+    def write(members: int, name: str = "notes/{}") -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.geojson", GEOMETRY)
+            for number in range(members):
+                archive.writestr(name.format(number), "")
+
+    write(999)
+    assert len(read_aoi(path)) == 1
+    for members, name in ((1000, "{}"), (1000, "{}/"), (2000, "x" * 600 + "{}")):
+        write(members, name)
+        if members > 1000:
+            monkeypatch.setattr(zipfile, "ZipInfo", None)
+        with pytest.raises(
+            InputError, match=r"1,001 members; the most is 1,000|as of more than 1,000 members"
+        ):
+            read_aoi(path)
+
+
+def test_of_an_archive_the_vector_file_alone_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked: list[str] = []
+    unpack = resources.geodata.unpack
+
+    def remember(path: Path, member: zipfile.ZipInfo, target: Path, progress: Callable[[int], None]) -> None:
+        unpacked.append(target.relative_to(target.parent).as_posix())
+        unpack(path, member, target, progress)
+
+    monkeypatch.setattr(resources.geodata, "unpack", remember)
+    gpd.GeoDataFrame({"a": [1]}, geometry=[SQUARE], crs=5070).to_file(tmp_path / "area.shp")
+    (tmp_path / "area.geojson").write_text(GEOMETRY)
+    beside = ["area.shp.xml", "area.vrt", "area.qix", "area.geojson.aux.xml", "other.dbf", "deeper/area.shx"]
+    for wanted in (
+        {"area.geojson"},
+        {f"area{suffix}" for suffix in (".shp", ".shx", ".dbf", ".prj", ".cpg")},
+    ):
+        with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+            for name in wanted:
+                archive.write(tmp_path / name, f"folder/{name}")
+            for name in beside:
+                archive.writestr(f"folder/{name}", "x")
+        unpacked.clear()
+        assert len(read_aoi(tmp_path / "all.zip")) == 1
+        assert set(unpacked) == wanted
+        (tmp_path / "all.zip").unlink()
+
+
 def test_gdal_reaches_no_host_in_any_way_while_it_reads_a_vector_file(
     tmp_path: Path, outside: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
