@@ -50,10 +50,17 @@ def members(path: Path, max_bytes: int) -> list[zipfile.ZipInfo]:
         listed = archive.infolist()
     if len(listed) > MAX_MEMBERS:
         raise IntegrityError(f"{path} has {len(listed):,} members; the most is {MAX_MEMBERS:,}")
-    found = [member for member in listed if not member.is_dir()]
+    # not `is_dir`, which fails for an empty name
+    found = [member for member in listed if not member.filename.endswith("/")]
     for member in found:
         name = PurePosixPath(member.filename)
-        if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
+        if (
+            not name.name
+            or name.is_absolute()
+            or ".." in name.parts
+            or "\\" in member.filename
+            or ":" in member.filename
+        ):
             raise IntegrityError(f"{path} holds a member with the unsafe name {member.filename!r}")
         if member.file_size > _UNHEEDED_BYTES + _MOST_TIMES_SMALLER * member.compress_size:
             raise IntegrityError(

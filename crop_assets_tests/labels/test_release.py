@@ -386,6 +386,8 @@ UNFIT = {
     "a name that climbs": (zipped((f"../{NAME}", b"x")), r"unsafe name '\.\./2022_30m_cdls\.tif'"),
     "a name from the root": (zipped((f"/etc/{NAME}", b"x")), "unsafe name"),
     "a name with a backslash": (zipped((f"a\\{NAME}", b"x")), "unsafe name"),
+    "no name": (zipped(("", b"x")), "unsafe name ''"),
+    "a name that is a folder's": (zipped((".", b"x")), r"unsafe name '\.'"),
     "a name with a drive": (zipped((f"C:{NAME}", b"x")), "unsafe name"),
     "another year": (
         zipped(("2021_30m_cdls.tif", b"x")),
