@@ -377,6 +377,12 @@ def misplaced(archive: bytes) -> bytes:
     return archive[: end + 16] + struct.pack("<I", 2**31) + archive[end + 20 :]
 
 
+def nameless(archive: bytes) -> bytes:
+    """The archive, its one letter of a name said to be of the extra field behind it."""
+    lengths = archive.index(b"PK\1\2") + 28
+    return archive[:lengths] + struct.pack("<HH", 0, 1) + archive[lengths + 4 :]
+
+
 UNFIT = {
     "a bomb": (
         zipped((NAME, bytes(30_000_000))),
@@ -386,7 +392,7 @@ UNFIT = {
     "a name that climbs": (zipped((f"../{NAME}", b"x")), r"unsafe name '\.\./2022_30m_cdls\.tif'"),
     "a name from the root": (zipped((f"/etc/{NAME}", b"x")), "unsafe name"),
     "a name with a backslash": (zipped((f"a\\{NAME}", b"x")), "unsafe name"),
-    "no name": (zipped(("", b"x")), "unsafe name ''"),
+    "no name": (nameless(zipped(("a", b"x"))), "unsafe name ''"),
     "a name that is a folder's": (zipped((".", b"x")), r"unsafe name '\.'"),
     "a name with a drive": (zipped((f"C:{NAME}", b"x")), "unsafe name"),
     "another year": (
