@@ -1,7 +1,7 @@
 """The partitions of the asset graph: CDL year, HLS tile, and both together.
 
-Belongs here: partition definitions, the mapping between them, and reading keys off a run. Does not: who adds
-partitions (`tiles.assets` adds tiles; a person or a sensor adds years).
+Belongs here: partition definitions, the mapping between them, and reading keys off a run. Does not: when to
+add some (`tiles.assets` adds tiles; a person or a sensor adds years).
 """
 
 import math
@@ -12,6 +12,9 @@ import click
 import dagster as dg
 
 from crop_assets.layout import parse_year
+from crop_assets.tiles.grid import MAX_TILES
+from resources.errors import IntegrityError
+from resources.stop import uninterrupted
 
 CDL_YEAR = "cdl_year"
 TILE = "tile"
@@ -23,6 +26,21 @@ _RUNS_AT_ONCE = 25
 cdl_year_partitions = dg.DynamicPartitionsDefinition(name=CDL_YEAR)
 tile_partitions = dg.DynamicPartitionsDefinition(name=TILE)
 year_tile_partitions = dg.MultiPartitionsDefinition({CDL_YEAR: cdl_year_partitions, TILE: tile_partitions})
+
+
+def add_tiles(instance: dg.DagsterInstance, tiles: Collection[str]) -> None:
+    """Make these tiles (`tiles.grid.tile_names`) partitions.
+
+    Raises IntegrityError where there would be more than any dataset has, as of tile maps that somebody made up.
+    """
+    there = set(instance.get_dynamic_partitions(TILE))
+    if len(there.union(tiles)) > MAX_TILES:
+        raise IntegrityError(
+            f"there are {len(there):,} tile partitions, and {len(set(tiles) - there):,} more would be more than "
+            f"{MAX_TILES:,}; delete those that are no tiles, on the page of an asset that has tiles"
+        )
+    with uninterrupted():
+        instance.add_dynamic_partitions(TILE, list(tiles))
 
 
 def year_mapping() -> dg.MultiToSingleDimensionPartitionMapping:

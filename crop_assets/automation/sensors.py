@@ -1,16 +1,17 @@
 """The sensors: what is launched without a person.
 
-Belongs here: reading a cursor, asking, and launching what was decided. Does not: the decisions (`releases`, `years`).
+Belongs here: asking, and launching what was decided. Does not: the decisions (`releases`, `years`), nor reading what
+the last look left (`cursors`).
 """
 
-import json
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypeVar
 
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
+from crop_assets.automation.cursors import YEARS, Asked, Looked, Seen, read_cursor
 from crop_assets.automation.jobs import DATASET, DATASET_ASSETS, TILE_ASSETS, TILES, labels_job
 from crop_assets.automation.releases import (
     LOOK_SECONDS,
@@ -22,11 +23,11 @@ from crop_assets.automation.releases import (
 from crop_assets.automation.years import next_step, year_state
 from crop_assets.layout import Layout, parse_year
 from crop_assets.lineage import Lineage
-from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_tile_partitions
+from crop_assets.partitions import CDL_YEAR, TILE, add_tiles, cdl_year_partitions, year_tile_partitions
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.year_assets import bounded_errors
 from resources.cdl import CdlReleases, Release
-from resources.errors import IntegrityError, ResourceError
+from resources.errors import IntegrityError, ResourceError, UnsafeNameError
 from resources.plain_text import plain_text
 from resources.store import DatasetStore
 
@@ -34,6 +35,8 @@ from resources.store import DatasetStore
 # next look after one of these would be an hour later
 _RELEASE_SECONDS = 60
 _YEAR_SECONDS = 30
+
+_Cursor = TypeVar("_Cursor", Looked, Seen)
 
 
 @dg.sensor(
@@ -48,26 +51,28 @@ _YEAR_SECONDS = 30
 )
 @bounded_errors
 def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlReleases) -> dg.SensorResult:
-    cursor, place = _cursor(context), f"{cdl_releases.source} {cdl_releases.index}"
+    (cursor, anew), place = _cursor(context, Looked), f"{cdl_releases.source} {cdl_releases.index}"
     # another index is looked at for the first time
-    known = cursor.get("versions") if cursor.get("place") == place else None
-    before = None if known is None else {int(year): str(version) for year, version in known.items()}
-    looked = None if before is None else cursor.get("looked")
+    known = cursor.versions if cursor.place == place else None
+    before = None if known is None else {int(year): version for year, version in known.items()}
+    # a clock that was wrong must not put off the next look
+    looked = None if before is None or (cursor.looked or 0) > time.time() else cursor.looked
     since = looked + LOOK_SECONDS if looked else context.last_sensor_start_time or 0.0
     # a preview in the UI has no earlier tick either, and looks at once
     if not context.is_first_tick_since_sensor_start and not look_is_due(
         time.time(), context.last_tick_completion_time or 0.0, since
     ):
-        told = _not_due(looked, since, str(cursor.get("problem", "")))
-        return dg.SensorResult(skip_reason=told, cursor=context.cursor)
-    partitions = set(filter(None, map(parse_year, context.instance.get_dynamic_partitions(CDL_YEAR))))
+        told = _not_due(looked, since, cursor.problem)
+        return dg.SensorResult(skip_reason=plain_text(anew + told), cursor=context.cursor)
+    partitions = set(_years_of(context.instance))
     try:
         changes = release_changes(
             before, cdl_releases.releases(lambda text: context.log.warning(plain_text(text))), partitions
         )
     except (ResourceError, OSError) as error:
         # what is known stays known
-        return _look_failed(error, json.dumps({**cursor, "problem": str(error)}, sort_keys=True))
+        cursor.problem = plain_text(str(error), 1000)
+        return _look_failed(error, cursor.model_dump_json(exclude_defaults=True), anew)
     asked = [*changes.new, *changes.again]
     said = _nothing_new(before is None, sorted(changes.known))
     if changes.unused:
@@ -86,17 +91,23 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
         run_requests=[
             dg.RunRequest(
                 # a key is never launched twice, so it names the release, and the one that it takes the place of
-                run_key=f"cdl-{release.year}-{(before or {}).get(release.year, '')}-{release.version}",
+                run_key=plain_text(
+                    f"cdl-{release.year}-{(before or {}).get(release.year, '')}-{release.version}"
+                ),
                 partition_key=str(release.year),
                 tags={"cdl_release": release.place},
             )
             for release in asked
         ],
-        skip_reason=None if asked else said,
+        skip_reason=None if asked else plain_text(anew + said),
         dynamic_partitions_requests=(
             [cdl_year_partitions.build_add_request([str(release.year) for release in asked])] if asked else []
         ),
-        cursor=json.dumps({"place": place, "versions": changes.known, "looked": time.time()}, sort_keys=True),
+        cursor=Looked(
+            place=place,
+            versions={str(year): version for year, version in sorted(changes.known.items())},
+            looked=time.time(),
+        ).model_dump_json(exclude_defaults=True),
     )
 
 
@@ -113,51 +124,52 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
 def dataset_sensor(
     context: dg.SensorEvaluationContext, recipe: DatasetRecipe, store: DatasetStore
 ) -> dg.SensorResult:
-    cursor, latest = _cursor(context), _latest_events(context.instance, recipe)
-    if cursor.get("seen") == latest:
-        return dg.SensorResult(skip_reason=f"{cursor['told']}; nothing has changed since")
+    (cursor, anew), latest = _cursor(context, Seen), _latest_events(context.instance, recipe)
+    if cursor.seen == latest:
+        return dg.SensorResult(skip_reason=plain_text(f"{cursor.told}; nothing has changed since"))
     requests, told = [], []
-    asked: dict[str, dict[str, str]] = dict(cursor.get("asked", {}))
-    count = int(cursor.get("count", 0))
-    for year in context.instance.get_dynamic_partitions(CDL_YEAR):
-        number = parse_year(year)
-        if number is None:
-            continue
+    asked = dict(cursor.asked)
+    # a key of before the cursor was lost would launch nothing
+    count = int(time.time()) if anew else cursor.count
+    for number in _years_of(context.instance):
+        year = str(number)
         try:
             state = year_state(Lineage(store, Layout(recipe.dataset, number), recipe))
-        except IntegrityError as error:
-            told.append(f"{year}: {error}")
+            if state is None:
+                continue
+            before = asked.get(year, Asked())
+            step = next_step(state, before.tiles, before.dataset)
+            if step.what == "tiles":
+                add_tiles(context.instance, state.waiting)
+        except (IntegrityError, UnsafeNameError, ValueError, IsADirectoryError, NotADirectoryError) as error:
+            # the year's own tables, which must not keep the other years waiting
+            told.append(plain_text(f"{year}: {error}", 500))
             continue
         except (ResourceError, OSError) as error:
             # with the cursor of before, so that the next tick looks again
-            return _look_failed(error, context.cursor)
-        if state is None:
-            continue
-        before = asked.setdefault(year, {"tiles": "", "dataset": ""})
-        step = next_step(state, before["tiles"], before["dataset"])
+            return _look_failed(error, context.cursor, anew)
         told.append(f"{year}: {step.why}")
         if step.what == "tiles":
-            requests.append(_backfill(context, year, state.waiting))
-            asked[year] = before | {"tiles": state.tile_map}
+            requests.append(_backfill(year, state.waiting))
+            asked[year] = before.model_copy(update={"tiles": state.tile_map})
         elif step.what == "dataset":
             count += 1
             # a key is never launched twice, and a recipe may go back to what it was
             key = f"dataset-{recipe.dataset}-{year}-{state.digest}-{count}"
             assets = [dg.AssetKey(name) for name in DATASET_ASSETS]
             requests.append(dg.RunRequest(run_key=key, partition_key=year, asset_selection=assets))
-            asked[year] = before | {"dataset": state.digest}
-    said = "; ".join(told) or "no year has a tile map of this recipe yet"
+            asked[year] = before.model_copy(update={"dataset": state.digest})
+    said = plain_text("; ".join(told) or "no year has a tile map of this recipe yet")
     context.log.info(said)
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else said,
-        cursor=json.dumps({"seen": latest, "told": said, "asked": asked, "count": count}),
+        skip_reason=None if requests else plain_text(anew + said),
+        cursor=Seen(seen=latest, told=said, asked=asked, count=count).model_dump_json(),
     )
 
 
-def _backfill(context: dg.SensorEvaluationContext, year: str, tiles: tuple[str, ...]) -> dg.RunRequest:
+def _backfill(year: str, tiles: tuple[str, ...]) -> dg.RunRequest:
     """A backfill of the tile stages over tiles of a year, which the daemon launches as it does one from the UI."""
-    context.instance.add_dynamic_partitions(TILE, tiles)
     keys = [dg.MultiPartitionKey({CDL_YEAR: year, TILE: tile}) for tile in tiles]
     partitions = year_tile_partitions.subset_with_partition_keys(keys)
     # as Dagster's own automation sensors launch backfills; there is no public way for a sensor
@@ -168,24 +180,30 @@ def _backfill(context: dg.SensorEvaluationContext, year: str, tiles: tuple[str, 
     return dg.RunRequest.for_asset_graph_subset(subset, {CDL_YEAR: year})
 
 
-def _latest_events(instance: dg.DagsterInstance, recipe: DatasetRecipe) -> list[Any]:
+def _latest_events(instance: dg.DagsterInstance, recipe: DatasetRecipe) -> list[str | int]:
     """What changes whenever there may be something new to see: recipe, and the last events of the tables looked at."""
-    events: list[Any] = [recipe.fingerprint()]
+    events: list[str | int] = [recipe.fingerprint()]
     for asset in ("tile_map", "filtered_chips"):
         records = instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
         events.append(records[0].storage_id if records else 0)
     return events
 
 
-def _cursor(context: dg.SensorEvaluationContext) -> dict[str, Any]:
-    """What the last look left. Raises ValueError that says what to do where it cannot be read."""
-    try:
-        return dict(json.loads(context.cursor or "{}"))
-    except (ValueError, TypeError):
-        raise ValueError(
-            f"the cursor of {context.sensor_name} is {context.cursor!r}, which is not one of its own; "
-            f"run: dagster sensor cursor {context.sensor_name} --delete"
-        ) from None
+def _cursor(context: dg.SensorEvaluationContext, kind: type[_Cursor]) -> tuple[_Cursor, str]:
+    """What the last look left, and ""; or, where it cannot be read, a new cursor, and words that say so."""
+    text = context.cursor or "{}"
+    cursor = read_cursor(text, kind)
+    if cursor is not None:
+        return cursor, ""
+    told = "the cursor is not one of this sensor's own, which begins anew"
+    context.log.warning(plain_text(f"{told}: {text}", 500))
+    return kind(), f"{told}; "
+
+
+def _years_of(instance: dg.DagsterInstance) -> list[int]:
+    """The partitions that are years of the CDL; anybody may add others in the UI."""
+    found = filter(None, map(parse_year, instance.get_dynamic_partitions(CDL_YEAR)))
+    return [year for year in found if year in YEARS]
 
 
 def _years(releases: list[Release]) -> str:
@@ -201,12 +219,12 @@ def _nothing_new(first: bool, years: list[int]) -> str:
     )
 
 
-def _look_failed(error: Exception, cursor: str | None) -> dg.SensorResult:
+def _look_failed(error: Exception, cursor: str | None, anew: str) -> dg.SensorResult:
     """A tick whose look failed: skipped, with the cause. One that raised would put two tracebacks into the log, of
     Dagster's own code.
     """
     return dg.SensorResult(
-        skip_reason=plain_text(f"the look failed: {error}; nothing was changed"), cursor=cursor
+        skip_reason=plain_text(f"{anew}the look failed: {error}; nothing was changed"), cursor=cursor
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crop_assets.lineage import Lineage
+from crop_assets.tiles.grid import tile_names
 from resources.errors import IntegrityError
 from resources.tables import read_table
 
@@ -37,10 +38,13 @@ class NextStep:
 
 
 def year_state(lineage: Lineage) -> YearState | None:
-    """The state of a year under a recipe; None where its tile map is not there, or not what would be made now."""
+    """The state of a year under a recipe; None where its tile map is not there, or not what would be made now.
+
+    Raises IntegrityError where the tile map is damaged, or not one that this project makes.
+    """
     if lineage.stale_because("tile_map", None):
         return None
-    tiles = sorted(set(read_table(lineage.store, lineage.table("tile_map", None))["tile"]) - {""})
+    tiles = tile_names(read_table(lineage.store, lineage.table("tile_map", None)))
     done = {
         tile: lineage.version("filtered_chips", tile, per_tile=True)
         for tile in tiles

@@ -13,9 +13,9 @@ import pyarrow as pa
 from crop_assets.errors import InputError
 from crop_assets.labels.plots import chip_map_png
 from crop_assets.layout import tile_grid_table
-from crop_assets.partitions import TILE
+from crop_assets.partitions import add_tiles
 from crop_assets.recipe import DatasetRecipe
-from crop_assets.tiles.grid import official_grid_path, read_tile_grid
+from crop_assets.tiles.grid import official_grid_path, read_tile_grid, tile_names
 from crop_assets.tiles.mapping import map_chips
 from crop_assets.year_assets import (
     OWNERS,
@@ -28,7 +28,6 @@ from crop_assets.year_assets import (
     whole_table,
     year_asset,
 )
-from resources.stop import uninterrupted
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, read_table, write_table
 from resources.tile_grid import TileGridSource
@@ -128,9 +127,8 @@ def tile_map(
     table = table.merge(edges, on="tile", how="left").fillna({"tile": ""})
     # the boxes come by rank, and a new rank alone must not make a tile's work again
     table = table.sort_values("chip_id", ignore_index=True)
-    tiles = sorted(set(table["tile"]) - {""})
-    with uninterrupted():
-        context.instance.add_dynamic_partitions(TILE, tiles)
+    tiles = tile_names(table)
+    add_tiles(context.instance, tiles)
     findings = table[table["finding"] != ""]
     check = dg.AssetCheckResult(
         check_name="chips_lie_in_their_tile",

@@ -25,9 +25,12 @@ from crop_assets.errors import InputError
 from resources.errors import IntegrityError
 from resources.geodata import Vector, open_vector
 from resources.parquet import MAX_FILE_BYTES, read_frame
+from resources.plain_text import plain_text
 
 _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
-_TILE = re.compile(r"(0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]")
+_TILE = re.compile(r"(0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]", re.ASCII)
+MAX_TILES = 2000
+"""Of the official grid 1,572 tiles touch the area of the chip grid."""
 _MOST_ARCHIVE_BYTES = 1 << 30
 HLS_SIZE = 3660
 """Pixels of 30 m on each side of a tile's HLS rasters."""
@@ -111,6 +114,28 @@ def read_tile_grid(path: str | Path) -> gpd.GeoDataFrame:
         crs=4326,
     )
     return frame.sort_values("tile", ignore_index=True)
+
+
+def tile_names(tile_map: pd.DataFrame) -> list[str]:
+    """The tiles of a tile map, sorted, without the "" of chips that have none.
+
+    Raises IntegrityError for a table without them, for what is no tile's name, and for more than `MAX_TILES`.
+    """
+    if "tile" not in tile_map.columns:
+        raise IntegrityError("the tile map has no column tile; materialize tile_map again")
+    found: set[str] = set()
+    for name in tile_map["tile"]:
+        if not isinstance(name, str) or not (name == "" or _TILE.fullmatch(name)):
+            raise IntegrityError(
+                f"the tile map names {plain_text(repr(name), 60)}, which is no tile; materialize tile_map again"
+            )
+        found.add(name)
+        if len(found) > MAX_TILES:
+            raise IntegrityError(
+                f"the tile map names more than {MAX_TILES:,} tiles, which is more than the chip grid touches; "
+                "materialize tile_map again"
+            )
+    return sorted(found - {""})
 
 
 def hls_tile_bounds(tile: str, polygon: shapely.Polygon) -> HlsBounds:

@@ -1,10 +1,13 @@
 """The release sensor, ticked on a real instance against a real index."""
 
 import json
+import math
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -48,6 +51,10 @@ def releases(nass: Nass, tmp_path: Path) -> Iterator[Releases]:
     nass.put(2022, b"two")
     with dg.DagsterInstance.ephemeral() as instance:
         yield Releases(nass, tmp_path / "cdl", instance)
+
+
+def skipped(result: dg.SensorResult) -> str:
+    return str(getattr(result.skip_reason, "skip_message", result.skip_reason))
 
 
 def asked(result: dg.SensorResult) -> list[str | None]:
@@ -191,10 +198,91 @@ def test_a_first_look_that_fails_in_part_is_none(releases: Releases, nass: Nass)
     assert asked(releases.tick()) == [], "2021 was there from the first, and is not new"
 
 
-def test_a_cursor_of_someone_else_is_refused_with_what_to_do(releases: Releases) -> None:
-    releases.cursor = "2022-11-24"
-    with pytest.raises(ValueError, match="run: dagster sensor cursor cdl_release_sensor --delete"):
-        releases.tick()
+ODD = [
+    "2022-11-24",
+    "[]",
+    '"x"',
+    "null",
+    "1e400",
+    "NaN",
+    "[[1, 2]]",
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    "x" * 1_000_001,
+    "1" * 5000,
+    "\x1b[2J\n\u202e",
+]
+ODD_LOOKS = [
+    {"versions": 5},
+    {"versions": {"x": 1}},
+    {"versions": {"2022": 1}},
+    {"versions": {"x": "1"}},
+    {"versions": {"\u0662\u0660\u0662\u0662": "1"}},
+    {"versions": {"2022": "x" * 1001}},
+    {"versions": [["2022", "1"]]},
+    {"versions": {}, "looked": "a"},
+    {"versions": {}, "looked": True},
+    {"versions": {}, "looked": [1]},
+    {"versions": {}, "looked": -1},
+    {"versions": {}, "looked": math.inf},
+    {"versions": {}, "looked": math.nan},
+    {"versions": {}, "problem": 5},
+]
+
+
+@pytest.mark.parametrize("cursor", [*ODD, *ODD_LOOKS], ids=lambda cursor: str(cursor)[:40])
+def test_a_cursor_of_someone_else_is_begun_anew(
+    releases: Releases, nass: Nass, cursor: str | dict[str, Any]
+) -> None:
+    place = f"{releases.resource.source} {releases.resource.index}"
+    releases.cursor = cursor if isinstance(cursor, str) else json.dumps({"place": place, **cursor})
+    first = releases.tick()
+    assert asked(first) == added(first) == []
+    assert skipped(first).startswith("the cursor is not one of this sensor's own, which begins anew; ")
+    assert "first look: releases recorded: 2 of 2021 to 2022" in skipped(first)
+    nass.put(2023, b"three")
+    assert asked(releases.tick()) == ["2023"]
+
+
+def test_a_cursor_that_cannot_be_read_stays_until_a_look_succeeds(releases: Releases, nass: Nass) -> None:
+    releases.cursor = "[" * 100_000
+    nass.broken["/Release/index.php"] = 503
+    for begun in (
+        "the cursor is not one of this sensor's own, which begins anew; the look failed: ",
+        "the look",
+    ):
+        words = skipped(releases.tick())
+        assert words.startswith(begun) and len(words) <= 4000
+    nass.broken.clear()
+    assert "first look" in skipped(releases.tick())
+
+
+def test_a_cursor_of_any_number_of_years_is_bounded(releases: Releases, nass: Nass) -> None:
+    releases.tick()
+    known = json.loads(releases.cursor or "")
+    known["versions"] = {str(year): "1" for year in range(1000, 10_000)} | known["versions"]
+    releases.cursor = json.dumps(known)
+    nass.put(2023, b"three")
+    releases.tick()
+    assert len(json.loads(releases.cursor)["versions"]) <= 104
+
+
+def test_a_look_in_the_future_does_not_put_off_the_next_one(releases: Releases) -> None:
+    releases.tick()
+    known = json.loads(releases.cursor or "")
+    for looked in (time.time() + 1e7, 1e18, 1e300):
+        context = dg.SensorEvaluationContext(
+            instance_ref=None,
+            instance=releases.instance,
+            cursor=json.dumps(known | {"looked": looked}),
+            sensor_name="cdl_release_sensor",
+            last_tick_completion_time=time.time() - 1000,
+            last_sensor_start_time=time.time() - 10_000,
+            resources={"cdl_releases": releases.resource},  # type: ignore[dict-item]
+        )
+        result = cdl_release_sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        assert "no change: 2 of 2021 to 2022" in skipped(result)
 
 
 def test_the_page_is_looked_at_every_hour_and_sooner_after_a_failure(

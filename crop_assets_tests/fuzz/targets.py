@@ -33,6 +33,7 @@ import yaml
 from affine import Affine
 
 from crop_assets.aoi_map.drawing import read_drawing
+from crop_assets.automation.cursors import Looked, Seen, read_cursor
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.files import check_band
@@ -795,6 +796,20 @@ def provenance(data: bytes) -> None:
         return
     write_table(_store(), layout.table("splits"), _SCHEMA.empty(), _SCHEMA, record)
     Lineage(_store(), layout, DatasetRecipe()).stale_because("splits", None)
+
+
+@_target(
+    lambda: (
+        b'{"place": "data/cdl https://x", "versions": {"2022": "1 2"}, "looked": 1.5e9, "problem": "late"}'
+    ),
+    lambda: b'{"seen": ["a", 1], "told": "x", "asked": {"2022": {"tiles": "a", "dataset": "b"}}, "count": 2}',
+    is_json=True,
+)
+def cursor(data: bytes) -> None:
+    """The cursor of a sensor."""
+    text = data.decode(errors="replace")
+    for kind in (Looked, Seen):
+        read_cursor(text, kind)
 
 
 @_target(lambda: b"training_datasets/small/2022/tables/cdl.parquet")

@@ -1,15 +1,22 @@
 """The dataset sensor, ticked on a real instance over real tables."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from crop_assets.automation.sensors import dataset_sensor
-from crop_assets.partitions import TILE
+from crop_assets.partitions import CDL_YEAR, TILE
+from crop_assets.tiles.grid import MAX_TILES
+from crop_assets_tests.automation.test_sensors import ODD, skipped
 from crop_assets_tests.small_world import DATASET, EAST, TILE_STAGES, TILES, WEST, YEAR, Graph, recipe
 from resources.loopback import free_port
 from resources.store import DatasetStore
+from resources.tables import content_hash
 
 
 class Years:
@@ -134,3 +141,129 @@ def test_a_tile_that_is_damaged_waits_and_stops_no_other_year(finished_graph: Gr
     table.write_bytes(table.read_bytes()[:100])
     assert finished_graph.run("labels_job").success
     assert tiles_of(Years(finished_graph).tick()) == {EAST}
+
+
+ODD_SEEN: list[dict[str, Any]] = [
+    {"seen": 5},
+    {"seen": [{}]},
+    {"told": ["x"]},
+    {"asked": 5},
+    {"asked": {"2022": 3}},
+    {"asked": {"2022": {"tiles": 3}}},
+    {"asked": {"x": {}}},
+    {"count": "x"},
+    {"count": -1},
+    {"count": 1.5},
+    {"count": 10**30},
+]
+
+
+@pytest.mark.parametrize("cursor", [*ODD, *map(json.dumps, ODD_SEEN)], ids=lambda cursor: str(cursor)[:40])
+def test_a_cursor_of_someone_else_is_begun_anew(graph: Graph, cursor: str) -> None:
+    years = Years(graph)
+    years.cursor = cursor
+    words = skipped(years.tick())
+    assert words == (
+        "the cursor is not one of this sensor's own, which begins anew; no year has a tile map of this recipe yet"
+    )
+    assert skipped(years.tick()).startswith("no year has a tile map")
+
+
+def test_what_was_asked_for_before_the_cursor_was_lost_is_asked_for_by_another_key(
+    finished_graph: Graph,
+) -> None:
+    years = Years(finished_graph)
+    assert finished_graph.run("labels_job").success
+    keys = []
+    for cursor in (None, "[" * 1000):
+        years.cursor = cursor
+        (request,) = years.tick().run_requests or []
+        keys.append(request.run_key)
+    assert len(set(keys)) == 2
+
+
+def test_what_a_cursor_says_is_short_and_on_one_line_and_its_years_are_of_the_cdl(
+    labelled_graph: Graph,
+) -> None:
+    years = Years(labelled_graph)
+    years.tick()
+    known = json.loads(years.cursor or "")
+    known["told"] = "x\x1b\n" * 10_000
+    years.cursor = json.dumps(known)
+    words = skipped(years.tick())
+    assert len(words) <= 4000 and words.isprintable() and words.endswith("nothing has changed since")
+    known |= {"seen": [], "asked": {str(year): {} for year in range(1000, 10_000)}}
+    years.cursor = json.dumps(known)
+    years.tick()
+    assert len(json.loads(years.cursor)["asked"]) <= 104
+
+
+def forge(root: Path, year: int, tiles: pa.Array | None, more: dict[str, Any] | None = None) -> None:
+    """A tile map of a shared store, as anybody who may write there can make it up."""
+    table = pa.table({"x": [1]} if tiles is None else {"tile": tiles})
+    record = {"fields": {}, "data_version": content_hash(table)} | (more or {})
+    path = root / f"training_datasets/small/{year}/tables/tile_map.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata({"crop_assets": json.dumps(record)}), path)
+
+
+SQUARES = [
+    f"{zone}S{column}{row}"
+    for zone in range(11, 20)
+    for column in "ABCDEFGH"
+    for row in "ABCDEFGHJKLMNPQRSTUV"
+]
+FORGED = {
+    "many": pa.array([*SQUARES, *(name.replace("S", "T", 1) for name in SQUARES)]),
+    "path": pa.array(["../../x"]),
+    "other digits": pa.array(["1\u0664SMG"]),
+    "no letter": pa.array(["14SMI"]),
+    "line": pa.array(["14SMG\n"]),
+    "key": pa.array(["2022|14SMG"]),
+    "long": pa.array(["x" * 10_000_000]),
+    "control": pa.array(["\x1b[2J\u202e\0"]),
+    "null": pa.array([None, "14SMG"]),
+    "numbers": pa.array([1, 2]),
+    "lists": pa.array([["14SMG"]]),
+    "bytes": pa.array([b"14SMG"]),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("tiles", FORGED.values(), ids=FORGED)
+def test_a_tile_map_that_is_made_up_adds_no_partition_and_stops_no_other_year(
+    labelled_graph: Graph, tiles: pa.Array | None
+) -> None:
+    assert len(FORGED["many"]) > MAX_TILES
+    labelled_graph.instance.add_dynamic_partitions(CDL_YEAR, ["2021"])
+    forge(labelled_graph.root, 2021, tiles)
+    years = Years(labelled_graph)
+    assert tiles_of(years.tick()) == set(TILES)
+    assert set(labelled_graph.instance.get_dynamic_partitions(TILE)) == set(TILES)
+    told = json.loads(years.cursor or "")["told"]
+    assert "; 2021: the tile map " in told and "materialize tile_map again" in told
+    assert len(told) < 1000 and told.isprintable()
+
+
+def test_the_tiles_of_all_years_together_are_bounded(graph: Graph) -> None:
+    years = Years(graph)
+    for year, band in ((2020, "R"), (2021, "S"), (2022, "T")):
+        graph.instance.add_dynamic_partitions(CDL_YEAR, [str(year)])
+        forge(graph.root, year, pa.array([name.replace("S", band, 1) for name in SQUARES[:900]]))
+    years.tick()
+    assert len(graph.instance.get_dynamic_partitions(TILE)) <= MAX_TILES
+    assert "more would be more than 2,000; delete those" in json.loads(years.cursor or "")["told"]
+
+
+@pytest.mark.parametrize("record", [{"tiles": {"chips": {"../x": "1"}}}, {"upstream": {"../../../x": "1"}}])
+def test_a_record_that_names_paths_stops_no_other_year(labelled_graph: Graph, record: dict[str, Any]) -> None:
+    labelled_graph.instance.add_dynamic_partitions(CDL_YEAR, ["2021"])
+    forge(labelled_graph.root, 2021, pa.array(["14SMG"]), record)
+    years = Years(labelled_graph)
+    assert tiles_of(years.tick()) == set(TILES)
+
+
+def test_a_folder_in_place_of_a_table_stops_no_other_year(labelled_graph: Graph) -> None:
+    labelled_graph.instance.add_dynamic_partitions(CDL_YEAR, ["2021"])
+    (labelled_graph.root / "training_datasets/small/2021/tables/tile_map.parquet").mkdir(parents=True)
+    assert tiles_of(Years(labelled_graph).tick()) == set(TILES)

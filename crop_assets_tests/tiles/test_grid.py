@@ -15,8 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crop_assets.errors import InputError
+from crop_assets.grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.tiles import grid as grid_module
-from crop_assets.tiles.grid import hls_bounds, hls_tile_bounds, official_grid_path, read_tile_grid
+from crop_assets.tiles.grid import (
+    MAX_TILES,
+    hls_bounds,
+    hls_tile_bounds,
+    official_grid_path,
+    read_tile_grid,
+    tile_names,
+)
 
 COLUMNS = ["tile", "lon", "lat", "x", "y", "minx", "miny", "maxx", "maxy", "geometry"]
 SQUARE = shapely.Polygon([(-99, 39), (-98, 39), (-98, 38), (-99, 38)])
@@ -56,6 +64,17 @@ def test_missing_package_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(grid_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="s2tiling"):
         official_grid_path()
+
+
+def test_the_chip_grid_touches_fewer_tiles_than_any_tile_map_may_name(
+    official_grid: gpd.GeoDataFrame,
+) -> None:
+    height, width = CHIP_METRES * GRID_ROWS, CHIP_METRES * GRID_COLS
+    area = shapely.box(ORIGIN_X, ORIGIN_Y - height, ORIGIN_X + width, ORIGIN_Y)
+    area = gpd.GeoSeries([area.segmentize(10_000)], crs=5070).to_crs(4326).iloc[0]
+    touched = official_grid["tile"][official_grid.intersects(area)]
+    assert len(touched) == 1572 < MAX_TILES
+    assert tile_names(pd.DataFrame({"tile": ["", *touched, touched.iloc[0]]})) == sorted(touched)
 
 
 def test_official_grid_has_every_tile_once(official_grid: gpd.GeoDataFrame) -> None:
@@ -223,8 +242,9 @@ def test_file_with_other_columns_layers_or_no_crs_is_refused(tmp_path: Path) -> 
 
 
 def test_names_and_shapes_that_are_no_tiles_are_refused(geojson: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"names that are no tile's: 61SNH, 14SNI, corn$"):
-        read_tile_grid(geojson(**{"61SNH": SQUARE, "14SNH": SQUARE, "14SNI": SQUARE, "corn": SQUARE}))
+    with pytest.raises(InputError, match=r"names that are no tile's: 61SNH, 14SNI, corn, 1\u0664SNH$"):
+        names = ("61SNH", "14SNH", "14SNI", "corn", "1\u0664SNH")
+        read_tile_grid(geojson(**dict.fromkeys(names, SQUARE)))
     with pytest.raises(InputError, match=r"tiles without a polygon: 14SNH$"):
         read_tile_grid(geojson(**{"14SNH": SQUARE.centroid, "14SNG": SQUARE}))
     apart = shapely.MultiPolygon([SQUARE, shapely.transform(SQUARE, lambda points: points + 5)])
