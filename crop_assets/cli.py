@@ -281,6 +281,8 @@ def _aoi(
     base_map: str,
     browse: bool,
 ) -> int:
+    import yaml
+
     from crop_assets.aoi_map.area import Count, load_area
     from crop_assets.aoi_map.server import USUAL_PORT, AoiFile, AoiPage, check_base_map
     from crop_assets.layout import Layout
@@ -301,7 +303,7 @@ def _aoi(
             typer.echo(
                 f"saved {file.path}: {count.boxes:,} boxes, {len(count.tiles)} HLS tiles; in the recipe:"
             )
-            typer.echo(f"aoi: {file.path}")
+            typer.echo(yaml.safe_dump({"aoi": file.path}, width=1 << 20, allow_unicode=True).rstrip())
 
         page = AoiPage(area, layout, file, base_map, saved)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -37,7 +37,7 @@ from resources.addresses import (
     shown,
 )
 from resources.errors import DamagedError, IntegrityError, NotFoundError, RefusedError, TryAgainError
-from resources.geodata import SourceError, raster_sources
+from resources.geodata import SourceError, raster_sources, translated
 from resources.http import ask, get_file, new_session
 from resources.json_values import count
 from resources.partials import Partials
@@ -463,7 +463,7 @@ def raster_files(path: Path) -> list[Path]:
         if not file.is_file():
             raise NotFoundError(
                 f"{path} is read from {file}, which is no local file, so that a change of it could not be told; fetch "
-                f"that, or make one file of it all: gdal_translate {path} {path.stem}.tif"
+                f"that, or make one file of it all: {translated(path)}"
             )
     return [path, *sorted(found[1:])]
 

@@ -31,6 +31,7 @@ from resources.archives import members, unpack
 from resources.errors import IntegrityError
 from resources.geojson import GeoJson
 from resources.mosaics import MAX_BYTES, Mosaic, Source, plain_name, read_mosaic
+from resources.plain_text import shell_file
 
 _SKIPPED_BY_RASTERIO = """
     DAAS EEDA EEDAI ESRIC GTI HTTP KMLSUPEROVERLAY MRF PLMOSAIC STACIT STACTA WCS WMS WMTS
@@ -113,7 +114,7 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
     if driver is None:
         raise RasterioIOError(
             f"{path} has the suffix of no raster that is read here ({', '.join(_RASTERS)}); run: "
-            f"gdal_translate {path} {path.stem}.tif"
+            f"{translated(path)}"
         )
     folder = path.resolve().parent
     if driver == "VRT":
@@ -282,8 +283,13 @@ def _require_plain(path: str | Path, raster: rasterio.DatasetReader) -> None:
             shape = "one strip" if whole else f"{blocks:,} blocks of {cols:,} x {rows:,} pixels"
             raise RasterioIOError(
                 f"{path} has {shape}, which takes too long or too much memory to read; run: gdal_translate "
-                f"-co TILED=YES -co COMPRESS=DEFLATE {path} and a new name"
+                f"-co TILED=YES -co COMPRESS=DEFLATE {shell_file(path)} and a new name"
             )
+
+
+def translated(path: Path) -> str:
+    """The command that makes a GeoTIFF of its own of a raster, in the folder where it is run."""
+    return f"gdal_translate {shell_file(path)} {shell_file(f'{path.stem}.tif')}"
 
 
 def _open_inside(path: Path, driver: Driver, folder: Path) -> rasterio.DatasetReader:
@@ -353,5 +359,5 @@ def _require_inside(path: Path, files: Any, folder: Path) -> None:
         if not (path.parent / file).resolve().is_relative_to(folder):
             raise SourceError(
                 f"{path} leads to {str(file)[:200]}, which is not in its folder; put both into one folder, or run: "
-                f"gdal_translate {path} {path.stem}.tif"
+                f"{translated(path)}"
             )

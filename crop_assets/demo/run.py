@@ -7,6 +7,7 @@ world (`world`), or any stage of the graph.
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -333,8 +334,8 @@ def _ui_command(demo: Demo) -> str:
     own = demo.recipe_file == demo.root / "recipe.yaml"
     if own and demo.root == Path(".demo").resolve():
         return "make ui"
-    recipe = "" if own else f" --recipe {demo.recipe_file}"
-    return f"{Path(sys.executable).with_name('crop-assets')} ui --root {demo.root}{recipe}"
+    command = [Path(sys.executable).with_name("crop-assets"), "ui", "--root", demo.root]
+    return shlex.join(map(str, command if own else [*command, "--recipe", demo.recipe_file]))
 
 
 def _funnel(demo: Demo, year: int) -> pd.DataFrame:

@@ -38,6 +38,7 @@ from crop_assets.grid import (
 )
 from crop_assets.labels.classes import CLASSES, UNKNOWN, UNKNOWN_ADVICE, lookup_table
 from resources.geodata import open_raster
+from resources.plain_text import shell_file
 
 _MOST_COLS, _MOST_ROWS = 160_000, 100_000
 """Above the 153,811 columns and 96,523 rows of the national raster."""
@@ -273,10 +274,11 @@ def _national_grid(name: str, raster: rasterio.DatasetReader) -> GeoBox:
             f"{name} has {raster.count} band(s) of {raster.dtypes[0]}; a CDL has one band of uint8 codes. "
             "Take the *_30m_cdls.tif of the release, not its confidence or frequency layer"
         )
+    edit = f"if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {shell_file(name)}"
     if raster.crs is None:
-        raise InputError(f"{name} has no CRS; if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {name}")
+        raise InputError(f"{name} has no CRS; {edit}")
     crs = pyproj.CRS.from_wkt(raster.crs.to_wkt())
-    require_place(crs, name, f"if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {name}")
+    require_place(crs, name, edit)
     if raster.width > _MOST_COLS or raster.height > _MOST_ROWS:
         raise InputError(
             f"{name} has {raster.width:,} x {raster.height:,} pixels, more than the whole country; "
@@ -323,8 +325,8 @@ def _gdalwarp(name: str, raster: rasterio.DatasetReader) -> str:
             ORIGIN_Y - RESOLUTION * math.floor((ORIGIN_Y - top) / RESOLUTION),
         )
         extent = f"-te {' '.join(map(str, edges))} "
-    stem = Path(name).stem
-    return f"gdalwarp -t_srs EPSG:5070 -r near -tr {RESOLUTION} {RESOLUTION} {extent}{name} {stem}_5070.tif"
+    files = f"{shell_file(name)} {shell_file(f'{Path(name).stem}_5070.tif')}"
+    return f"gdalwarp -t_srs EPSG:5070 -r near -tr {RESOLUTION} {RESOLUTION} {extent}{files}"
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
