@@ -1,11 +1,13 @@
 """Parquet files from outside: how much one takes when it is read, before anything of it is.
 
-Belongs here: bounds by what a file's footer and page headers say, which are what Arrow goes by. Does not: what is in a
-table (`resources.tables`, and those who read areas and grids).
+Belongs here: bounds by what a file's footer and page headers say, which are what Arrow goes by, and reading within
+them. Does not: which columns a table has (`resources.tables`, and those who read areas and grids).
 """
 
+import contextlib
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -15,91 +17,189 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from resources import json_values
 from resources.errors import IntegrityError
+from resources.thrift import BINARY, I32, I64, Wanted, read_struct
 
 MAX_FILE_BYTES = 512 << 20
 """The table of all 300,000 chip boxes of the country has some 30 MB."""
-_MAX_READ_BYTES = 1 << 30
+MAX_READ_BYTES = 1 << 30
 _MAX_FOOTER_BYTES = 16 << 20
+_MAX_FOOTER_VALUES = 1_000_000
+_SMALL_FOOTER_BYTES = 1 << 20
+"""Arrow's objects take up to 230 times the bytes of a footer (of columns that say nothing of themselves)."""
+_MAX_HEADER_VALUES = 10_000
 _MAX_ENTRIES = 100_000
-_VALUE_BYTES = 32
-"""What a value takes at least once it is an object of Python."""
+_MAX_WKB_BYTES = 48 << 20
+"""More than `crop_assets.polygons.MOST_VERTICES` take. A geometry of empty parts takes up to 34 times its bytes."""
+_TAIL_BYTES = 64 << 10
+
+# what reading, to_pandas and a content hash take at once: of a value, of a text or what is in a list, and of a list or
+# geometry; and how often the bytes of texts and geometries are held. Measured with pyarrow 26, pandas 3.1, GEOS 3.14
+_VALUE_BYTES, _TEXT_BYTES, _OBJECT_BYTES = 32, 64, 128
+_TEXT_TIMES, _WKB_TIMES = 3, 8
 _PAGE_BYTES = 4 << 10
 """What a page counts for at least, so that there are not millions; writers fill them with a megabyte."""
-_WIDTHS = (1, 4, 8, 12, 4, 8)
-"""Bytes of a value of each physical type but for the last two, texts and those of fixed length."""
-_TEXT = 6
 
-# parquet.thrift: the row groups of a footer, the columns of one, and what is told of a column
-_ROW_GROUPS, _COLUMNS, _COLUMN = 4, 1, 3
+# parquet.thrift: what is wanted of a footer, down to the columns of row groups, and of a page header
 _TYPE, _PATH, _COUNT, _BYTES, _DATA_AT, _DICTIONARY_AT = 1, 3, 5, 7, 9, 11
-# and what each kind of page has for the number of its values, and for their encoding
-_SIZE, _COMPRESSED, _DICTIONARY_VALUES = (2,), (3,), (7, 1)
-_VALUES, _ENCODINGS = ((5, 1), (8, 1)), ((5, 2), (8, 4))
-_PLAIN, _DELTA_BYTE_ARRAY = 0, 7
+_META: dict[int, Wanted] = {
+    _TYPE: I32,
+    _PATH: [BINARY],
+    _COUNT: I64,
+    _BYTES: I64,
+    _DATA_AT: I64,
+    _DICTIONARY_AT: I64,
+}
+_GROUPS, _COLUMNS, _ROWS, _COLUMN, _SECRET, _SECRET_COLUMN = 4, 1, 3, 3, 8, 9
+_CHUNK: dict[int, Wanted] = {_COLUMN: _META, _SECRET: {}, _SECRET_COLUMN: BINARY}
+_FOOTER: dict[int, Wanted] = {_GROUPS: [{_COLUMNS: [_CHUNK], _ROWS: I64}]}
+_PAGE, _SIZE, _COMPRESSED = 1, 2, 3
+# of each kind of page: which field has its own header, and which of that the encoding
+_DICTIONARY = 2
+_PAGES = {0: (5, 2), _DICTIONARY: (7, 2), 3: (8, 4)}
+_HEADER: dict[int, Wanted] = {
+    _PAGE: I32,
+    _SIZE: I32,
+    _COMPRESSED: I32,
+    **{own: {1: I32, encoding: I32} for own, encoding in _PAGES.values()},
+}
+_TYPES = {"BOOLEAN": 0, "INT32": 1, "INT64": 2, "FLOAT": 4, "DOUBLE": 5, "BYTE_ARRAY": 6}
+_TEXT = 6
+_ENCODINGS = (0, 2, 3, 5, 8, 9)
+"""PLAIN, PLAIN_DICTIONARY, RLE, DELTA_BINARY_PACKED, RLE_DICTIONARY, BYTE_STREAM_SPLIT."""
+_OF_TEXT = (0, 2, 8)
+"""Pages of the other encodings for texts tell by themselves how many there are: a billion of nothing, in 20 bytes."""
 
 
-def footer_of(file: IO[bytes]) -> pq.ParquetFile:
-    """An open file with its footer read and nothing else.
+def footer_of(file: IO[bytes]) -> pq.FileMetaData:
+    """What the footer of an open file tells; nothing else is read.
 
-    Raises IntegrityError for a file or a footer that is too large, and what Arrow raises for one that is damaged.
+    Raises IntegrityError for a file or a footer that is damaged or too large, OSError where it cannot be read.
     """
-    size = file.seek(0, io.SEEK_END)
-    if size > MAX_FILE_BYTES:
-        raise IntegrityError(f"it has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
-    file.seek(0)
-    return pq.ParquetFile(
-        file, thrift_string_size_limit=_MAX_FOOTER_BYTES, thrift_container_size_limit=_MAX_ENTRIES
-    )
+    return _footer(file)[1].metadata
 
 
-def read_frame(data: bytes) -> pd.DataFrame:
-    """The table in a Parquet file, a GeoDataFrame where it is GeoParquet.
+class Parquet:
+    """A Parquet file in memory, of which the footer has been read and nothing else.
 
-    Raises IntegrityError where it is damaged, or takes more memory than `require_bounded` allows.
+    Raises IntegrityError where that is damaged, or would fill the memory.
     """
-    try:
-        require_bounded(data)
-        if b"geo" in (pq.read_schema(io.BytesIO(data)).metadata or {}):
-            frame: pd.DataFrame = gpd.read_parquet(io.BytesIO(data), page_checksum_verification=True)
-        else:
-            frame = pq.read_table(io.BytesIO(data), page_checksum_verification=True).to_pandas()
-    except IntegrityError:
-        raise
-    except Exception as error:  # damaged bytes make Arrow, pandas, pyproj and GEOS raise what they like
-        raise IntegrityError(str(error) or repr(error)) from error
-    return frame
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        footer, file = _footer(io.BytesIO(data))
+        with _damage():
+            self.schema: pa.Schema = file.schema_arrow
+            # Arrow leaves some out of its own schema, as of files that GDAL wrote
+            self.metadata: dict[bytes, bytes] = file.metadata.metadata or {}
+            self._rows: int = file.metadata.num_rows
+            self._paths = [column.path for column in map(file.schema.column, range(len(file.schema)))]
+            self._types = [
+                column.physical_type for column in map(file.schema.column, range(len(file.schema)))
+            ]
+            self._groups = _groups(footer)
+
+    def frame(self, columns: Collection[str] | None = None, most: int = MAX_READ_BYTES) -> pd.DataFrame:
+        """The rows, with `columns` and the geometry alone, or with all; a GeoDataFrame where it is GeoParquet.
+
+        Raises IntegrityError where it is damaged, has other columns than of numbers, dates, texts and lists of these,
+        or takes more than some `most` bytes to read.
+        """
+        with _damage():
+            geometry = self._geometry()
+            names = self.schema.names
+            if columns is not None:
+                names = [name for name in names if name in columns or (geometry and name == geometry[0])]
+            self._require_bounded(names, geometry[0] if geometry else None, most)
+            file = pq.ParquetFile(io.BytesIO(self._data), page_checksum_verification=True, pre_buffer=False)
+            # what pandas noted of its own could ask for anything
+            table = file.read(columns=names).replace_schema_metadata(None)
+            frame: pd.DataFrame = table.to_pandas()
+            if geometry:
+                frame[geometry[0]] = gpd.GeoSeries.from_wkb(frame[geometry[0]], crs=geometry[1])
+                frame = gpd.GeoDataFrame(frame, geometry=geometry[0])
+            return frame
+
+    def _geometry(self) -> tuple[str, Any] | None:
+        """The name of the geometry column and its CRS, as pyproj takes it; None where it is no GeoParquet."""
+        if b"geo" not in self.metadata:
+            return None
+        geo = json_values.mapping(json_values.parse(self.metadata[b"geo"]))
+        name = json_values.text(geo.get("primary_column"))
+        column = json_values.mapping(json_values.mapping(geo.get("columns")).get(name))
+        if name not in self.schema.names or column.get("encoding") != "WKB":
+            raise IntegrityError(
+                "its metadata name no geometry column in WKB; save it as GeoPackage, or in WKB"
+            )
+        return name, column.get("crs", "OGC:CRS84")
+
+    def _require_bounded(self, names: list[str], geometry: str | None, most: int) -> None:
+        """Raise IntegrityError where these columns take more than `most` bytes when they are read.
+
+        A few bytes can stand for gigabytes: pages of zeros, a million times the same long entry of a dictionary, lists
+        of a billion nothings. So the headers of all pages are gone over, for a footer may lie, and how long the entries
+        of dictionaries come to is counted before they are written out.
+        """
+        count = _Count(most)
+        count.add(self._rows * _VALUE_BYTES)
+        if sum(group.rows for group in self._groups) != self._rows:
+            raise IntegrityError("its groups have other numbers of rows than the file")
+        columns = self._columns(names)
+        texts = [column.path for column in columns if column.kind == _TEXT]
+        # a column of texts as dictionary and indices takes no more than its pages
+        file = pq.ParquetFile(io.BytesIO(self._data), read_dictionary=texts, pre_buffer=False)
+        wkb = 0
+        for number, group in enumerate(self._groups):
+            if len(group.chunks) != len(self._paths):
+                raise IntegrityError("a row group has other columns than the file")
+            lengths, repeating = {}, []
+            for column in columns:
+                plain, repeats = _count_pages(self._data, group, column, count)
+                if column.is_list or column.name == geometry:
+                    count.add(group.rows * _OBJECT_BYTES)
+                lengths[column.name] = plain
+                if repeats and column.kind == _TEXT:
+                    repeating.append(column.name)
+            if repeating:
+                table = file.read_row_group(number, columns=repeating, use_threads=False)
+                lengths |= {name: _length_of_texts(table.column(name)) for name in repeating}
+            for name, length in lengths.items():
+                count.add(length * (_WKB_TIMES if name == geometry else _TEXT_TIMES))
+            wkb += lengths.get(geometry, 0) if geometry else 0
+            if wkb > _MAX_WKB_BYTES:
+                raise IntegrityError(
+                    f"its geometry has more than {_MAX_WKB_BYTES / 1e6:,.0f} MB; simplify it"
+                )
+
+    def _columns(self, names: list[str]) -> list["_Column"]:
+        found = []
+        leaves: dict[str, list[int]] = {}
+        for index, path in enumerate(self._paths):
+            leaves.setdefault(path.split(".", 1)[0], []).append(index)
+        for name, count in Counter(names).items():
+            # Arrow looks for columns by names with dots between the parts
+            if "." in name or count > 1 or len(leaves.get(name, ())) != 1:
+                raise IntegrityError(f"the column {name} is not one column, or has a dot in its name")
+            kind = self.schema.field(name).type
+            is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+            (index,) = leaves[name]
+            told = _TYPES.get(self._types[index])
+            if told is None or not _is_plain(kind.value_type if is_list else kind):
+                raise IntegrityError(f"the column {name} is of the type {kind}, which is not read here")
+            found.append(_Column(name, index, self._paths[index], told, is_list))
+        return found
 
 
-def require_bounded(data: bytes, most: int = _MAX_READ_BYTES) -> None:
-    """Raise IntegrityError for a Parquet file that takes more than `most` bytes when it is read.
+@dataclass(frozen=True)
+class _Column:
+    """A column as Arrow's schema has it: its name and type, and which one it is of those in the footer."""
 
-    A few bytes can stand for gigabytes: pages of zeros, a million times the same long entry of a dictionary, values
-    that repeat the beginning of the one before, lists of a billion nothings. So the headers of all pages are gone over,
-    for a footer may lie, and how long the entries of dictionaries come to is counted before they are written out.
-    Raises what Arrow raises for what is damaged.
-    """
-    footer = int.from_bytes(data[-8:-4], "little")
-    if data[-4:] != b"PAR1" or footer > min(len(data), _MAX_FOOTER_BYTES):
-        raise IntegrityError(
-            f"it is no Parquet file, or its footer has more than {_MAX_FOOTER_BYTES:,} bytes"
-        )
-    metadata = footer_of(io.BytesIO(data)).metadata
-    count = _Count(most)
-    count.add(metadata.num_rows * _VALUE_BYTES)
-    for group, chunks in enumerate(_column_chunks(data[-8 - footer : -8])):
-        if len(chunks) != len(metadata.schema):
-            raise IntegrityError("a row group has other columns than the file")
-        for index, chunk in enumerate(chunks):
-            count.add(_PAGE_BYTES)
-            if chunk.values <= 0:
-                # nothing of it is read, and the places that it names may be none
-                continue
-            is_text = chunk.kind == _TEXT
-            width = _WIDTHS[chunk.kind] if 0 <= chunk.kind < _TEXT else metadata.schema.column(index).length
-            repeats = _count_pages(data, chunk, max(width, 0), is_text, count)
-            if is_text and repeats:
-                count.add(_length_of_text(data, group, chunk.path, count.left))
+    name: str
+    index: int
+    path: str
+    kind: int
+    is_list: bool
 
 
 @dataclass(frozen=True)
@@ -114,19 +214,10 @@ class _Chunk:
     dictionary_at: int
 
 
-def _column_chunks(footer: bytes) -> list[list[_Chunk]]:
-    """The columns of each row group, not by Arrow's own objects for them: of some damaged footers these abort the
-    process ("Definition level histogram size mismatch", pyarrow 26).
-    """
-    try:
-        groups = _struct(footer, 0)[0].get(_ROW_GROUPS, [])
-        found = []
-        for group in groups:
-            told = [chunk[_COLUMN] for chunk in group[_COLUMNS]]
-            found.append([_chunk(column) for column in told])
-        return found
-    except (IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
-        raise IntegrityError("its footer does not tell where its columns are") from None
+@dataclass(frozen=True)
+class _Group:
+    rows: int
+    chunks: list[_Chunk]
 
 
 class _Count:
@@ -141,176 +232,139 @@ class _Count:
             )
 
 
-def _chunk(column: dict[int, Any]) -> _Chunk:
-    numbers = [column[field] for field in (_TYPE, _COUNT, _BYTES, _DATA_AT)] + [column.get(_DICTIONARY_AT, 0)]
-    if not all(isinstance(number, int) for number in numbers):
-        raise TypeError
-    kind, values, size, data_at, dictionary_at = numbers
-    return _Chunk(kind, b".".join(column[_PATH]).decode(), values, size, data_at, dictionary_at)
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Errors of damaged bytes, of which Arrow, pandas, pyproj and GEOS raise what they like, as IntegrityError."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except Exception as error:
+        raise IntegrityError(str(error) or repr(error)) from error
 
 
-def _count_pages(data: bytes, chunk: _Chunk, width: int, is_text: bool, count: _Count) -> bool:
-    """Count what the pages of a column take; whether it has a dictionary whose entries may be repeated."""
+def _footer(file: IO[bytes]) -> tuple[bytes, pq.ParquetFile]:
+    """The footer of a file, and what Arrow makes of it alone."""
+    size = file.seek(0, io.SEEK_END)
+    if size > MAX_FILE_BYTES:
+        raise IntegrityError(f"it has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
+    file.seek(max(0, size - _TAIL_BYTES))
+    tail = file.read(_TAIL_BYTES)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != b"PAR1" or length > min(size, _MAX_FOOTER_BYTES):
+        raise IntegrityError(
+            f"it is no Parquet file, or its footer has more than {_MAX_FOOTER_BYTES:,} bytes"
+        )
+    if length > len(tail):
+        file.seek(size - length)
+        tail = file.read(length)
+    footer = tail[-length:-8]
+    if length > _SMALL_FOOTER_BYTES:
+        read_struct(footer, 0, {}, _MAX_FOOTER_VALUES)
+    with _damage():
+        arrow = pq.ParquetFile(
+            io.BytesIO(tail[-length:]),
+            thrift_string_size_limit=_MAX_FOOTER_BYTES,
+            thrift_container_size_limit=_MAX_ENTRIES,
+        )
+    return footer, arrow
+
+
+def _groups(footer: bytes) -> list[_Group]:
+    """The columns of each row group, not by Arrow's own objects for them: of some damaged footers these abort the
+    process ("Definition level histogram size mismatch", pyarrow 26).
+    """
+    found, _ = read_struct(footer, 0, _FOOTER, _MAX_FOOTER_VALUES)
+    try:
+        return [
+            _Group(group[_ROWS], [_chunk(chunk) for chunk in group[_COLUMNS]])
+            for group in found.get(_GROUPS, [])
+        ]
+    except (KeyError, UnicodeDecodeError):
+        raise IntegrityError("its footer does not tell where its columns are") from None
+
+
+def _chunk(chunk: dict[int, Any]) -> _Chunk:
+    if _SECRET in chunk or _SECRET_COLUMN in chunk:
+        raise IntegrityError("a column is encrypted")
+    told = chunk[_COLUMN]
+    kind, values, size, data_at = (told[field] for field in (_TYPE, _COUNT, _BYTES, _DATA_AT))
+    path = b".".join(told[_PATH]).decode()
+    return _Chunk(kind, path, values, size, data_at, told.get(_DICTIONARY_AT, 0))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    of = pa.types
+    return any(
+        is_one(kind)
+        for is_one in (
+            *(of.is_null, of.is_boolean, of.is_integer, of.is_floating, of.is_date, of.is_timestamp),
+            *(of.is_string, of.is_large_string, of.is_binary, of.is_large_binary),
+        )
+    )
+
+
+def _count_pages(data: bytes, group: _Group, column: _Column, count: _Count) -> tuple[int, bool]:
+    """Count what the pages of a column take.
+
+    Returns the bytes of the texts that stand in them as they are, and whether there is a dictionary, whose entries may
+    be repeated.
+    """
+    chunk = group.chunks[column.index]
+    if (chunk.kind, chunk.path) != (column.kind, column.path):
+        raise IntegrityError(f"the column {column.name} is another one by its own record")
+    if chunk.values < group.rows or group.rows < 0 or (chunk.values > group.rows and not column.is_list):
+        raise IntegrityError(f"the column {column.name} has another number of values than rows")
+    count.add(_PAGE_BYTES)
+    if not chunk.values:
+        # nothing of it is read, and the places that it names may be none
+        return 0, False
     at = chunk.data_at
     if 0 < chunk.dictionary_at < at:
         at = chunk.dictionary_at
     end = at + chunk.size
     if not 0 <= at <= end <= len(data):
         raise IntegrityError("a column lies beyond the end of the file")
-    values, has_dictionary = 0, False
+    count.add(chunk.size)
+    is_text = column.kind == _TEXT
+    each = _TEXT_BYTES if is_text or column.is_list else _VALUE_BYTES
+    values, plain, has_dictionary = 0, 0, False
     while at < end:
-        header, at = _page_header(data, at)
-        size, compressed = header.get(_SIZE, -1), header.get(_COMPRESSED, -1)
+        header, at = read_struct(data, at, _HEADER, _MAX_HEADER_VALUES)
+        page, size, compressed = (header.get(field, -1) for field in (_PAGE, _SIZE, _COMPRESSED))
         if size < 0 or not 0 <= compressed <= end - at:
             raise IntegrityError("a page has no size, or lies beyond the end of its column")
         at += compressed
-        entries = header.get(_DICTIONARY_VALUES, 0)
-        has_dictionary = has_dictionary or _DICTIONARY_VALUES in header
-        here = sum(header.get(key, 0) for key in _VALUES)
-        if here < 0 or entries < 0:
+        own, encoding_at = _PAGES.get(page, (0, 0))
+        if own not in header or any(other in header for other, _ in _PAGES.values() if other != own):
+            raise IntegrityError("a page is neither of values nor a dictionary")
+        here, encoding = header[own].get(1, -1), header[own].get(encoding_at, -1)
+        if here < 0:
             raise IntegrityError("a page has fewer than no values")
+        count.add(max(size, _PAGE_BYTES) + here * each)
+        if page == _DICTIONARY:
+            has_dictionary = True
+            continue
         values += here
-        count.add(max(size, _PAGE_BYTES) + entries * _VALUE_BYTES + here * max(width, _VALUE_BYTES))
-        if is_text and _DELTA_BYTE_ARRAY in (header.get(key, _PLAIN) for key in _ENCODINGS):
-            raise IntegrityError("text is written as its difference to the text before; write it as it is")
+        if encoding not in (_OF_TEXT if is_text else _ENCODINGS):
+            raise IntegrityError(
+                f"the column {column.name} is written in an encoding that is not read here; write it as PLAIN"
+            )
+        if is_text and not encoding:
+            plain += size
     # Arrow would look for the rest behind the column
     if values < chunk.values:
         raise IntegrityError(f"a column has {values:,} values, and its footer tells of {chunk.values:,}")
-    return has_dictionary
+    return plain, has_dictionary
 
 
-def _length_of_text(data: bytes, group: int, path: str, most: int) -> int:
-    """Bytes of the texts of a column that is read as dictionary and indices, which takes no more than its pages."""
-    file = pq.ParquetFile(io.BytesIO(data), read_dictionary=[path], pre_buffer=False)
-    table = file.read_row_group(group, columns=[path], use_threads=False)
+def _length_of_texts(column: pa.ChunkedArray) -> int:
     total = 0
-    for column in table.columns:
-        for array in column.chunks:
-            for texts in _dictionaries(array):
-                lengths = pc.binary_length(texts.dictionary).take(texts.indices)
-                total += pc.sum(lengths).as_py() or 0
-                if total > most:
-                    return total
+    for array in column.chunks:
+        texts = array if isinstance(array, pa.DictionaryArray) else array.flatten()
+        if not isinstance(texts, pa.DictionaryArray):
+            raise IntegrityError("a column of texts is not read as a dictionary")
+        total += pc.sum(pc.binary_length(texts.dictionary).take(texts.indices)).as_py() or 0
     return total
-
-
-def _dictionaries(array: pa.Array) -> Iterator[pa.DictionaryArray]:
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if isinstance(array, pa.DictionaryArray):
-        yield array
-    elif isinstance(array, pa.MapArray):
-        yield from _dictionaries(array.keys)
-        yield from _dictionaries(array.items)
-    elif isinstance(array, pa.StructArray):
-        for index in range(array.type.num_fields):
-            yield from _dictionaries(array.field(index))
-    elif hasattr(array, "flatten"):
-        yield from _dictionaries(array.flatten())
-
-
-# Thrift's compact protocol, of which footers and page headers are structs.
-# https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
-_TRUE, _FALSE, _BYTE, _I32, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = (
-    1,
-    2,
-    3,
-    5,
-    7,
-    8,
-    9,
-    10,
-    11,
-    12,
-    13,
-)
-_INTEGERS = (4, _I32, 6)
-_FIXED = {_TRUE: 1, _FALSE: 1, _BYTE: 1, _DOUBLE: 8, _UUID: 16}
-_MAX_DEPTH = 8
-
-
-def _page_header(data: bytes, at: int) -> tuple[dict[tuple[int, ...], int], int]:
-    """The integers of a page header, by their field numbers from the outside in; and where the page begins."""
-    found: dict[tuple[int, ...], int] = {}
-
-    def take(fields: dict[int, Any], path: tuple[int, ...]) -> None:
-        for number, value in fields.items():
-            if isinstance(value, dict):
-                take(value, (*path, number))
-            elif isinstance(value, int):
-                found[*path, number] = value
-
-    try:
-        header, at = _struct(data, at)
-    except IndexError:
-        raise IntegrityError("a page header has no end") from None
-    take(header, ())
-    return found, at
-
-
-def _struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """The fields of a struct by number, and where it ends: integers, bytes, lists, and structs. Raises IndexError."""
-    if depth > _MAX_DEPTH:
-        raise IntegrityError("a page header or footer is nested too deep")
-    fields: dict[int, Any] = {}
-    number = 0
-    while head := data[at]:
-        kind, at = head & 15, at + 1
-        if head >> 4:
-            number += head >> 4
-        else:
-            value, at = _varint(data, at)
-            number = _signed(value, 32)
-        if kind not in (_TRUE, _FALSE):
-            fields[number], at = _value(data, at, kind, depth)
-    return fields, at + 1
-
-
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in _INTEGERS:
-        value, at = _varint(data, at)
-        return _signed(value, 64 if kind == 6 else 32), at
-    if kind == _BINARY:
-        length, at = _varint(data, at)
-        return data[at : at + length], at + length
-    if kind == _STRUCT:
-        return _struct(data, at, depth + 1)
-    kinds: tuple[int, ...]
-    if kind in (_LIST, _SET):
-        size, kinds, at = data[at] >> 4, (data[at] & 15,), at + 1
-        if size == 15:
-            size, at = _varint(data, at)
-    elif kind == _MAP:
-        size, at = _varint(data, at)
-        kinds = (data[at] >> 4, data[at] & 15) if size else (0, 0)
-        at += 1 if size else 0
-    elif kind in _FIXED:
-        return None, at + _FIXED[kind]
-    else:
-        raise IntegrityError(f"a page header or footer has a field of the unknown kind {kind}")
-    if depth > _MAX_DEPTH:
-        raise IntegrityError("a page header or footer is nested too deep")
-    values = []
-    for _ in range(size):
-        for one in kinds:
-            value, at = _value(data, at, one, depth + 1)
-            values.append(value)
-        data[at - 1]
-    return values, at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise IntegrityError("a page header has a number without an end")
-
-
-def _signed(value: int, bits: int) -> int:
-    """A zigzag number; of one of more bits Arrow takes the last of them, too."""
-    value &= (1 << bits) - 1
-    return (value >> 1) ^ -(value & 1)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
-from resources.parquet import MAX_FILE_BYTES, footer_of, read_frame
+from resources.parquet import MAX_FILE_BYTES, Parquet, footer_of
 from resources.store import DatasetStore
 
 _PROVENANCE = b"crop_assets"
@@ -90,9 +90,9 @@ def read_table(store: DatasetStore, name: str) -> pd.DataFrame:
     hash of other rows.
     """
     try:
-        data = _bytes(store, name)
-        frame = read_frame(data)
-        record = (pq.read_schema(io.BytesIO(data)).metadata or {}).get(_PROVENANCE)
+        file = Parquet(_bytes(store, name))
+        frame = file.frame()
+        record = file.metadata.get(_PROVENANCE)
         # pages have checksums and the footer, with the names and types of columns, has none
         if record is not None and content_hash(frame) != _record(record)["data_version"]:
             raise IntegrityError("its rows are not those that were written")
@@ -108,20 +108,19 @@ def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
     """
     try:
         with store.reading(name) as file:
-            parquet = footer_of(file)
-            record = _record((parquet.schema_arrow.metadata or {})[_PROVENANCE])
-            return StoredTable(name, parquet.metadata.num_rows, record["data_version"], record)
+            footer = footer_of(file)
+            record = _record((footer.metadata or {}).get(_PROVENANCE, b""))
+            return StoredTable(name, footer.num_rows, record["data_version"], record)
     except FileNotFoundError:
         return None
-    except (IntegrityError, UnsafeNameError) as error:
+    except UnsafeNameError as error:
         raise IntegrityError(f"{name} cannot be used ({error}); materialize its asset again") from error
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        # Arrow's own, for damaged bytes, have no number
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, f"{name} cannot be read: {error.strerror}") from error
+    except IntegrityError as error:
         raise IntegrityError(
-            f"{name} is damaged, or no table of this store ({error!r}); materialize its asset again"
+            f"{name} is damaged, or no table of this store ({error}); materialize its asset again"
         ) from error
+    except OSError as error:
+        raise OSError(error.errno, f"{name} cannot be read: {error.strerror}") from error
 
 
 def content_hash(table: pa.Table | pd.DataFrame) -> str:

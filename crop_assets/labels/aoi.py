@@ -29,7 +29,7 @@ from crop_assets.polygons import make_valid
 from resources.errors import IntegrityError
 from resources.geodata import open_vector
 from resources.object_store import translated
-from resources.parquet import MAX_FILE_BYTES, read_frame
+from resources.parquet import MAX_FILE_BYTES, Parquet
 
 _WORLD = shapely.box(-180, -90, 180, 90)
 _MOST_TURNS = 5
@@ -132,7 +132,7 @@ def touched(tree: shapely.STRtree, shapes: NDArray[np.object_]) -> NDArray[np.in
 
 
 def _geoparquet(local: Path) -> gpd.GeoDataFrame:
-    frame = read_frame(local.read_bytes())
+    frame = Parquet(local.read_bytes()).frame([])
     if not isinstance(frame, gpd.GeoDataFrame):
         raise InputError(f"AOI {local.name} is a Parquet file without geometry; give GeoParquet")
     return frame

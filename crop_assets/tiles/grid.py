@@ -24,7 +24,7 @@ from crop_assets.crs import require_place
 from crop_assets.errors import InputError
 from resources.errors import IntegrityError
 from resources.geodata import Vector, open_vector
-from resources.parquet import MAX_FILE_BYTES, read_frame
+from resources.parquet import MAX_FILE_BYTES, Parquet
 from resources.plain_text import plain_text
 
 _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
@@ -204,7 +204,8 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
         if path.suffix.lower() == ".parquet":
             if (size := path.stat().st_size) > MAX_FILE_BYTES:
                 raise InputError(f"tile grid {path} has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
-            features = read_frame(path.read_bytes())
+            file = Parquet(path.read_bytes())
+            features = file.frame([_name_column(path, file.schema.names)])
         else:
             with open_vector(path, _MOST_ARCHIVE_BYTES) as vector:
                 features = _features(path, vector)

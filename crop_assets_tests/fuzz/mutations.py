@@ -127,9 +127,13 @@ def _spoilt_values(seed: bytes, luck: random.Random) -> bytes:
         if not places:
             break
         holder, key = luck.choice(places)
-        match luck.randrange(6):
+        match luck.randrange(7):
             case 0:
                 del holder[key]
+            case 6 if isinstance(holder, list):
+                other, there = luck.choice(places)
+                if there in other if isinstance(other, dict) else there < len(other):
+                    holder.insert(key, copy.deepcopy(other[there]))
             case 1 if isinstance(holder, dict):
                 holder[luck.choice(["", "id", "type", "crs", key.upper()])] = holder.pop(key)
             case 2:

@@ -27,6 +27,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import rasterio
 import shapely
 import yaml
@@ -49,6 +50,7 @@ from crop_assets.recipe import DatasetRecipe, load_recipe
 from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import document_url, parse_document, scene_rows, unusable
 from crop_assets.tiles.grid import HLS_SIZE, hls_bounds, read_tile_grid
+from crop_assets_tests.resources.footers import as_json, footer_of, of_json, with_footer, written
 from crop_assets_tests.scenes.cmr import SEASON, Cmr, scene_ids
 from resources.addresses import read as read_address
 from resources.answers import read_answer
@@ -61,7 +63,7 @@ from resources.ipfs.cid import Cid, cid_from_href
 from resources.ipfs.directory import find
 from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag, decode_file_node
-from resources.parquet import read_frame
+from resources.parquet import Parquet
 from resources.sources import Wanted
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
@@ -770,7 +772,34 @@ def table(data: bytes) -> None:
 @_target(lambda: _vector(".parquet"))
 def parquet(data: bytes) -> None:
     """A Parquet file."""
-    read_frame(data)
+    Parquet(data).frame()
+
+
+def _repeating() -> bytes:
+    """A file of texts, each many times the same, and of lists of them."""
+    same = pa.DictionaryArray.from_arrays(pa.array([0] * 3_000, pa.int32()), pa.array(["x" * 1_000]))
+    lists = pa.ListArray.from_arrays(pa.array(range(3_001), pa.int32()), same)
+    out = io.BytesIO()
+    pq.write_table(pa.table({"a": same, "b": lists, "c": range(3_000)}), out, compression="zstd")
+    return out.getvalue()
+
+
+@_target(lambda: json.dumps(as_json(footer_of(_repeating())[1])).encode(), is_json=True)
+def parquet_footer(data: bytes) -> None:
+    """The footer of a Parquet file that takes 30 MB to read: with no other one it takes more than it may."""
+    try:
+        footer = written(of_json(json.loads(data)))
+    except (ValueError, RecursionError):
+        return
+    file = with_footer(footer_of(_repeating())[0], footer)
+    usual, most = pa.default_memory_pool(), 8 << 20
+    counted = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counted)
+    try:
+        Parquet(file).frame(most=most)
+    finally:
+        pa.set_memory_pool(usual)
+        assert counted.max_memory() <= most
 
 
 @_target(
