@@ -30,6 +30,7 @@ from shapely.errors import ShapelyError
 from resources.archives import members, unpack
 from resources.errors import IntegrityError
 from resources.geojson import GeoJson
+from resources.geopackage import GeoPackage
 from resources.mosaics import MAX_BYTES, Mosaic, Source, plain_name, read_mosaic
 from resources.plain_text import shell_file
 
@@ -80,7 +81,6 @@ _GEOPACKAGE = (b"GPKG", b"GP10", b"GP11")
 """The application ids of a GeoPackage, at byte 68 (OGC 12-128r18, 1.1.1.1)."""
 _OFFLINE = {
     "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
-    "OGR_SQLITE_STATIC_VIRTUAL_OGR": "NO",
     # not all of GDAL heeds the first: whoever asks a host in another way asks a port that nobody listens at
     "GDAL_HTTP_PROXY": "http://127.0.0.1:9",
     "GDAL_HTTP_TIMEOUT": "1",
@@ -209,6 +209,8 @@ def _vector(path: Path, max_bytes: int) -> Vector:
             head = file.read(72)
         if not head.startswith(_MAGIC[suffix]) or (suffix == ".gpkg" and head[68:72] not in _GEOPACKAGE):
             raise IntegrityError(f"{path} does not begin as a {suffix} file does; save it anew")
+        if suffix == ".gpkg":
+            return GeoPackage(path)
     return _OfGdal(str(path.absolute()))
 
 
@@ -225,7 +227,7 @@ def _require_kml(path: Path) -> None:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Keep pyogrio from hosts that a file names, and from files that the tables of a GeoPackage name."""
+    """Keep pyogrio from hosts that a file names."""
     # they are the process's, and others may need them otherwise
     with _CONFIGURING:
         pyogrio.set_gdal_config_options(_OFFLINE)

@@ -68,9 +68,14 @@ from resources.sources import Wanted
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, read_table, stored_table, write_table
+from resources.wkb import read_wkb
 from resources.words import document, server_words
 
 OWN = (ResourceError, InputError)
+_WKT = (
+    "GEOMETRYCOLLECTION Z (POLYGON Z ((0 0 1, 4 0 1, 4 4 1, 0 0 1)), POINT Z (1 2 3), GEOMETRYCOLLECTION Z ("
+    "MULTIPOINT Z ((1 2 3), (4 5 6)), MULTIPOLYGON Z (((0 0 1, 4 0 1, 4 4 1, 0 0 1)))))"
+)
 
 TILE = "14SMG"
 BBOX = (-99.0, 38.0, -98.0, 39.0)
@@ -588,6 +593,21 @@ def area_kml(data: bytes) -> None:
 def area_geopackage(data: bytes) -> None:
     """An area of interest as GeoPackage."""
     _use_area("area.gpkg", data)
+
+
+@_target(lambda: _vector(".gpkg"))
+def grid_geopackage(data: bytes) -> None:
+    """A tile grid as GeoPackage."""
+    read_tile_grid(_file("grid.gpkg", data))
+
+
+@_target(
+    lambda: shapely.to_wkb(shapely.from_wkt(_WKT)),
+    lambda: shapely.to_wkb(shapely.from_wkt(_WKT), byte_order=0),
+)
+def binary_geometry(data: bytes) -> None:
+    """A geometry of a GeoPackage or GeoParquet file."""
+    read_wkb([data])
 
 
 @_target(lambda: _vector(".fgb"))

@@ -5,13 +5,12 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -817,34 +816,8 @@ def test_kml_that_links_to_a_host_is_read_without_it(tmp_path: Path, outside: Ou
     assert outside.untouched()
 
 
-def test_a_geopackage_whose_table_is_a_file_elsewhere_does_not_read_it(
-    tmp_path: Path, outside: Outside
-) -> None:
-    other = tmp_path / "other.geojson"
-    other.write_text(
-        f'{{"type": "FeatureCollection", "features": [{{"type": "Feature", "properties": {{"secret": 1}}, '
-        f'"geometry": {GEOMETRY}}}]}}'
-    )
-    path = tmp_path / "area.gpkg"
-    gpd.GeoDataFrame({"name": ["14SNH"]}, geometry=[SQUARE], crs=4326).to_file(path, layer="area")
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA writable_schema = on")
-        database.execute(
-            "INSERT INTO sqlite_master (type, name, tbl_name, rootpage, sql) VALUES "
-            "('table', 'elsewhere', 'elsewhere', 0, ?)",
-            (f"CREATE VIRTUAL TABLE elsewhere USING VirtualOGR('{other}')",),
-        )
-        database.commit()
-    with open_vector(path) as vector:
-        assert "area" in vector.layers()
-        with pytest.raises(IntegrityError):
-            assert "secret" not in vector.columns("elsewhere")
-            raise IntegrityError("it has no such column")
-    assert len(read_aoi(path)) == 1
-
-
 def test_what_a_file_may_lead_to_is_as_before_once_it_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "area.gpkg"
+    path = tmp_path / "area.fgb"
     gpd.GeoDataFrame(geometry=[SQUARE], crs=4326).to_file(path)
     assert len(read_aoi(path)) == 1
     for option in resources.geodata._OFFLINE:
