@@ -18,10 +18,12 @@ from pyproj.exceptions import ProjError
 from shapely.errors import ShapelyError
 
 from resources.errors import IntegrityError
-from resources.json_values import MALFORMED, mapping, parse
+from resources.json_values import MALFORMED, mapping, objects, parse, text
 
 MAX_VALUES = 10_000_000
 """Of a document: some three million vertices."""
+MAX_PARTS = 500_000
+"""Of which its geometries consist: one in three bytes takes a kilobyte."""
 _CRS_NAME = re.compile(
     r"(?:urn:(?:x-)?ogc:def:crs:|https?://www\.opengis\.net/def/crs/)?"
     r"(?P<authority>EPSG|ESRI|OGC)[:/](?:[\d.]*[:/])?(?P<code>[A-Za-z0-9]{1,20})",
@@ -62,6 +64,8 @@ class GeoJson:
 
     def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame:
         properties = [mapping(one.get("properties")) for one in self._features]
+        if (parts := sum(_parts(one.get("geometry")) for one in self._features)) > MAX_PARTS:
+            raise IntegrityError(f"its geometries have {parts:,} parts; the most is {MAX_PARTS:,}")
         shapes = [_shape(number, one.get("geometry")) for number, one in enumerate(self._features, start=1)]
         return gpd.GeoDataFrame(
             {name: pd.Series([one.get(name) for one in properties], dtype=object) for name in columns},
@@ -101,6 +105,18 @@ def _features(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if kind != "FeatureCollection" or not isinstance(features, list):
         raise IntegrityError("it is no GeoJSON, such as a FeatureCollection")
     return [mapping(feature) for feature in features]
+
+
+def _parts(geometry: Any) -> int:
+    """How many parts a geometry has that are not features of their own."""
+    found = mapping(geometry)
+    coordinates = found.get("coordinates")
+    several = (
+        len(coordinates)
+        if isinstance(coordinates, list) and text(found.get("type")).lower().startswith("multi")
+        else 0
+    )
+    return several + sum(1 + _parts(one) for one in objects(found.get("geometries")))
 
 
 def _shape(number: int, geometry: Any) -> shapely.Geometry | None:

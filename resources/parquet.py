@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from resources import json_values
 from resources.errors import IntegrityError
 from resources.thrift import BINARY, I32, I64, Wanted, read_struct
+from resources.wkb import MAX_BYTES as MAX_WKB_BYTES
+from resources.wkb import read_wkb
 
 MAX_FILE_BYTES = 512 << 20
 """The table of all 300,000 chip boxes of the country has some 30 MB."""
@@ -30,8 +32,6 @@ _SMALL_FOOTER_BYTES = 1 << 20
 """Arrow's objects take up to 230 times the bytes of a footer (of columns that say nothing of themselves)."""
 _MAX_HEADER_VALUES = 10_000
 _MAX_ENTRIES = 100_000
-_MAX_WKB_BYTES = 48 << 20
-"""More than `crop_assets.polygons.MOST_VERTICES` take. A geometry of empty parts takes up to 34 times its bytes."""
 _TAIL_BYTES = 64 << 10
 
 # what reading, to_pandas and a content hash take at once: of a value, of a text or what is in a list, and of a list or
@@ -117,7 +117,8 @@ class Parquet:
             table = file.read(columns=names).replace_schema_metadata(None)
             frame: pd.DataFrame = table.to_pandas()
             if geometry:
-                frame[geometry[0]] = gpd.GeoSeries.from_wkb(frame[geometry[0]], crs=geometry[1])
+                values = [None if pd.isna(value) else value for value in frame[geometry[0]]]
+                frame[geometry[0]] = gpd.GeoSeries(read_wkb(values), frame.index, crs=geometry[1])
                 frame = gpd.GeoDataFrame(frame, geometry=geometry[0])
             return frame
 
@@ -167,10 +168,8 @@ class Parquet:
             for name, length in lengths.items():
                 count.add(length * (_WKB_TIMES if name == geometry else _TEXT_TIMES))
             wkb += lengths.get(geometry, 0) if geometry else 0
-            if wkb > _MAX_WKB_BYTES:
-                raise IntegrityError(
-                    f"its geometry has more than {_MAX_WKB_BYTES / 1e6:,.0f} MB; simplify it"
-                )
+            if wkb > MAX_WKB_BYTES:
+                raise IntegrityError(f"its geometry has more than {MAX_WKB_BYTES / 1e6:,.0f} MB; simplify it")
 
     def _columns(self, names: list[str]) -> list["_Column"]:
         found = []

@@ -13,6 +13,8 @@ from shapely.errors import ShapelyError
 
 from resources.errors import IntegrityError
 
+MAX_BYTES = 48 << 20
+"""More than `crop_assets.polygons.MOST_VERTICES` take. A geometry of empty parts takes up to 34 times its bytes."""
 _MAX_DEPTH = 32
 """GEOS follows as many as there are, each with some of the stack, and ends the process."""
 _UNHEEDED_BYTES = 9 * 100
@@ -21,7 +23,12 @@ _POINT, _LINE, _POLYGON, _COLLECTION = 1, 2, 3, 7
 
 
 def read_wkb(values: Sequence[bytes | None]) -> NDArray[np.object_]:
-    """The geometries, None for None. Raises IntegrityError for what is none, or holds others more than 32 deep."""
+    """The geometries, None for None.
+
+    Raises IntegrityError for what is none, for more than `MAX_BYTES`, and for what holds others more than 32 deep.
+    """
+    if (size := sum(len(value) for value in values if value is not None)) > MAX_BYTES:
+        raise IntegrityError(f"geometries of {size:,} bytes are more than {MAX_BYTES:,}; simplify them")
     for value in values:
         if value is not None and len(value) > _UNHEEDED_BYTES:
             require_shallow(value)

@@ -725,6 +725,13 @@ def test_a_geojson_without_end_is_refused_before_it_is_read(
     path.write_text('{"type": "GeometryCollection", "geometries": [' * 100 + "]}" * 100)
     with pytest.raises(InputError, match="it is nested more than 64 deep"):
         read_aoi(path)
+    monkeypatch.setattr(resources.geojson, "MAX_PARTS", 100)
+    many, half = ({"type": "MultiPolygon", "coordinates": [[[]]] * parts} for parts in (101, 50))
+    for document, parts in ((many, 101), ({"type": "GeometryCollection", "geometries": [half, half]}, 102)):
+        path.write_text(json.dumps(document))
+        with pytest.raises(InputError, match=f"have {parts} parts; the most is 100"):
+            read_aoi(path)
+    path.write_text(" " * 4800)
     with (
         pytest.raises(IntegrityError, match="has 4,800 bytes; the most is 4,000"),
         open_vector(path, 4000),

@@ -8,11 +8,14 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pyogrio
 import pytest
 import shapely
 
 import resources.geopackage
+import resources.wkb
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import aoi_checksum, read_aoi
 from crop_assets.tiles.grid import read_tile_grid
@@ -155,6 +158,16 @@ def test_rows_and_steps_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch)
         read_aoi(path)
 
 
+def test_what_geometries_take_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources.wkb, "MAX_BYTES", 10_000)
+    empty = b"GP" + bytes(6) + struct.pack("<BII", 1, 6, 1000) + struct.pack("<BII", 1, 3, 0) * 1000
+    change(path, f"UPDATE area SET geom = x'{empty.hex()}'")
+    assert len(read_aoi(path)) == 1
+    change(path, f"INSERT INTO area (geom, name) VALUES (x'{empty.hex()}', '14SNG')")
+    with pytest.raises(InputError, match="geometries of 18,018 bytes are more than 10,000; simplify them"):
+        read_aoi(path)
+
+
 def test_a_page_that_is_there_many_times_is_not_read_so_often(path: Path) -> None:
     large = (b"GP" + bytes(6) + shapely.to_wkb(SQUARE.segmentize(0.01))).hex()
     change(path, f"INSERT INTO area (geom, name) {up_to(300)} SELECT x'{large}', x FROM c")
@@ -258,6 +271,18 @@ def test_binary_geometries_are_read_as_shapely_does(flavor: Any, order: int) -> 
             with pytest.raises(IntegrityError, match="cut short"):
                 require_shallow(value[:end])
     assert shapely.equals_exact(read_wkb([*values, None])[:-1], shapes).all()
+
+
+def test_geometries_of_geoparquet_are_walked_through_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "area.parquet"
+    gpd.GeoDataFrame({"tile": ["14SNH", "14SNG"]}, geometry=[SQUARE, None], crs=4326).to_parquet(path)
+    assert read_aoi(path).geometry.tolist() == [SQUARE, None]
+    table = pq.read_table(path)
+    at = table.column_names.index("geometry")
+    pq.write_table(table.set_column(at, table.field(at), pa.array([NESTED, None], pa.binary())), path)
+    for read in (read_aoi, read_tile_grid):
+        with pytest.raises(InputError, match="holds others more than 32 deep"):
+            read(path)
 
 
 def test_binary_geometries_without_end_do_not_reach_geos() -> None:
