@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from crop_assets.errors import InputError
 
 _HOSTS = ["127.0.0.1", "localhost"]
+_MAX_BODY_BYTES = 16 << 20
+"""A launch of all tiles of a year, with a run's config, takes a thousandth of it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class _Guard:
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind not in self.content_types:
                 return 415, f"send {' or '.join(sorted(self.content_types))}"
+            # uvicorn sees to it that a body is as long as it says
+            if "transfer-encoding" in headers:
+                return 411, "send a Content-Length"
+            if int(headers.get("content-length", 0)) > _MAX_BODY_BYTES:
+                return 413, f"send at most {_MAX_BODY_BYTES:,} bytes"
         return 200, ""
 
 

@@ -11,9 +11,11 @@ from collections.abc import Collection
 import click
 import dagster as dg
 
+from crop_assets.errors import InputError
 from crop_assets.layout import parse_year
-from crop_assets.tiles.grid import MAX_TILES
+from crop_assets.tiles.grid import MAX_TILES, is_tile
 from resources.errors import IntegrityError
+from resources.plain_text import plain_text
 from resources.stop import uninterrupted
 
 CDL_YEAR = "cdl_year"
@@ -22,6 +24,8 @@ _PARTITION_TAG = "dagster/partition"
 _RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 _RUNS_AT_ONCE = 25
 """Runs of a job's backfill that Dagster 1.13.27 submits before it records a checkpoint (its CHECKPOINT_COUNT)."""
+
+_MAX_NAME = 60
 
 cdl_year_partitions = dg.DynamicPartitionsDefinition(name=CDL_YEAR)
 tile_partitions = dg.DynamicPartitionsDefinition(name=TILE)
@@ -55,11 +59,28 @@ def year_of(context: dg.AssetExecutionContext) -> int:
     """The CDL year of a per-year asset's run. Raises Failure where the key is no year."""
     year = parse_year(context.partition_key)
     if year is None:
-        raise dg.Failure(
-            f"the partition {context.partition_key!r} is no CDL year; use a key such as 2022",
-            allow_retries=False,
-        )
+        named = plain_text(repr(context.partition_key), _MAX_NAME)
+        raise dg.Failure(f"the partition {named} is no CDL year; use a key such as 2022", allow_retries=False)
     return year
+
+
+def year_and_tile(key: dg.MultiPartitionKey) -> tuple[int, str]:
+    """The CDL year and the HLS tile of a key. Raises InputError where they are none, for in the UI anybody may add
+    partitions of any name.
+    """
+    year, tile = (key.keys_by_dimension[name] for name in (CDL_YEAR, TILE))
+    number = parse_year(year)
+    if number is None or not is_tile(tile):
+        raise InputError(
+            f"the partition {plain_text(repr(str(key)), 2 * _MAX_NAME)} is no CDL year and HLS tile, such as "
+            "2022|14SMG; delete it on the page of an asset that has it"
+        )
+    return number, tile
+
+
+def shown_tile(key: dg.MultiPartitionKey) -> str:
+    """The tile of a key as messages show it."""
+    return plain_text(key.keys_by_dimension[TILE], _MAX_NAME)
 
 
 def tiles_per_run(count: int) -> dg.BackfillPolicy:
@@ -81,8 +102,8 @@ def launched_keys(context: dg.AssetExecutionContext) -> list[dg.MultiPartitionKe
     run of a backfill that was launched from a job's page carries the tags of the backfill's first key beside those of
     its own range, and Dagster 1.13.27 takes the first key alone (`StepExecutionContext.partition_key_range`).
 
-    Raises Failure where the tags name other partitions than were planned, where they name none, and where the backfill
-    is one of those that Dagster does not launch completely.
+    Raises Failure where the tags name other partitions than were planned, where they name none or what is no pair, and
+    where the backfill is one of those that Dagster does not launch completely.
     """
     tags = context.run.tags
     named = {tags[tag] for tag in (_PARTITION_TAG, *_RANGE_TAGS) if tag in tags}
@@ -100,6 +121,13 @@ def launched_keys(context: dg.AssetExecutionContext) -> list[dg.MultiPartitionKe
             "in the order in which the UI lists them",
             allow_retries=False,
         )
+    for key in planned:
+        if key.count("|") != 1:
+            raise dg.Failure(
+                f"the partition {plain_text(repr(key), 2 * _MAX_NAME)} is no CDL year and HLS tile, such as "
+                "2022|14SMG; nothing was made. Delete it on the page of an asset that has it",
+                allow_retries=False,
+            )
     if context.has_partition_key_range:
         _require_complete_backfill(context)
     return [year_tile_partitions.get_partition_key_from_str(key) for key in sorted(planned)]
@@ -137,7 +165,7 @@ def _require_complete_backfill(context: dg.AssetExecutionContext) -> None:
 
 
 def _some(keys: Collection[str]) -> str:
-    shown = sorted(keys)[:3]
+    shown = [plain_text(key, _MAX_NAME) for key in sorted(keys)[:3]]
     return (
         ", ".join(shown) + (f" and {len(keys) - len(shown)} more" if len(keys) > len(shown) else "") or "none"
     )

@@ -29,11 +29,14 @@ from crop_assets.partitions import (
     CDL_YEAR,
     TILE,
     launched_keys,
+    shown_tile,
     tiles_per_run,
+    year_and_tile,
     year_mapping,
     year_tile_partitions,
 )
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.tiles.grid import tile_names
 from crop_assets.year_assets import (
     OWNERS,
     YearRun,
@@ -217,9 +220,9 @@ def tile_assets(stages: Sequence[TileStage], at_once: int) -> dg.AssetsDefinitio
         again = [key for key in keys if not earlier or (str(key) in earlier and earlier[str(key)].transient)]
         if context.retry_number:
             pause = downloads.tile_pause_seconds * 2 ** (context.retry_number - 1)
-            tiles = ", ".join(key.keys_by_dimension[TILE] for key in again)
+            tiles = ", ".join(map(shown_tile, again))
             with uninterrupted():
-                context.log.info(f"working again on {tiles} in {pause:.0f} s")
+                context.log.info(plain_text(f"working again on {tiles} in {pause:.0f} s"))
             # here, for Dagster's own pause cannot be interrupted
             time.sleep(pause)
         failures = _run_tiles(context, again, services, chosen, frozenset(names))
@@ -285,7 +288,7 @@ def read_tiles(run: YearRun, asset: str, job: str = "tiles_job") -> TileTables:
     if reason := lineage.stale_because("tile_map", None):
         raise InputError(f"{run.asset} {run.year}: {reason}")
     frames, versions, missing = [], {}, {}
-    for tile in sorted(set(run.read("tile_map")["tile"]) - {""}):
+    for tile in tile_names(run.read("tile_map")):
         try:
             reason = lineage.stale_because(asset, tile)
             if not reason:
@@ -334,7 +337,8 @@ def failed_because(
     where = dg.AssetRecordsFilter(asset_key=key, storage_ids=later)
     events = [record.asset_observation for record in instance.fetch_observations(where, len(later)).records]
     return {
-        partitions[event.partition]: str(event.metadata[_FAILED].value)
+        # anybody who reaches the UI may report an event
+        partitions[event.partition]: plain_text(str(event.metadata[_FAILED].value))
         for event in events
         if event and event.partition and _FAILED in event.metadata
     }
@@ -461,27 +465,28 @@ def run_stages(
     report: Callable[[str | _Done | _Failure], None],
     pool: Executor,
 ) -> None:
-    tile = key.keys_by_dimension[TILE]
+    label = shown_tile(key)
     for stage in stages:
         check()
         try:
+            year, tile = year_and_tile(key)
             run = TileRun(
-                int(key.keys_by_dimension[CDL_YEAR]),
+                year,
                 tile,
                 services,
-                lambda text, name=stage.name: report(plain_text(f"{tile} {name}: {text}")),  # type: ignore[misc]
+                lambda text, name=stage.name: report(plain_text(f"{label} {name}: {text}")),  # type: ignore[misc]
                 pool,
             )
             report(_run_stage(key, run, stage, tile_assets))
         except (InputError, ResourceError, OSError) as error:
             transient = isinstance(error, UnavailableError | ConnectionError | TimeoutError)
-            report(_Failure(str(key), tile, stage.name, plain_text(str(error)), "", transient))
+            report(_Failure(str(key), label, stage.name, plain_text(str(error)), "", transient))
             return
         except Exception as error:
             # the words of another library, of whatever length
             cause = plain_text(f"{type(error).__name__}: {error}")
             where = "".join(traceback.format_tb(error.__traceback__))
-            report(_Failure(str(key), tile, stage.name, cause, f"\n{where}", False))
+            report(_Failure(str(key), label, stage.name, cause, f"\n{where}", False))
             return
 
 
@@ -573,7 +578,7 @@ def _earlier_failures(context: dg.AssetExecutionContext) -> dict[str, _Failure]:
         # each stage that was not made has the same words
         words = str(event.metadata[_FAILED].value).removeprefix("failed at ")
         stage, _, cause = words.partition(": ")
-        tile = year_tile_partitions.get_partition_key_from_str(event.partition).keys_by_dimension[TILE]
+        tile = shown_tile(year_tile_partitions.get_partition_key_from_str(event.partition))
         found[event.partition] = _Failure(event.partition, tile, stage, cause, "", transient)
     return found
 
@@ -588,7 +593,7 @@ def _failure(failures: Sequence[_Failure], tiles: int) -> dg.Failure:
     more = f"; and {len(causes) - _NAMED} more causes, which the log names" if len(causes) > _NAMED else ""
     lines = [f"- **{f.tile}** at `{f.stage}`: {plain(f.cause)}" for f in failures]
     return dg.Failure(
-        f"{'; '.join(causes[:_NAMED])}{more}. {_how_many(len(failures), tiles)}",
+        plain_text(f"{'; '.join(causes[:_NAMED])}{more}. {_how_many(len(failures), tiles)}"),
         metadata={"failed_tiles": dg.MetadataValue.md("\n".join(lines))},
         allow_retries=False,
     )

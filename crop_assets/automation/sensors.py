@@ -59,11 +59,13 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
     looked = None if before is None or (cursor.looked or 0) > time.time() else cursor.looked
     since = looked + LOOK_SECONDS if looked else context.last_sensor_start_time or 0.0
     # a preview in the UI has no earlier tick either, and looks at once
-    if not context.is_first_tick_since_sensor_start and not look_is_due(
-        time.time(), context.last_tick_completion_time or 0.0, since
+    if (
+        not anew
+        and not context.is_first_tick_since_sensor_start
+        and not look_is_due(time.time(), context.last_tick_completion_time or 0.0, since)
     ):
         told = _not_due(looked, since, cursor.problem)
-        return dg.SensorResult(skip_reason=plain_text(anew + told), cursor=context.cursor)
+        return dg.SensorResult(skip_reason=plain_text(told), cursor=context.cursor)
     partitions = set(_years_of(context.instance))
     try:
         changes = release_changes(

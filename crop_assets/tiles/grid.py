@@ -116,6 +116,11 @@ def read_tile_grid(path: str | Path) -> gpd.GeoDataFrame:
     return frame.sort_values("tile", ignore_index=True)
 
 
+def is_tile(name: str) -> bool:
+    """Whether a tile can have this name."""
+    return bool(_TILE.fullmatch(name))
+
+
 def tile_names(tile_map: pd.DataFrame) -> list[str]:
     """The tiles of a tile map, sorted, without the "" of chips that have none.
 
@@ -125,7 +130,7 @@ def tile_names(tile_map: pd.DataFrame) -> list[str]:
         raise IntegrityError("the tile map has no column tile; materialize tile_map again")
     found: set[str] = set()
     for name in tile_map["tile"]:
-        if not isinstance(name, str) or not (name == "" or _TILE.fullmatch(name)):
+        if not isinstance(name, str) or not (name == "" or is_tile(name)):
             raise IntegrityError(
                 f"the tile map names {plain_text(repr(name), 60)}, which is no tile; materialize tile_map again"
             )

@@ -172,6 +172,26 @@ def test_no_other_page_sends_json(ui: Ui, origin: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("Content-Length", str((16 << 20) + 1), 413),
+        ("Content-Length", str(1 << 50), 413),
+        ("Transfer-Encoding", "chunked", 411),
+    ],
+)
+def test_a_body_is_refused_before_it_is_read_if_its_length_is_too_large_or_unknown(
+    ui: Ui, header: str, value: str, status: int
+) -> None:
+    asked = http.client.HTTPConnection("127.0.0.1", ui.port, timeout=60)
+    with contextlib.closing(asked):
+        asked.putrequest("POST", "/graphql")
+        for name, content in (("Content-Type", JSON), ("Origin", ui.origin), (header, value)):
+            asked.putheader(name, content)
+        asked.endheaders()
+        assert asked.getresponse().status == status
+
+
+@pytest.mark.parametrize(
     "host",
     [
         "evil.example",

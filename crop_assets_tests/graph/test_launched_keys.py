@@ -95,3 +95,71 @@ def test_a_backfill_of_which_dagster_would_lose_runs_fails(labelled_graph: Graph
         if fails:
             assert "takes 56 runs over 2 years, of which Dagster would leave some out" in run.failure
             assert run.made == {}
+
+
+ODD = [
+    "../x",
+    "../../../x",
+    "a\x1b[31m",
+    "a\nb",
+    "a\u202eb",
+    "x" * 10_000,
+    "1\u0664SMG",
+    "",
+    "14SMI",
+    "14SMG\0",
+]
+
+
+def test_partitions_of_any_name_fail_by_themselves_and_become_no_paths(labelled_graph: Graph) -> None:
+    graph = labelled_graph
+    graph.instance.add_dynamic_partitions(TILE, [WEST, *ODD, EAST])
+    around = set(graph.root.parent.iterdir())
+    run = launch(graph, {START: f"{YEAR}|{WEST}", END: f"{YEAR}|{EAST}"})
+    assert not run.success
+    assert tables(graph) == {WEST, EAST}
+    assert set(graph.root.parent.iterdir()) == around
+    tile_files = {
+        path.name[:5] for path in graph.root.rglob("*") if path.parent.name in (*TILE_STAGES, "answers")
+    }
+    assert tile_files == {WEST, EAST}
+    assert "is no CDL year and HLS tile, such as 2022|14SMG; delete it" in run.failure
+    assert f"{len(ODD)} of {len(ODD) + 2} tiles failed; the other 2 are done" in run.failure
+    (described,) = {
+        event.step_failure_data.user_failure_data.description
+        for event in run.result.all_events
+        if event.is_step_failure and event.step_failure_data.user_failure_data
+    }
+    assert described is not None
+    assert len(described) <= 4000 and described.isprintable()
+
+
+@pytest.mark.parametrize(
+    "year", ["../x", "\u0662\u0660\u0662\u0662", "a\x1b[31m", "x" * 10_000, "2022\n", ""]
+)
+@pytest.mark.parametrize("job", ["labels_job", "plan_job"])
+def test_a_year_of_any_name_is_refused_in_short(labelled_graph: Graph, job: str, year: str) -> None:
+    labelled_graph.instance.add_dynamic_partitions(CDL_YEAR, [year])
+    labelled_graph.instance.add_dynamic_partitions(TILE, [WEST])
+    key = f"{year}|{WEST}" if job == "plan_job" else year
+    result = (
+        build_defs(labelled_graph.resources)
+        .resolve_job_def(job)
+        .execute_in_process(
+            instance=labelled_graph.instance, raise_on_error=False, tags={"dagster/partition": key}
+        )
+    )
+    described = {
+        event.step_failure_data.user_failure_data.description or ""
+        for event in result.all_events
+        if event.is_step_failure and event.step_failure_data.user_failure_data
+    }
+    assert described
+    for words in described:
+        assert "is no CDL year" in words and len(words) < 1000 and words.isprintable()
+
+
+def test_a_tile_with_the_sign_between_year_and_tile_is_named(labelled_graph: Graph) -> None:
+    labelled_graph.instance.add_dynamic_partitions(TILE, ["2022|14SMG"])
+    run = launch(labelled_graph, {"dagster/partition": f"{YEAR}|2022|14SMG"})
+    assert "'2022|2022|14SMG' is no CDL year and HLS tile" in run.failure

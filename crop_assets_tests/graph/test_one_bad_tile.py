@@ -357,3 +357,17 @@ def test_a_partition_that_is_deleted_during_the_run_takes_no_tile_along(
     assert set(run.made) == {(stage, f"{YEAR}|{tile}") for stage in TILE_STAGES for tile in THREE_TILES}
     chips = {path.name for path in (graph.dataset / "chips").glob("*_merged.tif")}
     assert chips == {f"{chip}_merged.tif" for tile in (WEST, EAST) for chip in THREE_TILES[tile]}
+
+
+def test_a_cause_that_somebody_made_up_is_short_and_on_one_line(finished_graph: Graph) -> None:
+    words = "failed at chips: \x1b[31m\n" + "x" * 1_000_000
+    finished_graph.instance.report_runless_asset_event(
+        dg.AssetObservation("filtered_chips", partition=f"{YEAR}|{EAST}", metadata={"failed": words})
+    )
+    (finished_graph.dataset / f"tables/filtered_chips/{EAST}.parquet").unlink()
+    causes = failed_because(finished_graph.instance, "filtered_chips", YEAR, [EAST])
+    assert len(causes[EAST]) <= 4000 and causes[EAST].isprintable()
+    run = finished_graph.run("dataset_job", recipe=recipe(max_missing_tiles=1))
+    assert run.success, run.failure
+    ledger = (finished_graph.dataset / "rejected_chips.csv").read_text()
+    assert len(max(ledger.splitlines(), key=len)) < 5000 and "\x1b" not in ledger
