@@ -147,18 +147,20 @@ def test_an_interrupted_wait_leaves_nothing_running(interrupt_main: Callable[[],
 
 
 def test_an_interrupted_wait_leaves_work_that_hangs(interrupt_main: Callable[[], None]) -> None:
-    never, since = threading.Event(), time.monotonic()
+    never = threading.Event()
+    ended = []
 
     def hang(item: int) -> None:
         if item == 0:
             interrupt_main()
         never.wait(600)
+        ended.append(item)
 
     with ThreadPoolExecutor(2) as pool:
         with pytest.raises(Interrupt, match="interrupted"):
             in_parallel(pool, hang, range(8))
+        assert not ended
         never.set()
-    assert time.monotonic() - since < 60
 
 
 def test_an_error_of_the_caller_waits_for_what_is_running() -> None:

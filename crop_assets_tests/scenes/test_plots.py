@@ -1,7 +1,6 @@
 import datetime as dt
 import io
 import itertools
-import time
 
 import numpy as np
 import pandas as pd
@@ -157,15 +156,10 @@ def test_nothing_runs_out_of_any_picture(rows, limit) -> None:
         pixels(season_picture(table, SEASON, "13TDE", limit))
 
 
-def test_a_picture_of_a_long_season_is_drawn_quickly_and_stays_small() -> None:
+def test_a_picture_of_a_long_season_stays_small() -> None:
     random = np.random.default_rng(1)
     dates = [str(SEASON[0] + dt.timedelta(int(day))) for day in random.integers(0, 214, 150)]
     table = selected(
         *((day, float(c), float(k)) for day, (c, k) in zip(dates, random.random((150, 2)) * 100, strict=True))
     )
-    season_picture(table, SEASON, "13TDE", 5)
-    began = time.process_time()
-    png = season_picture(table, SEASON, "13TDE", 5)
-    # some 15 ms; a chart of matplotlib takes ten times as long
-    assert time.process_time() - began < 0.1
-    assert len(png) < 40_000
+    assert len(season_picture(table, SEASON, "13TDE", 5)) < 40_000
