@@ -38,7 +38,7 @@ from resources.errors import (
     TryAgainError,
     UnreachableError,
 )
-from resources.pace import LONGEST_SECONDS, Pace
+from resources.pace import LONGEST_SECONDS, Pace, last_moment
 from resources.stop import check, pause
 from resources.words import MAX_BYTES, document, server_words
 
@@ -188,7 +188,7 @@ class _RawAnswer(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         check()
-        left = self.until - time.monotonic()
+        left = min(self.until, last_moment()) - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         patience = self._sock.gettimeout()
@@ -243,8 +243,10 @@ class _StoppableRetry(Retry):
         return following
 
     def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
-        asked = self.get_retry_after(response) if response else None
-        pause(asked or self.get_backoff_time())
+        seconds = (self.get_retry_after(response) if response else None) or self.get_backoff_time()
+        if time.monotonic() + seconds >= last_moment():
+            raise urllib3.exceptions.TimeoutError("there is no time left to ask again")
+        pause(seconds)
 
 
 class WarySession(requests.Session):
@@ -282,10 +284,10 @@ class WarySession(requests.Session):
         check()
         connect, patience = _seconds(kwargs.get("timeout"))
         # redirects come here as well
-        left = self._attempts * patience - (time.monotonic() - self._began)
+        left = min(self._began + self._attempts * patience, last_moment()) - time.monotonic()
         if left <= 0:
-            raise requests.ReadTimeout("redirects take too long")
-        return super().send(request, **kwargs | {"timeout": (connect, min(patience, left))})
+            raise requests.ReadTimeout("redirects, or requests before this one, took too long")
+        return super().send(request, **kwargs | {"timeout": (min(connect, left), min(patience, left))})
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         try:

@@ -13,15 +13,17 @@ from typing import Any
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)
 """What a look into JSON of another shape raises, also that of shapely for a geometry."""
 
-_MAX_VALUES = 4_000_000
-"""About six times as many as 2,000 granule records have, the most that CMR gives at once."""
+MAX_VALUES = 500_000
+"""Some 100 MB at most. A hundred items of a catalogue have 12,000, of another mission 90,000; 500 granule records have
+170,000.
+"""
 _MAX_DEPTH = 64
 _MAX_DIGITS = 30
 _HIGH, _LOW = r"[dD][89abAB][0-9a-fA-F]{2}", r"[dD][c-fC-F][0-9a-fA-F]{2}"
 _ESCAPE = re.compile(rf"\\(?:u{_HIGH}\\u{_LOW}|(?P<lone>u{_HIGH}|u{_LOW})|.)", re.DOTALL)
 
 
-def parse(data: bytes | str, max_values: int = _MAX_VALUES) -> Any:
+def parse(data: bytes | str, max_values: int = MAX_VALUES) -> Any:
     """The document. A key that an object has twice is left out, for readers differ in which they take. Half of a
     surrogate pair, which no text can be written with, is U+FFFD.
 
@@ -30,7 +32,7 @@ def parse(data: bytes | str, max_values: int = _MAX_VALUES) -> Any:
     text = data if isinstance(data, str) else data.decode()
     if "\\ud" in text or "\\uD" in text:
         text = _ESCAPE.sub(_paired, text)
-    if sum(map(text.count, ",[{")) > max_values:
+    if values_in(text) > max_values:
         raise ValueError(f"it has more than {max_values:,} values")
     try:
         document = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
@@ -42,6 +44,25 @@ def parse(data: bytes | str, max_values: int = _MAX_VALUES) -> Any:
         if not layer:
             return document
     raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+
+
+def values_in(text: str | bytes) -> int:
+    """How many values a document has at most, but for itself, before it is read."""
+    if isinstance(text, bytes):
+        return sum(map(text.count, (b",", b"[", b"{")))
+    return sum(map(text.count, ",[{"))
+
+
+def size(value: Any) -> tuple[int, int]:
+    """How many values are in a value of JSON, itself among them, and how many characters in its texts and keys."""
+    values = characters = 0
+    layer = [value]
+    while layer:
+        values += len(layer)
+        characters += sum(len(one) for one in layer if isinstance(one, str))
+        characters += sum(len(key) for one in layer if isinstance(one, dict) for key in one)
+        layer = [inner for one in layer for inner in _inner(one)]
+    return values, characters
 
 
 def _paired(escape: re.Match[str]) -> str:

@@ -1,6 +1,10 @@
-"""How slowly bytes may come before a server counts as silent."""
+"""How slowly bytes may come before a server counts as silent, and when requests have to be over."""
 
+import contextlib
+import math
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 from resources.errors import SlowError
 
@@ -10,6 +14,25 @@ LONGEST_SECONDS = 6 * 3600.0
 """What one request may take in all. 2 GB, as a CDL archive has, come in that time by 100 kB a second, and by less in
 several requests, each of which resumes the one before.
 """
+
+_last_moment: ContextVar[float] = ContextVar("last_moment", default=math.inf)
+
+
+@contextlib.contextmanager
+def until(moment: float) -> Iterator[None]:
+    """The requests of the block that this thread makes, with all retries and pauses, raise SlowError at a moment of
+    `time.monotonic`, or at that of a block around it which ends sooner.
+    """
+    token = _last_moment.set(min(moment, _last_moment.get()))
+    try:
+        yield
+    finally:
+        _last_moment.reset(token)
+
+
+def last_moment() -> float:
+    """The moment of the innermost `until`, for another thread of the same work; infinity outside of any."""
+    return _last_moment.get()
 
 
 class Pace:

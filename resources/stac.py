@@ -5,7 +5,6 @@ named by its place. Does not: what the items mean (`crop_assets.scenes`, `crop_a
 """
 
 import datetime as dt
-import json
 import math
 import threading
 import time
@@ -33,12 +32,12 @@ from resources.errors import (
     NotAFileError,
     NotFoundError,
     RefusedError,
-    SlowError,
     TryAgainError,
     UnavailableError,
 )
 from resources.http import RateLimit, ask, get_bytes, new_session
-from resources.json_values import MALFORMED, count, mapping, objects, parse
+from resources.json_values import MALFORMED, count, mapping, objects, parse, size, text, values_in
+from resources.pace import until
 
 Item = dict[str, Any]
 
@@ -47,18 +46,28 @@ SET_ASIDE = "crop_assets:set_aside"
 
 _PAGE = 100
 _CMR_SEARCH = "https://cmr.earthdata.nasa.gov/search/granules.umm_json"
-_GRANULES = 2000
-"""The most records that CMR gives at once."""
+_GRANULES = 500
+"""Records of one request. A tile has some 200 of one collection in a year, and CMR gives 2,000 at once at most."""
 _SEARCH_AFTER = "CMR-Search-After"
-_MAX_PAGE_BYTES = 64 << 20
+_MAX_CATALOGUE_BYTES = 4 << 20
+_MAX_PAGE_BYTES = 16 << 20
+"""A hundred items have 0.7 MB, of another mission 5 MB; 500 granule records have 8 MB."""
 _MAX_PAGES = 500
-_MAX_ANSWER_BYTES = 256 << 20
+_MAX_ANSWER_BYTES = 64 << 20
+_MAX_ANSWER_VALUES = 2_000_000
+"""Some 300 MB at most. The items of a year, with those of the tiles around, have a seventh of it."""
 _MAX_ANSWER_SECONDS = 3600.0
-_MAX_TILE_GRANULES = 5_000
-"""Of one collection: a tile has a few hundred in a year."""
-_MAX_ITEMS = 20_000
-"""Of all collections, with those of the tiles around that touch it."""
-_MAX_DOCUMENT_BYTES = 4 << 20
+_MAX_SCENES_A_DAY = 4
+"""Of a tile in one collection: a satellite passes once a day, and what it saw may come in two parts."""
+_MAX_TILES_AROUND = 10
+"""How many times as many items may touch a tile's place as are its own."""
+_MAX_ITEM_VALUES = 10_000
+"""An item has some 120, of another mission 900."""
+_MAX_ITEM_CHARACTERS = 256 << 10
+"""An item has 7,000 in all, of another mission 53,000."""
+_MAX_ID_CHARACTERS = 200
+_MAX_DOCUMENT_BYTES = 256 << 10
+"""Granules' documents have 9 kB (XML) and 15 kB (UMM-JSON)."""
 _MAX_COLLECTION_BYTES = 1 << 30
 _MAX_COLLECTION_VALUES = 50_000_000
 
@@ -130,9 +139,13 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         gives fewer items than it has matched, IntegrityError where it is none: a partial answer is never returned.
         """
         area = box(*bbox)
+        around = _MAX_TILES_AROUND * most_scenes(start, end) * len(collections)
+        bounds = Bounds(self.address, around + _PAGE)
         if self.is_file:
             return self._in_file(lambda item: _may_lie_in(item, start, end) and _may_touch(item, area))
-        found = self._ask(collections=list(collections), bbox=bbox, datetime="/".join(_moments(start, end)))
+        moments = "/".join(_moments(start, end))
+        with until(bounds.until):
+            found = self._ask(bounds, collections=list(collections), bbox=bbox, datetime=moments)
         return [item for item in found if _may_lie_in(item, start, end)]
 
     def items(self, ids: Sequence[str], collections: Sequence[str] = ("HLSS30_2.0",)) -> list[Item]:
@@ -142,15 +155,19 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
         wanted = sorted(set(ids))
         if self.is_file:
             return self._in_file(lambda item: item["id"] in wanted)
+        bounds = Bounds(self.address, 2 * len(wanted) * len(collections) + _PAGE)
         found: list[Item] = []
-        for at in range(0, len(wanted), _PAGE):
-            found += self._ask(at, collections=list(collections), ids=wanted[at : at + _PAGE])
-        return found
+        with until(bounds.until):
+            for at in range(0, len(wanted), _PAGE):
+                found += self._ask(bounds, collections=list(collections), ids=wanted[at : at + _PAGE])
+        return _once(found)
 
-    def _ask(self, before: int = 0, **query: Any) -> list[Item]:
-        """The items of one search, which comes after others that gave up to `before` items."""
+    def _ask(self, bounds: "Bounds", **query: Any) -> list[Item]:
+        """The items of one search, which may be one of several for the same question."""
         try:
-            return _once(self._client().search(limit=_PAGE, **query).items_as_dicts(), before)
+            client, reader = self._client()
+            reader.bounds = bounds
+            return _once(client.search(limit=_PAGE, **query).items_as_dicts())
         except (NotAFileError, *_CLIENT_ERRORS, *MALFORMED) as error:
             why = str(error) if isinstance(error, NotAFileError) else repr(error)
             raise IntegrityError(
@@ -167,14 +184,13 @@ class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
                 f"the STAC catalogue {self.address} {what}: {error}; materialize this tile again later"
             ) from error
 
-    def _client(self) -> Client:
+    def _client(self) -> "tuple[Client, _Io]":
         # one session a thread: requests' sessions are not safe to share
         if not hasattr(self._local, "client"):
-            self._local.client = Client.open(
-                self.address, stac_io=_Io(self.attempts, self.timeout_seconds, self._limit)
-            )
-        client: Client = self._local.client
-        return client
+            reader = _Io(self.address, self.attempts, self.timeout_seconds, self._limit)
+            self._local.client = Client.open(self.address, stac_io=reader), reader
+        opened: tuple[Client, _Io] = self._local.client
+        return opened
 
     @cached_property
     def _limit(self) -> RateLimit:
@@ -225,7 +241,7 @@ class SceneStac(_StacCatalogue):
         return self.granule_search or (_CMR_SEARCH if is_cmr else "")
 
     def document(self, url: str) -> bytes:
-        """A granule's metadata document, at most 4 MiB.
+        """A granule's metadata document, at most 256 KiB.
 
         Raises IntegrityError for a host that is not configured, NotFoundError, UnavailableError.
         """
@@ -237,11 +253,11 @@ class SceneStac(_StacCatalogue):
     def granules(
         self, short_name: str, tile: str, start: dt.date, end: dt.date
     ) -> list[dict[str, Any]] | None:
-        """The UMM-JSON records of all granules of a tile from `start` to `end`, by one request for up to 2,000.
+        """The UMM-JSON records of all granules of a tile from `start` to `end`, by one request for up to 500.
 
         `short_name` is the collection's, such as HLSS30. None where there is no granule search, which is so for a
-        catalogue in a file. Raises UnavailableError, and IntegrityError where the answer is none: a partial
-        answer is never returned.
+        catalogue in a file. Of a record that is far larger than any there is, its name is left, and `SET_ASIDE` says
+        why. Raises UnavailableError, and IntegrityError where the answer is none: a partial answer is never returned.
         """
         address = self.search_address
         if self.is_file or not address:
@@ -256,21 +272,22 @@ class SceneStac(_StacCatalogue):
         found: dict[str, dict[str, Any]] = {}
         after: dict[str, str] = {}
         total = 0
-        bounds = _Bounds(address, _MAX_TILE_GRANULES)
+        bounds = Bounds(address, most_scenes(start, end))
         while True:
             self._limit.wait()
-            data, response = ask(
-                self._session(),
-                "GET",
-                address,
-                self.timeout_seconds,
-                _MAX_PAGE_BYTES,
-                {"Accept": "application/vnd.nasa.cmr.umm_results+json", **after},
-                query,
-            )
+            with until(bounds.until):
+                data, response = ask(
+                    self._session(),
+                    "GET",
+                    address,
+                    self.timeout_seconds,
+                    _MAX_PAGE_BYTES,
+                    {"Accept": "application/vnd.nasa.cmr.umm_results+json", **after},
+                    query,
+                )
             try:
                 answer = parse(data)
-                records = {str(record["umm"]["GranuleUR"]): record for record in answer["items"]}
+                records = dict(map(_record, answer["items"]))
                 hits = count(answer["hits"])
                 if hits is None:
                     raise ValueError(f"hits is {answer['hits']!r:.40}")
@@ -282,7 +299,8 @@ class SceneStac(_StacCatalogue):
             found |= records
             # pages may differ in it, as granules come in; a number that is too small ends nothing
             total = max(total, hits)
-            bounds.add(len(data), max(len(found), total))
+            bounds.add(pages=1, bytes=len(data), values=values_in(data), records=len(found) - known)
+            bounds.expect(total)
             token = response.headers.get(_SEARCH_AFTER, "")
             if len(found) == total or not token or len(found) == known:
                 break
@@ -303,13 +321,15 @@ class SceneStac(_StacCatalogue):
 class _Io(StacApiIO):
     """What pystac-client asks by: only the catalogue's own site, at a bounded rate, bounded answers."""
 
-    def __init__(self, attempts: int, timeout: float, limit: RateLimit) -> None:
+    def __init__(self, address: str, attempts: int, timeout: float, limit: RateLimit) -> None:
         super().__init__(timeout=timeout)
         self.session = new_session(attempts)
+        self.bounds = Bounds(address, 0)
+        """Those of the question that is asked."""
+        self._address = address
         self._seconds = timeout
         self._limit = limit
-        self._site = ""
-        self._received = 0
+        self._received = b""
 
     def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
         """What is at an address or a link. pystac-client's own also reads files, and sends the headers and by the
@@ -330,18 +350,15 @@ class _Io(StacApiIO):
         headers: dict[str, str] | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> str:
-        self._site = self._site or href
         address = read(href)
-        if not same_site(self._site, href):
+        if not same_site(self._address, href):
             raise IntegrityError(f"the catalogue leads to {address.host}, which is not its own site")
         self._limit.wait()
         method = (method or "GET").upper()
         in_body: dict[str, Any] = {"json" if method == "POST" else "parameters": parameters}
-        # the first is the catalogue itself
-        most = _MAX_DOCUMENT_BYTES if href == self._site else _MAX_PAGE_BYTES
-        data, _ = ask(self.session, method, href, self._seconds, most, headers, **in_body)
-        self._received = len(data)
-        return data.decode()
+        most = _MAX_CATALOGUE_BYTES if href == self._address else _MAX_PAGE_BYTES
+        self._received, _ = ask(self.session, method, href, self._seconds, most, headers, **in_body)
+        return self._received.decode()
 
     def json_loads(self, txt: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return dict(parse(txt))
@@ -349,21 +366,28 @@ class _Io(StacApiIO):
     def get_pages(
         self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The pages of a search. pystac-client's own takes an answer without items for an empty one, and the last page
-        for the end even where the server says that it matched more: here that raises UnavailableError.
+        """The pages of a search, whose items each have an id; what has none is named by its place. pystac-client's own
+        takes an answer without items for an empty one, and the last page for the end even where the server says that
+        it matched more: here that raises UnavailableError.
         """
-        came: set[str] = set()
+        came: set[tuple[str, str]] = set()
         matched = 0
-        bounds = _Bounds(url, _MAX_ITEMS)
         target: str | Link = url
         while target:
             page = self.read_json(target, method=method, parameters=parameters)
             items = _features(page)
+            before = self.bounds.records
+            self.bounds.add(
+                pages=1, bytes=len(self._received), values=values_in(self._received), records=len(items)
+            )
+            self._received = b""
             matched = max(matched, _matched(page))
+            self.bounds.expect(matched)
             if not items:
                 break
-            came.update(_key(item, len(came)) for item in items)
-            bounds.add(self._received, max(len(came), matched))
+            named = [_named(item, place) for place, item in enumerate(items, before + 1)]
+            page["features"] = named
+            came.update((text(item.get("collection")), item["id"]) for item in named)
             yield page
             links = [link for link in objects(page.get("links")) if link.get("rel") == "next"]
             target = Link.from_dict(dict(links[0])) if links else ""
@@ -380,33 +404,48 @@ class IpfsStac(_StacCatalogue):
     )
 
 
-class _Bounds:
-    """What the pages of one answer may have in all."""
+class Bounds:
+    """What all answers to one question may have in all, counted by any thread."""
 
-    def __init__(self, address: str, max_items: int) -> None:
+    def __init__(self, address: str, max_records: int) -> None:
+        self.until = time.monotonic() + _MAX_ANSWER_SECONDS
         self._address = address
-        self._max_items = max_items
-        self._pages = self._bytes = 0
-        self._until = time.monotonic() + _MAX_ANSWER_SECONDS
+        self._most = {
+            "records": max_records,
+            "pages": _MAX_PAGES,
+            "bytes": _MAX_ANSWER_BYTES,
+            "values": _MAX_ANSWER_VALUES,
+        }
+        self._found = dict.fromkeys(self._most, 0)
+        self._lock = threading.Lock()
 
-    def add(self, size: int, items: int) -> None:
-        """Count a page of `size` bytes, with which there are or will be `items`. Raises IntegrityError, SlowError."""
-        self._pages += 1
-        self._bytes += size
-        for found, most, what in (
-            (items, self._max_items, "records"),
-            (self._pages, _MAX_PAGES, "pages"),
-            (self._bytes, _MAX_ANSWER_BYTES, "bytes"),
-        ):
-            if found > most:
-                raise IntegrityError(
-                    f"{shown(self._address)} answers with {found:,} {what}, and a tile has {most:,} at most; check the "
-                    "address, and that the server takes notice of the search's bbox, dates and attributes"
-                )
-        if time.monotonic() > self._until:
-            raise SlowError(
-                f"{shown(self._address)} gave {self._pages} pages in an hour, and not the last one"
+    @property
+    def records(self) -> int:
+        return self._found["records"]
+
+    def add(self, **found: int) -> None:
+        """Count records, pages, bytes or values. Raises IntegrityError where these are too many."""
+        with self._lock:
+            for what, number in found.items():
+                self._found[what] += number
+                self._require(what, self._found[what])
+
+    def expect(self, records: int) -> None:
+        """Raise IntegrityError where a server tells of more records than there may be."""
+        self._require("records", records)
+
+    def _require(self, what: str, number: int) -> None:
+        if number > self._most[what]:
+            raise IntegrityError(
+                f"{shown(self._address)} answers with {number:,} {what}, where {self._most[what]:,} are the most "
+                "that can be right; check the address, and that the server takes notice of the search's ids, bbox, "
+                "dates and attributes"
             )
+
+
+def most_scenes(start: dt.date, end: dt.date) -> int:
+    """The most scenes of one collection that a tile can have from `start` to `end`, both included."""
+    return _MAX_SCENES_A_DAY * ((end - start).days + 1)
 
 
 def _features(page: Any) -> list[Any]:
@@ -423,19 +462,11 @@ def _matched(page: Mapping[str, Any]) -> int:
     return max(count(number) or 0 for number in told)
 
 
-def _key(item: Any, before: int) -> str:
-    """What tells an item from the others: collections may share ids, and what has no id is like no other."""
-    known = mapping(item)
-    named = isinstance(known.get("id"), str)
-    return json.dumps([known.get("collection"), known["id"]] if named else before)
-
-
-def _once(items: Iterable[Any], before: int = 0) -> list[Item]:
-    """Each item once, by id; what has no id is named by its place, behind `before` others."""
+def _once(items: Iterable[Item]) -> list[Item]:
+    """Each item once, by id."""
     found: dict[str, Item] = {}
     repeats = 0
-    for place, given in enumerate(items, before + 1):
-        item = _named(given, place)
+    for item in items:
         repeats += item["id"] in found
         if repeats > 10 * _PAGE:
             raise UnavailableError("the STAC catalogue repeats its pages without end; try again later")
@@ -444,14 +475,36 @@ def _once(items: Iterable[Any], before: int = 0) -> list[Item]:
 
 
 def _named(item: Any, place: int) -> Item:
-    """The item, or what stands for it where it has no id."""
+    """The item, or what stands for it where it has no id or is far larger than any item."""
+    name = f"item {place} of the answer"
     if not isinstance(item, dict):
         why = f"is not an item but {item!r:.40}"
-    elif isinstance(item.get("id"), str) and item["id"]:
-        return item
-    else:
+    elif not isinstance(item.get("id"), str) or not item["id"]:
         why = f"has {item['id']!r:.40} for an id" if "id" in item else "has no id"
-    return {"id": f"item {place} of the answer", SET_ASIDE: why}
+    elif len(item["id"]) > _MAX_ID_CHARACTERS:
+        why = f"has an id of {len(item['id']):,} characters"
+    elif why := _excess(item):
+        name = item["id"]
+    else:
+        return item
+    return {"id": name, SET_ASIDE: why}
+
+
+def _record(record: Any) -> tuple[str, dict[str, Any]]:
+    """A granule's name and record, or what stands for one that is far larger than any."""
+    name = str(record["umm"]["GranuleUR"])[:_MAX_ID_CHARACTERS]
+    why = _excess(record)
+    return name, {"umm": {"GranuleUR": name}, SET_ASIDE: why} if why else record
+
+
+def _excess(value: Any) -> str:
+    """What an item or a record has too much of."""
+    values, characters = size(value)
+    if values > _MAX_ITEM_VALUES:
+        return f"has {values:,} values, and {_MAX_ITEM_VALUES:,} are the most"
+    if characters > _MAX_ITEM_CHARACTERS:
+        return f"has {characters:,} characters, and {_MAX_ITEM_CHARACTERS:,} are the most"
+    return ""
 
 
 def _moments(start: dt.date, end: dt.date) -> tuple[str, str]:

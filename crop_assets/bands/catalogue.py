@@ -37,7 +37,7 @@ def catalogue_items(
         unread = [item for item in found if SET_ASIDE in item]
         for item in unread:
             log(f"the IPFS catalogue's {item['id']} {item[SET_ASIDE]}; it is left out")
-        found = [item for item in found if item["id"] in wanted]
+        found = [item for item in found if item["id"] in wanted and SET_ASIDE not in item]
         known |= {item["id"]: item for item in found}
         if found and not catalogue.is_file:
             complete = {

@@ -372,9 +372,11 @@ def test_a_link_of_a_catalogue_adds_no_headers_and_no_other_method(
     own.body += f'"http://localhost:{own.port}/next", "method": "DELETE", '.encode()
     own.body += b'"headers": {"Authorization": "Bearer theirs", "Host": "evil.example"}}]}'
     from resources.http import RateLimit
-    from resources.stac import _Io
+    from resources.stac import Bounds, _Io
 
-    pages = _Io(1, 5, RateLimit(100)).get_pages(f"http://localhost:{own.port}/search", "POST", {})
+    reader = _Io(f"http://localhost:{own.port}/", 1, 5, RateLimit(100))
+    reader.bounds = Bounds("", 9)
+    pages = reader.get_pages(f"http://localhost:{own.port}/search", "POST", {})
     next(pages), next(pages)
     assert own.asked == [("/search", None), ("/next", None)]
 

@@ -1,5 +1,6 @@
 import datetime as dt
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from crop_assets.demo.world import World
 from crop_assets_tests.resources.loopback import dripping
 from resources import http
 from resources.errors import IntegrityError, NotFoundError, SlowError, UnavailableError
+from resources.json_values import size, values_in
 from resources.stac import SET_ASIDE, IpfsStac, SceneStac
 
 SEASON = (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
@@ -266,10 +268,20 @@ def test_an_address_of_something_else_is_refused(faulty: Faulty, body: bytes) ->
 
 def test_documents_are_bounded(faulty: Faulty) -> None:
     url = f"{faulty.address}/concepts/G1.umm_json"
-    stac = faulty.says((200, {}, b" " * (4 << 20)), (200, {}, b" " * ((4 << 20) + 1)))
-    assert len(stac.document(url)) == 4 << 20
-    with pytest.raises(IntegrityError, match=f"{url} answered more than 4,194,304 bytes"):
+    stac = faulty.says((200, {}, b" " * (256 << 10)), (200, {}, b" " * ((256 << 10) + 1)))
+    assert len(stac.document(url)) == 256 << 10
+    with pytest.raises(IntegrityError, match=f"{url} answered more than 262,144 bytes"):
         stac.document(url)
+
+
+def test_what_there_really_is_has_a_tenth_of_what_is_read_at_most(real: Path) -> None:
+    for path in (real / "stac").iterdir():
+        data = path.read_bytes()
+        assert len(data) < (256 << 10) / 4
+        if path.suffix == ".json":
+            values, characters = size(json.loads(data))
+            assert values <= 1 + values_in(data) < 10_000 / 10
+            assert characters < len(data)
 
 
 def test_a_document_that_is_not_there_is_not_asked_for_again(faulty: Faulty) -> None:
@@ -491,6 +503,45 @@ def test_items_without_an_id_count_each(faulty: Faulty) -> None:
     stac = faulty.says((status, headers, first | {"numberMatched": 9}), (status, headers, second))
     with pytest.raises(UnavailableError, match="matched 9 items and gave 8"):
         stac.search(ANYWHERE, *SEASON)
+
+
+LARGE: dict[str, tuple[dict[str, Any], str]] = {
+    "values": ({"x": [{"": 0}] * 6000}, "has 12,00[0-9] values, and 10,000 are the most"),
+    "geometry": ({"geometry": {"coordinates": [[[0, 0]] * 9000]}}, "has 27,00[0-9] values"),
+    "keys": ({"properties": {"k" * 200_000: 1, "l" * 200_000: 1}}, "has 400,0[0-9]+ characters, and 262,144"),
+    "text": ({"assets": {"B02": {"href": "x" * 300_000}}}, "has 300,0[0-9]+ characters"),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_an_item_that_is_far_larger_than_any_is_set_aside_by_name(faulty: Faulty, what: str) -> None:
+    extra, why = LARGE[what]
+    status, headers, body = faulty.page("a", "b", "c")
+    body["features"][1] |= extra
+    stac = faulty.says((status, headers, body))
+    for found in (stac.search(ANYWHERE, *SEASON), stac.items(["a", "b", "c"])):
+        assert ids(found) == ["a", "b", "c"]
+        assert re.match(why, found[1][SET_ASIDE])
+        assert found[1].keys() == {"id", SET_ASIDE}
+        assert SET_ASIDE not in found[0]
+
+
+def test_an_id_that_is_far_longer_than_any_is_none(faulty: Faulty) -> None:
+    found = faulty.says(faulty.page("a", "b" * 201)).search(ANYWHERE, *SEASON)
+    assert found[1] == {"id": "item 2 of the answer", SET_ASIDE: "has an id of 201 characters"}
+
+
+@pytest.mark.parametrize("what", ["values", "text"])
+def test_a_granule_record_that_is_far_larger_than_any_is_set_aside_by_name(faulty: Faulty, what: str) -> None:
+    extra, why = LARGE[what]
+    records = [{"umm": {"GranuleUR": name}} for name in "ab"]
+    records[0]["umm"] |= extra
+    faulty.says((200, {}, {"hits": 2, "items": records}))
+    stac = SceneStac(url=f"{faulty.address}/stac", granule_search=f"{faulty.address}/search", attempts=1)
+    large, small = stac.granules("HLSS30", "14SMG", *SEASON) or []
+    assert large["umm"] == {"GranuleUR": "a"}
+    assert re.match(why, large[SET_ASIDE])
+    assert small == records[1]
 
 
 def test_items_of_one_id_in_two_collections_count_as_two(faulty: Faulty) -> None:
