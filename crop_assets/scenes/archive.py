@@ -8,6 +8,7 @@ import datetime as dt
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,17 @@ from typing import Any
 from crop_assets.scenes.granules import document_url, parse_document, parse_scene_id, unusable
 from resources.answers import read_answer, write_answer
 from resources.errors import IntegrityError, NotAFileError, NotFoundError, UnavailableError
-from resources.stac import SET_ASIDE, SceneStac
+from resources.json_values import text
+from resources.pace import last_moment, until
+from resources.stac import SET_ASIDE, Bounds, SceneStac, most_scenes
 from resources.stop import StoppablePool
 from resources.store import DatasetStore
 
 _DOCUMENTS_AT_ONCE = 8
+_MAX_SET_ASIDE = 300
+"""Items of a tile that cannot be used: more are not a catalogue with faults, but none."""
+_MAX_TILE_SECONDS = 3600.0
+"""For all that a tile asks: a season takes some ten seconds."""
 _TILE = re.compile(r"\bT(\d{2}[C-X][A-Z]{2})\b", re.ASCII)
 _VERSION = 2
 """Part of an answer's name: raise it with any change of what is asked or kept."""
@@ -64,7 +71,8 @@ def tile_answer(
     if not stac.refresh and not stac.is_file and (kept := read_answer(store, name, _is_whole, log)):
         return TileAnswer(kept["items"], kept["documents"], asked=False, whole=True)
     collections = [f"HLS{sensor}_2.0" for sensor in question.sensors]
-    answer = _by_granules(question, stac, collections, log) or _by_place(question, stac, collections, log)
+    with until(time.monotonic() + _MAX_TILE_SECONDS):
+        answer = _by_granules(question, stac, collections, log) or _by_place(question, stac, collections, log)
     if answer.whole and not stac.is_file:
         write_answer(store, name, {"items": answer.items, "documents": answer.documents})
     return answer
@@ -97,7 +105,7 @@ def _by_granules(
                 return None
             for record in found:
                 granule = {"id": str(record["umm"]["GranuleUR"])}
-                if why := unusable(granule):
+                if why := text(record.get(SET_ASIDE)) or unusable(granule):
                     aside.append(granule | {SET_ASIDE: why})
                 elif _is_asked_for(granule, question):
                     documents[granule["id"]] = json.dumps(record)
@@ -108,11 +116,11 @@ def _by_granules(
         log(f"{stac.search_address} has no granule of {question.tile}; searching the STAC catalogue by place")
         return None
     found = stac.items(list(documents), collections)
-    items = [item for item in found if item["id"] in documents]
+    items = [item for item in found if item["id"] in documents and not unusable(item)]
     unread = [item for item in found if unusable(item) and not _is_of_another(item, question.tile)]
-    missing = sorted(set(documents) - {item["id"] for item in items})
+    missing = sorted(documents.keys() - {item["id"] for item in (*items, *unread)})
     # an item that cannot be read stands for one of them, and fails no tile
-    if len(missing) > len(unread):
+    if len(missing) > sum(item["id"] not in documents for item in unread):
         raise UnavailableError(
             f"the STAC catalogue {stac.address} lacks {len(missing)} of the {len(documents)} granules of "
             f"{question.tile} that {stac.search_address} lists, such as {missing[0]}; materialize this tile again later"
@@ -121,33 +129,52 @@ def _by_granules(
         *unread,
         *({"id": name, SET_ASIDE: "the catalogue has no readable item of it"} for name in missing),
     ]
-    return _answer(items, aside, documents)
+    return _answer(question, stac, items, aside, documents)
 
 
 def _by_place(
     question: TileQuestion, stac: SceneStac, collections: Sequence[str], log: Callable[[str], None]
 ) -> TileAnswer:
     """The items around the tile, whose neighbours' are left out, and the document of each that needs one."""
+    bounds = Bounds(stac.address, len(collections) * most_scenes(question.start, question.end))
+    moment = last_moment()
 
     def read(url: str) -> str:
+        # none more once there are too many
+        bounds.add(bytes=0)
         try:
-            return stac.document(url).decode(errors="replace")
+            with until(moment):
+                data = stac.document(url)
         except (NotFoundError, IntegrityError, NotAFileError) as error:
             log(f"{error}; what only it tells of the scene stays unknown")
             return ""
+        bounds.add(bytes=len(data))
+        return data.decode(errors="replace")
 
     found = stac.search(question.bbox, question.start, question.end, collections)
     aside = [item for item in found if unusable(item) and not _is_of_another(item, question.tile)]
     items = [item for item in found if not unusable(item) and _is_asked_for(item, question)]
+    bounds.add(records=len(items))
     urls = {str(item["id"]): url for item in items if (url := document_url(item))}
     with StoppablePool(_DOCUMENTS_AT_ONCE) as pool:
         texts = dict(zip(urls, pool.map(read, urls.values()), strict=True))
-    return _answer(items, aside, texts)
+    return _answer(question, stac, items, aside, texts)
 
 
 def _answer(
-    items: list[dict[str, Any]], aside: list[dict[str, Any]], documents: dict[str, str]
+    question: TileQuestion,
+    stac: SceneStac,
+    items: list[dict[str, Any]],
+    aside: list[dict[str, Any]],
+    documents: dict[str, str],
 ) -> TileAnswer:
+    """The answer. Raises IntegrityError where more is set aside than a catalogue may have wrong."""
+    if len(aside) > _MAX_SET_ASIDE:
+        raise IntegrityError(
+            f"the STAC catalogue {stac.address} gives {len(aside):,} items of {question.tile} that cannot be used, "
+            f"such as {aside[0]['id'][:80]}: {unusable(aside[0])}; {_MAX_SET_ASIDE} are set aside at most. Check "
+            "that the address is that of a catalogue of HLS scenes, or try again later"
+        )
     whole = not aside and all(map(_can_be_read, documents.values()))
     return TileAnswer([*items, *aside], documents, True, whole)
 

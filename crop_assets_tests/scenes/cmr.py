@@ -44,6 +44,8 @@ class Cmr:
     """Share of the requests that are answered by 503."""
     busy: int = 0
     """Requests that are answered by 429 first."""
+    pause: int = 0
+    """Seconds that these answers, and those by 503, ask for."""
     repeats: bool = False
     """Whether each page begins with the last item of the one before."""
     without_search: bool = False
@@ -178,7 +180,7 @@ def serving(cmr: Cmr) -> Iterator[Cmr]:
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             if status := cmr.fault(parts.path):
-                self._answer(status, {"description": "Oops!"}, Retry_After="0")
+                self._answer(status, {"description": "Oops!"}, Retry_After=str(cmr.pause))
             elif parts.path == SEARCH:
                 query = parse_qs(parts.query)
                 tile = query["attribute[]"][0].removeprefix("string,MGRS_TILE_ID,")
@@ -197,7 +199,7 @@ def serving(cmr: Cmr) -> Iterator[Cmr]:
         def do_POST(self) -> None:
             query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if status := cmr.fault(urlsplit(self.path).path):
-                self._answer(status, {"description": "Oops!"}, Retry_After="0")
+                self._answer(status, {"description": "Oops!"}, Retry_After=str(cmr.pause))
                 return
             try:
                 self._answer(200, cmr.items(query))

@@ -1,5 +1,7 @@
 """The metadata of whole tiles, from an archive with CMR's habits."""
 
+import datetime as dt
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 from crop_assets.scenes.archive import TileAnswer, TileQuestion, tile_answer
 from crop_assets.scenes.granules import scene_rows
 from crop_assets_tests.scenes.cmr import SEARCH, SEASON, Cmr, serving
-from resources.errors import UnavailableError
-from resources.stac import SceneStac
+from resources.errors import IntegrityError, UnavailableError
+from resources.stac import SET_ASIDE, SceneStac
 from resources.store import DatasetStore
 
 HOME = "14SMG"
@@ -124,7 +126,7 @@ def test_a_catalogue_that_gives_one_page_of_several_has_not_answered(
     assert ids_of(ask(cmr, store, stac)) == cmr.in_season(HOME)
 
 
-@pytest.mark.parametrize("more", [1, 2500])
+@pytest.mark.parametrize("more", [1, 500])
 def test_a_search_that_tells_of_more_than_it_gives_has_not_answered(
     cmr: Cmr, store: DatasetStore, more: int
 ) -> None:
@@ -213,6 +215,89 @@ def test_an_item_of_another_tile_that_cannot_be_used_stands_for_none(
             ask(cmr, store, stac)
     else:
         assert ids_of(ask(cmr, store, stac)) == [name for name in names if name != names[4]]
+
+
+def test_an_item_that_is_too_large_is_set_aside_once_and_stands_for_itself(
+    cmr: Cmr, store: DatasetStore
+) -> None:
+    names = cmr.in_season(HOME)
+    cmr.spoilt = {name: {"id": name, "x": [0] * 10_000} for name in names[4:7]}
+    for search in (cmr.search, ""):
+        answer = ask(cmr, store, catalogue(cmr, granule_search=search))
+        assert [item["id"] for item in answer.items] == names[:4] + names[7:] + names[4:7]
+        assert all("has 10,003 values" in item[SET_ASIDE] for item in answer.items[-3:])
+    cmr.forgets = {names[0]}
+    with pytest.raises(UnavailableError, match=f"lacks 1 of the {len(names)} granules .*{names[0]}"):
+        ask(cmr, store, catalogue(cmr))
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_a_catalogue_of_something_else_is_refused(
+    cmr: Cmr, store: DatasetStore, monkeypatch: pytest.MonkeyPatch, search: bool
+) -> None:
+    monkeypatch.setattr("crop_assets.scenes.archive._MAX_SET_ASIDE", 20)
+    names = cmr.in_season(HOME)
+    cmr.spoilt = {names[4]: {"id": "x"}}
+    junk = [{"id": f"LC09_{number}"} for number in range(21)]
+    items = Cmr.items
+    cmr.items = lambda query: items(cmr, query) | {"features": [*items(cmr, query)["features"], *junk]}  # type: ignore[method-assign]
+    stac = catalogue(cmr, **({} if search else {"granule_search": ""}))
+    with pytest.raises(
+        IntegrityError, match=rf"gives 2[23] items of {HOME} that cannot be used, such as LC09_"
+    ):
+        ask(cmr, store, stac)
+    assert kept(store) == []
+
+
+def test_the_documents_of_a_tile_are_bounded_together(
+    cmr: Cmr, store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.stac._MAX_ANSWER_BYTES", 4 << 20)
+    monkeypatch.setattr(SceneStac, "document", lambda self, url: b" " * (256 << 10))
+    with pytest.raises(IntegrityError, match=r"answers with [0-9,]+ bytes, where 4,194,304 are the most"):
+        ask(cmr, store, catalogue(cmr, granule_search=""))
+
+
+def test_a_tile_has_no_more_scenes_than_its_season_can_hold(cmr: Cmr, store: DatasetStore) -> None:
+    day = cmr.in_season(HOME)[3]
+    for count, search in ((20, ""), (20, cmr.search)):
+        names = [f"{day[:23]}{number:06d}.v2.0" for number in range(count)]
+        cmr.in_season = lambda tile, names=names: names  # type: ignore[method-assign]
+        cmr.items = lambda query: {"features": [cmr.item(name) for name in cmr.in_season(HOME)]}  # type: ignore[method-assign]
+        first = dt.datetime.strptime(day[15:22], "%Y%j").date()
+        question = TileQuestion(HOME, cmr.bbox(HOME), first, first, ["S30"])
+        with pytest.raises(
+            IntegrityError, match="answers with 20 records, where 4 are the most that can be right"
+        ):
+            tile_answer(question, catalogue(cmr, granule_search=search), store, print)
+    assert not [path for path in cmr.asked if "concepts" in path], "no document is read"
+
+
+def test_all_that_a_tile_asks_has_an_end(
+    cmr: Cmr, store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crop_assets.scenes.archive._MAX_TILE_SECONDS", 3.0)
+    record = Cmr.record
+
+    def slowly(self: Cmr, name: str) -> dict[str, Any]:
+        time.sleep(2)
+        return record(self, name)
+
+    monkeypatch.setattr(Cmr, "record", slowly)
+    with pytest.raises(UnavailableError):
+        ask(cmr, store, catalogue(cmr, granule_search=""))
+    assert sum("concepts" in path for path in cmr.asked.elements()) <= 32
+    assert kept(store) == []
+
+
+def test_a_catalogue_that_asks_for_long_pauses_is_left_in_time(
+    cmr: Cmr, store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crop_assets.scenes.archive._MAX_TILE_SECONDS", 30.0)
+    cmr.busy, cmr.pause = 1000, 100
+    with pytest.raises(UnavailableError):
+        ask(cmr, store, catalogue(cmr, granule_search=""))
+    assert sum(cmr.asked.values()) == 1
 
 
 def test_a_document_that_is_another_page_is_not_kept(
