@@ -3,6 +3,7 @@
 Belongs here: sessions, what answers and failures mean, and size limits. Does not: any service's protocol.
 """
 
+import base64
 import contextlib
 import email.utils
 import http.client
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote
 
 import requests
 import urllib3
@@ -34,6 +36,7 @@ from resources.errors import (
     NotAFileError,
     NotFoundError,
     RefusedError,
+    ResourceError,
     SlowError,
     TryAgainError,
     UnreachableError,
@@ -46,6 +49,9 @@ CONNECT_SECONDS = 5.0
 RETRIED_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 USER_AGENT = "crop-assets"
 _MAX_RETRY_AFTER_SECONDS = 60.0
+_MAX_DATE = 100
+_MIN_SECRET = 4
+"""Characters; shorter ones would be found in any text."""
 _USUAL_SECONDS = 60.0
 """The time-out of requests that name none."""
 _MAX_REDIRECTS = 5
@@ -129,6 +135,8 @@ class _Adapter(HTTPAdapter):
         address = read(url, plain_http=True)
         if not address.is_at(self._plain_hosts):
             read(url)
+        # urllib3 itself tells a proxy its login; requests adds it to redirects, whoever they go to
+        request.headers.pop("Proxy-Authorization", None)
         if "Authorization" in request.headers and address.host not in self._login_hosts:
             raise AddressError(f"no login is sent to {address.host}")
         if address.is_loopback:
@@ -141,7 +149,8 @@ class _Adapter(HTTPAdapter):
                 f"the CA bundle {verify} is not there; set {_bundle_variable()} to one that is, or unset it"
             )
         try:
-            answer = super().send(request, stream, timeout, verify, cert, proxies)
+            with _reading(url):
+                answer = super().send(request, stream, timeout, verify, cert, proxies)
         except (requests.RequestException, OSError) as error:
             if proxy:
                 error.add_note(f"through the proxy {proxy}")
@@ -153,6 +162,20 @@ class _Adapter(HTTPAdapter):
             # requests would read it without bounds
             answer._content = _whole(answer, timeout[1])
         return answer
+
+
+@contextlib.contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """Turn what libraries raise of their own at numbers, dates and texts of an answer into IntegrityError."""
+    try:
+        yield
+    except (ResourceError, requests.RequestException, urllib3.exceptions.HTTPError, OSError):
+        raise
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            f"{shown(url)} answered with something that cannot be read ({type(error).__name__}); check what is there, "
+            "or try again later"
+        ) from None
 
 
 class _Answer(http.client.HTTPResponse):
@@ -242,6 +265,10 @@ class _StoppableRetry(Retry):
             response.close()
         return following
 
+    def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
+        # urllib3's own fails at some numbers and dates
+        return min(_asked_pause(response.headers.get("Retry-After", "")), self.retry_after_max) or None
+
     def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
         seconds = (self.get_retry_after(response) if response else None) or self.get_backoff_time()
         if time.monotonic() + seconds >= last_moment():
@@ -287,7 +314,9 @@ class WarySession(requests.Session):
         left = min(self._began + self._attempts * patience, last_moment()) - time.monotonic()
         if left <= 0:
             raise requests.ReadTimeout("redirects, or requests before this one, took too long")
-        return super().send(request, **kwargs | {"timeout": (min(connect, left), min(patience, left))})
+        # it reads the cookies of redirects
+        with _reading(request.url or ""):
+            return super().send(request, **kwargs | {"timeout": (min(connect, left), min(patience, left))})
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         try:
@@ -315,6 +344,15 @@ class WarySession(requests.Session):
         if self.should_strip_auth(old, new):  # type: ignore[no-untyped-call]
             for name in ("Authorization", "Cookie"):
                 prepared_request.headers.pop(name, None)
+
+    def rebuild_proxies(
+        self, prepared_request: requests.PreparedRequest, proxies: dict[str, str] | None
+    ) -> dict[str, str]:
+        found: dict[str, str] = super().rebuild_proxies(  # type: ignore[no-untyped-call]
+            prepared_request, proxies
+        )
+        prepared_request.headers.pop("Proxy-Authorization", None)
+        return found
 
 
 def _seconds(timeout: Any) -> tuple[float, float]:
@@ -391,16 +429,19 @@ def check_status(answer: requests.Response, url: str = "", not_found: bool = Fal
 
 
 def retry_after(answer: requests.Response) -> float:
-    """Seconds that the server asks for, given as a number or a date (RFC 9110, 10.2.3), at most 60."""
-    text = answer.headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        seconds = float(text)
-    else:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            seconds = 0.0
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
+    """Seconds that the server asks for, at most 60."""
+    return min(_asked_pause(answer.headers.get("Retry-After", "")), _MAX_RETRY_AFTER_SECONDS)
+
+
+def _asked_pause(text: str) -> float:
+    """The seconds of a Retry-After, which is a number or a date (RFC 9110, 10.2.3); 0 for anything else."""
+    text = text.strip()[:_MAX_DATE]
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError, OSError):
+        return 0.0
 
 
 def first_words(answer: requests.Response) -> str:
@@ -634,11 +675,25 @@ def _reason(error: Exception) -> object:
 
 
 def _short(error: Exception) -> str:
-    """The system's words below an error that requests and urllib3 have wrapped, or the kind of error."""
+    """The system's words below an error that requests and urllib3 have wrapped, or the kind of error. Those of a proxy
+    may be among them.
+    """
     told = type(error).__name__
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and not isinstance(inner, requests.RequestException):
             told = f"{type(inner).__name__}: {inner.strerror or inner}"
         inner = inner.__cause__ or inner.__context__
-    return told[:200]
+    return server_words(told.encode(errors="replace"), _proxy_logins()) or type(error).__name__
+
+
+def _proxy_logins() -> tuple[str, ...]:
+    """The logins of the environment's proxies, as they stand there and as they are sent."""
+    found: set[str] = set()
+    for proxy in (value for name, value in os.environ.items() if name.lower().endswith("_proxy")):
+        login = proxy.rpartition("@")[0].rpartition("//")[2]
+        for spelled in (login, unquote(login)):
+            password = spelled.partition(":")[2]
+            sent = base64.b64encode(spelled.encode(errors="replace")).decode()
+            found |= {one for one in (spelled, password, sent) if len(one) >= _MIN_SECRET}
+    return tuple(sorted(found, key=len, reverse=True))

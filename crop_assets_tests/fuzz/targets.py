@@ -15,6 +15,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,7 @@ from resources.ipfs.cid import Cid, cid_from_href
 from resources.ipfs.directory import find
 from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag, decode_file_node
+from resources.pace import until
 from resources.parquet import Parquet
 from resources.sources import Wanted
 from resources.stac import IpfsStac, SceneStac
@@ -364,6 +366,11 @@ class _Raw:
 
 
 @functools.cache
+def _again() -> SceneStac:
+    return _stac(attempts=2)
+
+
+@functools.cache
 def _raw() -> _Raw:
     return _Raw()
 
@@ -390,6 +397,7 @@ def http_answer(data: bytes) -> None:
             source=str(_folder() / "none"), index=f"{server.address}/a/", attempts=1, timeout=5
         ).releases,
         lambda: _stac().document(f"{server.address}/a"),
+        lambda: _again().document(f"{server.address}/a"),
         lambda: LpDaac(token="t", hosts=["127.0.0.1"], timeout_seconds=5).fetch(
             Wanted("a/a.tif", "", f"{server.address}/a.tif", 1 << 20),
             _folder() / "b",
@@ -397,7 +405,8 @@ def http_answer(data: bytes) -> None:
             _silent,
         ),
     ):
-        with contextlib.suppress(*OWN):
+        # a pause that is asked for is not waited for
+        with contextlib.suppress(*OWN), until(time.monotonic() + 0.2):
             ask()
 
 

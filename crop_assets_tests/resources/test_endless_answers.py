@@ -21,7 +21,7 @@ import requests
 
 from crop_assets_tests.resources.nass import Nass
 from crop_assets_tests.resources.nass import nass as nass
-from resources.cdl import archive_links
+from resources.cdl import CdlReleases, archive_links
 from resources.errors import IntegrityError, ResourceError, SlowError, TryAgainError
 from resources.http import WarySession, get_bytes, get_file, mount, new_session, same_site
 from resources.ipfs import varint
@@ -31,6 +31,7 @@ from resources.ipfs.nodes import Gateway, IpfsSource, KuboNode
 from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag
 from resources.json_values import parse
+from resources.pace import until
 from resources.partials import Partials
 from resources.sources import Wanted
 from resources.stac import IpfsStac, SceneStac
@@ -257,6 +258,75 @@ def test_redirects_together_take_no_longer_than_one_answer(endless: Callable[[An
     with WarySession(same_site) as session, pytest.raises(SlowError):
         get_bytes(session, f"{server.address}/a", 2.0, 99)
     assert len(server.asked) <= 3
+
+
+ODD_HEADERS = {
+    "Retry-After": ["9" * 5000, "Mon, 01 Jan 99999 00:00:00 GMT", "-5", "\u00b2", "Mon, " * 3000],
+    "Content-Length": ["9" * 5000, "-1", "1, 2", "1_0", "\u00b2", "2, 2", "+2", "0x2"],
+    "Transfer-Encoding": ["chunked, chunked", "gzip, chunked", "x" * 9999],
+    "Content-Encoding": ["gzip, " * 99, "\xff"],
+    "Content-Range": ["bytes 0-" + "9" * 5000 + "/*", "bytes -", "\xff"],
+    "Content-Type": ["text/html; charset=" + "x" * 9999, "; ; =", "\xff/\xfe", 'multipart/x; boundary="'],
+    "Set-Cookie": [
+        "a=b; max-age=" + "9" * 5000,
+        "a=b; expires=" + "9" * 5000,
+        "a=b; expires=Mon, 01 Jan 99999 00:00:00 GMT",
+        "a=b; domain=\xff; path=\xff; port=" + "9" * 5000,
+        "a=b; version=" + "9" * 5000,
+        "; ; ==;",
+    ],
+    "Location": [
+        "http://127.0.0.1:" + "9" * 5000 + "/",
+        "\xff\xfe",
+        "//[",
+        "http://[::1%/",
+        "?" + "%" * 5000,
+        "#" * 5000,
+    ],
+    "ETag": ["\x1b[31m", '"' + "\xff" * 999 + '"'],
+    "Last-Modified": ["Mon, 01 Jan 99999 00:00:00 GMT", "9" * 5000],
+    "Connection": ["\xff" * 99],
+    "\xff\xfe": ["x"],
+    "Link": ["<" * 9999],
+}
+
+
+@pytest.mark.parametrize("status", [200, 206, 302, 401, 407, 416, 503])
+@pytest.mark.parametrize("header", ODD_HEADERS)
+def test_no_header_makes_an_error_of_a_library(
+    endless: Callable[[Answers], Endless], tmp_path: Path, header: str, status: int
+) -> None:
+    head = f"HTTP/1.1 {status} x\r\n{header}: ".encode("latin-1")
+    values = [
+        value.encode("utf-8" if header in ("Retry-After", "Content-Length") else "latin-1")
+        for value in ODD_HEADERS[header]
+    ]
+    said = [b""]
+    server = endless(lambda _: iter([head + said[0] + b"\r\n\r\n2\r\n{}\r\n0\r\n\r\n"]))
+    with new_session(attempts=1) as session, new_session(attempts=2) as again:
+        for said[0] in values:
+            with contextlib.suppress(ResourceError):
+                get_bytes(session, f"{server.address}/a", 5, 4 * MIB)
+            with contextlib.suppress(ResourceError):
+                get_file(session, f"{server.address}/a", 5, 4 * MIB, tmp_path / "a")
+            # a pause that the server asks for is not waited for
+            with contextlib.suppress(ResourceError), until(time.monotonic() + 0.3):
+                get_bytes(again, f"{server.address}/a", 5, 4 * MIB)
+            with contextlib.suppress(ResourceError):
+                Gateway(server.address, 5).block(ROOT)
+            with contextlib.suppress(ResourceError), until(time.monotonic() + 0.3):
+                CdlReleases(source=str(tmp_path), index=f"{server.address}/", attempts=2).releases()
+
+
+@pytest.mark.parametrize(
+    "size", [b"-5", b"+2", b"1_0", b"f" * 5000, b" ", b"\xff", b"2;" + b"x" * 5000, b"0x2"]
+)
+def test_no_size_of_a_chunk_makes_an_error_of_a_library(
+    endless: Callable[[Answers], Endless], size: bytes
+) -> None:
+    server = endless(lambda _: iter([CHUNKED + b"\r\n" + size + b"\r\n{}\r\n0\r\n\r\n"]))
+    with new_session(attempts=1) as session, contextlib.suppress(ResourceError):
+        get_bytes(session, f"{server.address}/a", 5, 4 * MIB)
 
 
 def fetch_from(node: Gateway | KuboNode, root: Cid, tmp_path: Path) -> None:

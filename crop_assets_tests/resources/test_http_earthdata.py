@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import errno
 import gzip
@@ -50,6 +51,7 @@ from resources.http import (
     get_bytes,
     get_file,
     in_time,
+    mount,
     new_session,
     retry_after,
 )
@@ -438,6 +440,33 @@ def test_this_machine_is_asked_directly(
         assert get_bytes(session, archive.url("/b", host), 5, LIMIT) == BAND
 
 
+def test_the_login_of_a_proxy_goes_to_the_proxy_alone(
+    archive: Server, storage: Server, proxied: Callable[..., None], fetch: Fetching
+) -> None:
+    """On redirects of a plain address requests adds it, whether a proxy is asked or not."""
+    proxied(HTTP_PROXY=DEAD, HTTPS_PROXY=DEAD)
+    archive.says(Answer(body=b"x"), path="/b")
+    storage.says(Answer(body=b"x"))
+    for target in (archive.url("/b"), storage.url(host="localhost")):
+        archive.says(Answer(302, headers={"Location": target}))
+        for session in (WarySession(lambda *_: True), requests.Session()):
+            mount(session)
+            with session:
+                assert session.get(archive.url(), timeout=5).content == b"x"
+    fetch(lp_daac(), archive.url())
+    assert len(storage.asked) == 3
+    assert "proxy-authorization" not in (archive.heard + storage.heard).lower()
+
+
+def test_a_proxy_gets_its_login_also_after_a_redirect(archive: Server, proxied: Callable[..., None]) -> None:
+    proxied(HTTP_PROXY=f"http://me:secret@127.0.0.1:{archive.port}")
+    archive.says(Answer(302, headers={"Location": "http://example.org/b"}), path="http://example.org/a")
+    archive.says(Answer(body=b"x"), path="http://example.org/b")
+    with node_session() as session:
+        assert get_bytes(session, "http://example.org/a", 5, 9) == b"x"
+    assert archive.heard.count("Proxy-Authorization: Basic ") == 2
+
+
 @pytest.mark.parametrize(
     ("host", "own"),
     [
@@ -485,6 +514,18 @@ def test_what_a_proxy_answers_is_its_own(
     assert str(status) in str(error.value)
     assert "secret" not in told(error.value)
     assert archive.asked
+
+
+def test_the_words_of_a_proxy_are_shown_like_those_of_any_server(
+    proxied: Callable[..., None],
+) -> None:
+    login = base64.b64encode(b"me:p@ssword").decode()
+    words = f"\x1b[31mno\x9b2J {login} p@ssword me:p%40ssword token=abcdefgh http://evil.example/ https://a.example/?sig=b"
+    with dripping(f"HTTP/1.1 403 {words}\r\n\r\n".encode("latin-1"), b"") as (proxy, _):
+        proxied(HTTPS_PROXY=proxy.replace("//", "//me:p%40ssword@"))
+        with new_session(1) as session, pytest.raises(UnreachableError) as error:
+            get_bytes(session, "https://example.org/a", 5, 9)
+    assert r"failed: 403 \x1b[31mno\x9b2J … … … token=… … https://a.example/)" in str(error.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -1162,6 +1203,11 @@ def answered(status: int = 200, **headers: str) -> requests.Response:
         ("60", 60),
         ("61", 60),
         ("9" * 5000, 60),
+        ("\u0663", 0),
+        ("Mon, 01 Jan 99999 00:00:00 GMT", 0),
+        ("Mon, 01 Jan 0001 00:00:00 +1400", 0),
+        ("Mon, 01 Jan 0001 00:00:00 -0000", 0),
+        (f"Mon, 01 Jan {'9' * 5000} 00:00:00 GMT", 0),
         ("-1", 0),
         ("1.5", 0),
         ("soon", 0),
