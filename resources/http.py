@@ -41,7 +41,8 @@ from resources.errors import (
     TryAgainError,
     UnreachableError,
 )
-from resources.pace import LONGEST_SECONDS, Pace, last_moment
+from resources.json_values import count
+from resources.pace import LONGEST_SECONDS, Pace, last_moment, longest_seconds
 from resources.stop import check, pause
 from resources.words import MAX_BYTES, document, server_words
 
@@ -56,6 +57,9 @@ _USUAL_SECONDS = 60.0
 """The time-out of requests that name none."""
 _MAX_REDIRECTS = 5
 _PIECE = 1 << 18
+_FREE_PIECES = 10_000
+_SMALL_PIECE = 128
+"""Bytes that the pieces of an answer have on the average after the free ones: packets of a network have 500 or more."""
 _WORDS_SECONDS = 3.0
 _WHOLE_PATIENCES = 10
 """Time-outs within which an answer must come that is no file: ten minutes for a page of 10 MB."""
@@ -217,11 +221,11 @@ class _RawAnswer(io.RawIOBase):
         patience = self._sock.gettimeout()
         self._sock.settimeout(None if left == math.inf else left)
         try:
-            count = self._raw.readinto(buffer)
+            came = self._raw.readinto(buffer)
         finally:
             self._sock.settimeout(patience)
-        self.received += count or 0
-        return count
+        self.received += came or 0
+        return came
 
     def fileno(self) -> int:
         return self._raw.fileno()
@@ -453,7 +457,7 @@ def first_words(answer: requests.Response) -> str:
 
 def first_bytes(answer: requests.Response) -> bytes:
     """The first 16 KiB of an answer, or what came of it in a few seconds, to say what it is."""
-    data = b""
+    data = bytearray()
     until = time.monotonic() + _WORDS_SECONDS
     with contextlib.suppress(Exception):
         _require_asked_encoding(answer)
@@ -462,7 +466,7 @@ def first_bytes(answer: requests.Response) -> bytes:
             if not piece:
                 break
             data += piece
-    return data
+    return bytes(data)
 
 
 def require_no_page(answer: requests.Response, data: bytes, what: str, url: str = "") -> None:
@@ -509,11 +513,17 @@ def _read(answer: requests.Response, size: int, until: float) -> bytes:
 
 
 def in_time(pieces: Iterator[bytes], patience: float, longest: float = LONGEST_SECONDS) -> Iterator[bytes]:
-    """The pieces as they arrive, all of whose bytes are useful. Raises SlowError as `Pace` does."""
+    """The pieces as they arrive, all of whose bytes are useful. Raises SlowError as `Pace` does, and IntegrityError for
+    very many very small ones, each of which costs as much as a large one.
+    """
     pace = Pace(patience, longest)
-    for piece in pieces:
+    received = 0
+    for number, piece in enumerate(pieces):
         check()
         pace.add(len(piece))
+        received += len(piece)
+        if number > _FREE_PIECES + received // _SMALL_PIECE:
+            raise IntegrityError(f"sent {received:,} bytes in {number:,} pieces, which no server does")
         yield piece
 
 
@@ -636,7 +646,9 @@ def get_file(
         if answer.status_code == 206 and tag not in ("", version):
             note.unlink()
             raise TryAgainError(f"{shown(url)} has changed; it is fetched from its start next")
-        pieces = body(answer, timeout)
+        announced = count(answer.headers.get("Content-Length"))
+        most = max_bytes - size if announced is None else min(announced, max_bytes - size)
+        pieces = body(answer, timeout, longest_seconds(most))
         first = next(pieces, b"")
         if not size:
             # so that nothing that is there of the file is lost to a page

@@ -14,6 +14,9 @@ LONGEST_SECONDS = 6 * 3600.0
 """What one request may take in all. 2 GB, as a CDL archive has, come in that time by 100 kB a second, and by less in
 several requests, each of which resumes the one before.
 """
+_LONGEST_OF_NOTHING = 600.0
+_SLOWEST_IN_ALL = 32 << 10
+"""Bytes a second of a whole file."""
 
 _last_moment: ContextVar[float] = ContextVar("last_moment", default=math.inf)
 
@@ -33,6 +36,11 @@ def until(moment: float) -> Iterator[None]:
 def last_moment() -> float:
     """The moment of the innermost `until`, for another thread of the same work; infinity outside of any."""
     return _last_moment.get()
+
+
+def longest_seconds(most_bytes: int) -> float:
+    """What a request for so many bytes may take in all: 20 minutes for a band of 20 MB."""
+    return min(_LONGEST_OF_NOTHING + most_bytes / _SLOWEST_IN_ALL, LONGEST_SECONDS)
 
 
 class Pace:

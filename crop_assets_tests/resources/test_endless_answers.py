@@ -21,9 +21,10 @@ import requests
 
 from crop_assets_tests.resources.nass import Nass
 from crop_assets_tests.resources.nass import nass as nass
+from resources import pace
 from resources.cdl import CdlReleases, archive_links
 from resources.errors import IntegrityError, ResourceError, SlowError, TryAgainError
-from resources.http import WarySession, get_bytes, get_file, mount, new_session, same_site
+from resources.http import WarySession, get_bytes, get_file, in_time, mount, new_session, same_site
 from resources.ipfs import varint
 from resources.ipfs.car import car_of, write_car
 from resources.ipfs.cid import Cid
@@ -31,7 +32,7 @@ from resources.ipfs.nodes import Gateway, IpfsSource, KuboNode
 from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag
 from resources.json_values import parse
-from resources.pace import until
+from resources.pace import longest_seconds, until
 from resources.partials import Partials
 from resources.sources import Wanted
 from resources.stac import IpfsStac, SceneStac
@@ -204,6 +205,40 @@ def test_a_node_that_sends_useless_bytes_is_given_up(
     server = endless(for_ever(start, drop))
     with within(), pytest.raises((TryAgainError, IntegrityError)):
         fetch_from(node(server.address, PATIENCE), Cid.of(b"wanted", "raw"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["block", "import", "file", "document"])
+def test_what_comes_byte_by_byte_is_refused_before_it_costs_much(
+    endless: Callable[[Answers], Endless], tmp_path: Path, kind: str
+) -> None:
+    head = CHUNKED + b"Content-Type: application/vnd.ipld.raw\r\n\r\n"
+    server = endless(for_ever(head, chunk(b"x"), 0))
+    ask = {
+        "block": lambda: Gateway(server.address, 5).block(ROOT),
+        "import": lambda: KuboNode(server.address, 5).import_car(iter([HEADER]), ROOT),
+        "file": lambda: get_file(new_session(1), f"{server.address}/a", 5, 64 * MIB, tmp_path / "a"),
+        "document": lambda: get_bytes(new_session(1), f"{server.address}/a", 5, 4 * MIB),
+    }[kind]
+    with pytest.raises(IntegrityError, match=r"sent 10,0[0-9]+ bytes in 10,0[0-9]+ pieces"):
+        ask()
+
+
+def test_pieces_of_a_slow_network_are_taken_however_many_they_are() -> None:
+    assert sum(map(len, in_time(iter([bytes(536)] * 30_000), 60))) == 536 * 30_000
+    assert sum(map(len, in_time(iter([b"x"] * 10_000), 60))) == 10_000
+
+
+def test_a_file_may_take_as_long_as_its_size_deserves(
+    endless: Callable[[Answers], Endless], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = [longest_seconds(size) / 3600 for size in (0, 20_000_000, 256 * MIB, 2_000_000_000, 20 << 30)]
+    assert [round(each, 2) for each in hours] == [0.17, 0.34, 2.44, 6, 6]
+    monkeypatch.setattr(pace, "_LONGEST_OF_NOTHING", 0.3)
+    for announced in (b"Content-Length: 20000\r\n", b""):
+        # some 10 kB a second
+        server = endless(for_ever(OK + announced + b"\r\n", b"x" * 200, 0.02))
+        with new_session(1) as session, pytest.raises(SlowError, match="not at its end after"):
+            get_file(session, f"{server.address}/a", 5, 20_000, tmp_path / "a")
 
 
 @pytest.mark.parametrize("status", [503, 404, 302])

@@ -403,12 +403,12 @@ def _form(pieces: Iterator[bytes], boundary: str) -> Iterator[bytes]:
 
 
 def _bounded(pieces: Iterator[bytes]) -> bytes:
-    found = b""
+    found = bytearray()
     for piece in pieces:
         found += piece
         if len(found) > MAX_SECTION:
             raise IntegrityError(f"sent a block of more than {MAX_SECTION} bytes")
-    return found
+    return bytes(found)
 
 
 def _printable(text: bytes) -> str:

@@ -14,7 +14,7 @@ from resources.errors import CutShortError, IntegrityError, NotFoundError, Resou
 from resources.ipfs.car import MAX_SECTION, read_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileNode, decode_file_node
-from resources.pace import Pace
+from resources.pace import Pace, longest_seconds
 from resources.partials import move
 
 MAX_NODES = 1 << 18
@@ -91,7 +91,8 @@ class Retrieval:
         count that are new or come for the first time.
         """
         aside = self._path.with_name(f"{self._path.name}.aside")
-        with _Stream(pieces, aside, self._seen, Pace(patience)) as stream:
+        pace = Pace(patience, longest_seconds(self._max_bytes))
+        with _Stream(pieces, aside, self._seen, pace) as stream:
             while self._expected:
                 cid, _ = self._expected[-1]
                 if self._repeat():
