@@ -13,7 +13,8 @@ import html.parser
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,9 @@ from resources.errors import DamagedError, IntegrityError, NotFoundError, Refuse
 from resources.geodata import SourceError, raster_sources, translated
 from resources.http import ask, get_file, new_session
 from resources.json_values import count
+from resources.pace import until
 from resources.partials import Partials
+from resources.plain_text import plain_text
 from resources.store import require_room
 
 INDEX = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
@@ -54,7 +57,11 @@ _FIRST_YEAR = 1997
 """Of the first CDL of any state."""
 _MAX_LINKS = 1000
 """Links of a page to archives; NASS's has one for each year."""
+_MAX_TAGS = 20_000
+"""Of HTML on that page: what a page of a megabyte may have of them takes half a minute to read."""
 _MAX_ETAG = 200
+_LOOK_SECONDS = 50.0
+"""For a look at all releases, some thirty short requests: Dagster gives a sensor a minute."""
 _FILE_SUFFIXES = {".tif", ".tiff", ".img", ".vrt", ".zip"}
 _HASHING = threading.Lock()
 _MOST_INDEX_BYTES = 1 << 20
@@ -214,13 +221,16 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         A listed file that is not there (404) is no release yet; a year that is listed on hosts alone that are not
         configured is none, and logged. Raises UnavailableError and the like where the index or a file of it does not
-        answer, RefusedError where one of them redirects to a host that is not configured, and IntegrityError where the
-        index lists nothing that is there or a file tells no version.
+        answer, or all of them not within 50 seconds; RefusedError where one of them redirects to a host that is not
+        configured, and IntegrityError where the index lists nothing that is there or a file tells no version.
         """
         found = {release.year: release for release in self._own()}
         if not self.fetches:
             return [found[year] for year in sorted(found)]
-        with new_session(self.attempts, self._may_redirect) as session:
+        with (
+            until(time.monotonic() + _LOOK_SECONDS),
+            new_session(self.attempts, self._may_redirect) as session,
+        ):
             listed, elsewhere = self._listed(session)
             for year in sorted(elsewhere.keys() - found.keys()):
                 log(self._not_fetched(elsewhere[year]))
@@ -320,9 +330,9 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The address of each year's archive on the index; and one of each year that it lists on other hosts alone."""
         page, answer = ask(session, "GET", self.index, self.timeout, _MOST_INDEX_BYTES, page=True)
         text = page.decode(errors="replace")
-        found = archive_links(text, answer.url, self._allows)
-        listed = archive_links(text, answer.url, lambda *_: True)
-        elsewhere = {year: address for year, address in listed.items() if year not in found}
+        links = list(_year_links(text, answer.url))
+        found = _firsts(link for link in links if self._allows(answer.url, link[1]))
+        elsewhere = {year: address for year, address in _firsts(links).items() if year not in found}
         if elsewhere and not found:
             raise IntegrityError(self._not_fetched(elsewhere[max(elsewhere)]))
         if not found:
@@ -336,7 +346,9 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         _, answer = ask(session, "HEAD", url, self.timeout, 0, {"Accept-Encoding": "identity"})
         headers = answer.headers
         size = count(headers.get("Content-Length")) or 0
-        version = _version(headers.get("Last-Modified", ""), size, headers.get("ETag", "")[:_MAX_ETAG])
+        version = _version(
+            headers.get("Last-Modified", ""), size, plain_text(headers.get("ETag", "")[:_MAX_ETAG], _MAX_ETAG)
+        )
         if not version:
             raise IntegrityError(
                 f"{shown(url)} tells no ETag, date or size, so that a new release of {year} could not be told"
@@ -412,8 +424,22 @@ def archive_links(page: str, url: str, allowed: Callable[[str, str], bool] = sam
     """The address of each year's <year>_30m_cdls.zip that an HTML page at `url` links to and may, by `allowed`.
 
     Of several links of a year the first that is allowed counts. Raises IntegrityError for a page that is no HTML, or
-    has links without end.
+    has tags or links without end.
     """
+    return _firsts(link for link in _year_links(page, url) if allowed(url, link[1]))
+
+
+def _firsts(links: Iterable[tuple[int, str]]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for year, address in links:
+        found.setdefault(year, address)
+    return found
+
+
+def _year_links(page: str, url: str) -> Iterator[tuple[int, str]]:
+    """Year and address of each link of a page to an archive."""
+    if (tags := page.count("<")) > _MAX_TAGS:
+        raise IntegrityError(f"{shown(url)} has {tags:,} tags of HTML, and {_MAX_TAGS:,} are read at most")
     links = _Links()
     try:
         links.feed(page)
@@ -423,19 +449,17 @@ def archive_links(page: str, url: str, allowed: Callable[[str, str], bool] = sam
     archives = [link for link in links.found if "_30m_cdls.zip" in link]
     if len(archives) > _MAX_LINKS:
         raise IntegrityError(f"{shown(url)} has more than {_MAX_LINKS:,} links to archives")
-    found: dict[int, str] = {}
     try:
         base = join(url, links.base.strip()).url
     except AddressError:
-        return found
+        return
     for link in archives:
         with contextlib.suppress(AddressError):
             address = join(base, link.strip())
             name = address.path.rsplit("/", 1)[-1]
             year = year_of(name) if _ARCHIVE.fullmatch(name) else None
-            if year and year in _years() and allowed(url, address.url):
-                found.setdefault(year, address.url)
-    return found
+            if year and year in _years():
+                yield year, address.url
 
 
 def record_path(raster: Path) -> Path:

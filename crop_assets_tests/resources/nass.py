@@ -1,5 +1,6 @@
 """A release index like that of NASS, on loopback, and what can go wrong with it."""
 
+import asyncio
 import hashlib
 import zipfile
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ class Nass:
     moved: dict[str, str] = field(default_factory=dict)
     sizeless: bool = False
     pause: int = 0
+    late: float = 0.0
+    """Seconds before the answer to a HEAD."""
     asked: list[tuple[str, str, str]] = field(default_factory=list)
 
     @property
@@ -59,6 +62,7 @@ class Nass:
         path, method = scope["path"], scope["method"]
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.asked.append((method, path, headers.get("range", "")))
+        await asyncio.sleep(self.late if method == "HEAD" else 0)
         status, fields, data = self._answer(path, headers)
         if not (self.sizeless and method == "HEAD"):
             fields["Content-Length"] = str(len(data))

@@ -99,6 +99,42 @@ def test_a_file_that_does_not_answer_is_an_error_and_not_a_missing_release(
         nass.releases(tmp_path, attempts=1).releases()
 
 
+def test_a_look_at_all_releases_has_an_end_together(
+    nass: Nass, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for year in range(2000, 2020):
+        nass.put(year, b"x")
+    monkeypatch.setattr("resources.cdl._LOOK_SECONDS", 2.0)
+    nass.late = 0.5
+    with pytest.raises(UnavailableError, match=r"_30m_cdls\.zip is too slow"):
+        nass.releases(tmp_path).releases()
+    assert len(nass.asked_for("HEAD")) <= 5
+
+
+def test_a_look_does_not_wait_for_as_long_as_a_server_asks(nass: Nass, tmp_path: Path) -> None:
+    nass.put(2021, b"one")
+    nass.broken["/Release/datasets/2021_30m_cdls.zip"] = 503
+    nass.pause = 100
+    with pytest.raises(UnavailableError, match=r"2021_30m_cdls\.zip"):
+        nass.releases(tmp_path).releases()
+    assert len(nass.asked_for("HEAD")) == 1
+
+
+def test_an_etag_is_kept_as_text_that_can_be_shown(nass: Nass, tmp_path: Path) -> None:
+    path = "/Release/datasets/2022_30m_cdls.zip"
+    nass.put(2022, b"x")
+    versions = []
+    for tag in ('"\x9b2J\x85\xad"', '"' + "\x9b" * 5000 + '"', '"' + "a" * 5000 + '"'):
+        nass.etags[path] = tag
+        (found,) = nass.releases(tmp_path).releases()
+        assert found.version.isprintable()
+        assert len(found.version) < 250
+        versions.append(found.version)
+    # a server of the tests sends UTF-8, and headers are read as Latin-1
+    assert versions[0] == r'1 "Â\x9b2JÂ\x85Â\xad"'
+    assert versions[2] == '1 "' + "a" * 199, "as an earlier look kept it"
+
+
 def test_a_page_without_links_is_an_error_and_not_an_empty_list(nass: Nass, tmp_path: Path) -> None:
     nass.put(2022, b"two")
     nass.page = "<html><script>render()</script></html>"
