@@ -46,10 +46,32 @@ class Address:
     def is_loopback(self) -> bool:
         return is_loopback(self.host)
 
+    @property
+    def has_usual_port(self) -> bool:
+        return self.port == _PORTS[self.scheme]
+
+    @property
+    def place(self) -> str:
+        """Its host, with its port where that is not the usual one, or on this machine: an entry of a list of hosts."""
+        if self.has_usual_port and not self.is_loopback:
+            return self.host
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def is_one_of(self, hosts: Collection[str]) -> bool:
+        """Whether it is on one of the hosts. One that is named with a port (`host:8443`) is on that port alone; one
+        without is on the usual port of https or http, or on any port of this machine.
+        """
+        return any(self.host == host and self._has(port) for host, port in map(_host_and_port, hosts))
+
     def is_at(self, hosts: Collection[str]) -> bool:
-        """Whether it is on one of the hosts or below it."""
-        known = [host.lower() for host in hosts if host]
-        return any(self.host == host or self.host.endswith(f".{host}") for host in known)
+        """Whether it is on one of the hosts or below it, with ports as for `is_one_of`."""
+        return any(
+            (self.host == host or self.host.endswith(f".{host}")) and self._has(port)
+            for host, port in map(_host_and_port, filter(None, hosts))
+        )
+
+    def _has(self, port: int | None) -> bool:
+        return self.is_loopback or self.has_usual_port if port is None else self.port == port
 
 
 def read(url: str, plain_http: bool = False) -> Address:
@@ -125,12 +147,13 @@ def is_loopback(host: str) -> bool:
 
 
 def same_site(url: str, target: str) -> bool:
-    """Whether `target` is an address on the host of `url` or below it, and as safe as `url`."""
+    """Whether `target` is an address on the host of `url` or below it and on the same port, and as safe as `url`."""
     try:
         old, new = read(url, plain_http=True), read(target, plain_http=True)
     except AddressError:
         return False
-    return new.is_at([old.host]) and _as_safe(old, new)
+    below = new.host == old.host or new.host.endswith(f".{old.host}")
+    return below and _as_safe(old, new) and _on_one_port(old, new)
 
 
 def leads_to(url: str, hosts: Collection[str]) -> bool:
@@ -144,9 +167,9 @@ def leads_to(url: str, hosts: Collection[str]) -> bool:
 def require_host(url: str, hosts: Collection[str]) -> Address:
     """The address, which is on one of the hosts. Raises AddressError, and IntegrityError for another host."""
     address = read(url)
-    if address.host not in {host.lower() for host in hosts}:
+    if not address.is_one_of(hosts):
         raise IntegrityError(
-            f"{shown(url)} leads to {address.scheme}://{address.host}, which is not among the configured hosts "
+            f"{shown(url)} leads to {address.scheme}://{address.place}, which is not among the configured hosts "
             f"({', '.join(sorted(hosts))})"
         )
     return address
@@ -164,17 +187,29 @@ def safe_elsewhere(url: str, target: str) -> bool:
         old, new = read(url, plain_http=True), read(target, plain_http=True)
     except AddressError:
         return False
-    if new.host == old.host:
+    if new.host == old.host and _on_one_port(old, new):
         return _as_safe(old, new)
     # a source of unknown place has no more rights than a public one
     source, destination = min(_depths(url)) % _NOWHERE, max(_depths(target))
-    local = source == destination == _LOOPBACK and new.scheme == old.scheme == "http"
+    local = source == destination == _LOOPBACK and new.scheme == old.scheme == "http" and new.port == old.port
     allowed = new.scheme == "https" or local or same_site(url, target)
     return allowed and destination <= source
 
 
 def _as_safe(old: Address, new: Address) -> bool:
     return new.scheme == "https" or old.scheme == "http"
+
+
+def _on_one_port(old: Address, new: Address) -> bool:
+    return new.port == old.port or (old.has_usual_port and new.has_usual_port)
+
+
+def _host_and_port(entry: str) -> tuple[str, int | None]:
+    """Host and port of an entry of a list of hosts, such as a.example, a.example:8443, ::1 and [::1]:8443."""
+    host, _, port = entry.lower().rpartition(":")
+    if host and (host.startswith("[") or ":" not in host) and port.isascii() and port.isdecimal():
+        return host.strip("[]"), int(port[:6])
+    return entry.lower().strip("[]"), None
 
 
 _PUBLIC, _PRIVATE, _LOOPBACK, _NOWHERE = range(4)

@@ -295,7 +295,7 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
         if not self._allows(url, target):
             old, new = read(url), read(target, plain_http=True)
             raise RefusedError(
-                f"{old.scheme}://{old.host}{old.path} redirects to {new.scheme}://{new.host[:80]}, "
+                f"{old.scheme}://{old.host}{old.path} redirects to {new.scheme}://{new.place[:80]}, "
                 f"which is not followed: {self._hosts_told()}"
             )
         return True

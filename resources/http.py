@@ -102,7 +102,7 @@ def mount(
     """Let a session go to this machine directly, and name the proxy and the CA bundle in what fails.
 
     A login goes to no other hosts than `login_hosts`, and plain http to none but this machine and `plain_hosts`, with
-    those below them.
+    those below them; ports count as in `Address.is_one_of`.
     """
     for scheme in ("https://", "http://"):
         session.mount(scheme, _Adapter(retries, login_hosts, plain_hosts))
@@ -118,7 +118,7 @@ class _Adapter(HTTPAdapter):
         self, retries: Retry | int, login_hosts: Collection[str], plain_hosts: Collection[str]
     ) -> None:
         super().__init__(max_retries=retries)
-        self._login_hosts = {host.lower() for host in login_hosts}
+        self._login_hosts = login_hosts
         self._plain_hosts = plain_hosts
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -141,8 +141,8 @@ class _Adapter(HTTPAdapter):
             read(url)
         # urllib3 itself tells a proxy its login; requests adds it to redirects, whoever they go to
         request.headers.pop("Proxy-Authorization", None)
-        if "Authorization" in request.headers and address.host not in self._login_hosts:
-            raise AddressError(f"no login is sent to {address.host}")
+        if "Authorization" in request.headers and not address.is_one_of(self._login_hosts):
+            raise AddressError(f"no login is sent to {address.place}")
         if address.is_loopback:
             proxies = {}
         # None would be for ever
@@ -339,7 +339,7 @@ class WarySession(requests.Session):
                 f"{shown(resp.url)} redirects to an address that is not followed: {error}"
             ) from None
         if not self._allowed(resp.url, address.url):
-            raise RefusedError(f"redirects to {address.host[:80]}, which is not followed")
+            raise RefusedError(f"redirects to {address.place[:80]}, which is not followed")
         # not the target, which requests would read and join in its own way
         return address.url
 

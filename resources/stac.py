@@ -45,6 +45,7 @@ SET_ASIDE = "crop_assets:set_aside"
 """The field of what stands for an item that cannot be used: why not."""
 
 _PAGE = 100
+_FOLLOWED_LINKS = ("search", "next")
 _CMR_SEARCH = "https://cmr.earthdata.nasa.gov/search/granules.umm_json"
 _GRANULES = 500
 """Records of one request. A tile has some 200 of one collection in a year, and CMR gives 2,000 at once at most."""
@@ -245,7 +246,7 @@ class SceneStac(_StacCatalogue):
 
         Raises IntegrityError for a host that is not configured, NotFoundError, UnavailableError.
         """
-        own = [] if self.is_file else [read(self.address).host]
+        own = [] if self.is_file else [read(self.address).place]
         require_host(url, {*self.metadata_hosts, *own})
         self._limit.wait()
         return get_bytes(self._session(), url, self.timeout_seconds, _MAX_DOCUMENT_BYTES)
@@ -352,7 +353,7 @@ class _Io(StacApiIO):
     ) -> str:
         address = read(href)
         if not same_site(self._address, href):
-            raise IntegrityError(f"the catalogue leads to {address.host}, which is not its own site")
+            raise IntegrityError(f"the catalogue leads to {address.place}, which is not its own site")
         self._limit.wait()
         method = (method or "GET").upper()
         in_body: dict[str, Any] = {"json" if method == "POST" else "parameters": parameters}
@@ -361,7 +362,11 @@ class _Io(StacApiIO):
         return self._received.decode()
 
     def json_loads(self, txt: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return dict(parse(txt))
+        """A page, of whose links those are left that are followed here: pystac would follow others by itself."""
+        page = dict(parse(txt))
+        if "links" in page:
+            page["links"] = [link for link in objects(page["links"]) if link.get("rel") in _FOLLOWED_LINKS]
+        return page
 
     def get_pages(
         self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None

@@ -1,5 +1,7 @@
 """One reading of an address: what could be read in two ways is refused, and no login goes astray by it."""
 
+import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -397,6 +399,91 @@ def test_plain_http_is_for_this_machine_and_configured_nodes_alone(tmp_path: Pat
     place = closed_port().replace("127.0.0.1", "localhost")
     with WarySession(same_site) as session, pytest.raises(requests.ConnectionError):
         session.get(place, timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("url", "entry", "there"),
+    [
+        ("https://a.example/", "a.example", True),
+        ("https://a.example:443/", "A.example", True),
+        ("https://a.example:8443/", "a.example", False),
+        ("https://a.example:8443/", "a.example:8443", True),
+        ("https://a.example/", "a.example:8443", False),
+        ("https://a.example/", "a.example:443", True),
+        ("http://127.0.0.1:5001/", "127.0.0.1", True),
+        ("http://127.0.0.1:5001/", "127.0.0.1:5001", True),
+        ("http://127.0.0.1:5001/", "127.0.0.1:5002", False),
+        ("http://[::1]:5001/", "::1", True),
+        ("http://[::1]:5001/", "[::1]:5001", True),
+        ("http://[::1]:5001/", "[::1]:5002", False),
+        ("https://a.example/", "a.example:", False),
+        ("https://a.example/", ":443", False),
+        ("https://a.example/", "", False),
+        ("https://a.example/", "a.example:\u0664\u0664\u0663", False),
+    ],
+)
+def test_an_entry_of_a_list_of_hosts_may_name_a_port(url: str, entry: str, there: bool) -> None:
+    assert read(url).is_one_of([entry]) is there
+    assert read(url).is_at([entry]) is leads_to(url, [entry]) is there
+    assert read(url.replace("a.example", "b.a.example")).is_at([entry]) is there
+    assert read(url).is_one_of([read(url).place])
+    assert not read(url.replace("a.example", "b.a.example")).is_one_of([entry]) or "a.example" not in url
+
+
+def test_a_catalogue_on_this_machine_leads_to_no_other_port_of_it(
+    listeners: tuple[Listener, Listener],
+) -> None:
+    own, other = listeners
+    stac = SceneStac(url=f"http://localhost:{own.port}/stac", metadata_hosts=[], attempts=1)
+    elsewhere = f"http://localhost:{other.port}/a.umm_json"
+    with pytest.raises(
+        IntegrityError, match=rf"leads to http://localhost:{other.port}, which is not among the"
+    ):
+        stac.document(elsewhere)
+    own.location = elsewhere
+    with pytest.raises(RefusedError, match=rf"redirects to localhost:{other.port}, which is not followed"):
+        stac.document(f"http://localhost:{own.port}/a.umm_json")
+    assert other.asked == []
+    assert stac.model_copy(update={"metadata_hosts": ["localhost"]}).document(elsewhere) == other.body
+
+
+@pytest.mark.parametrize("rel", ["root", "self", "parent", "child", "data", "conformance", "next", "item"])
+def test_no_link_of_a_catalogue_is_followed_but_those_of_searches(
+    listeners: tuple[Listener, Listener], rel: str
+) -> None:
+    own, other = listeners
+    search = {"rel": "search", "href": f"http://localhost:{own.port}/search", "type": "application/geo+json"}
+    for href in (
+        f"http://localhost:{other.port}/x",
+        f"http://localhost:{own.port}/x",
+        "/etc/hostname",
+        "file:///x",
+    ):
+        catalogue = {"type": "Catalog", "id": "a", "stac_version": "1.0.0", "description": "", "features": []}
+        catalogue |= {"conformsTo": ["https://api.stacspec.org/v1.0.0/item-search"]}
+        catalogue |= {"links": [{"rel": rel, "href": href}, search | {"method": "POST"}]}
+        own.body = json.dumps(catalogue).encode()
+        assert IpfsStac(url=f"http://localhost:{own.port}/", attempts=1).items(["a"]) == []
+    assert other.asked == []
+    assert {path for path, _ in own.asked} == {"/", "/search"}
+
+
+def test_the_token_goes_to_no_other_port_of_its_host(
+    listeners: tuple[Listener, Listener], tmp_path: Path
+) -> None:
+    own, other = listeners
+    hosts = [f"localhost:{own.port}"]
+    for port in (own.port, other.port):
+        with WarySession(lambda *_: True, login_hosts=hosts) as session, contextlib.suppress(AddressError):
+            get_file(session, f"http://localhost:{port}/x.tif", 5, 100, tmp_path / "out", login)
+    with WarySession(lambda *_: True, login_hosts=["a.example"]) as session, pytest.raises(AddressError):
+        get_file(session, "https://a.example:8443/x.tif", 5, 100, tmp_path / "out", login)
+    source = LpDaac(token=TOKEN, hosts=hosts, storage_hosts=[], timeout_seconds=5)
+    wanted = Wanted("B02.tif", "", f"http://localhost:{other.port}/x.tif", 100)
+    with pytest.raises(IntegrityError, match="not among the configured hosts"):
+        source.fetch(wanted, tmp_path / "out", Partials(tmp_path / "p"), lambda _: None)
+    assert own.asked == [("/x.tif", f"Bearer {TOKEN}")]
+    assert other.asked == []
 
 
 def test_words_of_a_server_show_no_link_that_could_be_read_in_two_ways() -> None:

@@ -1260,10 +1260,16 @@ def test_a_good_status_is_no_error(status: int) -> None:
     ("url", "target", "same"),
     [
         ("https://ipfs.io/ipfs/a", "https://ipfs.io/ipfs/b", True),
-        ("https://ipfs.io/ipfs/a", "https://IPFS.io:8443/b", True),
+        ("https://ipfs.io/ipfs/a", "https://IPFS.io:443/b", True),
+        ("https://ipfs.io/ipfs/a", "https://IPFS.io:8443/b", False),
+        ("https://ipfs.io:8443/ipfs/a", "https://a.ipfs.io:8443/b", True),
+        ("http://ipfs.io/ipfs/a", "https://ipfs.io/b", True),
+        ("http://ipfs.io:8080/ipfs/a", "https://ipfs.io/b", False),
         ("https://dweb.link/ipfs/a", "https://a.ipfs.dweb.link/", True),
         ("http://ipfs.io/ipfs/a", "https://ipfs.io/ipfs/a", True),
-        ("http://127.0.0.1:8080/a", "http://127.0.0.1:8081/b", True),
+        ("http://127.0.0.1:8080/a", "http://127.0.0.1:8080/b", True),
+        ("http://127.0.0.1:8080/a", "http://127.0.0.1:8081/b", False),
+        ("http://[::1]:8080/a", "http://[::1]:8081/b", False),
         ("https://ipfs.io/ipfs/a", "http://ipfs.io/ipfs/a", False),
         ("https://ipfs.io/ipfs/a", "https://example.org/ipfs/a", False),
         ("https://ipfs.io/ipfs/a", "https://evilipfs.io/ipfs/a", False),
@@ -1366,7 +1372,9 @@ def test_a_wary_session_takes_a_redirect_only_where_it_may(archive: Server) -> N
     with WarySession(may) as session:
         assert session.get(url, timeout=5).content == b"x"
         assert asked == [(url, archive.url("/b"))]
-        with pytest.raises(RefusedError, match=r"redirects to 127\.0\.0\.1, which is not followed") as error:
+        with pytest.raises(
+            RefusedError, match=r"redirects to 127\.0\.0\.1:\d+, which is not followed"
+        ) as error:
             session.get(url, timeout=5)
     assert "/b" not in str(error.value)
 

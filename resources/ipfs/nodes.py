@@ -149,6 +149,7 @@ class _Web:
             raise ValueError(f"{what}: must be the http or https URL of a server: {error}") from None
         self.name = address.rstrip("/")
         self.host = parsed.host
+        self._place = parsed.place
         self.timeout_seconds = timeout_seconds
         self._local = threading.local()
 
@@ -195,7 +196,7 @@ class _Web:
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
             # all that comes is checked against its CID, and no login goes along
-            self._local.session = WarySession(safe_elsewhere, plain_hosts=[self.host])
+            self._local.session = WarySession(safe_elsewhere, plain_hosts=[self._place])
         session: requests.Session = self._local.session
         return session
 
