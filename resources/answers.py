@@ -15,9 +15,10 @@ from resources.json_values import parse
 from resources.store import DatasetStore
 
 _MAX_KEPT_BYTES = 64 << 20
-_MAX_BYTES = 512 << 20
-"""What a kept answer is unpacked to at most: 2,000 granules with documents of 20 kB are a tenth of it."""
-_MAX_VALUES = 50_000_000
+_MAX_BYTES = 192 << 20
+"""What a kept answer is unpacked to at most, three times what catalogues may answer a tile with."""
+_MAX_VALUES = 4_000_000
+"""Twice what they may answer with; commas in documents, which are kept as text, count as well."""
 
 
 def read_answer(

@@ -353,7 +353,9 @@ class _Io(StacApiIO):
     ) -> str:
         address = read(href)
         if not same_site(self._address, href):
-            raise IntegrityError(f"the catalogue leads to {address.place}, which is not its own site")
+            raise IntegrityError(
+                f"the catalogue {self._address} leads to {address.place}, which is not its own site; check its address"
+            )
         self._limit.wait()
         method = (method or "GET").upper()
         in_body: dict[str, Any] = {"json" if method == "POST" else "parameters": parameters}

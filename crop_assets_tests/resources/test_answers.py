@@ -62,6 +62,11 @@ def test_an_answer_cut_anywhere_is_asked_for_again(store: DatasetStore) -> None:
         assert read(store) is None
 
 
+def test_an_answer_of_more_values_than_any_is_asked_for_again(store: DatasetStore) -> None:
+    store.write_bytes(NAME, gzip.compress(b'{"items": [' + b"{}," * 2_000_000 + b"{}]}", 1))
+    assert read(store) is None
+
+
 @pytest.mark.parametrize(
     "content",
     [
