@@ -28,8 +28,8 @@ scene_rule: season_spread
 sensors: [S30, L30]
 ```
 
-| field | type | default | meaning |
-|---|---|---|---|
+| field | meaning |
+|---|---|
 """
 ASSETS = """# Assets
 
@@ -38,9 +38,9 @@ Every asset is a Parquet table; its rows name the files that belong to them. Inp
 
 
 def recipe_reference() -> str:
-    """A table of the recipe's fields: type, default and meaning."""
+    """A table of the recipe's fields: meaning, type and default."""
     rows = [
-        f"| `{name}` | {_type(field.annotation)} | {_default(field.default)} | {_cell(field.description)} |\n"
+        f"| `{name}` | {_cell(field.description)} ({_type(field.annotation)}, default: {_default(field.default)}) |\n"
         for name, field in DatasetRecipe.model_fields.items()
     ]
     return RECIPE + "".join(rows)
