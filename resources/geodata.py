@@ -11,6 +11,7 @@ import contextlib
 import os
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ import pandas as pd
 import rasterio
 from defusedxml.common import DefusedXmlException
 from pyproj.exceptions import ProjError
-from rasterio.errors import RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from shapely.errors import ShapelyError
 
 from resources.archives import members, unpack
@@ -68,10 +69,17 @@ Driver = Literal["GTiff", "HFA", "VRT"]
 _RASTERS: Mapping[str, Driver] = {".tif": "GTiff", ".tiff": "GTiff", ".img": "HFA", ".vrt": "VRT"}
 _ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 """What keeps GDAL from files beside the one that it opens."""
+# without this a strip of all rows is told as strips of one row, for each of which GDAL may decode it from its start
+_AS_STORED = {"GDAL_ENABLE_TIFF_SPLIT": "NO"}
+_COMPRESSIONS = ("DEFLATE", "LZW", "PACKBITS", "ZSTD")
+"""HLS v2.0 is deflated; these are the other general ones. Those for pictures make gigabytes of some hundred bytes."""
+_OPENED_BY_CONTENT = (".ovr", ".msk")
 _MOST_BANDS = 100
 _MOST_BLOCK_BYTES = 64 << 20
 _MOST_BLOCKS = 1 << 20
 """The whole country in blocks of 128 x 128 has 910,000."""
+_MOST_TIMES_PADDED = 4
+"""Blocks reach beyond the edges of a raster; those of 1024 x 1024 pixels of an HLS tile come to 1.3 times it."""
 _MOST_NESTED = 4
 VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".kml")
 """Suffixes of the vector files that are read."""
@@ -90,6 +98,7 @@ _OFFLINE = {
     ),
 }
 _CONFIGURING = threading.Lock()
+_WARNING = threading.Lock()
 
 
 class SourceError(RasterioIOError):  # type: ignore[misc]
@@ -256,7 +265,7 @@ def _open(
     """A raster, by its path, or by a description of it that was written here."""
     # of an object store this file alone; of a local one none, whatever its metadata name
     remote = path if isinstance(path, str) and path.startswith("/vsi") else "none"
-    with rasterio.Env.from_defaults(CPL_VSIL_CURL_ALLOWED_FILENAME=remote, **options):
+    with rasterio.Env.from_defaults(CPL_VSIL_CURL_ALLOWED_FILENAME=remote, **_AS_STORED, **options):
         raster = rasterio.open(description or (path if remote == path else Path(path)), driver=driver)
         try:
             _require_plain(path, raster)
@@ -276,16 +285,19 @@ def _require_plain(path: str | Path, raster: rasterio.DatasetReader) -> None:
         raise RasterioIOError(f"{path} has its overviews in a file that its metadata name")
     if raster.count > _MOST_BANDS:
         raise RasterioIOError(f"{path} has {raster.count} bands; the most is {_MOST_BANDS}")
+    anew = f"run: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {shell_file(path)} and a new name"
+    compression = raster.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION")
+    if raster.driver == "GTiff" and compression not in (None, *_COMPRESSIONS):
+        raise RasterioIOError(f"{path} is compressed by {compression[:50]}, which is not read here; {anew}")
     for (rows, cols), dtype in zip(raster.block_shapes, raster.dtypes, strict=True):
         blocks = -(-raster.height // rows) * -(-raster.width // cols)
-        row = cols * np.dtype(dtype).itemsize
-        # what is more than a row of a strip of one row is the whole image, which GDAL decodes from its start each time
-        whole = rows == 1 and int(raster.get_tag_item("BLOCK_SIZE_0_0", "TIFF", bidx=1) or 0) > 2 * row + 1024
-        if rows * row > _MOST_BLOCK_BYTES or blocks > _MOST_BLOCKS or whole:
-            shape = "one strip" if whole else f"{blocks:,} blocks of {cols:,} x {rows:,} pixels"
+        block = rows * cols * np.dtype(dtype).itemsize
+        pixels = raster.height * raster.width * np.dtype(dtype).itemsize
+        padded = blocks * block > _MOST_TIMES_PADDED * pixels + _MOST_BLOCK_BYTES
+        if block > _MOST_BLOCK_BYTES or blocks > _MOST_BLOCKS or padded:
             raise RasterioIOError(
-                f"{path} has {shape}, which takes too long or too much memory to read; run: gdal_translate "
-                f"-co TILED=YES -co COMPRESS=DEFLATE {shell_file(path)} and a new name"
+                f"{path} has {blocks:,} blocks of {cols:,} x {rows:,} pixels, which takes too long or too much memory "
+                f"to read; {anew}"
             )
 
 
@@ -296,6 +308,16 @@ def translated(path: Path) -> str:
 
 def _open_inside(path: Path, driver: Driver, folder: Path) -> rasterio.DatasetReader:
     """A raster that leads to no files outside of `folder`. Raises RasterioIOError."""
+    if not path.is_file():
+        raise RasterioIOError(f"{path}: No such file or directory")
+    for beside in path.parent.iterdir():
+        if not beside.name.lower().startswith(f"{path.name.lower()}."):
+            continue
+        if beside.suffix.lower() in _OPENED_BY_CONTENT:
+            _require_geotiff(beside)
+        elif beside.suffix.lower() == ".xml" and driver == "GTiff":
+            # which may tell of another compression
+            _require_geotiff(path)
     raster = _open(path, driver, {})
     try:
         _require_inside(path, map(Path, raster.files), folder)
@@ -303,6 +325,13 @@ def _open_inside(path: Path, driver: Driver, folder: Path) -> rasterio.DatasetRe
         raster.close()
         raise
     return raster
+
+
+def _require_geotiff(path: Path) -> None:
+    """Raise as `open_geotiff`; its place may be told by files beside it."""
+    with _WARNING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        _open(path, "GTiff", _ALONE).close()
 
 
 def _described(
@@ -348,7 +377,8 @@ def _source(path: Path, file: Path, folder: Path, depth: int, known: dict[Path, 
         raise SourceError(f"{path} is read from {file}, which is no local {', '.join(_RASTERS)} file")
     if driver == "VRT":
         return _described(file, folder, depth - 1, known)[0]
-    with _open_inside(file, driver, folder) as raster:
+    # GDAL gets the file that a link leads to, with what lies beside that
+    with _open_inside(file.resolve(), driver, folder) as raster:
         if raster.count != 1 or raster.dtypes[0] != "uint8":
             raise SourceError(f"{path} is read from {file}, which has not one band of bytes")
         (height, width), (block_height, block_width) = raster.shape, raster.block_shapes[0]

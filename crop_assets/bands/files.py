@@ -5,6 +5,7 @@ Belongs here: checks on one file. Does not: fetching it.
 
 from pathlib import Path
 
+import numpy as np
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
@@ -18,8 +19,8 @@ from resources.errors import IntegrityError
 from resources.geodata import open_geotiff
 from resources.words import MAX_BYTES, document
 
-_COMPRESSIONS = ("DEFLATE", "LZW", "PACKBITS", "ZSTD")
-"""HLS v2.0 is deflated; these are other general ones, by which people store their copies."""
+_MOST_BLOCK_BYTES = 2 << 20
+"""HLS v2.0 has blocks of 128 KiB; this is one of 1024 x 1024 reflectances. A chip is cut from some four of them."""
 
 
 def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> None:
@@ -40,8 +41,11 @@ def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> No
             if raster.crs is None or not (raster.crs.is_projected or raster.crs.is_geographic):
                 raise IntegrityError("has no coordinate reference system that says where on Earth it is")
             _require_grid(raster, tile)
-            if raster.compression and raster.compression.value not in _COMPRESSIONS:
-                raise IntegrityError(f"is compressed by {raster.compression.value}, as no file of HLS is")
+            rows, cols = raster.block_shapes[0]
+            if rows * cols * np.dtype(expected).itemsize > _MOST_BLOCK_BYTES:
+                raise IntegrityError(
+                    f"has blocks of {cols:,} x {rows:,} pixels, far larger than those of HLS"
+                )
             size = path.stat().st_size
             for (row, col), window in raster.block_windows(1):
                 if every_block:

@@ -32,7 +32,7 @@ from crop_assets.errors import InputError
 from crop_assets.labels.aoi import read_aoi
 from crop_assets.labels.cdl import check_cdl
 from crop_assets.labels.sampling import read_chip_geojson
-from crop_assets.tiles.grid import read_tile_grid
+from crop_assets.tiles.grid import HLS_SIZE, hls_bounds, read_tile_grid
 from resources.cdl import raster_files
 from resources.errors import IntegrityError, NotFoundError
 from resources.geodata import create_raster, open_geotiff, open_raster, open_vector
@@ -839,6 +839,7 @@ def test_what_a_file_may_lead_to_is_as_before_once_it_is_read(tmp_path: Path) ->
         (200_000, {"tiled": True, "blockxsize": 128, "blockysize": 128}, "2,442,969 blocks of 128 x 128"),
         (448, {"tiled": True, "blockxsize": 32_768, "blockysize": 32_768}, "1 blocks of 32,768 x 32,768"),
         (32_000, {"tiled": True, "blockxsize": 32_000, "blockysize": 16_000}, "2 blocks of 32,000 x 16,000"),
+        (2000, {"tiled": True, "blockxsize": 16, "blockysize": 2_000_000}, "125 blocks of 16 x 2,000,000"),
         (448, {"count": 101}, "101 bands; the most is 100"),
     ],
 )
@@ -869,13 +870,94 @@ def _is_refused(path: Path, message: str) -> None:
         check_band(path, "B02", "14SMG")
 
 
-@pytest.mark.parametrize("compress", ["deflate", "lzw", "zstd"])
-def test_a_raster_in_one_strip_is_not_read(tmp_path: Path, compress: str) -> None:
+@pytest.mark.parametrize("compress", ["deflate", "lzw", "zstd", "packbits"])
+def test_a_raster_in_one_strip_is_read_at_once_or_not_at_all(tmp_path: Path, compress: str) -> None:
     path = tmp_path / "2022_30m_cdls.tif"
     place = {"crs": "EPSG:5070", "transform": PLACE, "dtype": "uint8", "compress": compress}
-    with create_raster(path, height=8000, width=1000, count=1, blockysize=8000, **place) as raster:
-        raster.write(np.random.default_rng(1).integers(0, 3, (1, 8000, 1000), dtype=np.uint8))
-    _is_refused(path, "has one strip, which takes too long .* gdal_translate -co TILED=YES")
+    pixels = np.random.default_rng(1).integers(0, 3, (1, 3000, 448), dtype=np.uint8)
+    with create_raster(path, height=3000, width=448, count=1, blockysize=3000, **place) as raster:
+        raster.write(pixels)
+    # GDAL tells of 3000 strips, and decodes the one for each of them
+    with open_raster(path) as raster:
+        assert raster.block_shapes == [(3000, 448)]
+        np.testing.assert_array_equal(raster.read(), pixels)
+    with create_raster(path, height=9000, width=9000, count=1, blockysize=9000, sparse_ok=True, **place):
+        pass
+    _is_refused(
+        path, "1 blocks of 9,000 x 9,000 pixels, which takes too long .* gdal_translate -co TILED=YES"
+    )
+
+
+@pytest.mark.parametrize("compress", ["lerc", "lerc_zstd", "lerc_deflate", "lzma", "jpeg"])
+def test_a_raster_is_packed_as_files_are_and_not_as_pictures(tmp_path: Path, compress: str) -> None:
+    path = tmp_path / "2022_30m_cdls.tif"
+    place = {"crs": "EPSG:5070", "transform": PLACE, "dtype": "uint8", "compress": compress}
+    with create_raster(path, height=448, width=448, count=1, **place) as raster:
+        raster.write(np.ones((1, 448, 448), np.uint8))
+    message = f"is compressed by {compress.upper()}, which is not read here; run: gdal_translate"
+    _is_refused(path, message)
+    # what lies beside it says something else
+    path.with_name(f"{path.name}.aux.xml").write_text(
+        '<PAMDataset><Metadata domain="IMAGE_STRUCTURE"><MDI key="COMPRESSION">DEFLATE</MDI></Metadata></PAMDataset>'
+    )
+    _is_refused(path, message)
+    (tmp_path / "2022.vrt").write_text(of_two(path.name, path.name))
+    with pytest.raises(RasterioError, match=message):
+        open_raster(tmp_path / "2022.vrt")
+
+
+@pytest.mark.parametrize("kind", RASTERS)
+@pytest.mark.parametrize("suffix", [".ovr", ".msk", ".OVR", ".ovr.ovr", ".ovr.msk", ".msk.ovr"])
+def test_what_lies_beside_a_raster_is_a_geotiff_too(
+    mosaic: Path, outside: Outside, kind: str, suffix: str
+) -> None:
+    path = mosaic / "west.tif"
+    beside = path.with_name(f"{path.name}{suffix}")
+    (mosaic / "2022.vrt").write_text(of_two())
+    beside.write_text(RASTERS[kind](outside))
+    for file in (path, mosaic / "2022.vrt"):
+        with pytest.raises(RasterioError, match=re.escape(beside.name)):
+            open_raster(file)
+        with pytest.raises(InputError, match=re.escape(beside.name)):
+            check_cdl(file)
+    assert raster_files(path) == [path]
+    assert outside.untouched()
+    # nor does a GeoTIFF there lead elsewhere
+    shutil.copy(mosaic / "east.tif", beside)
+    with rasterio.open(beside, "r+", driver="GTiff") as raster:
+        raster.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/{outside.url}/overviews.tif")
+    with pytest.raises(RasterioError, match="has its overviews in a file that its metadata name"):
+        open_raster(path)
+    assert outside.untouched()
+    with open_geotiff(path) as raster:
+        assert raster.files == [str(path)]
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 65_600), (16, 2_000_000), (2048, 1024)])
+def test_a_band_file_has_no_larger_blocks_than_anybody_stores(
+    tmp_path: Path, width: int, height: int
+) -> None:
+    epsg, left, _, _, top = hls_bounds("14SMG")
+    path = tmp_path / "HLS.S30.T14SMG.2022072T172020.v2.0.B02.tif"
+    frame = {"crs": f"EPSG:{epsg}", "transform": rasterio.Affine(30, 0, left, 0, -30, top), "dtype": "int16"}
+    frame |= {
+        "count": 1,
+        "height": HLS_SIZE,
+        "width": HLS_SIZE,
+        "tiled": True,
+        "compress": "zstd",
+        "sparse_ok": True,
+    }
+    with create_raster(path, blockxsize=width, blockysize=height, **frame):
+        pass
+    with pytest.raises(
+        IntegrityError, match=f"blocks of {width:,} x {height:,} pixels, (far larger|which takes)"
+    ):
+        check_band(path, "B02", "14SMG")
+    for size in (256, 1024):
+        with create_raster(path, blockxsize=size, blockysize=size, **frame):
+            pass
+        check_band(path, "B02", "14SMG", every_block=False)
 
 
 def test_the_whole_country_in_usual_blocks_is_opened(tmp_path: Path) -> None:
