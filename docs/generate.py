@@ -12,7 +12,6 @@ from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.recipe import DatasetRecipe
 
 REFERENCE = Path(__file__).parent / "reference"
-GROUPS = ("labels", "tiles", "scenes", "bands", "chips", "dataset")
 RECIPE = """# Recipe
 
 A recipe holds every choice that shapes a dataset. The launchpad shows the fields of the resource `recipe`. To keep your
@@ -51,7 +50,7 @@ def asset_reference() -> str:
     graph = build_defs(environment_resources()).resolve_asset_graph()
     order = {key: position for position, key in enumerate(graph.toposorted_asset_keys)}
     text = ASSETS
-    for group in GROUPS:
+    for group in dict.fromkeys(graph.get(key).group_name for key in order):
         text += f"\n## {group.capitalize()}\n"
         for key in sorted(order, key=order.__getitem__):
             node = graph.get(key)
