@@ -15,6 +15,7 @@ from pyproj.exceptions import ProjError
 from rasterio.windows import Window
 from shapely import Polygon
 
+from crop_assets.errors import InputError
 from crop_assets.layout import CHIP_ID
 
 CRS = "EPSG:5070"
@@ -39,10 +40,10 @@ def chip_id(row: int, col: int) -> str:
 
 
 def chip_position(chip: str) -> tuple[int, int]:
-    """Row and column of a chip on the national chip grid. Raises ValueError for anything but a chip id."""
+    """Row and column of a chip on the national chip grid. Raises InputError for anything but a chip id."""
     match = CHIP_ID.fullmatch(chip)
     if not match:
-        raise ValueError(f"{chip!r} is not a chip id such as chip_257_266")
+        raise InputError(f"{chip[:100]!r} is not a chip id such as chip_257_266")
     return int(match[1]), int(match[2])
 
 

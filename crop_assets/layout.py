@@ -7,6 +7,8 @@ other paths. Does not: reading or writing (`resources.store`).
 import re
 from dataclasses import dataclass
 
+from crop_assets.errors import InputError
+
 _SCENE_ID = re.compile(r"HLS\.[SL]30\.T\d{2}[C-X][A-Z]{2}\.\d{7}(T\d{6})?\.v\d\.\d", re.ASCII)
 _L30_BANDS = {"B8A": "B05", "B11": "B06", "B12": "B07"}
 """Landsat's names of the bands that Sentinel-2 calls so: narrow near infrared, and two short-wave (HLS v2.0 user guide,
@@ -17,6 +19,7 @@ CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
 _TILE = re.compile(r"\d{2}[C-X][A-Z]{2}", re.ASCII)
 
 _YEAR = re.compile(r"[1-9]\d{3}", re.ASCII)
+_MAX_NAMED = 100
 
 
 def parse_year(text: str) -> int | None:
@@ -27,9 +30,14 @@ def parse_year(text: str) -> int | None:
     return int(text) if _YEAR.fullmatch(text) else None
 
 
+def is_tile(name: str) -> bool:
+    """Whether a name is that of an HLS tile, as those of files have it."""
+    return _TILE.fullmatch(name) is not None
+
+
 def _checked(pattern: re.Pattern[str], name: str, what: str) -> str:
     if not pattern.fullmatch(name):
-        raise ValueError(f"{name!r} is not the name of a {what}")
+        raise InputError(f"{name[:_MAX_NAMED]!r} is not the name of a {what}")
     return name
 
 
@@ -73,7 +81,7 @@ class Layout:
     def scene_file(scene_id: str, band: str) -> str:
         """<scene id>/<scene id>.<band>.tif, for names that are a scene's and a band's.
 
-        Raises ValueError for any other name, so that no id from a catalogue leads out of its folder.
+        Raises InputError for any other name, so that no id from a catalogue leads out of its folder.
         """
         scene = _checked(_SCENE_ID, scene_id, "scene")
         return f"{scene}/{scene}.{file_band(scene, _checked(_BAND, band, 'band'))}.tif"

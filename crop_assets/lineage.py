@@ -14,12 +14,14 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
-from crop_assets.layout import Layout, tile_grid_table
+from crop_assets.layout import Layout, is_tile, tile_grid_table
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import SCHEMAS
 from resources.store import DatasetStore
 from resources.tables import content_hash, read_table, stored_table
 
 _MOST_STAGES = 50
+_MAX_NAMED = 100
 
 
 class _Made(BaseModel, strict=True):
@@ -45,6 +47,10 @@ class Lineage:
     def table(self, asset: str, tile: str | None) -> str:
         return tile_grid_table() if asset == "tile_grid" else self.layout.table(asset, tile)
 
+    def read(self, asset: str, tile: str | None) -> pd.DataFrame:
+        """All rows of a table. Raises NotFoundError, IntegrityError."""
+        return read_table(self.store, self.table(asset, tile), SCHEMAS[asset])
+
     def provenance(
         self, fields: Iterable[str], upstream: Iterable[str], tile: str | None, tile_assets: Iterable[str]
     ) -> dict[str, Any]:
@@ -68,7 +74,7 @@ class Lineage:
         """The rows of a table of the year that belong to a tile; all where it does not tell tiles apart."""
         name = self.table(asset, None)
         if name not in self._frames:
-            self._frames[name] = read_table(self.store, name)
+            self._frames[name] = self.read(asset, None)
         frame = self._frames[name]
         return frame[frame["tile"] == tile].reset_index(drop=True) if "tile" in frame.columns else frame
 
@@ -100,13 +106,17 @@ class Lineage:
         try:
             made = _Made.model_validate(stored.provenance)
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
+            where = ".".join(map(str, error.errors()[0]["loc"]))[:_MAX_NAMED]
             return f"{asset} does not record in {where} what it was made from; materialize {asset} again"
         fields = made.fields
         now = self.recipe.values(set(fields) & set(DatasetRecipe.model_fields))
         changed = [name for name, value in fields.items() if name not in now or now[name] != value]
         if changed:
-            return f"{asset} was made by another recipe ({', '.join(changed)}); materialize {asset} again"
+            named = ", ".join(name[:_MAX_NAMED] for name in changed[:5])
+            return f"{asset} was made by another recipe ({named}); materialize {asset} again"
+        if unknown := sorted({*made.upstream, *made.tiles} - set(SCHEMAS)):
+            named = repr(unknown[0][:_MAX_NAMED])
+            return f"{asset} was made from {named}, which is no asset; materialize {asset} again"
         for upstream, version in made.upstream.items():
             per_tile = upstream in made.tile_upstream
             if reason := self.stale_because(upstream, tile if per_tile else None):
@@ -115,6 +125,9 @@ class Lineage:
                 return f"{asset} was made from another {upstream}; materialize {asset} again"
         for upstream, versions in made.tiles.items():
             for of_tile, version in versions.items():
+                if not is_tile(of_tile):
+                    named = repr(of_tile[:_MAX_NAMED])
+                    return f"{asset} was made from {named}, which is no tile; materialize {asset} again"
                 if reason := self.stale_because(upstream, of_tile):
                     return f"{asset} was made from {upstream} of {of_tile}, but now {reason}"
                 if self.version(upstream, of_tile, per_tile=True) != version:

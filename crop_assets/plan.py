@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from crop_assets.bands.transfer import expected_bytes
+from crop_assets.errors import InputError
 from crop_assets.lineage import Lineage
 from crop_assets.scenes.selection import POSITIONS
-from resources.tables import read_table
+from crop_assets.tiles.grid import tile_names
+from resources.errors import IntegrityError, UnsafeNameError
 
 _SECONDS_A_TILE, _SECONDS_A_CHIP = 2.0, 0.05
 """Reprojection and chips on two cores, by docs/performance.md, with what Dagster adds."""
@@ -34,11 +36,11 @@ def make_plan(lineage: Lineage, megabytes_per_second: float) -> Plan:
     """The plan of a year's dataset under its recipe, from `tile_map`, `selected_scenes` and `band_cids`.
 
     `bytes` are those still to be fetched, sizes by the catalogue or typical ones. Raises NotFoundError where there is
-    no tile map.
+    no tile map, IntegrityError where it is damaged.
     """
-    tile_map = read_table(lineage.store, lineage.table("tile_map", None))
-    chips = tile_map[tile_map["tile"] != ""].groupby("tile").size()
-    rows = [_tile_row(lineage, str(tile), int(count), megabytes_per_second) for tile, count in chips.items()]
+    tile_map = lineage.read("tile_map", None)
+    chips = tile_map["tile"].value_counts()
+    rows = [_tile_row(lineage, tile, int(chips[tile]), megabytes_per_second) for tile in tile_names(tile_map)]
     columns = ["tile", "chips", "fit_scenes", "files", "bytes", "with_cid", "seconds", "problem"]
     return Plan(pd.DataFrame(rows, columns=columns))
 
@@ -54,10 +56,19 @@ def _tile_row(lineage: Lineage, tile: str, chips: int, megabytes_per_second: flo
         "seconds": 0.0,
         "problem": "",
     }
+    try:
+        return row | _needs(lineage, tile, chips, megabytes_per_second)
+    except (IntegrityError, UnsafeNameError, InputError) as error:
+        return row | {"problem": str(error)}
+
+
+def _needs(lineage: Lineage, tile: str, chips: int, megabytes_per_second: float) -> dict[str, object]:
+    """What is to be fetched for a tile, or the problem with it. Raises errors of a table that is damaged."""
+    row: dict[str, object] = {}
     for asset in ("selected_scenes", "band_cids"):
         if reason := lineage.stale_because(asset, tile):
             return row | {"problem": reason}
-        table = read_table(lineage.store, lineage.table(asset, tile))
+        table = lineage.read(asset, tile)
         if asset == "selected_scenes":
             row["fit_scenes"] = int(table["fit"].sum())
             if (table["position"] != "").sum() < len(POSITIONS):

@@ -62,7 +62,7 @@ from resources.sources import Sources
 from resources.stac import IpfsStac, SceneStac
 from resources.stop import StoppablePool, check, uninterrupted
 from resources.store import DatasetStore
-from resources.tables import StoredTable, TableSchema, read_table, write_table
+from resources.tables import StoredTable, TableSchema, write_table
 
 EVERY_TILE_IS_IN = "every_tile_is_in"
 _FAILED = "failed"
@@ -292,7 +292,7 @@ def read_tiles(run: YearRun, asset: str, job: str = "tiles_job") -> TileTables:
         try:
             reason = lineage.stale_because(asset, tile)
             if not reason:
-                frames.append(read_table(run.store, run.layout.table(asset, tile)).assign(tile=tile))
+                frames.append(lineage.read(asset, tile).assign(tile=tile))
                 versions[tile] = lineage.version(asset, tile, per_tile=True)
         except IntegrityError as error:
             reason = str(error)
@@ -503,7 +503,7 @@ def _run_stage(
     provenance["identity"] = identity_of(stage.name, stage.code_version, made_from)
     name = run.layout.table(stage.name, run.tile)
     refresh = stage.always or (stage.refresh and getattr(run.services, stage.refresh).refresh)
-    stored = None if refresh else whole_table(run.store, name, provenance["identity"], run.log)
+    stored = None if refresh else whole_table(run.store, name, stage.schema, provenance["identity"], run.log)
     metadata: dict[str, Any] = {}
     if stored is not None:
         run.log(f"unchanged, nothing to do ({stored.rows} rows)")
@@ -530,8 +530,7 @@ def _read(run: TileRun, lineage: Lineage, asset: str, per_tile: bool) -> tuple[p
     tile = run.tile if per_tile else None
     if reason := lineage.stale_because(asset, tile):
         raise InputError(reason)
-    name = run.layout.table(asset, tile)
-    frame = read_table(run.store, name) if per_tile else lineage.rows(asset, run.tile)
+    frame = lineage.read(asset, tile) if per_tile else lineage.rows(asset, run.tile)
     return frame, _Input(lineage.version(asset, tile, per_tile), per_tile)
 
 

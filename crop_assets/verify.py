@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from crop_assets.layout import Layout
 from crop_assets.parallel import in_parallel
+from crop_assets.schemas import SCHEMAS, TILE_MAP
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
 from resources.store import DatasetStore
-from resources.tables import content_hash, read_table, stored_table
+from resources.tables import read_table, stored_table
 
 _SUFFIX = ".parquet"
 
@@ -37,14 +38,14 @@ class Verified:
 def dataset_tables(store: DatasetStore, layout: Layout) -> list[str]:
     """Names of the tables of a year's dataset: those of the year, and of the tiles in its tile map.
 
-    What an earlier recipe left behind for other tiles is no part of the dataset.
+    What an earlier recipe left behind for other tiles is no part of the dataset, nor a table that no asset has.
     """
     folder = layout.file("tables")
     tiles = None
     if store.exists(layout.table("tile_map")):
         # a broken one is told of as a finding; all tables are gone through then
         with contextlib.suppress(IntegrityError):
-            tiles = set(read_table(store, layout.table("tile_map"))["tile"])
+            tiles = set(read_table(store, layout.table("tile_map"), TILE_MAP)["tile"])
     names: list[str] = []
     for entry in store.names(folder):
         if entry.endswith(_SUFFIX):
@@ -54,7 +55,12 @@ def dataset_tables(store: DatasetStore, layout: Layout) -> list[str]:
             tile = name.rsplit("/", 1)[1].removesuffix(_SUFFIX)
             if name.endswith(_SUFFIX) and (tiles is None or tile in tiles):
                 names.append(name)
-    return names
+    return [name for name in names if _asset(name) in SCHEMAS]
+
+
+def _asset(name: str) -> str:
+    """The asset whose table has this name: <asset>.parquet, or that of a tile, <asset>/<tile>.parquet."""
+    return name.split("/tables/", 1)[1].removesuffix(_SUFFIX).split("/", 1)[0]
 
 
 def verify_tables(
@@ -79,24 +85,23 @@ def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, 
         stored = stored_table(store, name)
         if stored is None:
             return 0, []
-        if content_hash(read_table(store, name)) != stored.data_version:
-            return 0, [Finding(name, "its rows are not those that were written")]
+        read_table(store, name, SCHEMAS[_asset(name)])
     except (IntegrityError, NotFoundError) as error:
         return 0, [Finding(name, str(error))]
     except OSError as error:
         return 0, [Finding(name, f"cannot be read: {error}")]
-    asset = name.split("/tables/", 1)[1].removesuffix(_SUFFIX)
+    made = name.split("/tables/", 1)[1].removesuffix(_SUFFIX)
 
     def check(file: str) -> Finding | None:
         try:
             same = store.sha256(file) == stored.provenance["files"][file]
         except FileNotFoundError:
-            return Finding(file, f"is missing; {asset} names it")
+            return Finding(file, f"is missing; {made} names it")
         except UnsafeNameError as error:
             return Finding(file, str(error))
         except OSError as error:
             return Finding(file, f"cannot be read: {error}")
-        return None if same else Finding(file, f"has changed since {asset} was made")
+        return None if same else Finding(file, f"has changed since {made} was made")
 
     files = sorted(stored.provenance.get("files", {}))
     return len(files), [found for found in in_parallel(pool, check, files) if found]

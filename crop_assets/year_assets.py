@@ -22,6 +22,7 @@ from crop_assets.layout import Layout
 from crop_assets.lineage import Lineage
 from crop_assets.partitions import cdl_year_partitions, year_mapping, year_of
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import SCHEMAS
 from resources.errors import IntegrityError, ResourceError, UnsafeNameError
 from resources.plain_text import plain_text
 from resources.stop import uninterrupted
@@ -101,7 +102,7 @@ def identity_of(*parts: Any) -> str:
 
 
 def whole_table(
-    store: DatasetStore, name: str, identity: str, warn: Callable[[str], None]
+    store: DatasetStore, name: str, schema: TableSchema, identity: str, warn: Callable[[str], None]
 ) -> StoredTable | None:
     """The table as stored, where it was made from what `identity` stands for and its files are whole; else None."""
     try:
@@ -109,7 +110,7 @@ def whole_table(
         if stored is None or stored.provenance.get("identity") != identity:
             return None
         # what cannot be read is of no use to others
-        read_table(store, name)
+        read_table(store, name, schema)
         files = stored.provenance.get("files", {})
         whole = all(store.exists(file) and store.sha256(file) == digest for file, digest in files.items())
     except (IntegrityError, UnsafeNameError, IsADirectoryError) as error:
@@ -128,7 +129,9 @@ def with_provenance(
     if all(stored.provenance.get(name) == value for name, value in provenance.items()):
         return stored
     files = {"files": stored.provenance.get("files", {})}
-    return write_table(store, stored.name, read_table(store, stored.name), schema, {**provenance, **files})
+    return write_table(
+        store, stored.name, read_table(store, stored.name, schema), schema, {**provenance, **files}
+    )
 
 
 @dataclass
@@ -170,7 +173,7 @@ class YearRun:
 
     def read(self, asset: str) -> pd.DataFrame:
         """The table of another asset of this year. Raises NotFoundError where it is not materialized."""
-        return read_table(self.store, self.layout.table(asset))
+        return read_table(self.store, self.layout.table(asset), SCHEMAS[asset])
 
     def write_text(self, name: str, text: str) -> str:
         """Write a file at the top of the dataset folder; returns its name in the store."""
@@ -205,7 +208,7 @@ class YearRun:
         read = [*self._provenance["tiles"].values(), *inputs]
         self._provenance["identity"] = identity_of(self.asset, version, read, made_from)
         name = self.layout.table(self.asset)
-        stored = whole_table(self.store, name, self._provenance["identity"], self.warn)
+        stored = whole_table(self.store, name, self.schema, self._provenance["identity"], self.warn)
         if stored is None:
             return None
         self.log(f"{self.asset} {self.year}: unchanged, nothing to do ({stored.rows} rows)")

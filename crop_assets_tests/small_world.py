@@ -45,6 +45,7 @@ from crop_assets.grid import chip_geobox
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import SCHEMAS
 from crop_assets.tiles.grid import hls_tile_bounds
 from crop_assets_tests.once import made_once
 from resources.cdl import CdlReleases
@@ -322,7 +323,7 @@ class Graph:
         return self.root / self.layout.root
 
     def table(self, asset: str, tile: str | None = None) -> pd.DataFrame:
-        return read_table(DatasetStore(root=str(self.root)), self.layout.table(asset, tile))
+        return read_table(DatasetStore(root=str(self.root)), self.layout.table(asset, tile), SCHEMAS[asset])
 
     def run(
         self,

@@ -1,5 +1,7 @@
 """What a table records of how it was made is not trusted to be a record."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ def store(tmp_path: Path) -> DatasetStore:
     return DatasetStore(root=str(tmp_path))
 
 
-def write(store: DatasetStore, asset: str, record: dict[str, Any]) -> str:
-    name = Layout("small", 2022).table(asset)
+def write(store: DatasetStore, asset: str, record: dict[str, Any], tile: str | None = None) -> str:
+    name = Layout("small", 2022).table(asset, tile)
     return write_table(store, name, pd.DataFrame({"tile": ["14SMG"]}), SCHEMA, record).data_version
 
 
@@ -68,9 +70,33 @@ def test_a_table_that_was_made_of_itself_is_out_of_date(store: DatasetStore) -> 
 
 def test_a_chain_of_tables_without_end_is_out_of_date(store: DatasetStore) -> None:
     version = write(store, "cdl", {})
-    for at in range(120):
-        write(store, f"a{at}", {"upstream": {f"a{at + 1}": version}})
-    assert "a49 was made from tables of tables without end; materialize a49 again" in stale(store, "a0")
+    tiles = [f"14S{a}{b}" for a in "ABCDEFGH" for b in "ABCDEFGH"]
+    for tile, other in pairwise(tiles):
+        write(store, "chips", {"tiles": {"chips": {other: version}}}, tile)
+    write(store, "splits", {"tiles": {"chips": {tiles[0]: version}}})
+    assert "chips was made from tables of tables without end; materialize chips again" in stale(
+        store, "splits"
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [
+        ({"upstream": {"../../x": ""}}, "cdl was made from '../../x', which is no asset"),
+        ({"upstream": {"no_asset": ""}}, "cdl was made from 'no_asset', which is no asset"),
+        ({"upstream": {"x" * 1_000_000: ""}}, "cdl was made from 'x{100}', which is no asset"),
+        ({"tiles": {"../../x": {}}}, "cdl was made from '../../x', which is no asset"),
+        ({"tiles": {"chips": {"../../x": ""}}}, "cdl was made from '../../x', which is no tile"),
+        ({"tiles": {"chips": {"x" * 1_000_000: ""}}}, "cdl was made from 'x{100}', which is no tile"),
+        ({"fields": {"x" * 1_000_000: 1}}, r"cdl was made by another recipe \(x{100}\)"),
+        ({"tiles": {"x" * 1_000_000: 3}}, "cdl does not record in tiles.x{94} what"),
+    ],
+)
+def test_what_a_record_names_is_looked_at_and_repeated_in_short(
+    store: DatasetStore, record: dict[str, Any], named: str
+) -> None:
+    write(store, "cdl", record)
+    assert re.fullmatch(f"{named}.*; materialize cdl again", stale(store))
 
 
 @pytest.mark.parametrize("file", ["a/folder", "../outside", "/etc/passwd", "x" * 5_000, "no/such"])
@@ -78,5 +104,5 @@ def test_a_table_that_names_no_file_of_the_store_is_made_again(store: DatasetSto
     store.write_bytes("a/folder/file", b"x")
     write(store, "cdl", {"identity": "x", "files": {file: "0" * 64}})
     said: list[str] = []
-    assert whole_table(store, Layout("small", 2022).table("cdl"), "x", said.append) is None
+    assert whole_table(store, Layout("small", 2022).table("cdl"), SCHEMA, "x", said.append) is None
     assert said[0].endswith(("making it again", "making them again"))

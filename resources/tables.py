@@ -25,11 +25,15 @@ _PROVENANCE = b"crop_assets"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its name, Arrow type, and what it means (unit, CRS, nodata)."""
+    """A column of a table: its name, Arrow type, what it means (unit, CRS, nodata), and whether a value may be missing.
+
+    A float may be missing anyway, as NaN.
+    """
 
     name: str
     type: pa.DataType
     description: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class TableSchema:
 
     def arrow(self) -> pa.Schema:
         return pa.schema([pa.field(c.name, c.type) for c in self.columns])
+
+    def required(self) -> list[str]:
+        """Names of the columns in which no value may be missing, the geometry among them."""
+        names = [c.name for c in self.columns if not c.optional and not pa.types.is_floating(c.type)]
+        return [*names, "geometry"] if self.geometry_crs else names
 
     def empty(self) -> pd.DataFrame:
         """A table without rows."""
@@ -70,7 +79,7 @@ def write_table(
     """Write a table atomically, cast to `schema`, with its provenance in the file's metadata.
 
     The same content gives the same bytes. Raises IntegrityError where a column is missing, unknown,
-    or not of its type, or the geometry in another CRS.
+    or not of its type, a value is missing that is not optional, or the geometry is in another CRS.
     """
     table = _to_arrow(name, frame, schema)
     version = content_hash(table)
@@ -83,18 +92,23 @@ def write_table(
     return StoredTable(name, table.num_rows, version, record)
 
 
-def read_table(store: DatasetStore, name: str) -> pd.DataFrame:
+def read_table(store: DatasetStore, name: str, schema: TableSchema) -> pd.DataFrame:
     """Read a table, as a GeoDataFrame where it has geometry.
 
-    Raises NotFoundError; IntegrityError where it is damaged or would fill the memory, also where it has the content
-    hash of other rows.
+    Raises NotFoundError; IntegrityError where it is damaged, has other columns than its schema or would fill the
+    memory, also where it has the content hash of other rows.
     """
     try:
         file = Parquet(_bytes(store, name))
+        _require_columns(file, schema)
         frame = file.frame()
-        record = file.metadata.get(_PROVENANCE)
+        if missing := [column for column in schema.required() if frame[column].isna().any()]:
+            raise IntegrityError(f"values of {', '.join(missing)} are missing")
+        if isinstance(frame, gpd.GeoDataFrame) and frame.crs != schema.geometry_crs:
+            name_of_crs = frame.crs.name if frame.crs else "no CRS"
+            raise IntegrityError(f"its geometry is in {name_of_crs:.80}, not {schema.geometry_crs}")
         # pages have checksums and the footer, with the names and types of columns, has none
-        if record is not None and content_hash(frame) != _record(record)["data_version"]:
+        if content_hash(frame) != _record(file.metadata.get(_PROVENANCE, b""))["data_version"]:
             raise IntegrityError("its rows are not those that were written")
         return frame
     except (IntegrityError, UnsafeNameError) as error:
@@ -172,6 +186,24 @@ def _bytes(store: DatasetStore, name: str) -> bytes:
         raise NotFoundError(f"there is no table {name}; materialize its asset first") from None
 
 
+def _require_columns(file: Parquet, schema: TableSchema) -> None:
+    expected = schema.arrow()
+    if schema.geometry_crs:
+        expected = expected.append(pa.field("geometry", pa.binary()))
+    if (b"geo" in file.metadata) != bool(schema.geometry_crs):
+        raise IntegrityError(f"it has {'no' if schema.geometry_crs else 'a'} geometry")
+    if file.schema.remove_metadata() != expected:
+        found = [f"{field.name} {field.type}" for field in file.schema if field not in list(expected)]
+        lacking = [f"{field.name} {field.type}" for field in expected if field not in list(file.schema)]
+        raise IntegrityError(
+            f"its columns are not those of this table: missing {_few(lacking)}, unknown {_few(found)}"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(name[:80] for name in names[:5]) + (", …" if len(names) > 5 else "") or "none"
+
+
 def _to_arrow(name: str, frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
     expected = [c.name for c in schema.columns] + (["geometry"] if schema.geometry_crs else [])
     if set(frame.columns) != set(expected):
@@ -183,6 +215,8 @@ def _to_arrow(name: str, frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
     except pa.ArrowException as error:
         raise IntegrityError(f"table {name}: {error}") from error
     table = table.replace_schema_metadata(None)
+    if lacking := [column for column in schema.required() if frame[column].isna().any()]:
+        raise IntegrityError(f"table {name}: values of {', '.join(lacking)} are missing")
     if not schema.geometry_crs:
         return table
     crs = getattr(frame.geometry, "crs", None)

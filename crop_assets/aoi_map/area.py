@@ -19,6 +19,7 @@ from crop_assets.labels.sampling import read_chip_geojson, weighed_boxes
 from crop_assets.layout import Layout, tile_grid_table
 from crop_assets.polygons import join
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import CANDIDATE_CHIPS, CHIP_BBOXES, TILE_GRID
 from crop_assets.stored import not_stored
 from crop_assets.tiles.mapping import map_chips
 from resources.store import DatasetStore
@@ -109,7 +110,9 @@ def load_area(store: DatasetStore, layout: Layout, recipe: DatasetRecipe) -> Are
                 f"{not_stored(store, f'table {name}', layout.dataset)}; or launch labels_job for "
                 f"{layout.year} first"
             )
-    landscape = weighed_boxes(read_table(store, layout.table("candidate_chips")), recipe.min_classes)
+    landscape = weighed_boxes(
+        read_table(store, layout.table("candidate_chips"), CANDIDATE_CHIPS), recipe.min_classes
+    )
     if recipe.chip_boxes:
         boxes = read_chip_geojson(recipe.chip_boxes, landscape)
     else:
@@ -118,7 +121,7 @@ def load_area(store: DatasetStore, layout: Layout, recipe: DatasetRecipe) -> Are
         raise InputError(
             f"every box of {layout.table('candidate_chips')} holds no-data; use a larger CDL raster"
         )
-    grid = read_table(store, tile_grid_table())
+    grid = read_table(store, tile_grid_table(), TILE_GRID)
     mapped = map_chips(boxes, grid, recipe.tile_rule, recipe.outside_chips)
     codes, names = pd.factorize(mapped["tile"], sort=True)
     tiles = gpd.GeoDataFrame(grid.set_index("tile").loc[names].reset_index())
@@ -131,7 +134,7 @@ def load_area(store: DatasetStore, layout: Layout, recipe: DatasetRecipe) -> Are
         shapely.STRtree(boxes.geometry.to_numpy()),
         tiles,
         codes,
-        read_table(store, chosen) if store.exists(chosen) else None,
+        read_table(store, chosen, CHIP_BBOXES) if store.exists(chosen) else None,
     )
 
 

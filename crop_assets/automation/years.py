@@ -11,7 +11,6 @@ from typing import Literal
 from crop_assets.lineage import Lineage
 from crop_assets.tiles.grid import tile_names
 from resources.errors import IntegrityError
-from resources.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def year_state(lineage: Lineage) -> YearState | None:
     """
     if lineage.stale_because("tile_map", None):
         return None
-    tiles = tile_names(read_table(lineage.store, lineage.table("tile_map", None)))
+    tiles = tile_names(lineage.read("tile_map", None))
     done = {
         tile: lineage.version("filtered_chips", tile, per_tile=True)
         for tile in tiles

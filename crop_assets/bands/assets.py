@@ -11,7 +11,6 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
-import pyarrow as pa
 
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cids import cid_rows
@@ -22,70 +21,23 @@ from crop_assets.bands.transfer import Transfer, expected_bytes
 from crop_assets.recipe import QA_BAND, DatasetRecipe
 from crop_assets.scenes.granules import FILES
 from crop_assets.scenes.selection import chosen_scenes
+from crop_assets.schemas import (
+    BAND_CIDS,
+    CID_RETRIEVABILITY,
+    DOWNLOADED_BANDS,
+    FILE_COLUMNS,
+    MISSING_CIDS,
+    NAMED_FILE_COLUMNS,
+    TILE_PAYLOADS,
+)
 from crop_assets.tile_assets import TileRun, TileTable, every_tile_is_in, read_tiles, tile_stage
 from crop_assets.year_assets import YearRun, bounded_errors, markdown, year_asset
 from resources.errors import ResourceError, UnavailableError
 from resources.stop import StoppablePool
 from resources.store import DatasetStore
-from resources.tables import Column, TableSchema
 
 FILES_AT_ONCE = 6
 CIDS_AT_ONCE = 8
-
-_FILE = (
-    Column("scene_id", pa.string(), "HLS scene id"),
-    Column("position", pa.string(), "first, middle or last"),
-    Column("date", pa.date32(), "day of sensing (UTC)"),
-    Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask"),
-)
-_NAMED = (
-    *_FILE,
-    Column("file", pa.string(), "file name"),
-    Column("cid", pa.string(), "CID of the file's content; empty where none is known"),
-)
-BAND_CIDS = TableSchema(
-    (
-        *_NAMED,
-        Column("problem", pa.string(), "why there is no CID"),
-        Column("http", pa.string(), "HTTPS link to fall back on"),
-        Column("bytes", pa.int64(), "size of the file by the catalogue; 0 where it does not tell"),
-        Column("max_bytes", pa.int64(), "most bytes that the file may have by the metadata"),
-    )
-)
-DOWNLOADED_BANDS = TableSchema(
-    (
-        *_FILE,
-        Column("path", pa.string(), "file in the store"),
-        Column("bytes", pa.int64(), "size of the file"),
-        Column("sha256", pa.string(), "checksum of the file"),
-        Column("cid", pa.string(), "CID of the file's content"),
-        Column("verified", pa.bool_(), "whether the bytes are those that the CID promises"),
-        Column("note", pa.string(), "why not verified"),
-    )
-)
-TILE_PAYLOADS = TableSchema(
-    (
-        Column("tile", pa.string(), "HLS tile"),
-        Column("scenes", pa.int32(), "scenes of the tile"),
-        Column("files", pa.int32(), "files of the tile"),
-        Column("without_cid", pa.int32(), "files without a CID"),
-    )
-)
-CID_RETRIEVABILITY = TableSchema(
-    (
-        *_NAMED,
-        Column("available", pa.bool_(), "whether somebody gave the CID's first block, verified"),
-        Column("source", pa.string(), "who did; empty where nobody did"),
-        Column("problem", pa.string(), "what each source said"),
-    )
-)
-MISSING_CIDS = TableSchema(
-    (
-        *_NAMED,
-        Column("tile", pa.string(), "HLS tile"),
-        Column("problem", pa.string(), "what each source said"),
-    )
-)
 
 
 @tile_stage("bands", BAND_CIDS, {"stac", "ipfs"}, code_version="3", refresh="ipfs_stac")
@@ -201,7 +153,7 @@ def _downloaded_rows(
         path = run.layout.band(row["scene_id"], row["band"])
         made.append(
             {
-                **{column.name: row[column.name] for column in _FILE},
+                **{column.name: row[column.name] for column in FILE_COLUMNS},
                 "path": path,
                 "bytes": run.store.size(path),
                 "sha256": run.store.sha256(path),
@@ -253,7 +205,7 @@ def cid_retrievability(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
     """
     ipfs, memory = run.services.ipfs, run.services.sources.memory
     nodes = ipfs.probes(run.recipe.sources)
-    columns = [column.name for column in _NAMED]
+    columns = [column.name for column in NAMED_FILE_COLUMNS]
     rows = ask_cids(
         band_cids[[*columns, "problem"]],
         lambda cid: ipfs.find_block(cid, nodes, memory)[0],

@@ -7,98 +7,23 @@ import contextlib
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from crop_assets.chips.clip import Chip, TileReader, chip_facts, write_chip
 from crop_assets.chips.fmask import fmask_facts
 from crop_assets.chips.plots import chip_picture
-from crop_assets.chips.quality import COUNTS, NO_SCENES, NOT_FETCHED, judge_chips
+from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
 from crop_assets.chips.reproject import BandFile, reproject_bands
 from crop_assets.labels.classes import CLASSES
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import QA_BAND
 from crop_assets.scenes.granules import parse_scene_id
 from crop_assets.scenes.selection import POSITIONS, chosen_scenes
+from crop_assets.schemas import CHIP_QUALITY, CHIPS, FILTERED_CHIPS, PIXEL_COUNTS, REPROJECTED_TILES
 from crop_assets.tile_assets import TileRun, TileTable, tile_stage
 from crop_assets.year_assets import markdown, picture
-from resources.tables import Column, TableSchema
 
 _CHIPS_AT_ONCE = 16
 """Chips of a tile that are in memory at once, at 2 MB each."""
-
-_CHIP = Column("chip_id", pa.string(), "chip id on the national chip grid, such as chip_257_266")
-_COUNTS = tuple(
-    Column(f"{count}_{position}", pa.int32(), f"{count} pixels by Fmask on the {position} date")
-    for position in POSITIONS
-    for count in COUNTS
-)
-_BAD_PERCENT = (
-    *(Column(f"bad_percent_{p}", pa.float64(), f"bad pixels of the {p} date, percent") for p in POSITIONS),
-    Column("bad_percent_max", pa.float64(), "worst of the three dates, percent"),
-)
-CHIP_QUALITY = TableSchema(
-    (
-        _CHIP,
-        *_COUNTS,
-        Column("na_count", pa.int32(), "pixels that lack Fmask on any date"),
-        *_BAD_PERCENT,
-        Column(
-            "reason", pa.string(), "why the chip cannot be kept, whatever its bands hold; empty where it may"
-        ),
-        Column("figure", pa.float64(), "the figure that decided: missing pixels, or percent"),
-    )
-)
-REPROJECTED_TILES = TableSchema(
-    (
-        Column("scene_id", pa.string(), "HLS scene id"),
-        Column("position", pa.string(), "first, middle or last"),
-        Column("date", pa.date32(), "day of sensing (UTC)"),
-        Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask"),
-        Column(
-            "path", pa.string(), "file in the store, EPSG:5070, 30 m, blocks of 224 x 224 on the chip grid"
-        ),
-        Column("bytes", pa.int64(), "size of the file"),
-        Column("sha256", pa.string(), "checksum of the file"),
-        Column("blocks", pa.int32(), "chip blocks that are stored"),
-    )
-)
-CHIPS = TableSchema(
-    (
-        _CHIP,
-        Column("outcome", pa.string(), "empty where the chip was made, else why not"),
-        Column("fit_scenes", pa.int32(), "scenes of the tile that are fit to be selected"),
-        *(
-            Column(f"{name}_path", pa.string(), f"{name} file in the store")
-            for name in ("merged", "mask", "fmask")
-        ),
-        *(
-            Column(f"{name}_sha256", pa.string(), "checksum of the file")
-            for name in ("merged", "mask", "fmask")
-        ),
-        *(Column(f"{position}_date", pa.date32(), f"day of the {position} scene") for position in POSITIONS),
-        *(Column(f"{position}_scene", pa.string(), f"id of the {position} scene") for position in POSITIONS),
-        *(Column(f"valid_{position}", pa.int32(), "pixels neither bad nor fill") for position in POSITIONS),
-        *_COUNTS,
-        Column("na_count", pa.int32(), "pixels that lack a band or Fmask on any date"),
-        *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
-    )
-)
-FILTERED_CHIPS = TableSchema(
-    (
-        _CHIP,
-        *_BAD_PERCENT,
-        Column("na_count", pa.int32(), "pixels that lack a band or Fmask on any date"),
-        Column("reason", pa.string(), "why the chip is rejected; empty where it is kept"),
-        Column("figure", pa.float64(), "the figure that decided: fit scenes, missing pixels, or percent"),
-        Column("kept", pa.bool_(), "whether the chip is part of the dataset"),
-        Column("merged_path", pa.string(), "merged image in chips_filtered; empty where rejected"),
-        Column("mask_path", pa.string(), "mask in chips_filtered; empty where rejected"),
-        Column("merged_sha256", pa.string(), "checksum of the merged image"),
-        Column("mask_sha256", pa.string(), "checksum of the mask"),
-        *(Column(f"{position}_date", pa.date32(), f"day of the {position} scene") for position in POSITIONS),
-        *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
-    )
-)
 
 
 @tile_stage("chips", CHIP_QUALITY, {"geotiff"}, ["qa_rule", "max_bad_percent", "max_na_pixels"])
@@ -249,7 +174,7 @@ def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame
     recipe = run.recipe
     facts = chips
     if (chips["outcome"] == NOT_FETCHED).all():
-        known = chip_quality[["chip_id", *(column.name for column in _COUNTS), "na_count"]]
+        known = chip_quality[["chip_id", *(column.name for column in PIXEL_COUNTS), "na_count"]]
         facts = chips[["chip_id", "outcome", "fit_scenes"]].merge(known, on="chip_id")
     table = judge_chips(facts, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
     carried = [f"{p}_date" for p in POSITIONS] + [f"class_{c}" for c in range(len(CLASSES))]

@@ -11,7 +11,6 @@ from typing import Literal
 import dagster as dg
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pydantic import Field
 
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
@@ -25,7 +24,7 @@ from crop_assets.labels.classes import CLASSES
 from crop_assets.labels.plots import class_histogram_png
 from crop_assets.progress import Progress
 from crop_assets.recipe import REFLECTANCE_BANDS, DatasetRecipe
-from crop_assets.scenes.selection import POSITIONS
+from crop_assets.schemas import BAND_STATS, CLASS_DISTRIBUTION, CLASS_WEIGHTS, PUBLISHED_DATASET, SPLITS
 from crop_assets.tile_assets import every_tile_is_in, read_tiles
 from crop_assets.year_assets import YearRun, bounded_errors, markdown, picture, year_asset
 from resources.ipfs.car import write_car
@@ -33,59 +32,9 @@ from resources.ipfs.directory import FolderDag
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
 from resources.store import DatasetStore
-from resources.tables import Column, TableSchema
+from resources.tables import TableSchema
 
 _CLASS_COLUMNS = [f"class_{c}" for c in range(len(CLASSES))]
-
-SPLITS = TableSchema(
-    (
-        Column("chip_id", pa.string(), "chip id on the national chip grid"),
-        Column("tile", pa.string(), "HLS tile"),
-        Column("split", pa.string(), "train or validation"),
-        Column("merged_path", pa.string(), "merged image in the store"),
-        Column("mask_path", pa.string(), "mask in the store"),
-        Column("merged_sha256", pa.string(), "checksum of the merged image"),
-        Column("mask_sha256", pa.string(), "checksum of the mask"),
-        *(Column(f"{position}_date", pa.date32(), f"day of the {position} scene") for position in POSITIONS),
-        *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
-    )
-)
-BAND_STATS = TableSchema(
-    (
-        Column("band", pa.string(), "band, over the three dates"),
-        Column("mean", pa.float64(), "mean, reflectance x 10,000"),
-        Column("std", pa.float64(), "population standard deviation"),
-        Column("min", pa.float64(), "value at 1.5 percent"),
-        Column("max", pa.float64(), "value at 98.5 percent"),
-        Column("pixels", pa.int64(), "values counted"),
-    )
-)
-CLASS_WEIGHTS = TableSchema(
-    (
-        Column("class", pa.int32(), "class 0 to 13"),
-        Column("name", pa.string(), "name of the class"),
-        Column("pixels", pa.int64(), "pixels of the class"),
-        Column("weight", pa.float64(), "balanced weight; the weights sum to 1"),
-    )
-)
-CLASS_DISTRIBUTION = TableSchema(
-    (
-        Column("split", pa.string(), "train or validation"),
-        Column("class", pa.int32(), "class 0 to 13"),
-        Column("name", pa.string(), "name of the class"),
-        Column("pixels", pa.int64(), "pixels of the class"),
-        Column("chips", pa.int64(), "chips that hold the class"),
-    )
-)
-PUBLISHED_DATASET = TableSchema(
-    (
-        Column("root_cid", pa.string(), "CID of the dataset's folder"),
-        Column("to", pa.string(), "kubo or car"),
-        Column("place", pa.string(), "RPC address of the node, or the CAR file in the store"),
-        Column("files", pa.int64(), "files of the folder"),
-        Column("bytes", pa.int64(), "bytes of these files"),
-    )
-)
 
 
 @dg.asset(

@@ -39,6 +39,7 @@ from crop_assets.demo.world import World, build_world
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe, load_recipe
+from crop_assets.schemas import FILTERED_CHIPS, TILE_MAP
 from crop_assets.ui import open_ui
 from resources.cdl import CdlReleases, year_of
 from resources.errors import ResourceError
@@ -340,11 +341,13 @@ def _ui_command(demo: Demo) -> str:
 
 def _funnel(demo: Demo, year: int) -> pd.DataFrame:
     store, layout = DatasetStore(root=str(demo.data)), demo.layout(year)
-    tile_map = read_table(store, layout.table("tile_map"))
+    tile_map = read_table(store, layout.table("tile_map"), TILE_MAP)
     frames, missing = [], {}
     for tile in sorted(set(tile_map["tile"]) - {""}):
         if store.exists(layout.table("filtered_chips", tile)):
-            frames.append(read_table(store, layout.table("filtered_chips", tile)).assign(tile=tile))
+            frames.append(
+                read_table(store, layout.table("filtered_chips", tile), FILTERED_CHIPS).assign(tile=tile)
+            )
         else:
             missing[tile] = "failed"
     return yield_funnel(tile_map, reject_ledger(tile_map, pd.concat(frames, ignore_index=True), missing))

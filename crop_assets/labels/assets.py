@@ -11,11 +11,9 @@ from typing import Any
 import dagster as dg
 import geopandas as gpd
 import pandas as pd
-import pyarrow as pa
 from upath import UPath
 
 from crop_assets.errors import InputError
-from crop_assets.grid import CRS
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.balance import Balance, target_shares
 from crop_assets.labels.cdl import check_cdl, chip_histograms
@@ -37,54 +35,12 @@ from crop_assets.labels.sampling import (
 )
 from crop_assets.progress import Progress
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import CANDIDATE_CHIPS, CDL, CHIP_BBOXES
 from crop_assets.year_assets import YearRun, bounded_errors, markdown, picture, year_asset
 from resources.cdl import CdlReleases, raster_files
 from resources.machine import Machine
 from resources.object_store import translated
 from resources.store import DatasetStore
-from resources.tables import Column, TableSchema
-
-CDL = TableSchema(
-    (
-        Column("file", pa.string(), "name of the raster, EPSG:5070, 30 m, uint8 codes"),
-        Column(
-            "release", pa.string(), "archive that the raster was made of; empty for a raster of one's own"
-        ),
-        Column("bytes", pa.int64(), "size of the file, with those that its pixels are in"),
-        Column("sha256", pa.string(), "checksum of the file, with those that its pixels are in"),
-        Column("width", pa.int64(), "columns"),
-        Column("height", pa.int64(), "rows"),
-        Column("left", pa.float64(), "left edge in EPSG:5070, metres"),
-        Column("top", pa.float64(), "upper edge in EPSG:5070, metres"),
-    )
-)
-_PLACE_AND_CLASSES = (
-    Column("chip_id", pa.string(), "chip_RRR_CCC on the national chip grid"),
-    Column("row", pa.int32(), "row of the national chip grid"),
-    Column("col", pa.int32(), "column of the national chip grid"),
-    Column("x", pa.float64(), "centre in EPSG:5070, metres"),
-    Column("y", pa.float64(), "centre in EPSG:5070, metres"),
-    Column("lon", pa.float64(), "centre, degrees east"),
-    Column("lat", pa.float64(), "centre, degrees north"),
-    *(Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)),
-    Column("classes", pa.int32(), "how many of the 13 classes the box holds"),
-)
-CANDIDATE_CHIPS = TableSchema(_PLACE_AND_CLASSES)
-CHIP_BBOXES = TableSchema(
-    (
-        *_PLACE_AND_CLASSES,
-        Column("weight", pa.float64(), "evenness of the classes, 0 to 1"),
-        Column(
-            "block", pa.string(), "block of chips that the box lies in, for splits that keep blocks together"
-        ),
-        Column(
-            "neighbours",
-            pa.list_(pa.string()),
-            "ids of the chip boxes that share an edge or a corner with it",
-        ),
-    ),
-    geometry_crs=CRS,
-)
 
 _WHY = ("why_fewer", "why_crowded")
 """What of a choice is a warning, by its name in the report and in the metadata."""

@@ -5,58 +5,15 @@ Belongs here: the glue between the graph and the scene logic. Does not: the logi
 """
 
 import pandas as pd
-import pyarrow as pa
 
 from crop_assets.grid import chip_outline
 from crop_assets.scenes.archive import TileQuestion, tile_answer
-from crop_assets.scenes.granules import FILES, scene_rows
+from crop_assets.scenes.granules import scene_rows
 from crop_assets.scenes.plots import season_picture
 from crop_assets.scenes.selection import POSITIONS, select_scenes, spread_scenes
+from crop_assets.schemas import SCENE_COLUMNS, SCENE_METADATA, SELECTED_SCENES
 from crop_assets.tile_assets import TileRun, TileTable, tile_stage
 from crop_assets.year_assets import markdown, picture
-from resources.tables import Column, TableSchema
-
-_SCENE = (
-    Column("scene_id", pa.string(), "HLS scene id, such as HLS.S30.T13TDE.2022111T174859.v2.0"),
-    Column("tile", pa.string(), "HLS tile, such as 13TDE"),
-    Column("date", pa.date32(), "day of sensing (UTC)"),
-    Column("cloud_cover", pa.float64(), "cloud cover of the whole scene, percent"),
-    Column("spatial_coverage", pa.float64(), "share of the tile that the scene covers, percent"),
-    Column(
-        "chip_coverage",
-        pa.float64(),
-        "share of the area of the tile's chips in the scene's footprint, percent",
-    ),
-    Column("missing_bands", pa.string(), "needed bands that the catalogue does not list, space-separated"),
-    Column(
-        "problem",
-        pa.string(),
-        "what of the metadata was refused, or why an item of the catalogue is set aside; then it has no date",
-    ),
-)
-SCENE_METADATA = TableSchema(
-    (
-        *_SCENE,
-        Column(
-            "granule_bytes", pa.int64(), "bytes of all files of the scene; 0 where the metadata do not say"
-        ),
-        *(Column(f"{band}_http", pa.string(), f"HTTPS link of {band}") for band in FILES),
-        *(Column(f"{band}_s3", pa.string(), f"S3 link of {band}") for band in FILES),
-    )
-)
-SELECTED_SCENES = TableSchema(
-    (
-        *_SCENE,
-        Column("fit", pa.bool_(), "whether cloud cover, coverage and bands let the scene be selected"),
-        Column("position", pa.string(), "first, middle or last; empty where not selected"),
-        Column("reason", pa.string(), "why the scene is not selected; empty where it is"),
-        Column("coverage_step", pa.float64(), "rung of the coverage ladder taken, percent"),
-        Column(
-            "clear_percent", pa.float64(), "estimate of the chips' pixels that are seen and clear, percent"
-        ),
-        Column("note", pa.string(), "why the scene was chosen, and what was the runner-up"),
-    )
-)
 
 
 @tile_stage(
@@ -110,7 +67,7 @@ def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> TileTable:
     the coverage ladder that holds three, or by `season_spread` the three that are jointly best for the tile's chips;
     every other scene with the reason against it.
     """
-    scenes = scene_metadata[[column.name for column in _SCENE]]
+    scenes = scene_metadata[[column.name for column in SCENE_COLUMNS]]
     recipe, season = run.recipe, run.recipe.season(run.year)
     if recipe.scene_rule == "season_spread":
         table = spread_scenes(scenes, recipe.max_cloud_cover, recipe.min_gap_days, season)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import dagster as dg
 import pandas as pd
-import pyarrow as pa
 
 from crop_assets.errors import InputError
 from crop_assets.labels.plots import chip_map_png
 from crop_assets.layout import tile_grid_table
 from crop_assets.partitions import add_tiles
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import TILE_GRID, TILE_MAP
 from crop_assets.tiles.grid import official_grid_path, read_tile_grid, tile_names
 from crop_assets.tiles.mapping import map_chips
 from crop_assets.year_assets import (
@@ -29,45 +29,10 @@ from crop_assets.year_assets import (
     year_asset,
 )
 from resources.store import DatasetStore
-from resources.tables import Column, TableSchema, read_table, write_table
+from resources.tables import read_table, write_table
 from resources.tile_grid import TileGridSource
 
 _GRID_CODE_VERSION = "1"
-
-TILE_GRID = TableSchema(
-    (
-        Column("tile", pa.string(), "tile name, such as 13TDE"),
-        Column("lon", pa.float64(), "centroid, degrees east"),
-        Column("lat", pa.float64(), "centroid, degrees north"),
-        Column("x", pa.float64(), "centroid in EPSG:5070, metres; inf where it has no place there"),
-        Column("y", pa.float64(), "centroid in EPSG:5070, metres"),
-        Column("minx", pa.float64(), "west edge, degrees; below -180 where the tile spans the antimeridian"),
-        Column("miny", pa.float64(), "south edge, degrees"),
-        Column("maxx", pa.float64(), "east edge, degrees; above 180 where the tile spans the antimeridian"),
-        Column("maxy", pa.float64(), "north edge, degrees"),
-    ),
-    geometry_crs="EPSG:4326",
-)
-TILE_MAP = TableSchema(
-    (
-        Column("chip_id", pa.string(), "chip id on the national chip grid"),
-        Column("chip_x", pa.float64(), "centre of the chip, degrees east"),
-        Column("chip_y", pa.float64(), "centre of the chip, degrees north"),
-        Column("tile", pa.string(), "nearest HLS tile; empty where the chip lies wholly outside of it"),
-        Column("distance_m", pa.float64(), "centre of the chip to the tile's centroid in EPSG:5070, metres"),
-        Column("contained", pa.bool_(), "whether the whole chip lies inside the tile's HLS raster"),
-        Column(
-            "margin_m",
-            pa.float64(),
-            "least distance of the chip to the raster's edge, metres; negative outside",
-        ),
-        Column("finding", pa.string(), "why the chip is not contained"),
-        *(
-            Column(f"tile_{side}", pa.float64(), f"{side} edge of the tile, degrees")
-            for side in ("west", "south", "east", "north")
-        ),
-    )
-)
 
 
 @dg.asset(
@@ -92,7 +57,7 @@ def tile_grid(
             "tile_grid", _GRID_CODE_VERSION, hashlib.file_digest(file, "sha256").hexdigest()
         )
     name = tile_grid_table()
-    stored = whole_table(store, name, identity, context.log.warning)
+    stored = whole_table(store, name, TILE_GRID, identity, context.log.warning)
     reused = stored is not None
     if stored is None:
         stored = write_table(
@@ -120,7 +85,7 @@ def tile_map(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The chip payload (chip id, centroid) with the nearest HLS tile, which becomes a tile partition."""
     run = YearRun.of(context, recipe, store, TILE_MAP)
-    boxes, grid = run.read("chip_bboxes"), read_table(store, tile_grid_table())
+    boxes, grid = run.read("chip_bboxes"), read_table(store, tile_grid_table(), TILE_GRID)
     table = map_chips(boxes, grid, recipe.tile_rule, recipe.outside_chips)
     edges = grid[["tile", "minx", "miny", "maxx", "maxy"]]
     edges.columns = pd.Index(["tile", "tile_west", "tile_south", "tile_east", "tile_north"])

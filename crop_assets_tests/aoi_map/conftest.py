@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 
 from crop_assets.aoi_map.area import Area, load_area
-from crop_assets.labels.assets import CANDIDATE_CHIPS, CHIP_BBOXES
-from crop_assets.labels.sampling import choose_boxes, weighed_boxes
+from crop_assets.labels.sampling import choose_boxes, weighed_boxes, with_surroundings
 from crop_assets.layout import Layout, tile_grid_table
 from crop_assets.recipe import DatasetRecipe
-from crop_assets.tiles.assets import TILE_GRID
+from crop_assets.schemas import CANDIDATE_CHIPS, CHIP_BBOXES, TILE_GRID
 from crop_assets_tests.labels.conftest import PIXELS, boxes_of
 from resources.store import DatasetStore
-from resources.tables import TableSchema, read_table, write_table
+from resources.tables import read_table, write_table
 
 LAYOUT = Layout("multi_temporal_crop_classification", 2022)
 ROWS, COLS = range(220, 240), range(300, 330)
@@ -49,12 +48,10 @@ def small_store(official_grid: gpd.GeoDataFrame, tmp_path_factory: pytest.TempPa
     store = DatasetStore(root=str(root))
     grid = official_grid
     near = grid[grid["lon"].between(-103, -96) & grid["lat"].between(35, 41)]
-    chosen = choose_boxes(weighed_boxes(candidates(), 8), "evenness", 5)
-    # the map asks for no more of the chosen chips than where they are
-    columns = tuple(column for column in CHIP_BBOXES.columns if column.name in chosen)
+    chosen = with_surroundings(choose_boxes(weighed_boxes(candidates(), 8), "evenness", 5), 8)
     for name, table, schema in (
         (LAYOUT.table("candidate_chips"), candidates(), CANDIDATE_CHIPS),
-        (LAYOUT.table("chip_bboxes"), chosen, TableSchema(columns, CHIP_BBOXES.geometry_crs)),
+        (LAYOUT.table("chip_bboxes"), chosen, CHIP_BBOXES),
         (tile_grid_table(), near, TILE_GRID),
     ):
         write_table(store, name, table, schema, {"files": {}})
@@ -75,7 +72,7 @@ def area(small_store: Path) -> Area:
 
 def landscape(store: DatasetStore) -> Any:
     """The boxes that the graph would choose chips from, whatever their classes."""
-    boxes = weighed_boxes(read_table(store, LAYOUT.table("candidate_chips")), 8)
+    boxes = weighed_boxes(read_table(store, LAYOUT.table("candidate_chips"), CANDIDATE_CHIPS), 8)
     return boxes[boxes["class_0"] == 0].reset_index(drop=True)
 
 

@@ -15,6 +15,7 @@ from crop_assets.labels.aoi import filter_aoi, read_aoi
 from crop_assets.labels.sampling import write_chip_geojson
 from crop_assets.layout import Layout, tile_grid_table
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import TILE_GRID
 from crop_assets.tiles.mapping import map_chips
 from crop_assets_tests.aoi_map.conftest import (
     COLS,
@@ -59,7 +60,7 @@ def test_tiles_are_those_that_the_boxes_are_mapped_to(area: Area, small_store: P
     store = DatasetStore(root=str(small_store))
     aoi = frame(shapely.box(-100.2, 37.6, -99.1, 38.3))
     boxes = filter_aoi(landscape(store), aoi)
-    mapped = map_chips(boxes, read_table(store, tile_grid_table()), "projected", "drop")
+    mapped = map_chips(boxes, read_table(store, tile_grid_table(), TILE_GRID), "projected", "drop")
     count = area.count(aoi)
     assert count.tiles == sorted(mapped["tile"].dropna().unique())
     assert count.boxes == len(boxes) and len(count.tiles) > 1

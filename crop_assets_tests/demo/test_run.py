@@ -28,6 +28,7 @@ from crop_assets.errors import InputError
 from crop_assets.grid import chip_geobox
 from crop_assets.layout import Layout, file_band
 from crop_assets.recipe import REFLECTANCE_BANDS
+from crop_assets.schemas import SCHEMAS
 from crop_assets_tests.demo.conftest import SmallWorld
 from resources.store import DatasetStore
 from resources.tables import read_table
@@ -75,11 +76,13 @@ def test_recipes_of_ones_own_are_followed_over_the_world(small_world: SmallWorld
         shown = demo(small_world, a_recipe(tmp_path, dataset=name, **fields))
         assert shown.startswith("0: "), shown
         layout = Layout(name, 2022)
-        chosen[name] = list(read_table(store, layout.table("chip_bboxes"))["chip_id"])
-        selected = read_table(store, layout.table("selected_scenes", "14SMG")).set_index("position")
+        chosen[name] = list(read_table(store, layout.table("chip_bboxes"), SCHEMAS["chip_bboxes"])["chip_id"])
+        selected = read_table(
+            store, layout.table("selected_scenes", "14SMG"), SCHEMAS["selected_scenes"]
+        ).set_index("position")
         scenes = [selected.loc[position, "scene_id"] for position in ("first", "middle", "last")]
         assert tuple(scene[4:22] for scene in scenes) == DATES[name]
-        filtered = read_table(store, layout.table("filtered_chips", "14SMG"))
+        filtered = read_table(store, layout.table("filtered_chips", "14SMG"), SCHEMAS["filtered_chips"])
         assert set(filtered["chip_id"]) == set(chosen[name])
         files = {path.name for path in (root / "data" / layout.root / "chips").iterdir()}
         assert files == {f"{chip}{end}" for chip in chosen[name] for end in ("_merged.tif", ".mask.tif")}

@@ -795,7 +795,7 @@ def table(data: bytes) -> None:
     _store().write_bytes("table.parquet", data)
     stored = stored_table(_store(), "table.parquet")
     assert stored is not None
-    assert isinstance(read_table(_store(), "table.parquet"), pd.DataFrame)
+    assert isinstance(read_table(_store(), "table.parquet", _SCHEMA), pd.DataFrame)
 
 
 @_target(lambda: _vector(".parquet"))

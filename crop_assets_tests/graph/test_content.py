@@ -10,10 +10,9 @@ import pytest
 import rasterio
 import requests
 
-from crop_assets.bands.assets import CID_RETRIEVABILITY, MISSING_CIDS
 from crop_assets.chips.quality import COUNTS
-from crop_assets.dataset.assets import PUBLISHED_DATASET
 from crop_assets.scenes.selection import POSITIONS
+from crop_assets.schemas import CID_RETRIEVABILITY, MISSING_CIDS, PUBLISHED_DATASET
 from crop_assets_tests.resources.loopback import dripping
 from crop_assets_tests.services.conftest import JsIpfs
 from crop_assets_tests.services.conftest import js_ipfs as js_ipfs

@@ -13,6 +13,7 @@ import pytest
 from crop_assets.demo.landscape import draw_landscape, write_landscape
 from crop_assets.grid import CHIP_SIZE, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.layout import Layout
+from crop_assets.schemas import SCHEMAS
 from resources.store import DatasetStore
 from resources.tables import read_table
 
@@ -94,15 +95,15 @@ def test_the_whole_country_is_labelled_within_a_gigabyte(country: tuple[Path, in
     assert told["peak_mb"] < 1000
 
     store, layout = DatasetStore(root=str(tmp_path)), Layout("national", 2022)
-    candidates = read_table(store, layout.table("candidate_chips"))
+    candidates = read_table(store, layout.table("candidate_chips"), SCHEMAS["candidate_chips"])
     assert len(candidates) == GRID_ROWS * GRID_COLS
     # the landscape has a corner without data, which lies on some of the chips
     assert 0.999 * land < (candidates["class_0"] == 0).sum() <= land
-    boxes = read_table(store, layout.table("chip_bboxes"))
+    boxes = read_table(store, layout.table("chip_bboxes"), SCHEMAS["chip_bboxes"])
     assert len(boxes) == CHIPS
     assert (boxes["class_0"] == 0).all()
     assert boxes["block"].value_counts().max() <= 8
-    tile_map = read_table(store, layout.table("tile_map"))
+    tile_map = read_table(store, layout.table("tile_map"), SCHEMAS["tile_map"])
     assert set(tile_map["chip_id"]) == set(boxes["chip_id"])
     assert told["tiles"] == tile_map.loc[tile_map["tile"] != "", "tile"].nunique()
     assert told["tiles"] > 700

@@ -98,7 +98,7 @@ def test_without_locks_and_flushes_files_tables_and_chips_are_made(
     assert set(made) == {*wanted, "tables/chips.parquet", *chips}, "and no lock or partial file"
     for name, cid in wanted.items():
         assert made[name] == hashlib.sha256(world.files[cid].read_bytes()).hexdigest()
-    assert read_table(store, "tables/chips.parquet").equals(frame)
+    assert read_table(store, "tables/chips.parquet", schema).equals(frame)
     for name in chips:
         with rasterio.open(store.gdal_path(name)) as raster:
             assert (raster.read(1) == 7).all()

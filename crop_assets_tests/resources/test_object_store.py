@@ -24,6 +24,7 @@ from crop_assets.dataset.statistics import measure_bands
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import read_aoi
 from crop_assets.layout import Layout, tile_grid_table
+from crop_assets.schemas import TILE_GRID
 from crop_assets.tiles.assets import tile_grid
 from crop_assets.verify import verify_tables
 from crop_assets_tests.resources.loopback import closed_port
@@ -272,7 +273,7 @@ OPERATIONS: dict[str, Callable[[DatasetStore], object]] = {
     "remove": lambda store: store.remove("a/b"),
     "names": lambda store: store.names("a"),
     "stored_table": lambda store: stored_table(store, "a/b"),
-    "read_table": lambda store: read_table(store, "a/b"),
+    "read_table": lambda store: read_table(store, "a/b", SCHEMA),
     "the page's AOI": lambda store: AoiFile.of(store, "aoi.geojson"),
     "the recipe's AOI": lambda store: read_aoi(f"{store.root}/aoi.geojson"),
     "the recipe's AOI in GeoParquet": lambda store: read_aoi(f"{store.root}/aoi.parquet"),
@@ -337,7 +338,7 @@ def test_once_it_is_put_right_the_same_work_is_done(
     server.refusal = None
     store = DatasetStore(root=root)
     assert materialize(store, grid) == (True, "")
-    assert read_table(store, tile_grid_table())["tile"].tolist() == ["14SMG", "14SNG", "14SPG"]
+    assert read_table(store, tile_grid_table(), TILE_GRID)["tile"].tolist() == ["14SMG", "14SNG", "14SPG"]
 
 
 def test_a_server_without_checksums_takes_what_the_message_advises(
@@ -360,7 +361,7 @@ def test_a_server_without_checksums_takes_what_the_message_advises(
     forget()
     store = DatasetStore(root=root)
     assert materialize(store, grid) == (True, "")
-    assert len(read_table(store, tile_grid_table())) == 3
+    assert len(read_table(store, tile_grid_table(), TILE_GRID)) == 3
 
 
 def test_what_is_not_there_in_a_bucket_that_is_there_is_missing(server: Server, root: str) -> None:

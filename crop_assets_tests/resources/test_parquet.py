@@ -41,7 +41,7 @@ from crop_assets_tests.resources.footers import (
 from resources.errors import IntegrityError
 from resources.parquet import Parquet
 from resources.store import DatasetStore
-from resources.tables import read_table, stored_table
+from resources.tables import Column, TableSchema, read_table, stored_table
 
 LIMIT = 64 << 20
 LONG = "x" * 100_000
@@ -165,7 +165,7 @@ def test_the_usual_bound_refuses_three_gigabytes_in_kilobytes(tmp_path: Path) ->
         match=r"table tables/cdl.parquet cannot be read \(reading it would take more than 1,074 MB.*; "
         "materialize its asset again",
     ):
-        read_table(store, "tables/cdl.parquet")
+        read_table(store, "tables/cdl.parquet", TableSchema((Column("a", pa.string(), ""),)))
 
 
 def test_areas_and_tile_grids_are_bounded_as_tables_are(tmp_path: Path) -> None:
@@ -506,9 +506,12 @@ def test_a_footer_or_a_file_beyond_all_measure_is_not_read(tmp_path: Path) -> No
         out.truncate(1 << 40)
         out.seek(1 << 40)
         out.write(file.read())
-    for act in (read_table, stored_table):
+    for act in (
+        lambda name: read_table(store, name, TableSchema(())),
+        lambda name: stored_table(store, name),
+    ):
         with pytest.raises(IntegrityError, match="bytes; the most is 536,870,912"):
-            act(store, "huge.parquet")
+            act("huge.parquet")
 
 
 @pytest.mark.parametrize("page", ["1.0", "2.0"])

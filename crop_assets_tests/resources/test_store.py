@@ -362,7 +362,9 @@ def test_tables_lie_in_an_object_store_as_well(bucket: DatasetStore) -> None:
     assert stored_table(bucket, "tables/t.parquet") is None
     written = write_table(bucket, "tables/t.parquet", frame, schema, {"by": "a test"})
     assert stored_table(bucket, "tables/t.parquet") == written
-    assert read_table(bucket, "tables/t.parquet").to_dict("records") == [{"tile": "14SMF", "scenes": 3}]
+    assert read_table(bucket, "tables/t.parquet", schema).to_dict("records") == [
+        {"tile": "14SMF", "scenes": 3}
+    ]
 
 
 def test_what_another_machine_writes_is_seen(bucket: DatasetStore) -> None:

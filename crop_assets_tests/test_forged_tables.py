@@ -1,0 +1,149 @@
+"""Tables of a shared store that are sound Parquet with a right hash, and not what their asset makes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from crop_assets.aoi_map.area import load_area
+from crop_assets.automation.years import year_state
+from crop_assets.cli import app
+from crop_assets.definitions import TILE_STAGES, YEAR_ASSETS
+from crop_assets.errors import InputError
+from crop_assets.layout import Layout
+from crop_assets.lineage import Lineage
+from crop_assets.plan import make_plan
+from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import SCHEMAS
+from crop_assets.verify import dataset_tables, verify_tables
+from crop_assets.year_assets import column_schema, whole_table
+from crop_assets_tests.forged import forge as forge_table
+from crop_assets_tests.forged import table_of
+from resources.errors import IntegrityError
+from resources.machine import Machine
+from resources.store import DatasetStore
+
+LAYOUT = Layout("small", 2022)
+RECIPE = DatasetRecipe(dataset="small")
+HUGE = "x" * 1_000_000
+TABLES: dict[str, pa.Table] = {
+    "no column of its own": pa.table({"x": [1]}),
+    "no column": pa.table({}),
+    "a tile that is missing": pa.table({"tile": ["14SMG", None]}),
+    "numbers for tiles": pa.table({"tile": [1, 2]}),
+    "lists for tiles": pa.table({"tile": [["a"], ["b"]]}),
+    "paths for tiles": pa.table({"tile": ["../../../etc"]}),
+    "a huge text for a tile": pa.table({"tile": [HUGE]}),
+    "a huge name of a column": pa.table({HUGE[:300_000]: ["14SMG"]}),
+}
+
+
+def forge(store: DatasetStore, name: str, table: pa.Table) -> None:
+    forge_table(Path(store.root, name), table, {"identity": "x", "files": {}})
+
+
+@pytest.fixture(params=TABLES, scope="module")
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DatasetStore:
+    """A store whose tables are all the same forged one; nobody changes it."""
+    store = DatasetStore(root=str(tmp_path_factory.mktemp("forged")))
+    for asset in SCHEMAS:
+        tiles = (None, "14SMG") if asset in {stage.name for stage in TILE_STAGES} else (None,)
+        for tile in tiles:
+            forge(store, Lineage(store, LAYOUT, RECIPE).table(asset, tile), TABLES[request.param])
+    return store
+
+
+READS: dict[str, Callable[[DatasetStore], object]] = {
+    "plan": lambda store: make_plan(Lineage(store, LAYOUT, RECIPE), 20),
+    "the sensor": lambda store: year_state(Lineage(store, LAYOUT, RECIPE)),
+    "the area page": lambda store: load_area(store, LAYOUT, RECIPE),
+    "the rows of a tile": lambda store: Lineage(store, LAYOUT, RECIPE).rows("tile_map", "14SMG"),
+    "the version of the rows of a tile": lambda store: Lineage(store, LAYOUT, RECIPE).version(
+        "tile_map", "14SMG", False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_table_that_is_not_what_its_asset_makes_is_refused_in_short(store: DatasetStore, name: str) -> None:
+    with pytest.raises(IntegrityError, match="; materialize its asset again") as error:
+        READS[name](store)
+    assert len(str(error.value)) < 1_000
+
+
+def test_verify_names_each_of_them(store: DatasetStore) -> None:
+    tables = dataset_tables(store, LAYOUT)
+    with Machine().pool() as pool:
+        verified = verify_tables(store, tables, pool)
+    assert {finding.file for finding in verified.findings} == set(tables)
+    assert len(tables) > len(SCHEMAS)
+    assert all(len(finding.problem) < 1_000 for finding in verified.findings)
+
+
+def test_each_of_them_is_made_again(store: DatasetStore) -> None:
+    for asset, schema in SCHEMAS.items():
+        said: list[str] = []
+        name = Lineage(store, LAYOUT, RECIPE).table(asset, None)
+        assert whole_table(store, name, schema, "x", said.append) is None
+        (why,) = said
+        assert why.endswith("making it again")
+        assert len(why) < 1_000
+
+
+@pytest.mark.parametrize("tile", ["../../../etc", "14SMG\0\x1b[31m", HUGE, "²4SMG", "14SMG "])
+def test_a_tile_map_of_the_right_columns_that_names_no_tiles_is_refused_in_short(
+    tmp_path: Path, tile: str
+) -> None:
+    store = DatasetStore(root=str(tmp_path))
+    forge(store, LAYOUT.table("tile_map"), table_of("tile_map", tile=pa.array([tile])))
+    for name in ("plan", "the sensor"):
+        with pytest.raises(IntegrityError, match="which is no tile; materialize tile_map again") as error:
+            READS[name](store)
+        assert len(str(error.value)) < 1_000
+    assert dataset_tables(store, LAYOUT) == [LAYOUT.table("tile_map")]
+    shown = CliRunner().invoke(app, ["plan", "--data", str(tmp_path), "--dataset", "small"])
+    assert shown.exit_code == 2
+    assert "which is no tile" in shown.output
+    assert len(shown.output) < 2_000
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda text: LAYOUT.table("chips", text),
+        lambda text: LAYOUT.band(text, "B02"),
+        lambda text: LAYOUT.band("HLS.S30.T14SMG.2022111T172020.v2.0", text),
+        lambda text: LAYOUT.merged(text),
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_an_error_of_an_input_and_repeated_in_short(
+    act: Callable[[str], object],
+) -> None:
+    for text in ("../../etc", HUGE):
+        with pytest.raises(InputError, match="is not the name of a") as error:
+            act(text)
+        assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("table", [pa.table({"x": [1]}), table_of("band_cids"), table_of("selected_scenes")])
+def test_a_plan_goes_on_with_the_other_tiles(tmp_path: Path, table: pa.Table) -> None:
+    store = DatasetStore(root=str(tmp_path))
+    forge(store, LAYOUT.table("tile_map"), table_of("tile_map", tile=pa.array(["14SMG", "14SNG"])))
+    for tile in ("14SMG", "14SNG"):
+        for asset in ("selected_scenes", "band_cids"):
+            forge(store, LAYOUT.table(asset, tile), table if tile == "14SMG" else table_of(asset))
+    plan = make_plan(Lineage(store, LAYOUT, RECIPE), 20)
+    assert plan.tiles["tile"].tolist() == ["14SMG", "14SNG"]
+    assert plan.tiles["problem"].iloc[1] == "fewer than three scenes are fit (0 of 1)"
+
+
+def test_every_asset_has_its_table_among_the_schemas() -> None:
+    made = {stage.name: stage.schema for stage in TILE_STAGES}
+    assert made == {name: SCHEMAS[name] for name in made}
+    for asset in YEAR_ASSETS:
+        spec = next(iter(asset.specs))
+        schema = SCHEMAS[spec.key.to_user_string()]
+        assert spec.metadata["dagster/column_schema"] == column_schema(schema)
+    assert len(SCHEMAS) == len(TILE_STAGES) + len(YEAR_ASSETS)
