@@ -34,8 +34,10 @@ import shapely
 import yaml
 from affine import Affine
 
+from crop_assets.aoi_map.area import load_area
 from crop_assets.aoi_map.drawing import read_drawing
 from crop_assets.automation.cursors import Looked, Seen, read_cursor
+from crop_assets.automation.years import year_state
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.files import check_band
@@ -47,10 +49,14 @@ from crop_assets.labels.release import obtain_raster
 from crop_assets.labels.sampling import read_chip_geojson
 from crop_assets.layout import Layout
 from crop_assets.lineage import Lineage
+from crop_assets.plan import make_plan
 from crop_assets.recipe import DatasetRecipe, load_recipe
 from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import document_url, parse_document, scene_rows, unusable
+from crop_assets.schemas import SCHEMAS
 from crop_assets.tiles.grid import HLS_SIZE, hls_bounds, read_tile_grid
+from crop_assets.verify import dataset_tables, verify_tables
+from crop_assets_tests.forged import forge, table_of
 from crop_assets_tests.resources.footers import as_json, footer_of, of_json, with_footer, written
 from crop_assets_tests.scenes.cmr import SEASON, Cmr, scene_ids
 from resources.addresses import read as read_address
@@ -623,6 +629,51 @@ def binary_geometry(data: bytes) -> None:
 def area_flatgeobuf(data: bytes) -> None:
     """An area of interest as FlatGeobuf."""
     _use_area("area.fgb", data)
+
+
+_FORGED = {"tile_map": None, "candidate_chips": None, "selected_scenes": TILE, "band_cids": TILE}
+
+
+def _forged() -> bytes:
+    tables = {asset: table_of(asset) for asset in _FORGED} | {
+        "tile_map": table_of("tile_map", tile=pa.array([TILE, ""])),
+        "selected_scenes": table_of("selected_scenes", position=pa.array(["first", "middle", "last"])),
+    }
+    return json.dumps({asset: table.to_pydict() for asset, table in tables.items()}, default=str).encode()
+
+
+def _array(asset: str, name: str, values: Any) -> pa.Array:
+    """Values as the asset has them, or whatever they are."""
+    schema = SCHEMAS[asset].arrow()
+    if name in schema.names:
+        with contextlib.suppress(ValueError, TypeError, OverflowError, pa.ArrowException):
+            return pa.array(pd.Series(values, dtype=object), schema.field(name).type)
+    return pa.array(values)
+
+
+@_target(_forged, is_json=True, is_slow=True)
+def forged_tables(data: bytes) -> None:
+    """Tables with right hashes in a store, to those who look at a dataset."""
+    store, layout = _store(), Layout("forged", 2022)
+    try:
+        for asset, tile in _FORGED.items():
+            columns = dict(json.loads(data)[asset])
+            table = pa.table({name: _array(asset, name, values) for name, values in columns.items()})
+            forge(Path(store.root, layout.table(asset, tile)), table)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+        return
+    except pa.ArrowException:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        verify_tables(store, dataset_tables(store, layout), pool)
+    for read in (
+        lambda lineage: make_plan(lineage, 20),
+        lambda lineage: load_area(store, layout, lineage.recipe),
+        lambda lineage: lineage.rows("tile_map", TILE),
+        year_state,
+    ):
+        with contextlib.suppress(*OWN):
+            read(Lineage(store, layout, DatasetRecipe()))
 
 
 @_target(lambda: _vector(".parquet"))
