@@ -113,7 +113,7 @@ def whole_table(
         read_table(store, name, schema)
         files = stored.provenance.get("files", {})
         whole = all(store.exists(file) and store.sha256(file) == digest for file, digest in files.items())
-    except (IntegrityError, UnsafeNameError, IsADirectoryError) as error:
+    except (IntegrityError, UnsafeNameError) as error:
         warn(f"{error}; making it again")
         return None
     if not whole:
@@ -229,10 +229,13 @@ class YearRun:
         """
         name = self.layout.table(self.asset)
         digests = {file: self.store.sha256(file) for file in sorted(files)}
-        with contextlib.suppress(IntegrityError, UnsafeNameError):
+        with contextlib.suppress(IntegrityError):
             earlier = stored_table(self.store, name)
             for file in set(earlier.provenance.get("files", {}) if earlier else ()) - set(digests):
-                self.store.remove(file)
+                # others may have written what is recorded
+                if file.startswith(f"{self.layout.root}/"):
+                    with contextlib.suppress(UnsafeNameError):
+                        self.store.remove(file)
         stored = write_table(self.store, name, frame, self.schema, {**self._provenance, "files": digests})
         return self._result(stored, reused=False, metadata=metadata or {}, check_results=check_results)
 

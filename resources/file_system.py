@@ -13,13 +13,14 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from resources.errors import IntegrityError, UnsafeNameError
 
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK})
+_FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
 _warned: set[str] = set()
 _warning = threading.Lock()
 
@@ -79,9 +80,9 @@ def private_folder(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def no_follow(path: str, flags: int) -> int:
-    """An `opener` of `open` that raises OSError (ELOOP) for a link in place of the file."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+def no_follow(path: str, flags: int, folder: int | None = None) -> int:
+    """An `opener` of `open` that raises OSError (ELOOP) for a link in place of the file; in a folder by its handle."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666, dir_fd=folder)
 
 
 def copy_plain(source: Path, destination: Path) -> None:
@@ -111,13 +112,42 @@ def is_own_file(status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and status.st_nlink == 1
 
 
-def require_no_links(root: Path, parts: Iterable[str]) -> None:
+@contextlib.contextmanager
+def folder_below(root: Path, parts: Sequence[str], make: bool = False) -> Iterator[int]:
+    """A handle of a folder below `root`, for the `dir_fd` of functions of `os`: nobody can put a link in its place.
+
+    With `make` the folders below the root are made where there are none. Raises FileNotFoundError where there is none,
+    and UnsafeNameError where a part of it is a link or a file.
+    """
+    handle = os.open(root, _FOLDER)
+    try:
+        for number, part in enumerate(parts, 1):
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=handle)
+            try:
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=handle)
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                place = root.joinpath(*parts[:number])
+                raise UnsafeNameError(
+                    f"{place} is a file or a link, and a folder belongs there; remove it"
+                ) from None
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def require_no_links(root: Path, parts: Sequence[str]) -> None:
     """Raise UnsafeNameError where a part of a path below `root` is a link, or neither a file nor a folder.
 
-    The root itself may be a link. What is not there yet is no error.
+    All parts but the last must be folders. The root itself may be a link. What is not there yet is no error.
     """
     path = root
-    for part in parts:
+    for number, part in enumerate(parts, 1):
         path /= part
         try:
             mode = path.lstat().st_mode
@@ -130,6 +160,8 @@ def require_no_links(root: Path, parts: Iterable[str]) -> None:
             )
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise UnsafeNameError(f"{path} is neither a file nor a folder; remove it")
+        if stat.S_ISREG(mode) and number < len(parts):
+            raise UnsafeNameError(f"{path} is a file, and a folder belongs there; remove it")
 
 
 def _warn_once(kind: str, message: str) -> None:

@@ -26,7 +26,7 @@ from upath import UPath
 
 from resources.addresses import require_no_login
 from resources.errors import IntegrityError, UnsafeNameError
-from resources.file_system import flush, no_follow, private_folder, require_no_links
+from resources.file_system import flush, folder_below, no_follow, private_folder, require_no_links
 from resources.object_store import translated
 from resources.partials import Partials
 
@@ -40,10 +40,11 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 1024
 class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     """All files of all datasets, named by POSIX paths relative to `root`.
 
-    A write is seen whole or not at all: it goes to a temporary name and is renamed (local disk) or
-    uploaded in one request (object store). Temporary files of killed processes go with the next
-    write to their folder. On a local disk no link below the root is followed, for others may share it: reading one
-    raises UnsafeNameError, and writing in the place of one replaces it.
+    A write is seen whole or not at all: it goes to a folder that is this user's alone, and is renamed (local disk) or
+    uploaded in one request (object store) from there. Temporary files of killed processes go with the next write of
+    this user. On a local disk no link below the root is followed, for others may share it: reading one raises
+    UnsafeNameError, and writing in the place of one replaces it. A folder where a file belongs, or a file where a
+    folder does, is UnsafeNameError too.
     All that asks an object store raises what `resources.object_store.translated` does.
     """
 
@@ -96,7 +97,7 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     def exists(self, name: str) -> bool:
         path = self.path(name)
         if self.is_local:
-            return path.exists()
+            return path.is_file()
         # s3fs takes a missing bucket for a missing file
         try:
             with translated(str(path)):
@@ -128,7 +129,15 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         """A file open for reading. Raises FileNotFoundError where there is none."""
         path = self.path(name)
         if self.is_local:
-            with open(path.path, "rb", opener=no_follow) as local:
+            *folders, last = PurePosixPath(name).parts
+            with folder_below(Path(self._place.path), folders) as folder:
+                handle = no_follow(last, os.O_RDONLY, folder)
+            try:
+                local = os.fdopen(handle, "rb")
+            except IsADirectoryError:
+                os.close(handle)
+                raise _is_a_folder(path) from None
+            with local:
                 yield local
             return
         with translated(str(path)), path.open("rb") as file:
@@ -149,10 +158,8 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         The path has the suffix of `name`. After an error nothing is left of it.
         """
         target = self._target(name)
-        folder = Path(target.path).parent if self.is_local else self._own_temporary
-        folder.mkdir(parents=True, exist_ok=True)
-        suffix = PurePosixPath(name).suffix
-        local = folder / f".writing-{_place()}-{os.getpid()}-{uuid.uuid4().hex}{suffix}"
+        folder = self._writing_folder
+        local = folder / _temporary_name(PurePosixPath(name).suffix)
         self._sweep(folder)
         local.touch(exist_ok=False)
         try:
@@ -162,12 +169,28 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             with open(local, "rb+", opener=no_follow) as file:
                 flush(file)
             if self.is_local:
-                local.replace(self._target(name).path)
+                self._rename(local, name)
             else:
                 with translated(str(target)):
                     target.fs.put_file(str(local), target.path)
         finally:
             local.unlink(missing_ok=True)
+
+    def _rename(self, local: Path, name: str) -> None:
+        """Put a file in the place of `name`, over no link; on another disk, which may be mounted there, by a copy."""
+        *folders, last = PurePosixPath(name).parts
+        place = Path(self._place.path)
+        with folder_below(place, folders, make=True) as folder:
+            try:
+                try:
+                    os.replace(local, last, dst_dir_fd=folder)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    self._sweep(place.joinpath(*folders))
+                    _copy_and_rename(local, last, folder)
+            except IsADirectoryError:
+                raise _is_a_folder(place / name) from None
 
     def _sweep(self, folder: Path) -> None:
         """Remove what killed processes left in a folder; once only, for there may be many files in it."""
@@ -219,6 +242,16 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         return Partials(self._own_temporary)
 
     @property
+    def _writing_folder(self) -> Path:
+        """Where files are written: on the disk of a local root, so that they can be renamed from there."""
+        if not self.is_local:
+            return self._own_temporary
+        outer = Path(self._place.path) / f".partial-{os.getuid()}"
+        private_folder(outer)
+        private_folder(outer / "writing")
+        return outer / "writing"
+
+    @property
     def _own_temporary(self) -> Path:
         """This user's own folder among the temporary ones of this machine."""
         folder = Path(tempfile.gettempdir()) / f"crop-assets-{os.getuid()}"
@@ -230,10 +263,18 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         require_room(Path(self._place.path) if self.is_local else Path(tempfile.gettempdir()), count)
 
     def remove(self, name: str) -> None:
-        """Remove a file; one that is not there is no error."""
+        """Remove a file. One that is not there is no error, and a folder in its place stays."""
         path = self.path(name)
-        with contextlib.suppress(FileNotFoundError), translated(str(path)):
-            path.fs.rm_file(path.path)
+        if not self.is_local:
+            with contextlib.suppress(FileNotFoundError), translated(str(path)):
+                path.fs.rm_file(path.path)
+        elif path.is_file():
+            *folders, last = PurePosixPath(name).parts
+            with (
+                contextlib.suppress(FileNotFoundError, IsADirectoryError),
+                folder_below(Path(self._place.path), folders) as folder,
+            ):
+                os.unlink(last, dir_fd=folder)
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of the files and folders right below `folder`, relative to the root; none if it is no folder."""
@@ -249,6 +290,32 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 listed = []
             found = [PurePosixPath(entry).name for entry in listed if entry != path.path.rstrip("/")]
         return sorted(f"{folder}/{name}" for name in found if not name.startswith(".writing-"))
+
+
+def _is_a_folder(path: object) -> UnsafeNameError:
+    return UnsafeNameError(f"{path} is a folder, and a file belongs there; remove it")
+
+
+def _temporary_name(suffix: str) -> str:
+    return f".writing-{_place()}-{os.getpid()}-{uuid.uuid4().hex}{suffix}"
+
+
+def _copy_and_rename(local: Path, name: str, folder: int) -> None:
+    """What `os.replace` does on one disk, from another; `folder` is a handle."""
+    writing = _temporary_name("")
+    try:
+        with (
+            local.open("rb") as file,
+            open(writing, "xb", opener=functools.partial(no_follow, folder=folder)) as out,
+        ):
+            shutil.copyfileobj(file, out, _CHUNK)
+            out.flush()
+            flush(out)
+        os.replace(writing, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(writing, dir_fd=folder)
+        raise
 
 
 def require_room(folder: Path, count: int) -> None:

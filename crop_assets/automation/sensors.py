@@ -143,7 +143,7 @@ def dataset_sensor(
             step = next_step(state, before.tiles, before.dataset)
             if step.what == "tiles":
                 add_tiles(context.instance, state.waiting)
-        except (IntegrityError, UnsafeNameError, ValueError, IsADirectoryError, NotADirectoryError) as error:
+        except (IntegrityError, UnsafeNameError, ValueError) as error:
             # the year's own tables, which must not keep the other years waiting
             told.append(plain_text(f"{year}: {error}", 500))
             continue

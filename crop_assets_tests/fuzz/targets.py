@@ -926,6 +926,6 @@ def store_name(data: bytes) -> None:
     """A name of a file, as a table has it."""
     name = data.decode(errors="surrogateescape")
     _store().exists(name)
-    # the system's own words for what is not there, or a folder
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+    # the system's own words for what is not there
+    with contextlib.suppress(FileNotFoundError):
         _store().read_bytes(name)

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import os
 import stat
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -180,12 +182,100 @@ def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(
 
 def test_a_sweep_removes_a_link_and_not_what_it_leads_to(store: DatasetStore, home: Path) -> None:
     os.utime(home / "authorized_keys", (0, 0))
-    link = (Path(store.root) / NAME).parent / f".writing-elsewhere-1-{'0' * 32}.tif"
+    link = own(store) / "writing" / f".writing-elsewhere-1-{'0' * 32}.tif"
     link.symlink_to(home / "authorized_keys")
     os.utime(link, (0, 0), follow_symlinks=False)
     DatasetStore(root=store.root).write_bytes(NAME, b"x")
     assert not link.is_symlink()
     assert untouched(home)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_others_cannot_put_anything_where_a_file_is_written() -> None:
+    def planted(path: Path) -> bool:
+        done = subprocess.run(
+            ["ln", "-s", "/etc/passwd", str(path)], user=12345, capture_output=True, text=True
+        )
+        assert done.returncode == 0 or "Permission denied" in done.stderr
+        return done.returncode == 0
+
+    with tempfile.TemporaryDirectory() as root:
+        store = DatasetStore(root=root)
+        store.write_bytes(NAME, b"a chip")
+        shared = Path(root)
+        for part in ("", *Path(NAME).parts[:-1]):
+            shared /= part
+            shared.chmod(0o777)
+        assert planted(shared / "beside"), "they share the folder"
+        for name in (NAME, "new/folder/of.tif", "top.tif"):
+            with store.writing(name) as local:
+                assert not planted(local.with_name(f"{local.name}.aux.xml"))
+                assert not planted(local.parent.with_name("others"))
+            assert store.exists(name)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_folder_of_the_store_may_be_another_disk(
+    store: DatasetStore, home: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    rename = os.replace
+
+    def replace(source: str | Path, target: str, **handles: int) -> None:
+        if "src_dir_fd" not in handles or damaged:
+            raise OSError(errno.EXDEV if "src_dir_fd" not in handles else errno.EIO, "another disk")
+        rename(source, target, **handles)
+
+    monkeypatch.setattr(os, "replace", replace)
+    folder = (Path(store.root) / NAME).parent
+    abandoned = folder / f".writing-elsewhere-1-{'0' * 32}"
+    abandoned.symlink_to(home / "authorized_keys")
+    os.utime(abandoned, (0, 0), follow_symlinks=False)
+    with pytest.raises(OSError, match="another disk") if damaged else contextlib.nullcontext():
+        store.write_bytes(NAME, b"a new chip")
+    assert store.read_bytes(NAME) == (b"a chip" if damaged else b"a new chip")
+    assert [path.name for path in folder.iterdir()] == [Path(NAME).name]
+    assert list((own(store) / "writing").iterdir()) == []
+    assert untouched(home)
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_a_folder_in_the_place_of_a_file_is_told_and_stays(store: DatasetStore, content: bool) -> None:
+    at = Path(store.root) / NAME
+    at.unlink()
+    at.mkdir()
+    if content:
+        (at / "kept").write_bytes(b"x")
+    assert not store.exists(NAME)
+    store.remove(NAME)
+    for act in (
+        lambda: store.read_bytes(NAME),
+        lambda: store.read_bytes(NAME, 1 << 20),
+        lambda: store.sha256(NAME),
+        lambda: store.copy_file(NAME, "copy.tif"),
+        lambda: store.write_bytes(NAME, b"x"),
+    ):
+        with pytest.raises(UnsafeNameError, match="is a folder, and a file belongs there; remove it"):
+            act()
+    assert [path.name for path in at.iterdir()] == ["kept"] * content
+
+
+@pytest.mark.parametrize("depth", range(1, 5))
+def test_a_file_in_the_place_of_a_folder_is_told_and_stays(store: DatasetStore, depth: int) -> None:
+    at = Path(store.root).joinpath(*Path(NAME).parts[:depth])
+    at.rename(Path(store.root).parent / "moved")
+    at.write_bytes(b"a file")
+    acts: list[Callable[[DatasetStore, str], object]] = [
+        *READS,
+        lambda store, name: store.write_bytes(name, b"x"),
+        lambda store, name: store.remove(name),
+    ]
+    for act in acts:
+        with pytest.raises(
+            UnsafeNameError, match=f"{at.name} is a file.*, and a folder belongs there; remove it"
+        ):
+            act(store, NAME)
+    assert at.read_bytes() == b"a file"
+    assert list((own(store) / "writing").iterdir()) == []
 
 
 def test_the_root_itself_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
@@ -215,44 +305,64 @@ def alone(store: DatasetStore) -> None:
         pass
 
 
-@pytest.mark.parametrize("use", [in_folder, alone])
+def write(store: DatasetStore) -> None:
+    store.write_bytes(NAME, b"x")
+
+
+def write_elsewhere(store: DatasetStore) -> None:
+    with store.writing("top.tif") as path:
+        path.write_bytes(b"x")
+
+
+USES = [in_folder, alone, write, write_elsewhere]
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> DatasetStore:
+    """A store in which nobody has written yet."""
+    store = DatasetStore(root=str(tmp_path / "store"))
+    Path(store.root).mkdir()
+    return store
+
+
+@pytest.mark.parametrize("use", USES)
 def test_a_link_in_the_place_of_the_folder_of_partial_files_is_refused(
-    store: DatasetStore, home: Path, use: Callable[[DatasetStore], None]
+    bare: DatasetStore, home: Path, use: Callable[[DatasetStore], None]
 ) -> None:
-    own(store).symlink_to(home)
+    own(bare).symlink_to(home)
     with pytest.raises(UnsafeNameError, match="remove it, for it holds unfinished files only"):
-        use(store)
+        use(bare)
     assert untouched(home)
 
 
-@pytest.mark.parametrize("use", [in_folder, alone])
+@pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o722, 0o1777])
 def test_a_folder_of_partial_files_that_others_may_write_to_is_refused(
-    store: DatasetStore, use: Callable[[DatasetStore], None], mode: int
+    bare: DatasetStore, use: Callable[[DatasetStore], None], mode: int
 ) -> None:
-    own(store).mkdir()
-    own(store).chmod(mode)
+    own(bare).mkdir()
+    own(bare).chmod(mode)
     with pytest.raises(UnsafeNameError, match="belongs to others"):
-        use(store)
-    own(store).rmdir()
-    use(store)
-    assert stat.S_IMODE(own(store).stat().st_mode) == 0o700
+        use(bare)
+    own(bare).rmdir()
+    use(bare)
+    assert stat.S_IMODE(own(bare).stat().st_mode) == 0o700
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder somebody else's")
-def test_a_folder_of_partial_files_that_belongs_to_somebody_else_is_refused(store: DatasetStore) -> None:
-    own(store).mkdir(mode=0o700)
-    os.chown(own(store), 12345, 12345)
+def test_a_folder_of_partial_files_that_belongs_to_somebody_else_is_refused(bare: DatasetStore) -> None:
+    own(bare).mkdir(mode=0o700)
+    os.chown(own(bare), 12345, 12345)
     with pytest.raises(UnsafeNameError, match="belongs to others"):
-        in_folder(store)
+        in_folder(bare)
 
 
-def test_a_folder_of_partial_files_that_others_may_only_read_is_closed_to_them(store: DatasetStore) -> None:
-    own(store).mkdir(mode=0o755)
-    (own(store) / "kept").write_bytes(b"begun")
-    in_folder(store)
-    assert stat.S_IMODE(own(store).stat().st_mode) == 0o700
-    assert (own(store) / "kept").read_bytes() == b"begun"
+def test_a_folder_of_partial_files_that_others_may_only_read_is_closed_to_them(bare: DatasetStore) -> None:
+    own(bare).mkdir(mode=0o755)
+    (own(bare) / "kept").write_bytes(b"begun")
+    in_folder(bare)
+    assert stat.S_IMODE(own(bare).stat().st_mode) == 0o700
+    assert (own(bare) / "kept").read_bytes() == b"begun"
 
 
 def test_users_who_share_a_store_have_folders_of_their_own(
