@@ -37,7 +37,15 @@ from resources.addresses import (
     same_site,
     shown,
 )
-from resources.errors import DamagedError, IntegrityError, NotFoundError, RefusedError, TryAgainError
+from resources.errors import (
+    DamagedError,
+    IntegrityError,
+    NotFoundError,
+    RefusedError,
+    TryAgainError,
+    UnsafeNameError,
+)
+from resources.file_system import require_own_links
 from resources.geodata import SourceError, raster_sources, translated
 from resources.http import ask, get_file, new_session
 from resources.json_values import count
@@ -158,16 +166,25 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
             )
 
     def raster_path(self, year: int) -> Path:
-        """Where the raster of a year is, or will be."""
+        """Where the raster of a year is, or will be.
+
+        Raises UnsafeNameError where that, or its folder, is a link of another user's: they may be in a shared store.
+        """
         path = Path(self.source.replace("{year}", str(year)))
         if self._is_folder:
-            return path / f"{year}_30m_cdls.tif"
-        return path.with_suffix(".tif") if path.suffix.lower() == ".zip" else path
+            path /= f"{year}_30m_cdls.tif"
+        elif path.suffix.lower() == ".zip":
+            path = path.with_suffix(".tif")
+        require_own_links(path)
+        return path
 
     def archive_path(self, year: int) -> Path:
-        """Where the archive of a year is that someone brought."""
+        """Where the archive of a year is that someone brought. Raises as `raster_path`."""
         path = Path(self.source.replace("{year}", str(year)))
-        return path if path.suffix.lower() == ".zip" else self.raster_path(year).with_suffix(".zip")
+        if path.suffix.lower() != ".zip":
+            path = self.raster_path(year).with_suffix(".zip")
+        require_own_links(path)
+        return path
 
     def partials(self, year: int) -> Partials:
         """Where what is not finished yet of a year's raster is kept."""
@@ -219,12 +236,13 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     def releases(self, log: Callable[[str], None] = lambda _: None) -> list[Release]:
         """The latest release of each year: files of one's own, and of the other years what the index lists.
 
-        A listed file that is not there (404) is no release yet; a year that is listed on hosts alone that are not
-        configured is none, and logged. Raises UnavailableError and the like where the index or a file of it does not
-        answer, or all of them not within 50 seconds; RefusedError where one of them redirects to a host that is not
-        configured, and IntegrityError where the index lists nothing that is there or a file tells no version.
+        A listed file that is not there (404) is no release yet; a year that is listed on hosts alone that are
+        not configured is none, and logged, as is a file that is a link of another user's. Raises
+        UnavailableError and the like where the index or a file of it does not answer, or all of them not within
+        50 seconds; RefusedError where one of them redirects to a host that is not configured, and
+        IntegrityError where the index lists nothing that is there or a file tells no version.
         """
-        found = {release.year: release for release in self._own()}
+        found = {release.year: release for release in self._own(log)}
         if not self.fetches:
             return [found[year] for year in sorted(found)]
         with (
@@ -312,8 +330,18 @@ class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _not_fetched(self, address: str) -> str:
         return f"{self.index} links to {address[:200]}, which is not fetched: {self._hosts_told()}"
 
-    def _own(self) -> list[Release]:
-        return [release for year in _years() if (release := self._own_of(year))]
+    def _own(self, log: Callable[[str], None]) -> Iterator[Release]:
+        problems = set()
+        for year in _years():
+            try:
+                release = self._own_of(year)
+            except UnsafeNameError as error:
+                problems.add(str(error))
+            else:
+                if release:
+                    yield release
+        for problem in sorted(problems):
+            log(problem)
 
     def _own_of(self, year: int) -> Release | None:
         if not self._names(year):

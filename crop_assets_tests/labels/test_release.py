@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import re
 import shutil
 import struct
@@ -39,6 +40,7 @@ from resources.errors import (
     TryAgainError,
     UnavailableError,
     UnreachableError,
+    UnsafeNameError,
 )
 
 NAME = "2022_30m_cdls.tif"
@@ -502,6 +504,40 @@ def test_a_note_that_is_none_makes_the_raster_ones_own(
     (obtain.folder / "2022_30m_cdls.release.json").write_bytes(note)
     assert obtain().origin is None
     assert "is not the raster that 2022_30m_cdls.release.json tells of" in obtain.said[-1]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a link somebody else's")
+@pytest.mark.parametrize("planted", [NAME, "2022_30m_cdls.zip", "folder"])
+def test_a_link_of_another_user_is_not_followed_and_keeps_no_other_year_waiting(
+    nass: Nass, obtain: Obtain, pack: Pack, tmp_path: Path, planted: str
+) -> None:
+    nass.put(2022, pack(codes()))
+    folder = obtain.folder
+    elsewhere = tmp_path / "home"
+    elsewhere.mkdir()
+    (elsewhere / NAME).write_bytes(b"the operator's own")
+    if planted == "folder":
+        link, target = folder, elsewhere
+    else:
+        folder.mkdir()
+        link, target = folder / planted, elsewhere / NAME
+    link.symlink_to(target)
+    os.lchown(link, 12345, 12345)
+    told: list[str] = []
+    (folder / "2021_30m_cdls.tif").write_bytes(b"another year's")
+    releases = nass.releases(folder)
+    years = [release.year for release in releases.releases(told.append)]
+    if planted != "folder":
+        assert years == [2021, 2022], "2022 is on the index as well"
+        assert releases.releases()[1].place.startswith("http")
+    links = [text for text in told if "of another user" in text]
+    assert [text.split(" of ")[0] for text in links] == [f"{link} is a symbolic link"]
+    with pytest.raises(UnsafeNameError, match="remove it, or make it yourself"):
+        obtain()
+    assert (elsewhere / NAME).read_bytes() == b"the operator's own"
+    assert not list(elsewhere.glob(".partial-*"))
+    os.lchown(link, os.getuid(), os.getgid())
+    assert releases.find(2022) if planted != "2022_30m_cdls.zip" else releases.release(2022)
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
