@@ -11,7 +11,10 @@ MOST_CROSSINGS = 1000
 """How often a polygon's outline may cross itself: 1,000 times take 0.7 s to sort out, and ten times as many 40 s."""
 MOST_CROSSINGS_OF_ALL = 20_000
 """How often the outlines of valid polygons may cross one another: a join of them takes 2 s."""
-_SEGMENTS_AT_ONCE = 256
+_SEGMENTS_AT_ONCE, _PAIRS_AT_ONCE = 256, 1_000_000
+_MOST_NEAR = 10_000_000
+"""Pairs of segments with bounds that share a point: looking at them takes 4 s. An outline of 2,000,000 short segments
+has 6,000,000, each with itself and its neighbours."""
 
 
 def make_valid(shapes: NDArray[np.object_], most_crossings: int = MOST_CROSSINGS) -> NDArray[np.object_]:
@@ -35,25 +38,37 @@ def make_valid(shapes: NDArray[np.object_], most_crossings: int = MOST_CROSSINGS
     return valid
 
 
-def join(shapes: NDArray[np.object_]) -> shapely.Geometry:
-    """The union of valid polygons. Raises InputError for more than `MOST_CROSSINGS_OF_ALL` crossings of outlines."""
-    if _crossings(shapes, MOST_CROSSINGS_OF_ALL) > MOST_CROSSINGS_OF_ALL:
+def join(shapes: NDArray[np.object_], most_crossings: int = MOST_CROSSINGS_OF_ALL) -> shapely.Geometry:
+    """The union of valid polygons. Raises InputError where their outlines cross more than `most_crossings` times."""
+    if _crossings(shapes, most_crossings) > most_crossings:
         raise InputError(
-            f"outlines cross one another more than {MOST_CROSSINGS_OF_ALL:,} times; simplify the polygons"
+            f"outlines cross one another more than {most_crossings:,} times; simplify the polygons"
         )
     return shapely.union_all(shapes)
 
 
 def _crossings(shapes: NDArray[np.object_], most: int) -> int:
-    """How many pairs of segments that are no neighbours share a point; counting ends above `most`."""
+    """How many pairs of segments that are no neighbours share a point; counting ends above `most`.
+
+    Raises InputError where more than `_MOST_NEAR` pairs would have to be looked at.
+    """
     rings = shapely.get_rings(shapely.get_parts(shapes))
     points, ring = shapely.get_coordinates(rings, return_index=True)
     segments = shapely.linestrings(np.stack([points[:-1], points[1:]], axis=1)[ring[:-1] == ring[1:]])
-    tree, found = shapely.STRtree(segments), 0
-    for start in range(0, len(segments), _SEGMENTS_AT_ONCE):
-        some = segments[start : start + _SEGMENTS_AT_ONCE]
+    tree, found, looked_at = shapely.STRtree(segments), 0, 0
+    at_once = max(1, min(_SEGMENTS_AT_ONCE, _PAIRS_AT_ONCE // max(1, len(segments))))
+    for start in range(0, len(segments), at_once):
+        some = segments[start : start + at_once]
+        mine, others = tree.query(some)
+        looked_at += len(mine)
+        if looked_at > _MOST_NEAR:
+            raise InputError("outlines have too many long edges side by side; simplify the polygons")
         # each shares a point with itself and its two neighbours, and each pair is found from both sides
-        found += max(0, len(tree.query(some, predicate="intersects")[0]) - 3 * len(some))
-        if found > 2 * most:
-            return most + 1
+        found -= 3 * len(some)
+        for slice_start in range(0, len(mine), _PAIRS_AT_ONCE // 10):
+            pairs = slice(slice_start, slice_start + _PAIRS_AT_ONCE // 10)
+            found += int(shapely.intersects(some[mine[pairs]], segments[others[pairs]]).sum())
+            if found > 2 * most:
+                return most + 1
+        found = max(0, found)
     return -(-found // 2)

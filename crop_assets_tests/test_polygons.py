@@ -79,3 +79,46 @@ def test_polygons_that_cross_one_another_without_end_are_not_joined() -> None:
     triangles = [shapely.Polygon(np.random.default_rng(seed).random((3, 2))) for seed in range(1000)]
     with pytest.raises(InputError, match="outlines cross one another"):
         join(array(*triangles))
+
+
+def star(spokes: int) -> shapely.Polygon:
+    """A polygon whose outline crosses its middle with each of its spokes."""
+    angles = np.arange(spokes) * (np.pi + 1.0)
+    return shapely.Polygon(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+
+
+def slanted(edges: int, closing: list[tuple[float, float]]) -> shapely.Polygon:
+    """A zigzag of long edges that do not cross, while the bounds of each meet those of all others."""
+    at = np.arange(edges) / edges
+    points = np.stack(
+        [at + np.where(np.arange(edges) % 2, 100, 0), np.where(np.arange(edges) % 2, 100, 0) - at], axis=1
+    )
+    return shapely.Polygon([*points.tolist(), *closing])
+
+
+@pytest.mark.parametrize("spokes", [3000, 40_000])
+def test_a_star_is_refused_before_all_of_it_was_looked_at(
+    spokes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+    intersects = shapely.intersects
+
+    def counted(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.bool_]:
+        looked_at.append(len(one))
+        found: NDArray[np.bool_] = intersects(one, other)
+        return found
+
+    monkeypatch.setattr(shapely, "intersects", counted)
+    with pytest.raises(InputError, match="outlines cross themselves more than 1,000 times"):
+        make_valid(array(star(spokes)))
+    assert 0 < sum(looked_at) <= 100_000
+
+
+def test_long_edges_side_by_side_are_refused_before_each_pair_is_looked_at() -> None:
+    crossing = [(200.0, 0.0), (-200.0, 50.0), (-200.0, 0.0), (200.0, 50.0), (0.0, 300.0)]
+    assert not slanted(100, crossing).is_valid
+    assert make_valid(array(slanted(100, crossing)))[0].is_valid
+    with pytest.raises(InputError, match="too many long edges side by side"):
+        make_valid(array(slanted(20_000, crossing)))
+    with pytest.raises(InputError, match="too many long edges side by side"):
+        join(array(slanted(20_000, []), shapely.box(500, 0, 501, 1)))

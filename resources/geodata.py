@@ -157,9 +157,10 @@ class Vector(Protocol):
 
 @dataclass(frozen=True)
 class _OfGdal:
-    """A vector file by the name that GDAL has for it."""
+    """A vector file by the name that GDAL has for it, and its bytes with those of the files beside it."""
 
     source: str
+    size: int
 
     def layers(self) -> dict[str, str | None]:
         with _reading():
@@ -171,6 +172,9 @@ class _OfGdal:
 
     def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame | pd.DataFrame:
         with _reading():
+            features = pyogrio.read_info(self.source, layer=layer)["features"]
+            if features > self.size:
+                raise ValueError(f"{self.source} tells of {features:,} features, and has {self.size:,} bytes")
             found: pd.DataFrame = pyogrio.read_dataframe(self.source, layer=layer, columns=list(columns))
             return found
 
@@ -220,7 +224,8 @@ def _vector(path: Path, max_bytes: int) -> Vector:
             raise IntegrityError(f"{path} does not begin as a {suffix} file does; save it anew")
         if suffix == ".gpkg":
             return GeoPackage(path)
-    return _OfGdal(str(path.absolute()))
+    beside = [path.with_suffix(other) for other in _SHAPEFILE] if suffix == ".shp" else []
+    return _OfGdal(str(path.absolute()), size + sum(file.stat().st_size for file in beside if file.is_file()))
 
 
 def _require_kml(path: Path) -> None:
@@ -242,6 +247,8 @@ def _reading() -> Iterator[None]:
         pyogrio.set_gdal_config_options(_OFFLINE)
         try:
             yield
+        except MemoryError:
+            raise IntegrityError("it would take more memory than there is") from None
         except (
             pyogrio.errors.DataSourceError,
             pyogrio.errors.DataLayerError,

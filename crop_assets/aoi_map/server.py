@@ -28,7 +28,7 @@ from crop_assets.errors import InputError
 from crop_assets.layout import Layout
 from crop_assets.local_server import protect
 from resources.addresses import AddressError, read
-from resources.errors import ResourceError
+from resources.errors import IntegrityError, ResourceError, UnsafeNameError
 from resources.store import DatasetStore
 
 USUAL_PORT = 8350
@@ -70,22 +70,31 @@ class AoiFile:
         Raises InputError for a file that cannot be read, or is no drawing.
         """
         try:
-            data = self.store.read_bytes(self.name)
-        except FileNotFoundError:
-            return None
+            data = self._bytes()
         except OSError as error:
             raise InputError(f"{self.path} cannot be read: {error.strerror or error}") from None
+        if data is None:
+            return None
         try:
             return read_drawing(data), _tag(data)
         except InputError as error:
-            raise InputError(f"{self.path} cannot be edited here: {error}; give another --name") from None
+            raise self._not_editable(error) from None
 
     def tag(self) -> str | None:
-        """The entity tag of what is saved, or None where nothing is."""
+        """The entity tag of what is saved, or None where nothing is. Raises InputError for what cannot be one."""
+        data = self._bytes()
+        return None if data is None else _tag(data)
+
+    def _bytes(self) -> bytes | None:
         try:
-            return _tag(self.store.read_bytes(self.name))
+            return self.store.read_bytes(self.name, MOST_BYTES)
         except FileNotFoundError:
             return None
+        except (IntegrityError, UnsafeNameError) as error:
+            raise self._not_editable(error) from None
+
+    def _not_editable(self, error: Exception) -> InputError:
+        return InputError(f"{self.name} cannot be edited here: {error}; give another --name")
 
     def write(self, data: bytes) -> str:
         self.store.write_bytes(self.name, data)

@@ -38,6 +38,8 @@ _CLOSED = 1e-6
 """A line is closed if its ends are nearer than this share of its extent: coordinates are rounded, and reprojected."""
 _POINT, _LINE, _RING, _POLYGON = range(4)
 """shapely's type ids of what a collection is made of."""
+_MOST_NEAR = 20_000_000
+"""Pairs of a box and a polygon whose bounds share a point: 80 polygons over each of 250,000 boxes, all the country."""
 _SAVE_IT = "save it in the CRS that its coordinates are in, such as EPSG:4326"
 
 
@@ -117,18 +119,32 @@ def aoi_shapes(aoi: gpd.GeoDataFrame) -> NDArray[np.object_]:
         _require_degrees(aoi, parts)
     parts = _polygons(parts)
     if geographic:
-        pieces = [piece for part in parts for piece in _within_the_world(part)]
-        parts = np.array(pieces, dtype=object)
-    valid = _parts(make_valid(parts))
+        parts = np.array([_unrolled(part) for part in parts], dtype=object)
+    valid = make_valid(parts)
+    if geographic:
+        valid = np.array([piece for shape in valid for piece in _within_the_world(shape)], dtype=object)
+    valid = _parts(valid)
     # a spike of a polygon, or one without an area, becomes a line
     polygons: NDArray[np.object_] = valid[shapely.get_type_id(valid) == _POLYGON]
     return polygons
 
 
 def touched(tree: shapely.STRtree, shapes: NDArray[np.object_]) -> NDArray[np.intp]:
-    """Indices, ascending, of the geometries of `tree` that share a point with one of `shapes`."""
-    hits: NDArray[np.intp] = np.unique(tree.query(shapes, predicate="intersects")[1])
-    return hits
+    """Indices, ascending, of the geometries of `tree` that share a point with one of `shapes`.
+
+    Raises InputError where so many of the shapes lie over one another that it would take minutes.
+    """
+    hit = np.zeros(len(tree.geometries), bool)
+    looked_at = 0
+    for shape in shapes:
+        near = tree.query(shape)
+        looked_at += len(near)
+        if looked_at > _MOST_NEAR:
+            raise InputError("the AOI has too many polygons that lie over one another; join them into one")
+        left = near[~hit[near]]
+        shapely.prepare(shape)
+        hit[left[shapely.intersects(shape, tree.geometries[left])]] = True
+    return np.flatnonzero(hit)
 
 
 def _geoparquet(local: Path) -> gpd.GeoDataFrame:
@@ -267,15 +283,12 @@ def _closed(lines: NDArray[np.object_]) -> tuple[NDArray[np.object_], NDArray[np
 
 
 def _within_the_world(shape: shapely.Geometry) -> list[shapely.Geometry]:
-    """A geometry in degrees as pieces from -180 to 180, however far round its longitudes are counted."""
-    if isinstance(shape, shapely.Polygon):
-        shape = _unrolled(shape)
+    """A valid geometry in degrees as pieces from -180 to 180, however far round its longitudes are counted."""
     left, _, right, _ = shapely.bounds(shape)
     if left >= -180 and right <= 180:
         return [shape]
     turns = range(math.floor((left + 180) / 360), math.ceil((right + 180) / 360) + 1)
-    (whole,) = make_valid(np.array([shape], dtype=object))
-    return [shapely.intersection(affinity.translate(whole, -360 * turn), _WORLD) for turn in turns]
+    return [shapely.intersection(affinity.translate(shape, -360 * turn), _WORLD) for turn in turns]
 
 
 def _unrolled(polygon: shapely.Polygon) -> shapely.Polygon:

@@ -22,6 +22,7 @@ from shapely.errors import ShapelyError
 
 from crop_assets.crs import require_place
 from crop_assets.errors import InputError
+from crop_assets.polygons import join, make_valid
 from resources.errors import IntegrityError
 from resources.geodata import Vector, open_vector
 from resources.parquet import MAX_FILE_BYTES, Parquet
@@ -32,6 +33,8 @@ _TILE = re.compile(r"(0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]", re.A
 MAX_TILES = 2000
 """Of the official grid 1,572 tiles touch the area of the chip grid."""
 _MOST_ARCHIVE_BYTES = 1 << 30
+_MOST_CROSSINGS = 100
+"""Of the outlines of a tile's pieces, which share an edge."""
 HLS_SIZE = 3660
 """Pixels of 30 m on each side of a tile's HLS rasters."""
 _HLS_M = 30 * HLS_SIZE
@@ -280,7 +283,12 @@ def _polygons(
     across = right - left > 180
     for i in np.flatnonzero(across | (pieces > 1)):
         mine = parts[tiles == i]
-        polygons[i] = shapely.union_all([_unwrapped(part) for part in mine] if across[i] else mine)
+        if across[i]:
+            mine = np.array([_unwrapped(part) for part in mine], dtype=object)
+        try:
+            polygons[i] = join(make_valid(mine, _MOST_CROSSINGS), _MOST_CROSSINGS)
+        except InputError as error:
+            raise InputError(f"tile grid {path}: the pieces of {names[i]}: {error}") from None
     _refuse(
         path,
         "tiles in several pieces that do not touch",

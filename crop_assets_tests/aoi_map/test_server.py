@@ -257,6 +257,22 @@ def test_a_file_that_cannot_be_edited_is_not_overwritten(store: DatasetStore, co
     assert store.read_bytes("mine.json") == content
 
 
+@pytest.mark.parametrize("kind", ["large", "folder", "link"])
+def test_a_file_that_grows_beyond_a_drawing_is_not_read(store: DatasetStore, kind: str) -> None:
+    file = AoiFile.of(store, "mine.json")
+    at = Path(store.root) / "mine.json"
+    if kind == "folder":
+        at.mkdir()
+    elif kind == "link":
+        at.symlink_to("/dev/zero")
+    else:
+        with at.open("wb") as grown:
+            grown.truncate(1 << 40)
+    for act in (file.read, file.tag, lambda: AoiFile.of(store, "mine.json")):
+        with pytest.raises(InputError, match=r"mine\.json cannot be edited here: .*; give another --name"):
+            act()
+
+
 def test_a_file_in_another_crs_is_named(store: DatasetStore) -> None:
     landscape(store).head(2)[["geometry"]].to_file(Path(store.root) / "albers.geojson", engine="pyogrio")
     with pytest.raises(InputError, match=r"albers\.geojson cannot be edited here: it is in the CRS .*5070"):

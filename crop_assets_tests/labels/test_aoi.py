@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pytest
 import shapely
@@ -11,6 +12,7 @@ import shapely.affinity
 import shapely.geometry
 
 from crop_assets.errors import InputError
+from crop_assets.labels import aoi as aoi_module
 from crop_assets.labels.aoi import aoi_checksum, aoi_shapes, filter_aoi, read_aoi
 
 
@@ -358,3 +360,26 @@ def test_the_same_area_has_the_same_checksum_in_any_file(block: gpd.GeoDataFrame
     assert aoi_checksum(first) != aoi_checksum(first.to_crs(4326))
     assert aoi_checksum(first) != aoi_checksum(point_aoi(block, 3))
     assert all(len(filter_aoi(block, aoi)) == 1 for aoi in (first, *others))
+
+
+def scribble(west: float, seed: int) -> shapely.Polygon:
+    points = np.random.default_rng(seed).random((70, 2))
+    return shapely.Polygon(points + np.array([west, 38]))
+
+
+@pytest.mark.parametrize("west", [-99, 261, -459])
+def test_crossings_are_bounded_over_all_polygons_wherever_they_are_counted(west: float) -> None:
+    assert len(aoi_shapes(gpd.GeoDataFrame(geometry=[scribble(west, 1)], crs=4326)))
+    many = gpd.GeoDataFrame(geometry=[scribble(west, seed) for seed in range(30)], crs=4326)
+    with pytest.raises(InputError, match="outlines cross themselves more than 1,000 times"):
+        aoi_shapes(many)
+
+
+def test_polygons_that_lie_over_one_another_without_end_are_refused(
+    block: gpd.GeoDataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aoi_module, "_MOST_NEAR", 10 * len(block))
+    whole = shapely.box(*block.total_bounds)
+    assert len(filter_aoi(block, gpd.GeoDataFrame(geometry=[whole] * 10, crs=5070))) == len(block)
+    with pytest.raises(InputError, match="too many polygons that lie over one another; join them into one"):
+        filter_aoi(block, gpd.GeoDataFrame(geometry=[whole.buffer(i) for i in range(11)], crs=5070))

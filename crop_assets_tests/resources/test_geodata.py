@@ -833,6 +833,25 @@ def test_what_a_file_may_lead_to_is_as_before_once_it_is_read(tmp_path: Path) ->
         assert "CPL_VSIL_CURL_ALLOWED_FILENAME" not in environment.options
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("told", [5000, 1 << 20, 1 << 30])
+def test_a_flatgeobuf_that_tells_of_more_features_than_it_has_bytes_is_refused(
+    tmp_path: Path, told: int, packed: bool
+) -> None:
+    path = tmp_path / "area.fgb"
+    gpd.GeoDataFrame(geometry=[SQUARE] * 7, crs=4326).to_file(path, SPATIAL_INDEX="NO")
+    data = path.read_bytes()
+    count = (7).to_bytes(8, "little")
+    assert data[:200].count(count) == 1
+    path.write_bytes(data.replace(count, told.to_bytes(8, "little"), 1))
+    if packed:
+        with zipfile.ZipFile(tmp_path / "area.zip", "w") as archive:
+            archive.write(path, "area.fgb")
+        path = tmp_path / "area.zip"
+    with pytest.raises(InputError, match=rf"tells of {told:,} features, and has [0-9,]+ bytes"):
+        read_aoi(path)
+
+
 @pytest.mark.parametrize(
     ("size", "profile", "message"),
     [

@@ -256,6 +256,27 @@ def test_names_and_shapes_that_are_no_tiles_are_refused(geojson: Any, tmp_path: 
         read_tile_grid(tmp_path / "grid.parquet")
 
 
+def test_a_tile_of_pieces_that_cross_without_end_is_refused(geojson: Any) -> None:
+    comb = shapely.union_all(
+        [
+            shapely.box(-99, 38, -98, 38.1),
+            *(shapely.box(-99 + i / 20, 38, -98.97 + i / 20, 39) for i in range(20)),
+        ]
+    )
+    turned = shapely.transform(comb, lambda points: points[:, ::-1] + np.array([-137.0, 137.0]))
+    many = shapely.MultiPolygon([comb, turned])
+    assert shapely.is_valid(comb)
+    with pytest.raises(
+        InputError, match=r"the pieces of 14SNH: outlines cross one another more than 100 times"
+    ):
+        read_tile_grid(geojson(**{"14SNH": many, "14SNG": SQUARE}))
+    scribble = shapely.Polygon(np.random.default_rng(1).random((300, 2)) + np.array([-99, 38]))
+    with pytest.raises(
+        InputError, match=r"the pieces of 14SNH: outlines cross themselves more than 100 times"
+    ):
+        read_tile_grid(geojson(**{"14SNH": shapely.MultiPolygon([SQUARE, scribble])}))
+
+
 @pytest.mark.parametrize(
     "name", ["HLS.S30.T13RCN.2024128T173909.v2.0.Fmask.tif", "HLS.L30.T15UWP.2024283T165135.v2.0.Fmask.tif"]
 )
