@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from crop_assets.aoi_map.area import load_area
 from crop_assets.automation.years import year_state
 from crop_assets.cli import app
+from crop_assets.dataset.publish import published_names
 from crop_assets.definitions import TILE_STAGES, YEAR_ASSETS
 from crop_assets.errors import InputError
 from crop_assets.layout import Layout
@@ -137,6 +139,34 @@ def test_a_plan_goes_on_with_the_other_tiles(tmp_path: Path, table: pa.Table) ->
     plan = make_plan(Lineage(store, LAYOUT, RECIPE), 20)
     assert plan.tiles["tile"].tolist() == ["14SMG", "14SNG"]
     assert plan.tiles["problem"].iloc[1] == "fewer than three scenes are fit (0 of 1)"
+
+
+@pytest.mark.parametrize(
+    "name", ["training_datasets/secret/2022/chips.csv", "aoi.geojson", "cdl/2022_30m_cdls.tif"]
+)
+@pytest.mark.parametrize("where", ["merged_path", "mask_path", "files"])
+def test_what_lies_outside_the_dataset_is_not_published(tmp_path: Path, name: str, where: str) -> None:
+    store = DatasetStore(root=str(tmp_path))
+    chip = LAYOUT.merged("chip_232_310")
+    splits = pd.DataFrame({"merged_path": [chip], "mask_path": [LAYOUT.mask("chip_232_310")]})
+    files = {LAYOUT.file("chips.csv"): "0"}
+    if where == "files":
+        files[name] = "0"
+    else:
+        splits.loc[1] = [chip, chip]
+        splits.loc[1, where] = name
+    forge_table(tmp_path / LAYOUT.table("splits"), table_of("splits"), {"files": files})
+    with pytest.raises(IntegrityError, match=f"'{name}' is named by a table of .* and lies elsewhere"):
+        published_names(store, LAYOUT, splits, ["splits"])
+    kept = splits[~splits.isin([name]).any(axis=1)]
+    forge_table(
+        tmp_path / LAYOUT.table("splits"), table_of("splits"), {"files": {LAYOUT.file("chips.csv"): "0"}}
+    )
+    assert set(published_names(store, LAYOUT, kept, ["splits"])) == {
+        "chips.csv",
+        "chips/chip_232_310_merged.tif",
+        "chips/chip_232_310.mask.tif",
+    }
 
 
 def test_every_asset_has_its_table_among_the_schemas() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from crop_assets.layout import Layout
+from resources.errors import IntegrityError
 from resources.store import DatasetStore
 from resources.tables import stored_table
 
@@ -20,12 +21,18 @@ def published_names(
 ) -> dict[str, str]:
     """Name in the published folder -> name in the store: the kept chips, and the files that `tables` name.
 
-    Names are those below the year's dataset folder, such as chips_filtered/chip_257_266_merged.tif.
+    Names are those below the year's dataset folder, such as chips_filtered/chip_257_266_merged.tif. Raises
+    IntegrityError where a table names a file that lies elsewhere, as others may have made it say.
     """
     names = [*splits["merged_path"], *splits["mask_path"]]
     for table in tables:
         stored = stored_table(store, layout.table(table))
         names += stored.provenance.get("files", {}) if stored else ()
+    if foreign := [name for name in names if not name.startswith(f"{layout.root}/")]:
+        raise IntegrityError(
+            f"{foreign[0]!r:.200} is named by a table of {layout.root} and lies elsewhere; materialize splits and what "
+            "follows from it again"
+        )
     return {
         name.removeprefix(f"{layout.root}/"): name for name in sorted(names) if not name.endswith(_LEFT_OUT)
     }
