@@ -80,7 +80,7 @@ test: install-dev ## Run the test suite
 fuzz: $(VENV)/.installed-fuzz ## Spoil what comes from outside, for FUZZ_SECONDS (600)
 	$(BIN)/python -m crop_assets_tests.fuzz $(FUZZ_SECONDS)
 
-lint: install-dev ## Check style, and that no logic module imports Dagster
+lint: install-dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -43,6 +43,7 @@ from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
 from resources.machine import MAX_WORKERS, Machine
 from resources.mirror import BandMirror
+from resources.settings import Settings
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tile_grid import TileGridSource
@@ -101,9 +102,7 @@ def environment_resources() -> dict[str, Any]:
     }
 
 
-def _of_environment(
-    key: str, kind: type[dg.ConfigurableResource[Any]], **values: Any
-) -> dg.ConfigurableResource[Any]:
+def _of_environment(key: str, kind: type[Settings], **values: Any) -> Settings:
     """A resource with `values`, but for what its variables set. Raises InputError that names a wrong variable."""
     for name, field in kind.model_fields.items():
         text = os.environ.get(FIELDS.get(f"{key}.{name}", ""))
@@ -126,9 +125,7 @@ def _count(variable: str, most: int) -> int:
     return int(text)
 
 
-def build_defs(
-    resources: Mapping[str, dg.ConfigurableResource[Any]], tiles_per_run: int = TILES_PER_RUN
-) -> dg.Definitions:
+def build_defs(resources: Mapping[str, Settings], tiles_per_run: int = TILES_PER_RUN) -> dg.Definitions:
     """The whole code location over these resources; a backfill takes at most `tiles_per_run` tiles in a run."""
     return dg.Definitions(
         assets=[*YEAR_ASSETS, tile_assets(TILE_STAGES, tiles_per_run)],

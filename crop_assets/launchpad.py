@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from crop_assets.errors import InputError, problems
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.variables import FIELDS
+from resources.settings import Settings
 
 
-def launchable(key: str, resource: dg.ConfigurableResource[Any]) -> dg.ResourceDefinition:
+def launchable(key: str, resource: Settings) -> dg.ResourceDefinition:
     """The resource under its key in the definitions, of which a run may change what is harmless.
 
     Fields that a run does not set are those of `resource`. A launch that sets another field is refused with the

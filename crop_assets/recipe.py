@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import dagster as dg
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -21,6 +20,7 @@ from crop_assets.labels.classes import CLASSES
 from crop_assets.suggest import with_suggestions
 from resources.addresses import require_no_login
 from resources.plain_text import plain_text
+from resources.settings import Settings
 
 REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
 QA_BAND = "Fmask"
@@ -33,7 +33,7 @@ _DATASET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 """It is the name of a folder in a store of any kind, and part of addresses and logs."""
 
 
-class DatasetRecipe(dg.ConfigurableResource):  # type: ignore[type-arg]
+class DatasetRecipe(Settings):
     """The choices behind one dataset; the defaults are the specification's.
 
     Where the published dataset departs from the written specification, a field offers both:

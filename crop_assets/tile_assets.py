@@ -199,16 +199,16 @@ def tile_assets(stages: Sequence[TileStage], at_once: int) -> dg.AssetsDefinitio
     )
     def tile_stages(
         context: dg.AssetExecutionContext,
-        recipe: DatasetRecipe,
-        store: DatasetStore,
-        cdl_releases: CdlReleases,
-        stac: SceneStac,
-        ipfs_stac: IpfsStac,
-        ipfs: IpfsContent,
-        lp_daac: LpDaac,
-        mirror: BandMirror,
-        downloads: Downloads,
-        machine: Machine,
+        recipe: dg.ResourceParam[DatasetRecipe],
+        store: dg.ResourceParam[DatasetStore],
+        cdl_releases: dg.ResourceParam[CdlReleases],
+        stac: dg.ResourceParam[SceneStac],
+        ipfs_stac: dg.ResourceParam[IpfsStac],
+        ipfs: dg.ResourceParam[IpfsContent],
+        lp_daac: dg.ResourceParam[LpDaac],
+        mirror: dg.ResourceParam[BandMirror],
+        downloads: dg.ResourceParam[Downloads],
+        machine: dg.ResourceParam[Machine],
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
         require_proj()
         selected = {key.to_user_string() for key in context.selected_asset_keys}

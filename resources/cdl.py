@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import dagster as dg
 import requests
 import tenacity
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from rasterio.errors import RasterioError
 
 from resources import stop
@@ -52,6 +51,7 @@ from resources.json_values import count
 from resources.pace import until
 from resources.partials import Partials
 from resources.plain_text import plain_text
+from resources.settings import Settings
 from resources.store import require_room
 
 INDEX = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
@@ -93,10 +93,8 @@ class Release:
         return not is_url(self.place)
 
 
-class CdlReleases(dg.ConfigurableResource):  # type: ignore[type-arg]
+class CdlReleases(Settings):
     """The CDL rasters of all years."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     source: str = Field(
         default="data/cdl",

@@ -5,16 +5,16 @@ Belongs here: that configuration. Does not: the sources and their order (`resour
 
 from collections.abc import Sequence
 
-import dagster as dg
 from pydantic import Field
 
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
 from resources.mirror import BandMirror
+from resources.settings import Settings
 from resources.sources import Memory, Source, Sources
 
 
-class Downloads(dg.ConfigurableResource):  # type: ignore[type-arg]
+class Downloads(Settings):
     """Bounds on fetching files, over all sources and all tiles of a run, and on retries of tiles."""
 
     per_host: int = Field(default=4, ge=1, le=64, description="Most requests to one host at once.")

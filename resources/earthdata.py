@@ -10,9 +10,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import dagster as dg
 import requests
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from resources.addresses import leads_to, require_host
 from resources.errors import (
@@ -32,16 +31,15 @@ from resources.http import (
 )
 from resources.ipfs.unixfs import matches_cid
 from resources.partials import Partials, move
+from resources.settings import Settings
 from resources.sources import Wanted
 
 
-class LpDaac(dg.ConfigurableResource):  # type: ignore[type-arg]
+class LpDaac(Settings):
     """HTTPS downloads from LP DAAC, with a bearer token or, without one, the login in ~/.netrc.
 
     The token goes to LP DAAC alone, not along to the storage that it redirects to.
     """
-
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     token: str = Field(
         default="", description="Earthdata Login bearer token; set it as EARTHDATA_TOKEN.", repr=False

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 
-import dagster as dg
 import psutil
 import rasterio
 from pydantic import Field
 
+from resources.settings import Settings
 from resources.stop import StoppablePool
 
 MAX_WORKERS = 1024
@@ -24,7 +24,7 @@ _GDAL_CACHE_BYTES = 64 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-class Machine(dg.ConfigurableResource):  # type: ignore[type-arg]
+class Machine(Settings):
     """Bounds what a run takes of its machine."""
 
     workers: int = Field(

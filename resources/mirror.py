@@ -8,7 +8,6 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 
-import dagster as dg
 from pydantic import Field, field_validator
 
 from resources.addresses import require_local
@@ -16,10 +15,11 @@ from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.file_system import copy_plain
 from resources.ipfs.unixfs import matches_cid
 from resources.partials import Partials
+from resources.settings import Settings
 from resources.sources import Wanted
 
 
-class BandMirror(dg.ConfigurableResource):  # type: ignore[type-arg]
+class BandMirror(Settings):
     """A folder with <scene id>/<scene id>.<band>.tif, or the files side by side. It is only read."""
 
     folder: str = Field(default="", description="Path of the folder, or empty for none.")

@@ -13,9 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import requests
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 from pystac import Link
 from pystac.errors import STACError, STACTypeError
 from pystac_client import Client
@@ -38,6 +37,7 @@ from resources.errors import (
 from resources.http import RateLimit, ask, get_bytes, new_session
 from resources.json_values import MALFORMED, count, mapping, objects, parse, size, text, values_in
 from resources.pace import until
+from resources.settings import Settings
 
 Item = dict[str, Any]
 
@@ -77,9 +77,7 @@ _CLIENT_ERRORS = (STACError, STACTypeError, APIError, ClientTypeError, Parameter
 """What pystac and pystac-client raise of their own; the last of them also as an error."""
 
 
-class _StacCatalogue(dg.ConfigurableResource):  # type: ignore[type-arg]
-    model_config = ConfigDict(hide_input_in_errors=True)
-
+class _StacCatalogue(Settings):
     refresh: bool = Field(
         default=False,
         description="Ask again, even where an earlier answer is stored and nothing else changed.",

@@ -20,8 +20,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-import dagster as dg
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 from upath import UPath
 
 from resources.addresses import require_no_login
@@ -29,6 +28,7 @@ from resources.errors import IntegrityError, UnsafeNameError
 from resources.file_system import flush, folder_below, no_follow, private_folder, require_no_links
 from resources.object_store import translated
 from resources.partials import Partials
+from resources.settings import Settings
 
 _CHUNK = 1 << 20
 _TEMPORARY = re.compile(r"\.writing-(?P<place>.+)-(?P<process>\d+)-[0-9a-f]{32}(\.\w+)?")
@@ -37,7 +37,7 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 1024
 """Bytes that a file system takes for a name, and an object store for a key."""
 
 
-class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
+class DatasetStore(Settings):
     """All files of all datasets, named by POSIX paths relative to `root`.
 
     A write is seen whole or not at all: it goes to a folder that is this user's alone, and is renamed (local disk) or
@@ -47,8 +47,6 @@ class DatasetStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     folder does, is UnsafeNameError too.
     All that asks an object store raises what `resources.object_store.translated` does.
     """
-
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     root: str = Field(
         default="data", description="A local folder, or an object store URL such as s3://bucket/prefix."

@@ -3,13 +3,13 @@
 Belongs here: the address of the file. Does not: what is in it (`crop_assets.tiles.grid`).
 """
 
-import dagster as dg
 from pydantic import Field, field_validator
 
 from resources.addresses import require_local
+from resources.settings import Settings
 
 
-class TileGridSource(dg.ConfigurableResource):  # type: ignore[type-arg]
+class TileGridSource(Settings):
     """The file of the tile grid."""
 
     path: str = Field(

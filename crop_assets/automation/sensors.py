@@ -50,7 +50,9 @@ _Cursor = TypeVar("_Cursor", Looked, Seen)
     f"{RETRY_MINUTES} minutes.",
 )
 @bounded_errors
-def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlReleases) -> dg.SensorResult:
+def cdl_release_sensor(
+    context: dg.SensorEvaluationContext, cdl_releases: dg.ResourceParam[CdlReleases]
+) -> dg.SensorResult:
     (cursor, anew), place = _cursor(context, Looked), f"{cdl_releases.source} {cdl_releases.index}"
     # another index is looked at for the first time
     known = cursor.versions if cursor.place == place else None
@@ -124,7 +126,9 @@ def cdl_release_sensor(context: dg.SensorEvaluationContext, cdl_releases: CdlRel
 )
 @bounded_errors
 def dataset_sensor(
-    context: dg.SensorEvaluationContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.SensorEvaluationContext,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
 ) -> dg.SensorResult:
     (cursor, anew), latest = _cursor(context, Seen), _latest_events(context.instance, recipe)
     if cursor.seen == latest:

@@ -171,7 +171,9 @@ def _downloaded_rows(
 )
 @bounded_errors
 def tile_payloads(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.AssetExecutionContext,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """`tile_payloads.json`: for each selected scene of the year its files and their CIDs, over all tiles
     that have them.
@@ -236,7 +238,9 @@ def cid_retrievability(run: TileRun, band_cids: pd.DataFrame) -> TileTable:
 )
 @bounded_errors
 def missing_cids(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.AssetExecutionContext,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """`missing_cids.json`: the files of the year whose content could not be had when their tiles were asked, in the
     form of `tile_payloads.json`, with what each source said.

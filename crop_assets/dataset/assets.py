@@ -43,7 +43,9 @@ _CLASS_COLUMNS = [f"class_{c}" for c in range(len(CLASSES))]
 )
 @bounded_errors
 def splits(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.AssetExecutionContext,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The kept chips, split into training and validation by a seeded hash of their ids: `train_ids.csv`,
     `val_ids.csv`, `train_data.txt`, `validation_data.txt`; and `rejected_chips.csv`, which says of
@@ -125,7 +127,10 @@ def _chosen(run: YearRun, splits: pd.DataFrame) -> pd.DataFrame:
 @dg.asset(**year_asset("dataset", BAND_STATS, {"numpy"}, deps=["splits"]))
 @bounded_errors
 def band_stats(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore, machine: Machine
+    context: dg.AssetExecutionContext,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
+    machine: dg.ResourceParam[Machine],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Mean, standard deviation, and minimum and maximum (1.5 % clipped) of each of the six bands over the
     three dates: text files and a binary of all values in `band_stats/`, and `global_stats.txt`.
@@ -171,7 +176,9 @@ def _global_stats(statistics: list[BandStatistics]) -> str:
 @dg.asset(**year_asset("dataset", CLASS_WEIGHTS, {"csv"}, deps=["splits"]))
 @bounded_errors
 def class_weights(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.AssetExecutionContext,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """`class_weights.csv`: balanced weights that sum to 1; class 0 and classes without a pixel weigh 0."""
     run = YearRun.of(context, recipe, store, CLASS_WEIGHTS)
@@ -193,7 +200,9 @@ def class_weights(
 @dg.asset(**year_asset("dataset", CLASS_DISTRIBUTION, {"png"}, deps=["splits"]))
 @bounded_errors
 def class_distribution(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.AssetExecutionContext,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """`training_dst.png` and `validation_dst.png`: the share of each class in the two splits."""
     run = YearRun.of(context, recipe, store, CLASS_DISTRIBUTION)
@@ -235,9 +244,9 @@ _PUBLISHED = ["splits", "band_stats", "class_weights", "class_distribution", "ti
 def published_dataset(
     context: dg.AssetExecutionContext,
     config: Publishing,
-    recipe: DatasetRecipe,
-    store: DatasetStore,
-    ipfs: IpfsContent,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
+    ipfs: dg.ResourceParam[IpfsContent],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The finished dataset as a folder in IPFS, so that others can fetch the same bytes by one CID: in a CAR file, or
     imported into a Kubo node. The same dataset has the same CID. Band values (.npy) are left out.

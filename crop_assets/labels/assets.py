@@ -50,10 +50,10 @@ _WHY = ("why_fewer", "why_crowded")
 @bounded_errors
 def cdl(
     context: dg.AssetExecutionContext,
-    recipe: DatasetRecipe,
-    store: DatasetStore,
-    cdl_releases: CdlReleases,
-    machine: Machine,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
+    cdl_releases: dg.ResourceParam[CdlReleases],
+    machine: dg.ResourceParam[Machine],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The Cropland Data Layer raster of the year: one's own, or the release that NASS lists, fetched and unpacked to a
     tiled GeoTIFF with overviews; checked (EPSG:5070, 30 m, national grid), and described by its checksum.
@@ -82,10 +82,10 @@ def cdl(
 @bounded_errors
 def candidate_chips(
     context: dg.AssetExecutionContext,
-    recipe: DatasetRecipe,
-    store: DatasetStore,
-    cdl_releases: CdlReleases,
-    machine: Machine,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
+    cdl_releases: dg.ResourceParam[CdlReleases],
+    machine: dg.ResourceParam[Machine],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Every 224 x 224 box of the national chip grid that the raster holds, with the pixels of each class. The raster is
     read once for it, whatever is chosen from it and however often.
@@ -115,7 +115,9 @@ def candidate_chips(
 )
 @bounded_errors
 def chip_bboxes(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.AssetExecutionContext,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The chosen 224 x 224 chip boxes on the national chip grid, with the pixels of each class; also as
     `chip_bbox.geojson` (EPSG:4326) and `chip_bbox_5070.geojson`.

@@ -44,7 +44,9 @@ _GRID_CODE_VERSION = "1"
 )
 @bounded_errors
 def tile_grid(
-    context: dg.AssetExecutionContext, store: DatasetStore, tile_grid_source: TileGridSource
+    context: dg.AssetExecutionContext,
+    store: dg.ResourceParam[DatasetStore],
+    tile_grid_source: dg.ResourceParam[TileGridSource],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The Sentinel-2 tile grid: name, centroid, bounding box and outline of each tile; tiles across the
     antimeridian are whole.
@@ -81,7 +83,9 @@ def tile_grid(
 )
 @bounded_errors
 def tile_map(
-    context: dg.AssetExecutionContext, recipe: DatasetRecipe, store: DatasetStore
+    context: dg.AssetExecutionContext,
+    recipe: dg.ResourceParam[DatasetRecipe],
+    store: dg.ResourceParam[DatasetStore],
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The chip payload (chip id, centroid) with the nearest HLS tile, which becomes a tile partition."""
     run = YearRun.of(context, recipe, store, TILE_MAP)

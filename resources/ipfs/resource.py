@@ -6,9 +6,8 @@ Belongs here: their configuration, and questions about content that need not fet
 
 from collections.abc import Sequence
 
-import dagster as dg
 import tenacity
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from resources import stop
 from resources.addresses import AddressError, configured
@@ -20,15 +19,14 @@ from resources.errors import (
 from resources.ipfs.cid import Cid
 from resources.ipfs.directory import resolve_path
 from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, IpfsSource, KuboNode
+from resources.settings import Settings
 from resources.sources import Memory, PutOffError, as_resource_error, verdict
 
 _ATTEMPTS = 3
 
 
-class IpfsContent(dg.ConfigurableResource):  # type: ignore[type-arg]
+class IpfsContent(Settings):
     """Where content comes from by its CID. Nothing is contacted before something is asked for."""
-
-    model_config = ConfigDict(hide_input_in_errors=True)
 
     kubo_api: str = Field(
         default="http://127.0.0.1:5001", description="RPC address of a Kubo node. Empty for none."

@@ -1,0 +1,57 @@
+"""Logic loads no Dagster, not even by way of others, and `resources` knows nothing of crops."""
+
+import pkgutil
+import subprocess
+import sys
+
+import crop_assets
+import resources
+
+OF_DAGSTER = {
+    *(f"crop_assets.{room}.assets" for room in ("labels", "tiles", "scenes", "bands", "chips", "dataset")),
+    *(f"crop_assets.automation.{name}" for name in ("jobs", "sensors")),
+    *(
+        f"crop_assets.{name}"
+        for name in ("definitions", "launchpad", "partitions", "tile_assets", "ui", "year_assets")
+    ),
+    "crop_assets.demo.run",
+}
+"""The modules that are glue between Dagster and the logic."""
+
+BLOCKED = """
+import importlib, sys
+blocked, modules = sys.argv[1].split(","), sys.argv[2].split(",")
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Block())
+for module in modules:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        print(f"{module}: {error}")
+"""
+
+
+def modules(package: object) -> set[str]:
+    return {found.name for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")}  # type: ignore[attr-defined]
+
+
+def failures(blocked: str, tried: set[str]) -> set[str]:
+    """The modules that cannot be loaded without these packages, in a process of its own."""
+    command = [sys.executable, "-c", BLOCKED, blocked, ",".join(sorted(tried))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {line.split(":")[0] for line in done.stdout.splitlines()}
+
+
+def test_logic_loads_no_dagster() -> None:
+    everything = modules(crop_assets) | modules(resources)
+    assert len(everything) > 100
+    assert failures("dagster,dagster_webserver,dagster_shared", everything) == OF_DAGSTER
+
+
+def test_clients_know_nothing_of_crops() -> None:
+    assert failures("crop_assets", modules(resources)) == set()
