@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from crop_assets.grid import CHIP_SIZE, GRID_COLS, GRID_ROWS
+from crop_assets.chip_grid import CHIP_SIZE, GRID_COLS, GRID_ROWS
+from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.labels.balance import Balance, choose_balanced, distance
 from crop_assets.labels.cdl import ChipHistograms
-from crop_assets.labels.sampling import CLASS_COLUMNS, candidate_boxes, weighed_boxes
+from crop_assets.labels.sampling import candidate_boxes, weighed_boxes
 from crop_assets.tiles.grid import official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
 

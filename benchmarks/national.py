@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
+from crop_assets.chip_grid import CHIP_SIZE, chip_window
+from crop_assets.classes import CDL_CLASSES, CLASSES
 from crop_assets.dataset.statistics import CLIPPED_PERCENT, measure_bands
-from crop_assets.grid import CHIP_SIZE, chip_window
 from crop_assets.labels.cdl import check_cdl, chip_histograms
-from crop_assets.labels.classes import CDL_CLASSES, CLASSES
 from resources.machine import Machine
 
 Work = Iterator[Callable[[], object]]

@@ -31,12 +31,12 @@ from pydantic import TypeAdapter
 from rasterio.windows import Window
 
 from benchmarks.world import write_cdl
+from crop_assets.chip_grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y, chip_id
 from crop_assets.definitions import TILE_STAGES, build_defs, environment_resources
 from crop_assets.demo.run import DAGSTER_YAML, server_environment
 from crop_assets.demo.scenes import BandFile, Scene
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World
-from crop_assets.grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y, chip_id
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import candidate_boxes, weighed_boxes, write_chip_geojson
 from crop_assets.partitions import CDL_YEAR, TILE

@@ -24,10 +24,10 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from benchmarks.world import CHIPS, TILE, YEAR, TileWorld, recipe
+from crop_assets.chip_grid import CHIP_SIZE, chip_geobox
 from crop_assets.chips.assets import chip_quality, chips, filtered_chips, reprojected_tiles
 from crop_assets.chips.warp import source_pixels
-from crop_assets.grid import CHIP_SIZE, chip_geobox
-from crop_assets.labels.classes import CDL_CLASSES
+from crop_assets.classes import CDL_CLASSES
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.tile_assets import Services, TileRun
 from resources.cdl import CdlReleases

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from scipy import ndimage
 
+from crop_assets.chip_grid import CHIP_SIZE, CRS, chip_blocks, chip_id
 from crop_assets.chips.clip import Chip, write_chip
-from crop_assets.grid import CHIP_SIZE, CRS, chip_blocks, chip_id
-from crop_assets.labels.classes import CDL_CLASSES
+from crop_assets.classes import CDL_CLASSES
 from crop_assets.layout import Layout
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS, DatasetRecipe
 from crop_assets.scenes.selection import POSITIONS

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 from rasterio.errors import CRSError
 
+from crop_assets.chip_grid import CHIP_METRES, CRS, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_METRES, CRS, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 
 LATITUDE_FIRST = "latitude before longitude"
 _CONUS = (ORIGIN_X, ORIGIN_Y - CHIP_METRES * GRID_ROWS, ORIGIN_X + CHIP_METRES * GRID_COLS, ORIGIN_Y)

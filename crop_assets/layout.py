@@ -5,8 +5,10 @@ other paths. Does not: reading or writing (`resources.store`).
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from crop_assets.chip_grid import is_chip_id
 from crop_assets.errors import InputError
 
 _SCENE_ID = re.compile(r"HLS\.[SL]30\.T\d{2}[C-X][A-Z]{2}\.\d{7}(T\d{6})?\.v\d\.\d", re.ASCII)
@@ -14,8 +16,6 @@ _L30_BANDS = {"B8A": "B05", "B11": "B06", "B12": "B07"}
 """Landsat's names of the bands that Sentinel-2 calls so: narrow near infrared, and two short-wave (HLS v2.0 user guide,
 table 3); blue, green and red have one name in both."""
 _BAND = re.compile(r"[A-Za-z0-9]{2,8}")
-# one spelling per chip: 0257 would be another file name for 257
-CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
 _TILE = re.compile(r"\d{2}[C-X][A-Z]{2}", re.ASCII)
 
 _YEAR = re.compile(r"[1-9]\d{3}", re.ASCII)
@@ -35,8 +35,8 @@ def is_tile(name: str) -> bool:
     return _TILE.fullmatch(name) is not None
 
 
-def _checked(pattern: re.Pattern[str], name: str, what: str) -> str:
-    if not pattern.fullmatch(name):
+def _checked(is_one: Callable[[str], object], name: str, what: str) -> str:
+    if not is_one(name):
         raise InputError(f"{name[:_MAX_NAMED]!r} is not the name of a {what}")
     return name
 
@@ -59,7 +59,7 @@ class Layout:
     def table(self, asset: str, tile: str | None = None) -> str:
         if tile is None:
             return f"{self.root}/tables/{asset}.parquet"
-        return f"{self.root}/tables/{asset}/{_checked(_TILE, tile, 'tile')}.parquet"
+        return f"{self.root}/tables/{asset}/{_checked(is_tile, tile, 'tile')}.parquet"
 
     def band(self, scene_id: str, band: str) -> str:
         """A band file as downloaded: tiles/<scene id>/<scene id>.<band>.tif."""
@@ -69,13 +69,13 @@ class Layout:
         return f"{self.root}/tiles_reprojected/{self.scene_file(scene_id, band)}"
 
     def merged(self, chip_id: str, folder: str = "chips") -> str:
-        return f"{self.root}/{folder}/{_checked(CHIP_ID, chip_id, 'chip')}_merged.tif"
+        return f"{self.root}/{folder}/{_checked(is_chip_id, chip_id, 'chip')}_merged.tif"
 
     def mask(self, chip_id: str, folder: str = "chips") -> str:
-        return f"{self.root}/{folder}/{_checked(CHIP_ID, chip_id, 'chip')}.mask.tif"
+        return f"{self.root}/{folder}/{_checked(is_chip_id, chip_id, 'chip')}.mask.tif"
 
     def fmask(self, chip_id: str) -> str:
-        return f"{self.root}/chips_fmask/{_checked(CHIP_ID, chip_id, 'chip')}_Fmask.tif"
+        return f"{self.root}/chips_fmask/{_checked(is_chip_id, chip_id, 'chip')}_Fmask.tif"
 
     @staticmethod
     def scene_file(scene_id: str, band: str) -> str:
@@ -83,8 +83,8 @@ class Layout:
 
         Raises InputError for any other name, so that no id from a catalogue leads out of its folder.
         """
-        scene = _checked(_SCENE_ID, scene_id, "scene")
-        return f"{scene}/{scene}.{file_band(scene, _checked(_BAND, band, 'band'))}.tif"
+        scene = _checked(_SCENE_ID.fullmatch, scene_id, "scene")
+        return f"{scene}/{scene}.{file_band(scene, _checked(_BAND.fullmatch, band, 'band'))}.tif"
 
 
 def file_band(scene_id: str, band: str) -> str:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from crop_assets.classes import CLASSES
 from crop_assets.errors import InputError, problems
-from crop_assets.labels.classes import CLASSES
 from crop_assets.suggest import with_suggestions
 from resources.addresses import require_no_login
 from resources.plain_text import plain_text

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from crop_assets.chip_grid import CRS
 from crop_assets.chips.quality import COUNTS
-from crop_assets.grid import CRS
-from crop_assets.labels.classes import CLASSES
+from crop_assets.classes import CLASS_COLUMNS, CLASSES
 from crop_assets.scenes.granules import FILES
 from crop_assets.scenes.selection import POSITIONS
 from resources.tables import Column, TableSchema
@@ -36,7 +36,8 @@ CDL = TableSchema(
 )
 
 _CLASSES = tuple(
-    Column(f"class_{c}", pa.int32(), f"pixels of class {name}") for c, name in enumerate(CLASSES)
+    Column(column, pa.int32(), f"pixels of class {name}")
+    for column, name in zip(CLASS_COLUMNS, CLASSES, strict=True)
 )
 _PLACE_AND_CLASSES = (
     Column("chip_id", pa.string(), "chip_RRR_CCC on the national chip grid"),

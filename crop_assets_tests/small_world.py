@@ -35,13 +35,13 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from crop_assets.chip_grid import chip_geobox
 from crop_assets.definitions import build_defs
 from crop_assets.demo import server as server_module
 from crop_assets.demo.landscape import draw_landscape, write_landscape
 from crop_assets.demo.scenes import Event, Scene, ScenePlan, TileFrame, render_scene
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World
-from crop_assets.grid import chip_geobox
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe

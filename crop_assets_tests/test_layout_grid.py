@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import shape
 
-from crop_assets.grid import (
+from crop_assets.chip_grid import (
     chip_blocks,
     chip_cover,
     chip_geobox,

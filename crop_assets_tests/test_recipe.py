@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from crop_assets.classes import CLASSES
 from crop_assets.errors import InputError
-from crop_assets.labels.classes import CLASSES
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS, DatasetRecipe, load_recipe
 
 Load = Callable[[str | bytes], DatasetRecipe]

@@ -12,7 +12,7 @@ import pyproj
 from numpy.typing import NDArray
 from PIL import Image
 
-from crop_assets.grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
+from crop_assets.chip_grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 
 LEAST_ZOOM, MOST_ZOOM = 3, 18
 CHOSEN_COLOUR = "#c2187a"

@@ -12,7 +12,7 @@ from odc.geo.geobox import GeoBox
 from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 
-from crop_assets.grid import RESOLUTION, grid_text, raster_geobox, same_pixels
+from crop_assets.chip_grid import RESOLUTION, grid_text, raster_geobox, same_pixels
 from crop_assets.recipe import QA_BAND
 from crop_assets.tiles.grid import HLS_SIZE, hls_bounds
 from resources.errors import IntegrityError

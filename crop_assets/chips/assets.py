@@ -13,7 +13,7 @@ from crop_assets.chips.fmask import fmask_facts
 from crop_assets.chips.plots import chip_picture
 from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
 from crop_assets.chips.reproject import BandFile, reproject_bands
-from crop_assets.labels.classes import CLASSES
+from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import QA_BAND
 from crop_assets.scenes.granules import parse_scene_id
@@ -177,7 +177,7 @@ def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame
         known = chip_quality[["chip_id", *(column.name for column in PIXEL_COUNTS), "na_count"]]
         facts = chips[["chip_id", "outcome", "fit_scenes"]].merge(known, on="chip_id")
     table = judge_chips(facts, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
-    carried = [f"{p}_date" for p in POSITIONS] + [f"class_{c}" for c in range(len(CLASSES))]
+    carried = [*(f"{p}_date" for p in POSITIONS), *CLASS_COLUMNS]
     table = table.merge(chips[["chip_id", "merged_sha256", "mask_sha256", *carried]], on="chip_id")
     for name, place in (("merged", run.layout.merged), ("mask", run.layout.mask)):
         targets = [place(chip_id, "chips_filtered") for chip_id in table["chip_id"]]

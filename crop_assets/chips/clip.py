@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
+from crop_assets.chip_grid import CHIP_SIZE, CRS, chip_geobox, chip_position, chip_window
 from crop_assets.chips.quality import quality_counts
 from crop_assets.chips.rasters import require_whole
 from crop_assets.chips.warp import NODATA, QA_NODATA
+from crop_assets.classes import CLASS_COLUMNS, class_colormap, reclassify
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_SIZE, CRS, chip_geobox, chip_position, chip_window
 from crop_assets.labels.cdl import check_cdl
-from crop_assets.labels.classes import CLASSES, class_colormap, reclassify
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.scenes.selection import POSITIONS
@@ -119,9 +119,8 @@ def chip_facts(chip: Chip) -> dict[str, Any]:
         facts[f"valid_{position}"] = CHIP_SIZE**2 - counts["bad"] - counts["fill"]
         facts.update({f"{name}_{position}": count for name, count in counts.items()})
     facts["na_count"] = int(chip.missing.any(axis=0).sum())
-    facts.update(
-        {f"class_{c}": int(n) for c, n in enumerate(np.bincount(chip.mask.ravel(), minlength=len(CLASSES)))}
-    )
+    pixels = np.bincount(chip.mask.ravel(), minlength=len(CLASS_COLUMNS)).tolist()
+    facts.update(zip(CLASS_COLUMNS, pixels, strict=True))
     return facts
 
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from crop_assets.chip_grid import CHIP_SIZE
 from crop_assets.chips.clip import Chip
-from crop_assets.grid import CHIP_SIZE
-from crop_assets.labels.classes import CLASSES, class_colormap
+from crop_assets.classes import CLASSES, class_colormap
 from crop_assets.recipe import REFLECTANCE_BANDS
 
 _RED_GREEN_BLUE = [2, 1, 0]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from crop_assets.grid import CHIP_SIZE
+from crop_assets.chip_grid import CHIP_SIZE
 from crop_assets.scenes.selection import POSITIONS
 
 QaRule = Literal["class", "value", "total"]

@@ -20,17 +20,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from crop_assets.chips.rasters import require_whole
-from crop_assets.chips.warp import (
-    NODATA,
-    QA_NODATA,
-    SourcePixels,
-    bilinear,
-    nearest,
-    source_pixels,
-)
-from crop_assets.errors import InputError
-from crop_assets.grid import (
+from crop_assets.chip_grid import (
     CHIP_SIZE,
     CRS,
     chip_blocks,
@@ -44,6 +34,16 @@ from crop_assets.grid import (
     transformer,
     wkt,
 )
+from crop_assets.chips.rasters import require_whole
+from crop_assets.chips.warp import (
+    NODATA,
+    QA_NODATA,
+    SourcePixels,
+    bilinear,
+    nearest,
+    source_pixels,
+)
+from crop_assets.errors import InputError
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import QA_BAND
 from resources.geodata import create_raster, open_geotiff

@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 from scipy.sparse import csr_array
 
-from crop_assets.grid import transformer, wkt
+from crop_assets.chip_grid import transformer, wkt
 
 NODATA = -9999
 """Fill of reflectance in HLS v2.0 (HLS user guide), and of every raster made here."""

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from crop_assets.classes import CLASS_COLUMNS, CLASSES
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
 from crop_assets.dataset.plots import funnel_png
 from crop_assets.dataset.publish import published_names
@@ -20,7 +21,6 @@ from crop_assets.dataset.splits import TRAIN, VALIDATION, split_chips
 from crop_assets.dataset.statistics import BandStatistics, measure_bands
 from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
-from crop_assets.labels.classes import CLASSES
 from crop_assets.labels.plots import class_histogram_png
 from crop_assets.progress import Progress
 from crop_assets.recipe import REFLECTANCE_BANDS, DatasetRecipe
@@ -33,8 +33,6 @@ from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
 from resources.store import DatasetStore
 from resources.tables import TableSchema
-
-_CLASS_COLUMNS = [f"class_{c}" for c in range(len(CLASSES))]
 
 
 @dg.asset(
@@ -184,7 +182,7 @@ def class_weights(
     run = YearRun.of(context, recipe, store, CLASS_WEIGHTS)
     if done := run.unchanged(upstream=["splits"], fields=["statistics_over"]):
         return done
-    pixels = _chosen(run, run.read("splits"))[_CLASS_COLUMNS].sum().astype("int64")
+    pixels = _chosen(run, run.read("splits"))[CLASS_COLUMNS].sum().astype("int64")
     weights = balanced_weights(list(pixels))
     name = run.layout.file("class_weights.csv")
     store.write_bytes(name, "".join(f"{c}, {weight}\n" for c, weight in enumerate(weights)).encode())
@@ -211,7 +209,7 @@ def class_distribution(
     splits = run.read("splits")
     charts, tables = {}, []
     for split, file in ((TRAIN, "training_dst.png"), (VALIDATION, "validation_dst.png")):
-        counts = splits.loc[splits["split"] == split, _CLASS_COLUMNS]
+        counts = splits.loc[splits["split"] == split, CLASS_COLUMNS]
         pixels = counts.sum().to_numpy(dtype=np.int64)
         title = f"{split}: {len(counts)} chips of {run.year}"
         charts[run.layout.file(file)] = class_histogram_png(pixels, title)

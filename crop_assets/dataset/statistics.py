@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from crop_assets.chip_grid import CHIP_SIZE
 from crop_assets.chips.warp import NODATA
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_SIZE
 from crop_assets.parallel import in_parallel
 from crop_assets.recipe import REFLECTANCE_BANDS
 from crop_assets.scenes.selection import POSITIONS

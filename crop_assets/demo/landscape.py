@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from crop_assets.chip_grid import CHIP_SIZE, CRS, RESOLUTION, chip_blocks
 from crop_assets.crs import require_proj
-from crop_assets.grid import CHIP_SIZE, CRS, RESOLUTION, chip_blocks
 from resources.geodata import create_raster
 
 FIRST_ROW, FIRST_COL = 230, 307

@@ -23,9 +23,9 @@ import shapely
 from affine import Affine
 from scipy import ndimage
 
+from crop_assets.classes import reclassify
 from crop_assets.demo.landscape import smooth_surface
 from crop_assets.labels.cdl import check_cdl
-from crop_assets.labels.classes import reclassify
 from crop_assets.layout import file_band
 from resources.geodata import create_raster, open_raster
 from resources.ipfs.unixfs import file_cid

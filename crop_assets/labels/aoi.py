@@ -22,9 +22,9 @@ from shapely import affinity
 from shapely.errors import ShapelyError
 from upath import UPath
 
+from crop_assets.chip_grid import crs_text
 from crop_assets.crs import LATITUDE_FIRST, looks_like, require_place
 from crop_assets.errors import InputError
-from crop_assets.grid import crs_text
 from crop_assets.polygons import make_valid
 from resources.errors import IntegrityError
 from resources.geodata import open_vector

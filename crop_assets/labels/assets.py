@@ -13,15 +13,14 @@ import geopandas as gpd
 import pandas as pd
 from upath import UPath
 
+from crop_assets.classes import CLASS_COLUMNS, CLASSES
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.balance import Balance, target_shares
 from crop_assets.labels.cdl import check_cdl, chip_histograms
-from crop_assets.labels.classes import CLASSES
 from crop_assets.labels.plots import choice_maps_png, choices_png, class_histogram_png
 from crop_assets.labels.release import obtain_raster
 from crop_assets.labels.sampling import (
-    CLASS_COLUMNS,
     ChoiceReport,
     Strategy,
     candidate_boxes,

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from crop_assets.grid import CHIP_SIZE
+from crop_assets.chip_grid import CHIP_SIZE
 
 _STEPS = 50
 _SWAPS = 2000

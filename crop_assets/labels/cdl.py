@@ -1,7 +1,7 @@
 """A CDL raster: is it one, and how many pixels of each class lie in each chip box.
 
 Belongs here: checking and reading a release on disk. Does not: fetching releases (`resources`), the
-grid itself (`crop_assets.grid`), or choosing among the boxes (`sampling`).
+grid itself (`crop_assets.chip_grid`), or choosing among the boxes (`sampling`).
 """
 
 import math
@@ -20,9 +20,7 @@ from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from crop_assets.crs import require_place, require_proj
-from crop_assets.errors import InputError
-from crop_assets.grid import (
+from crop_assets.chip_grid import (
     CHIP_SIZE,
     CRS,
     GRID_COLS,
@@ -36,7 +34,9 @@ from crop_assets.grid import (
     transformer,
     wkt,
 )
-from crop_assets.labels.classes import CLASSES, UNKNOWN, UNKNOWN_ADVICE, lookup_table
+from crop_assets.classes import CLASSES, UNKNOWN, UNKNOWN_ADVICE, lookup_table
+from crop_assets.crs import require_place, require_proj
+from crop_assets.errors import InputError
 from resources.geodata import open_raster
 from resources.plain_text import shell_file
 

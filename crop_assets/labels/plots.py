@@ -13,9 +13,9 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
+from crop_assets.chip_grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y
+from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
 from crop_assets.drawing import png
-from crop_assets.grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y
-from crop_assets.labels.classes import CLASS_COLOURS, CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,7 +137,7 @@ def _draw_chips(axes: "Axes", boxes: gpd.GeoDataFrame) -> NDArray[np.intp]:
     """Draw the squares in the colour of their largest class, which is returned: [n], 1 to 13."""
     from matplotlib.collections import PolyCollection
 
-    counts = boxes[[f"class_{value}" for value in range(1, len(CLASSES))]].to_numpy()
+    counts = boxes[CLASS_COLUMNS[1:]].to_numpy()
     largest = counts.argmax(axis=1) + 1 if len(counts) else np.empty(0, np.intp)
     colours = [CLASS_COLOURS[value] for value in largest]
     squares = [shapely.get_coordinates(shape) for shape in boxes.geometry]

@@ -18,8 +18,8 @@ from pydantic import TypeAdapter
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
+from crop_assets.chip_grid import CHIP_SIZE
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_SIZE
 from crop_assets.labels.cdl import check_cdl, check_codes
 from crop_assets.progress import Progress
 from resources.archives import members, unpack

@@ -25,9 +25,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely.errors import ShapelyError
 
-from crop_assets.crs import require_place
-from crop_assets.errors import InputError
-from crop_assets.grid import (
+from crop_assets.chip_grid import (
     CHIP_METRES,
     CRS,
     GRID_COLS,
@@ -41,15 +39,16 @@ from crop_assets.grid import (
     crs_text,
     transformer,
 )
+from crop_assets.classes import CLASS_COLUMNS, CLASSES
+from crop_assets.crs import require_place
+from crop_assets.errors import InputError
 from crop_assets.labels.balance import Balance, choose_balanced, distance
 from crop_assets.labels.cdl import ChipHistograms
-from crop_assets.labels.classes import CLASSES
 from resources.errors import IntegrityError
 from resources.geojson import named_crs
 from resources.json_values import MALFORMED, mapping, parse
 
 Strategy = Literal["evenness", "balanced", "all"]
-CLASS_COLUMNS = [f"class_{value}" for value in range(len(CLASSES))]
 
 _APART_M = TOLERANCE * RESOLUTION
 _SAVE_IT = "save it in EPSG:4326 or EPSG:5070"

@@ -6,7 +6,7 @@ Belongs here: the glue between the graph and the scene logic. Does not: the logi
 
 import pandas as pd
 
-from crop_assets.grid import chip_outline
+from crop_assets.chip_grid import chip_outline
 from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import scene_rows
 from crop_assets.scenes.plots import season_picture

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from shapely import Point
 
+from crop_assets.chip_grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.tiles.grid import hls_tile_bounds
 
 

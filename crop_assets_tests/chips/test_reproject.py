@@ -13,10 +13,17 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 
+from crop_assets.chip_grid import (
+    chip_geobox,
+    chip_id,
+    chip_position,
+    chip_window,
+    positions_in,
+    raster_geobox,
+)
 from crop_assets.chips.reproject import BandFile, fill_value, reproject_bands
 from crop_assets.chips.warp import bilinear, nearest, source_pixels
 from crop_assets.errors import InputError
-from crop_assets.grid import chip_geobox, chip_id, chip_position, chip_window, positions_in, raster_geobox
 from crop_assets_tests.chips.test_warp import (
     CHIP,
     assert_equal_but_for_ties,

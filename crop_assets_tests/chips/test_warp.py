@@ -17,8 +17,8 @@ from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 
+from crop_assets.chip_grid import CRS, chip_blocks, chip_geobox, raster_geobox
 from crop_assets.chips.warp import SourcePixels, bilinear, nearest, source_coordinates, source_pixels
-from crop_assets.grid import CRS, chip_blocks, chip_geobox, raster_geobox
 
 CHIP = "chip_223_337"
 TIE = 1e-6

@@ -21,11 +21,11 @@ from rasterio.vrt import WarpedVRT
 from typer.testing import CliRunner
 
 from crop_assets.automation.jobs import MAIN_JOBS
+from crop_assets.chip_grid import chip_geobox
 from crop_assets.cli import app
 from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.demo.run import _console
 from crop_assets.errors import InputError
-from crop_assets.grid import chip_geobox
 from crop_assets.layout import Layout, file_band
 from crop_assets.recipe import REFLECTANCE_BANDS
 from crop_assets.schemas import SCHEMAS

@@ -16,15 +16,15 @@ import requests
 from pystac_client import Client
 from rasterio.vrt import WarpedVRT
 
+from crop_assets.chip_grid import chip_geobox
+from crop_assets.classes import lookup_table
 from crop_assets.demo.landscape import draw_landscape, write_landscape
 from crop_assets.demo.run import own_recipe
 from crop_assets.demo.scenes import CLOUD, FILL, QA_FILL, SHADOW, Scene
 from crop_assets.demo.server import PAGE, WorldServer, serve
 from crop_assets.demo.world import World, build_world, plan_scenes
 from crop_assets.errors import InputError
-from crop_assets.grid import chip_geobox
 from crop_assets.labels.cdl import check_cdl, chip_histograms
-from crop_assets.labels.classes import lookup_table
 from crop_assets.labels.sampling import candidate_boxes, choose_boxes, weighed_boxes
 from crop_assets_tests.demo.conftest import SmallWorld
 from resources.ipfs.unixfs import file_cid

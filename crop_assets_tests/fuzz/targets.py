@@ -41,8 +41,8 @@ from crop_assets.automation.years import year_state
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.files import check_band
+from crop_assets.chip_grid import ORIGIN_X, ORIGIN_Y, chip_id
 from crop_assets.errors import InputError
-from crop_assets.grid import ORIGIN_X, ORIGIN_Y, chip_id
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.cdl import check_cdl
 from crop_assets.labels.release import obtain_raster

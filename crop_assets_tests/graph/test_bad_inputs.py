@@ -15,8 +15,8 @@ import rasterio
 from affine import Affine
 from shapely.geometry import box, mapping
 
+from crop_assets.chip_grid import chip_geobox
 from crop_assets.errors import InputError
-from crop_assets.grid import chip_geobox
 from crop_assets.partitions import CDL_YEAR
 from crop_assets.recipe import load_recipe
 from crop_assets.scenes.granules import FILES

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from crop_assets.grid import chip_geobox
-from crop_assets.labels.classes import class_colormap
+from crop_assets.chip_grid import chip_geobox
+from crop_assets.classes import class_colormap
 from crop_assets_tests.small_world import (
     CHIPS,
     DATASET,

@@ -9,7 +9,7 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 
-from crop_assets.grid import ORIGIN_X, ORIGIN_Y
+from crop_assets.chip_grid import ORIGIN_X, ORIGIN_Y
 from crop_assets.labels.cdl import ChipHistograms
 from crop_assets.labels.sampling import candidate_boxes, weighed_boxes
 

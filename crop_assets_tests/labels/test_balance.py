@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from crop_assets.classes import CLASS_COLUMNS, CLASSES
 from crop_assets.labels.balance import Balance, choose_balanced, distance, target_shares
 from crop_assets.labels.cdl import check_cdl, chip_histograms
-from crop_assets.labels.classes import CLASSES
 from crop_assets.labels.sampling import (
-    CLASS_COLUMNS,
     candidate_boxes,
     choose_boxes,
     compare_choices,

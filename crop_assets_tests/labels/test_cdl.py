@@ -9,11 +9,11 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crop_assets.chip_grid import GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y, chip_geobox, chip_id
+from crop_assets.classes import CDL_CLASSES
 from crop_assets.errors import InputError
-from crop_assets.grid import GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y, chip_geobox, chip_id
 from crop_assets.labels import cdl as cdl_module
 from crop_assets.labels.cdl import CdlRaster, check_cdl, check_codes, chip_histograms
-from crop_assets.labels.classes import CDL_CLASSES
 from crop_assets_tests.labels.conftest import WriteCdl
 
 GRASS = np.full((30, 40), 176, np.uint8)

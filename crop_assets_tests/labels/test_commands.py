@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from affine import Affine
 
+from crop_assets.chip_grid import ORIGIN_X, ORIGIN_Y
 from crop_assets.errors import InputError
-from crop_assets.grid import ORIGIN_X, ORIGIN_Y
 from crop_assets.labels.cdl import check_cdl
 from crop_assets_tests.labels.conftest import WriteCdl
 from resources.cdl import raster_sha256

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import shapely
 
+from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.labels.cdl import ChipHistograms
 from crop_assets.labels.plots import chip_map_png, choice_maps_png, choices_png, class_histogram_png
-from crop_assets.labels.sampling import CLASS_COLUMNS, candidate_boxes, weighed_boxes
+from crop_assets.labels.sampling import candidate_boxes, weighed_boxes
 from crop_assets_tests.labels.conftest import boxes_of
 
 

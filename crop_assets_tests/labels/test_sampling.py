@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from rasterio.windows import from_bounds
 
+from crop_assets.chip_grid import GRID_COLS, GRID_ROWS, chip_position
+from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.errors import InputError
-from crop_assets.grid import GRID_COLS, GRID_ROWS, chip_position
 from crop_assets.labels.balance import Balance
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import (
-    CLASS_COLUMNS,
     ChoiceReport,
     candidate_boxes,
     choose_boxes,

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from crop_assets.chip_grid import CHIP_SIZE, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.demo.landscape import draw_landscape, write_landscape
-from crop_assets.grid import CHIP_SIZE, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.layout import Layout
 from crop_assets.schemas import SCHEMAS
 from resources.store import DatasetStore

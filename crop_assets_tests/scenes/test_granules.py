@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import shapely
 
-from crop_assets.grid import chip_outline
+from crop_assets.chip_grid import chip_outline
 from crop_assets.scenes import granules
 from crop_assets.scenes.granules import collection_of, document_url, parse_document, parse_scene_id
 from resources.errors import IntegrityError, NotFoundError

@@ -14,8 +14,8 @@ import shapely.affinity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crop_assets.chip_grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.errors import InputError
-from crop_assets.grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.tiles import grid as grid_module
 from crop_assets.tiles.grid import (
     MAX_TILES,

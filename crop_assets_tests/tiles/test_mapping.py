@@ -8,8 +8,8 @@ import pytest
 import rasterio.warp
 import shapely
 
+from crop_assets.chip_grid import GRID_COLS, GRID_ROWS, chip_position
 from crop_assets.errors import InputError
-from crop_assets.grid import GRID_COLS, GRID_ROWS, chip_position
 from crop_assets.labels.cdl import ChipHistograms
 from crop_assets.labels.sampling import candidate_boxes, weighed_boxes
 from crop_assets.tiles.grid import hls_tile_bounds

@@ -1,22 +1,20 @@
-"""The national CDL grid and the chip grid on it.
-
-Belongs here: where chips and rasters lie, as odc-geo GeoBoxes, and whether two have their pixels in the same places.
-Does not: what is in them.
-"""
+"""The national chip grid: where chips and rasters lie on the CDL's pixels, as odc-geo GeoBoxes, and chip ids."""
 
 import functools
+import re
 
 import numpy as np
 import pyproj
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from odc.geo.gridspec import GridSpec
+from odc.geo.types import XY, resxy_, xy_
 from pyproj.exceptions import ProjError
 from rasterio.windows import Window
 from shapely import Polygon
 
 from crop_assets.errors import InputError
-from crop_assets.layout import CHIP_ID
 
 CRS = "EPSG:5070"
 RESOLUTION = 30
@@ -35,35 +33,42 @@ TOLERANCE = 0.1
 """Pixels that two grids may be apart and count as the same; leaves room for a zone of NAD 83 instead of WGS 84."""
 
 
+# one spelling per chip: 0257 would be another file name for 257
+_CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
+
+
 def chip_id(row: int, col: int) -> str:
     return f"chip_{row:03d}_{col:03d}"
 
 
+def is_chip_id(name: str) -> bool:
+    return _CHIP_ID.fullmatch(name) is not None
+
+
 def chip_position(chip: str) -> tuple[int, int]:
     """Row and column of a chip on the national chip grid. Raises InputError for anything but a chip id."""
-    match = CHIP_ID.fullmatch(chip)
+    match = _CHIP_ID.fullmatch(chip)
     if not match:
         raise InputError(f"{chip[:100]!r} is not a chip id such as chip_257_266")
     return int(match[1]), int(match[2])
 
 
+@functools.cache
+def _chip_grid() -> GridSpec:
+    """The grid by (column, row). Made when first needed, because it takes PROJ's database."""
+    lower_left: XY[float] = xy_(ORIGIN_X, ORIGIN_Y - CHIP_METRES)
+    return GridSpec(CRS, (CHIP_SIZE, CHIP_SIZE), resxy_(RESOLUTION, -RESOLUTION), lower_left, flipy=True)
+
+
 def chip_blocks(rows: range, cols: range) -> GeoBox:
     """The grid of a rectangle of whole chips."""
-    transform = Affine(
-        RESOLUTION,
-        0,
-        ORIGIN_X + cols.start * CHIP_METRES,
-        0,
-        -RESOLUTION,
-        ORIGIN_Y - rows.start * CHIP_METRES,
-    )
-    return GeoBox((len(rows) * CHIP_SIZE, len(cols) * CHIP_SIZE), transform, CRS)
+    return _chip_grid()[cols.start, rows.start].crop((len(rows) * CHIP_SIZE, len(cols) * CHIP_SIZE))
 
 
 def chip_geobox(chip: str) -> GeoBox:
     """The 224 x 224 grid of one chip."""
     row, col = chip_position(chip)
-    return chip_blocks(range(row, row + 1), range(col, col + 1))
+    return _chip_grid()[col, row]
 
 
 def chip_outline(chip: str) -> Polygon:

@@ -10,16 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 
-from crop_assets.errors import InputError
-from crop_assets.labels.classes import (
+from crop_assets import classes
+from crop_assets.classes import (
     CDL_CLASSES,
     CLASS_COLOURS,
+    CLASS_COLUMNS,
     CLASSES,
     UNKNOWN,
     class_colormap,
     lookup_table,
     reclassify,
 )
+from crop_assets.errors import InputError
 
 
 def test_thirteen_classes_after_no_data_in_the_order_of_the_specification() -> None:
@@ -101,3 +103,9 @@ def test_palette_is_distinct_and_fits_matplotlib_and_geotiff(tmp_path: Path) -> 
     with rasterio.open(path) as raster:
         assert {value: raster.colormap(1)[value] for value in colours} == colours
         assert raster.nodata is None
+
+
+def test_columns_of_classes_are_named_in_one_place() -> None:
+    assert (CLASS_COLUMNS[0], CLASS_COLUMNS[13], len(CLASS_COLUMNS)) == ("class_0", "class_13", len(CLASSES))
+    package = Path(classes.__file__).parent
+    assert [p.name for p in package.rglob("*.py") if "class_{" in p.read_text()] == ["classes.py"]

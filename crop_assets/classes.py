@@ -1,8 +1,4 @@
-"""The 13 crop classes, their colours, and how CDL codes become them.
-
-Belongs here: what a class is and which CDL codes it holds. Does not: reading rasters (`cdl`), or
-choosing boxes by their classes (`sampling`).
-"""
+"""The 13 crop classes: their names, colours and columns, and the class of each CDL code."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +33,9 @@ CLASSES = (
     "Other",
 )
 """Names of the classes by value, 0 to 13, as the specification gives them."""
+
+CLASS_COLUMNS = [f"class_{value}" for value in range(len(CLASSES))]
+"""Columns of tables that hold the pixels of each class, class_0 to class_13."""
 
 CLASS_COLOURS = (
     "#000000",
