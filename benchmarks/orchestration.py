@@ -37,12 +37,12 @@ from crop_assets.demo.run import DAGSTER_YAML, server_environment
 from crop_assets.demo.scenes import BandFile, Scene
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World
+from crop_assets.hls import HLS_SIZE, QA_BAND, REFLECTANCE_BANDS
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import candidate_boxes, weighed_boxes, write_chip_geojson
 from crop_assets.partitions import CDL_YEAR, TILE
-from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.tile_assets import Services, run_stages
-from crop_assets.tiles.grid import HLS_SIZE, hls_tile_bounds, official_grid_path, read_tile_grid
+from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
 from resources.ipfs.unixfs import file_cid
 from resources.loopback import free_port
 from resources.machine import Machine

@@ -28,7 +28,7 @@ from crop_assets.chip_grid import CHIP_SIZE, chip_geobox
 from crop_assets.chips.assets import chip_quality, chips, filtered_chips, reprojected_tiles
 from crop_assets.chips.warp import source_pixels
 from crop_assets.classes import CDL_CLASSES
-from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
+from crop_assets.hls import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.tile_assets import Services, TileRun
 from resources.cdl import CdlReleases
 from resources.ipfs.resource import IpfsContent

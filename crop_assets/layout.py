@@ -10,14 +10,9 @@ from dataclasses import dataclass
 
 from crop_assets.chip_grid import is_chip_id
 from crop_assets.errors import InputError
+from crop_assets.hls import file_band, is_scene_id, is_tile
 
-_SCENE_ID = re.compile(r"HLS\.[SL]30\.T\d{2}[C-X][A-Z]{2}\.\d{7}(T\d{6})?\.v\d\.\d", re.ASCII)
-_L30_BANDS = {"B8A": "B05", "B11": "B06", "B12": "B07"}
-"""Landsat's names of the bands that Sentinel-2 calls so: narrow near infrared, and two short-wave (HLS v2.0 user guide,
-table 3); blue, green and red have one name in both."""
 _BAND = re.compile(r"[A-Za-z0-9]{2,8}")
-_TILE = re.compile(r"\d{2}[C-X][A-Z]{2}", re.ASCII)
-
 _YEAR = re.compile(r"[1-9]\d{3}", re.ASCII)
 _MAX_NAMED = 100
 
@@ -28,11 +23,6 @@ def parse_year(text: str) -> int | None:
     A year has one spelling, for each has one folder.
     """
     return int(text) if _YEAR.fullmatch(text) else None
-
-
-def is_tile(name: str) -> bool:
-    """Whether a name is that of an HLS tile, as those of files have it."""
-    return _TILE.fullmatch(name) is not None
 
 
 def _checked(is_one: Callable[[str], object], name: str, what: str) -> str:
@@ -83,13 +73,8 @@ class Layout:
 
         Raises InputError for any other name, so that no id from a catalogue leads out of its folder.
         """
-        scene = _checked(_SCENE_ID.fullmatch, scene_id, "scene")
+        scene = _checked(is_scene_id, scene_id, "scene")
         return f"{scene}/{scene}.{file_band(scene, _checked(_BAND.fullmatch, band, 'band'))}.tif"
-
-
-def file_band(scene_id: str, band: str) -> str:
-    """A band as the files of its scene name it: an L30 scene has B05 for B8A, B06 for B11 and B07 for B12."""
-    return _L30_BANDS.get(band, band) if scene_id.startswith("HLS.L30.") else band
 
 
 def tile_grid_table() -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
-from crop_assets.layout import Layout, is_tile, tile_grid_table
+from crop_assets.hls import is_tile
+from crop_assets.layout import Layout, tile_grid_table
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import SCHEMAS
 from resources.store import DatasetStore

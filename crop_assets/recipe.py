@@ -22,8 +22,6 @@ from resources.addresses import require_no_login
 from resources.plain_text import plain_text
 from resources.settings import Settings
 
-REFLECTANCE_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
-QA_BAND = "Fmask"
 SENSORS = ("S30", "L30")
 SOURCES = ("mirror", "kubo", "gateways", "ipfs_cli", "lp_daac")
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from crop_assets.chip_grid import CRS
 from crop_assets.chips.quality import COUNTS
 from crop_assets.classes import CLASS_COLUMNS, CLASSES
-from crop_assets.scenes.granules import FILES
+from crop_assets.hls import BANDS
 from crop_assets.scenes.selection import POSITIONS
 from resources.tables import Column, TableSchema
 
@@ -130,8 +130,8 @@ SCENE_METADATA = TableSchema(
         Column(
             "granule_bytes", pa.int64(), "bytes of all files of the scene; 0 where the metadata do not say"
         ),
-        *(Column(f"{band}_http", pa.string(), f"HTTPS link of {band}") for band in FILES),
-        *(Column(f"{band}_s3", pa.string(), f"S3 link of {band}") for band in FILES),
+        *(Column(f"{band}_http", pa.string(), f"HTTPS link of {band}") for band in BANDS),
+        *(Column(f"{band}_s3", pa.string(), f"S3 link of {band}") for band in BANDS),
     )
 )
 

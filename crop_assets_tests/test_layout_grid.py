@@ -77,6 +77,7 @@ def test_scene_files_are_named_alike_in_every_folder() -> None:
         SCENE.replace("S30", "X30"),
         SCENE.replace("T13TDE", "13TDE"),
         SCENE.replace("13TDE", "13tde"),
+        SCENE.replace("13TDE", "13TDI"),
         SCENE.replace("2022111", "20221"),
         SCENE.replace("1", "\N{ARABIC-INDIC DIGIT ONE}"),
         SCENE.lower(),
@@ -124,7 +125,9 @@ def test_what_is_no_chip_id_is_refused(chip: str) -> None:
             at(chip)
 
 
-@pytest.mark.parametrize("tile", ["", "T13TDE", "13TD", "13tde", "13TDE/", "../13TDE", "13ADE", "13TDE\n"])
+@pytest.mark.parametrize(
+    "tile", ["", "T13TDE", "13TD", "13tde", "13TDE/", "../13TDE", "13ADE", "13TDE\n", "61SNH", "14SMI"]
+)
 def test_what_is_no_tile_does_not_become_a_path(tile: str) -> None:
     with pytest.raises(ValueError, match="is not the name of a tile"):
         LAYOUT.table("chips", tile)

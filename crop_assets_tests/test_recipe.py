@@ -10,7 +10,8 @@ import yaml
 
 from crop_assets.classes import CLASSES
 from crop_assets.errors import InputError
-from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS, DatasetRecipe, load_recipe
+from crop_assets.hls import QA_BAND, REFLECTANCE_BANDS
+from crop_assets.recipe import DatasetRecipe, load_recipe
 
 Load = Callable[[str | bytes], DatasetRecipe]
 

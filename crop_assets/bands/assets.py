@@ -18,8 +18,8 @@ from crop_assets.bands.cids import tile_payloads as payloads_of
 from crop_assets.bands.download import BandFile, ObtainedBand, obtain_band
 from crop_assets.bands.retrievability import ask_cids
 from crop_assets.bands.transfer import Transfer, expected_bytes
-from crop_assets.recipe import QA_BAND, DatasetRecipe
-from crop_assets.scenes.granules import FILES
+from crop_assets.hls import BANDS, QA_BAND
+from crop_assets.recipe import DatasetRecipe
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import (
     BAND_CIDS,
@@ -50,7 +50,7 @@ def band_cids(run: TileRun, selected_scenes: pd.DataFrame, scene_metadata: pd.Da
         return TileTable(BAND_CIDS.empty(), {"outcome": "no scene is selected"})
     ipfs = run.services.ipfs
     items = catalogue_items(list(scenes["scene_id"]), run.tile, run.services.ipfs_stac, run.store, run.log)
-    facts = scene_metadata[["scene_id", "granule_bytes", *(f"{band}_http" for band in FILES)]]
+    facts = scene_metadata[["scene_id", "granule_bytes", *(f"{band}_http" for band in BANDS)]]
     nodes, memory = ipfs.probes(run.recipe.sources), run.services.sources.memory
     rows = cid_rows(
         scenes.merge(facts, on="scene_id"), items, lambda cid, path: ipfs.resolve(cid, path, nodes, memory)
@@ -91,7 +91,7 @@ def downloaded_bands(
         )
     made = _download(run, bands)
     table = pd.concat([downloaded_fmasks, made.frame]) if len(made.frame) else downloaded_fmasks
-    order = table["position"].map({"first": 0, "middle": 1, "last": 2}), table["band"].map(FILES.index)
+    order = table["position"].map({"first": 0, "middle": 1, "last": 2}), table["band"].map(BANDS.index)
     table = (
         table.assign(o=order[0], b=order[1])
         .sort_values(["o", "b"], ignore_index=True)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from crop_assets.scenes.granules import collection_of
+from crop_assets.hls import collection_of
 from resources.answers import read_answer, write_answer
 from resources.stac import SET_ASIDE, IpfsStac
 from resources.store import DatasetStore

@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from crop_assets.layout import file_band
-from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
+from crop_assets.hls import BANDS, file_band
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
 from resources.ipfs.cid import Cid, cid_from_href
 from resources.json_values import count, mapping
@@ -37,7 +36,7 @@ def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: 
     absent = "; ".join(["the IPFS catalogue does not have this scene", *unread[:3]])
     rows = []
     for scene in scenes.to_dict("records"):
-        for band in (*REFLECTANCE_BANDS, QA_BAND):
+        for band in BANDS:
             item = by_id.get(scene["scene_id"])
             named = file_band(scene["scene_id"], band)
             cid, problem = ("", absent) if item is None else _band_cid(item, named, resolve)

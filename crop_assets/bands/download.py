@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crop_assets.bands.files import check_band
-from crop_assets.scenes.granules import parse_scene_id
+from crop_assets.hls import parse_scene_id
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.ipfs.unixfs import matches_cid
 from resources.sources import Sources, Wanted

@@ -13,8 +13,7 @@ from pyproj.exceptions import ProjError
 from rasterio.errors import RasterioError
 
 from crop_assets.chip_grid import RESOLUTION, grid_text, raster_geobox, same_pixels
-from crop_assets.recipe import QA_BAND
-from crop_assets.tiles.grid import HLS_SIZE, hls_bounds
+from crop_assets.hls import HLS_SIZE, QA_BAND, hls_bounds
 from resources.errors import IntegrityError
 from resources.geodata import open_geotiff
 from resources.words import MAX_BYTES, document

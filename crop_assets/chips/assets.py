@@ -14,9 +14,8 @@ from crop_assets.chips.plots import chip_picture
 from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
 from crop_assets.chips.reproject import BandFile, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
+from crop_assets.hls import QA_BAND, parse_scene_id
 from crop_assets.parallel import in_parallel
-from crop_assets.recipe import QA_BAND
-from crop_assets.scenes.granules import parse_scene_id
 from crop_assets.scenes.selection import POSITIONS, chosen_scenes
 from crop_assets.schemas import CHIP_QUALITY, CHIPS, FILTERED_CHIPS, PIXEL_COUNTS, REPROJECTED_TILES
 from crop_assets.tile_assets import TileRun, TileTable, tile_stage

@@ -17,8 +17,9 @@ from rasterio.errors import RasterioError
 
 from crop_assets.chip_grid import CHIP_SIZE, chip_geobox, raster_geobox
 from crop_assets.chips.quality import quality_counts
-from crop_assets.chips.warp import QA_NODATA, SourcePixels, nearest, source_pixels
+from crop_assets.chips.warp import SourcePixels, nearest, source_pixels
 from crop_assets.errors import InputError
+from crop_assets.hls import QA_NODATA
 from crop_assets.parallel import in_parallel
 from resources.geodata import open_geotiff
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from crop_assets.chip_grid import CHIP_SIZE
 from crop_assets.chips.clip import Chip
 from crop_assets.classes import CLASSES, class_colormap
-from crop_assets.recipe import REFLECTANCE_BANDS
+from crop_assets.hls import REFLECTANCE_BANDS
 
 _RED_GREEN_BLUE = [2, 1, 0]
 # reflectance x 10,000 that shows as full brightness: bright soil, below clouds

@@ -11,15 +11,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from crop_assets.chip_grid import CHIP_SIZE
+from crop_assets.hls import CLOUD, QA_NODATA, SHADOW, SNOW
 from crop_assets.scenes.selection import POSITIONS
 
 QaRule = Literal["class", "value", "total"]
 
-CLASS_BITS = {"cloud": 1, "shadow": 3, "snow": 4}
-"""Bit of each bad class in Fmask (HLS v2.0 user guide, table 9)."""
-_BAD = sum(1 << bit for bit in CLASS_BITS.values())
-_FILL = 255
-COUNTS = (*CLASS_BITS, "bad", "worst_value", "fill")
+BAD_BITS = {"cloud": CLOUD, "shadow": SHADOW, "snow": SNOW}
+_BAD = sum(BAD_BITS.values())
+COUNTS = (*BAD_BITS, "bad", "worst_value", "fill")
 
 KEPT, NO_SCENES, NA_PIXELS, BAD_QUALITY = "", "too_few_scenes", "na_pixels", "bad_quality"
 NOT_FETCHED = "bands_not_fetched"
@@ -35,16 +34,14 @@ def quality_counts(fmask: NDArray[np.uint8]) -> dict[str, int]:
     """
     histogram = np.bincount(fmask.ravel(), minlength=256)
     values = np.arange(256)
-    data = values != _FILL
+    data = values != QA_NODATA
     bad = (values & _BAD) != 0
-    counts = {
-        name: int(histogram[data & ((values >> bit) & 1 == 1)].sum()) for name, bit in CLASS_BITS.items()
-    }
+    counts = {name: int(histogram[data & ((values & bit) != 0)].sum()) for name, bit in BAD_BITS.items()}
     return {
         **counts,
         "bad": int(histogram[data & bad].sum()),
         "worst_value": int(histogram[bad].max()),
-        "fill": int(histogram[_FILL]),
+        "fill": int(histogram[QA_NODATA]),
     }
 
 
@@ -55,7 +52,7 @@ def bad_percent(chips: pd.DataFrame, position: str, rule: QaRule) -> pd.Series:
     bad pixels. Missing where the chip has no such date.
     """
     columns = {
-        "class": [f"{name}_{position}" for name in CLASS_BITS],
+        "class": [f"{name}_{position}" for name in BAD_BITS],
         "value": [f"worst_value_{position}"],
         "total": [f"bad_{position}"],
     }[rule]

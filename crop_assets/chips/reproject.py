@@ -36,16 +36,14 @@ from crop_assets.chip_grid import (
 )
 from crop_assets.chips.rasters import require_whole
 from crop_assets.chips.warp import (
-    NODATA,
-    QA_NODATA,
     SourcePixels,
     bilinear,
     nearest,
     source_pixels,
 )
 from crop_assets.errors import InputError
+from crop_assets.hls import NODATA, NODATA_BEFORE_V2, QA_BAND, QA_NODATA
 from crop_assets.parallel import in_parallel
-from crop_assets.recipe import QA_BAND
 from resources.geodata import create_raster, open_geotiff
 
 _BLOCKS_AT_ONCE = 16
@@ -69,7 +67,7 @@ def fill_value(raster: rasterio.DatasetReader, band: str, version: str) -> float
         return float(raster.nodata)
     if band == QA_BAND:
         return QA_NODATA
-    return NODATA if version >= "2" else -1000
+    return NODATA if version >= "2" else NODATA_BEFORE_V2
 
 
 @dataclass(frozen=True)

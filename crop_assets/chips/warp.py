@@ -20,11 +20,7 @@ from rasterio.windows import Window
 from scipy.sparse import csr_array
 
 from crop_assets.chip_grid import transformer, wkt
-
-NODATA = -9999
-"""Fill of reflectance in HLS v2.0 (HLS user guide), and of every raster made here."""
-QA_NODATA = 255
-"""Fill of Fmask."""
+from crop_assets.hls import NODATA, QA_NODATA
 
 _NODES = 6
 """Chebyshev nodes on each axis of a target grid. From Albers to UTM is so smooth a step that four leave no more

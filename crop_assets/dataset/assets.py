@@ -21,9 +21,10 @@ from crop_assets.dataset.splits import TRAIN, VALIDATION, split_chips
 from crop_assets.dataset.statistics import BandStatistics, measure_bands
 from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
+from crop_assets.hls import REFLECTANCE_BANDS
 from crop_assets.labels.plots import class_histogram_png
 from crop_assets.progress import Progress
-from crop_assets.recipe import REFLECTANCE_BANDS, DatasetRecipe
+from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import BAND_STATS, CLASS_DISTRIBUTION, CLASS_WEIGHTS, PUBLISHED_DATASET, SPLITS
 from crop_assets.tile_assets import every_tile_is_in, read_tiles
 from crop_assets.year_assets import YearRun, bounded_errors, markdown, picture, year_asset

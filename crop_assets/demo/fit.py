@@ -9,11 +9,11 @@ import datetime as dt
 from crop_assets.demo.scenes import Scene
 from crop_assets.demo.world import World
 from crop_assets.errors import InputError
+from crop_assets.hls import parse_scene_id
 from crop_assets.labels.aoi import filter_aoi, read_aoi
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import candidate_boxes, read_chip_geojson, weighed_boxes
 from crop_assets.recipe import DatasetRecipe
-from crop_assets.scenes.granules import parse_scene_id
 from resources.machine import Machine
 
 _SOURCES = ("gateways", "lp_daac", "mirror")

@@ -25,23 +25,25 @@ from scipy import ndimage
 
 from crop_assets.classes import reclassify
 from crop_assets.demo.landscape import smooth_surface
+from crop_assets.hls import (
+    ADJACENT,
+    AEROSOL_AVERAGE,
+    AEROSOL_HIGH,
+    AEROSOL_LOW,
+    CLOUD,
+    HLS_SIZE,
+    NODATA,
+    QA_BAND,
+    QA_NODATA,
+    REFLECTANCE_BANDS,
+    SHADOW,
+    SNOW,
+    WATER,
+    file_band,
+)
 from crop_assets.labels.cdl import check_cdl
-from crop_assets.layout import file_band
 from resources.geodata import create_raster, open_raster
 from resources.ipfs.unixfs import file_cid
-
-SIZE = 3660
-"""Rows and columns of an HLS tile."""
-
-BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
-"""By their S30 names; the files of an L30 scene have those of Landsat."""
-QA = "Fmask"
-
-FILL, QA_FILL = -9999, 255
-CLOUD, ADJACENT, SHADOW, SNOW, WATER = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
-"""Fmask bits of HLS v2.0; bits 6 and 7 hold the aerosol level."""
-
-_AEROSOL_LOW, _AEROSOL_AVERAGE, _AEROSOL_HIGH = 1 << 6, 2 << 6, 3 << 6
 
 _COARSE = 4
 """Clouds beyond the CDL's area are drawn on every fourth pixel: four times quicker, and small on disk."""
@@ -153,7 +155,7 @@ def render_scene(plan: ScenePlan, cdl: Path, folder: Path) -> Scene:
     land = _land(cdl, plan.frame)
     rng = np.random.default_rng(_seed(plan.scene_id))
     fmask, opacity = _sky(rng, plan, land)
-    seen = int(np.count_nonzero(fmask != QA_FILL))
+    seen = int(np.count_nonzero(fmask != QA_NODATA))
     hidden = int(np.count_nonzero(_has(fmask, CLOUD | SHADOW)))
     cloud, coverage = round(100 * hidden / max(1, seen)), round(100 * seen / fmask.size)
 
@@ -166,11 +168,11 @@ def render_scene(plan: ScenePlan, cdl: Path, folder: Path) -> Scene:
     for band, pixels in _reflectance(rng, plan, land, fmask, opacity):
         name = file_band(plan.scene_id, band)
         path = writing / f"{plan.scene_id}.{name}.tif"
-        _write(path, pixels, frame, FILL, tags | _BAND_TAGS)
+        _write(path, pixels, frame, NODATA, tags | _BAND_TAGS)
         files[name] = _measure(path)
-    path = writing / f"{plan.scene_id}.{QA}.tif"
-    _write(path, fmask, frame, QA_FILL, tags | _QA_TAGS)
-    files[QA] = _measure(path)
+    path = writing / f"{plan.scene_id}.{QA_BAND}.tif"
+    _write(path, fmask, frame, QA_NODATA, tags | _QA_TAGS)
+    files[QA_BAND] = _measure(path)
     shutil.rmtree(folder, ignore_errors=True)
     writing.rename(folder)
 
@@ -193,7 +195,7 @@ def _seed(name: str) -> int:
 
 
 def _has(fmask: Codes, bits: int) -> Mask:
-    hits: Mask = ((fmask & bits) != 0) & (fmask != QA_FILL)
+    hits: Mask = ((fmask & bits) != 0) & (fmask != QA_NODATA)
     return hits
 
 
@@ -245,7 +247,7 @@ def _patches(cdl: Path) -> tuple[Int32s, Codes, str, Affine]:
 @functools.lru_cache(maxsize=2)
 def _land(cdl: Path, frame: TileFrame) -> _Land:
     labels, classes, crs, transform = _patches(cdl)
-    fields = np.zeros((SIZE, SIZE), np.int32)
+    fields = np.zeros((HLS_SIZE, HLS_SIZE), np.int32)
     rasterio.warp.reproject(
         labels,
         fields,
@@ -259,8 +261,8 @@ def _land(cdl: Path, frame: TileFrame) -> _Land:
     rows, cols = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     area = (slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)) if rows.size else (slice(0), slice(0))
 
-    cells = SIZE // _CELL
-    cell = np.arange(SIZE) // _CELL
+    cells = HLS_SIZE // _CELL
+    cell = np.arange(HLS_SIZE) // _CELL
     beyond = np.random.default_rng(_seed(frame.tile)).choice(
         np.array([1, 1, 3, 4, 8, 8, 12], np.uint8), cells**2
     )
@@ -368,7 +370,7 @@ def _reflectance(
 ) -> Iterator[tuple[str, Int16s]]:
     """Each band's name and its int16 (3660, 3660) in 0.0001 of reflectance, fill -9999."""
     day = plan.sensed.timetuple().tm_yday
-    spectra = np.empty((len(land.classes), len(BANDS)))
+    spectra = np.empty((len(land.classes), len(REFLECTANCE_BANDS)))
     for value, cover in _COVERS.items():
         of_class = land.classes == value
         spectra[of_class] = cover.spectra(day - land.lag[of_class], land.vigour[of_class])
@@ -378,8 +380,8 @@ def _reflectance(
     veil = opacity.ravel()[cloudy] / 255
     shaded = np.flatnonzero(_has(fmask, SHADOW) & (opacity == 0))
     snowy = np.flatnonzero(_has(fmask, SNOW))
-    unseen = fmask == QA_FILL
-    for number, band in enumerate(BANDS):
+    unseen = fmask == QA_NODATA
+    for number, band in enumerate(REFLECTANCE_BANDS):
         pixels = spectra[:, number].astype(np.int16)[land.fields]
         grain = rng.normal(0, 0.6, land.inside.shape).round().astype(np.int16) * np.int16(_GRAIN)
         pixels[land.area] += np.where(land.inside, grain, np.int16(0))
@@ -388,28 +390,28 @@ def _reflectance(
         flat[shaded] = (0.45 * flat[shaded]).astype(np.int16)
         flat[cloudy] = (flat[cloudy] + veil * (_CLOUD_TOP[number] - flat[cloudy])).astype(np.int16)
         np.maximum(pixels, 1, out=pixels)
-        pixels[unseen] = FILL
+        pixels[unseen] = NODATA
         if band == "B11":
             for event in plan.events:
                 if event.kind == "dead":
                     part, away = _around(event, event.radius)
-                    pixels[part][away < event.radius] = FILL
+                    pixels[part][away < event.radius] = NODATA
         yield band, pixels
 
 
 def _around(event: Event, reach: float, shift: tuple[int, int] = (0, 0)) -> tuple[tuple[slice, slice], Reals]:
     """The part of the tile within `reach` of an event, and each pixel's distance from its middle."""
     row, col = event.row + shift[0], event.col + shift[1]
-    part = tuple(slice(max(0, int(at - reach)), min(SIZE, int(at + reach) + 2)) for at in (row, col))
+    part = tuple(slice(max(0, int(at - reach)), min(HLS_SIZE, int(at + reach) + 2)) for at in (row, col))
     rows, cols = np.mgrid[part]
     return (part[0], part[1]), np.hypot(rows - row, cols - col)
 
 
 def _sky(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes, Codes]:
     """The Fmask, and how much of the ground a cloud hides from 0 to 255, both uint8 (3660, 3660)."""
-    cell = np.arange(SIZE) // _CELL
+    cell = np.arange(HLS_SIZE) // _CELL
     haze = rng.choice(
-        np.array([_AEROSOL_LOW, _AEROSOL_LOW, _AEROSOL_AVERAGE], np.uint8), (SIZE // _CELL,) * 2
+        np.array([AEROSOL_LOW, AEROSOL_LOW, AEROSOL_AVERAGE], np.uint8), (HLS_SIZE // _CELL,) * 2
     )
     fmask = haze[cell[:, None], cell]
     fmask[land.water] |= WATER
@@ -425,20 +427,20 @@ def _sky(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes,
     fmask[adjacent & ~cloud & ~shadow] |= ADJACENT
     fmask[shadow & ~cloud] |= SHADOW
     # where a cloud hides the ground, Fmask knows neither water nor snow, and calls the aerosol high
-    fmask[cloud] = _AEROSOL_HIGH | CLOUD
+    fmask[cloud] = AEROSOL_HIGH | CLOUD
 
     if plan.seen < 1:
-        fmask[~_swath(plan)] = QA_FILL
+        fmask[~_swath(plan)] = QA_NODATA
     for event in plan.events:
         if event.kind == "gap":
             part, away = _around(event, event.radius)
-            fmask[part][away < event.radius] = QA_FILL
+            fmask[part][away < event.radius] = QA_NODATA
     return fmask, opacity
 
 
 def _far_clouds(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes, Mask, Mask]:
     """Opacity, shadow and their surroundings of the clouds that `plan.clouds` asks for."""
-    small = (SIZE // _COARSE,) * 2
+    small = (HLS_SIZE // _COARSE,) * 2
     heap = smooth_surface(rng, small, 44) + 0.35 * smooth_surface(rng, small, 11)
     if not plan.overcast:
         margin = 30
@@ -483,7 +485,7 @@ _SWATH_SLOPE = math.tan(math.radians(13))
 
 def _swath(plan: ScenePlan) -> Mask:
     """Where the tile lies west of the swath's eastern edge."""
-    inside: Mask = np.arange(SIZE) + _SWATH_SLOPE * np.arange(SIZE)[:, None] < _swath_edge(plan)
+    inside: Mask = np.arange(HLS_SIZE) + _SWATH_SLOPE * np.arange(HLS_SIZE)[:, None] < _swath_edge(plan)
     return inside
 
 
@@ -491,13 +493,15 @@ def _swath_edge(plan: ScenePlan) -> float:
     if plan.seen >= 1:
         return np.inf
     # the mean over the rows of the edge's column is the share seen, while the edge crosses every row
-    return float(SIZE * plan.seen + _SWATH_SLOPE * (SIZE - 1) / 2)
+    return float(HLS_SIZE * plan.seen + _SWATH_SLOPE * (HLS_SIZE - 1) / 2)
 
 
 def _footprint(plan: ScenePlan) -> tuple[tuple[float, float], ...]:
-    tile = shapely.box(0, 0, SIZE, SIZE)
-    edge = min(_swath_edge(plan), 3.0 * SIZE)
-    swath = shapely.Polygon([(-SIZE, 0), (edge, 0), (edge - _SWATH_SLOPE * SIZE, SIZE), (-SIZE, SIZE)])
+    tile = shapely.box(0, 0, HLS_SIZE, HLS_SIZE)
+    edge = min(_swath_edge(plan), 3.0 * HLS_SIZE)
+    swath = shapely.Polygon(
+        [(-HLS_SIZE, 0), (edge, 0), (edge - _SWATH_SLOPE * HLS_SIZE, HLS_SIZE), (-HLS_SIZE, HLS_SIZE)]
+    )
     ring = shapely.get_coordinates(tile.intersection(swath).normalize())
     x, y = zip(*(plan.frame.transform @ (col, row) for col, row in ring), strict=True)
     lon, lat = pyproj.Transformer.from_crs(plan.frame.epsg, 4326, always_xy=True).transform(x, y)
@@ -505,13 +509,13 @@ def _footprint(plan: ScenePlan) -> tuple[tuple[float, float], ...]:
 
 
 _BAND_TAGS = {
-    "_FillValue": str(FILL),
+    "_FillValue": str(NODATA),
     "add_offset": "0",
     "scale_factor": "0.0001",
     "long_name": "Surface reflectance",
 }
 _QA_TAGS = {
-    "_FillValue": str(QA_FILL),
+    "_FillValue": str(QA_NODATA),
     "Fmask bit description": "7-6 aerosol (0 climatology, 1 low, 2 average, 3 high), 5 water, 4 snow/ice, "
     "3 cloud shadow, 2 adjacent to cloud or shadow, 1 cloud, 0 cirrus (unused)",
 }
@@ -527,8 +531,8 @@ def _tags(plan: ScenePlan, cloud: int, coverage: int) -> dict[str, str]:
         "HLS_PROCESSING_TIME": (plan.sensed + dt.timedelta(days=2)).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "HORIZONTAL_CS_CODE": f"EPSG:{frame.epsg}",
         "HORIZONTAL_CS_NAME": f"WGS84 / UTM zone {frame.epsg % 100}N",
-        "NCOLS": str(SIZE),
-        "NROWS": str(SIZE),
+        "NCOLS": str(HLS_SIZE),
+        "NROWS": str(HLS_SIZE),
         "OVR_RESAMPLING_ALG": "NEAREST",
         "SENSING_TIME": plan.sensed.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "SENTINEL2_TILEID": frame.tile,
@@ -544,8 +548,8 @@ def _write(path: Path, pixels: npt.NDArray[Any], frame: TileFrame, nodata: int, 
         "driver": "COG",
         "dtype": pixels.dtype.name,
         "count": 1,
-        "height": SIZE,
-        "width": SIZE,
+        "height": HLS_SIZE,
+        "width": HLS_SIZE,
         "crs": f"EPSG:{frame.epsg}",
         "transform": frame.transform,
         "nodata": nodata,

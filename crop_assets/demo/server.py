@@ -27,11 +27,10 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from crop_assets.demo.gateway import gateway_routes
-from crop_assets.demo.scenes import FILL as BAND_FILL
-from crop_assets.demo.scenes import QA_FILL, SIZE, Scene
+from crop_assets.demo.scenes import Scene
 from crop_assets.demo.world import World
 from crop_assets.errors import InputError
-from crop_assets.scenes.granules import collection_of
+from crop_assets.hls import HLS_SIZE, NODATA, QA_NODATA, collection_of
 from resources.loopback import free_port
 
 PAGE = 10
@@ -431,10 +430,10 @@ def _attributes(scene: Scene) -> dict[str, str]:
         "ULY": str(scene.top),
         "ADD_OFFSET": "0",
         "REF_SCALE_FACTOR": "0.0001",
-        "FILLVALUE": str(BAND_FILL),
-        "QA_FILLVALUE": str(QA_FILL),
-        "NCOLS": str(SIZE),
-        "NROWS": str(SIZE),
+        "FILLVALUE": str(NODATA),
+        "QA_FILLVALUE": str(QA_NODATA),
+        "NCOLS": str(HLS_SIZE),
+        "NROWS": str(HLS_SIZE),
         "ACCODE": "LaSRC",
     }
 

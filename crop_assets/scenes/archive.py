@@ -7,13 +7,13 @@ Belongs here: which questions are asked, and keeping the whole answer. Does not:
 import datetime as dt
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crop_assets.scenes.granules import document_url, parse_document, parse_scene_id, unusable
+from crop_assets.hls import parse_scene_id, tile_in
+from crop_assets.scenes.granules import document_url, parse_document, unusable
 from resources.answers import read_answer, write_answer
 from resources.errors import IntegrityError, NotAFileError, NotFoundError, UnavailableError
 from resources.json_values import text
@@ -27,7 +27,6 @@ _MAX_SET_ASIDE = 300
 """Items of a tile that cannot be used: more are not a catalogue with faults, but none."""
 _MAX_TILE_SECONDS = 3600.0
 """For all that a tile asks: a season takes some ten seconds."""
-_TILE = re.compile(r"\bT(\d{2}[C-X][A-Z]{2})\b", re.ASCII)
 _VERSION = 2
 """Part of an answer's name: raise it with any change of what is asked or kept."""
 
@@ -189,8 +188,7 @@ def _can_be_read(document: str) -> bool:
 
 def _is_of_another(item: Mapping[str, Any], tile: str) -> bool:
     """Whether an unusable item's id names another tile."""
-    named = _TILE.search(item["id"])
-    return named is not None and named[1] != tile
+    return tile_in(item["id"]) not in (None, tile)
 
 
 def _is_asked_for(item: Mapping[str, Any], question: TileQuestion) -> bool:

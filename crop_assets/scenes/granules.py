@@ -1,11 +1,5 @@
-"""HLS granules: their names, and what their STAC items and metadata documents say of them.
+"""HLS granules: reading their STAC items and metadata documents into rows."""
 
-Belongs here: reading names, items and documents into rows. Does not: asking servers
-(`resources.stac`), choosing scenes (`selection`).
-"""
-
-import datetime as dt
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,54 +13,15 @@ from numpy.typing import NDArray
 from shapely.errors import ShapelyError
 
 from crop_assets.errors import InputError
-from crop_assets.layout import file_band
+from crop_assets.hls import BANDS, SceneName, file_band, parse_scene_id
 from crop_assets.polygons import make_valid
-from crop_assets.recipe import QA_BAND, REFLECTANCE_BANDS
 from resources.errors import IntegrityError
 from resources.json_values import MALFORMED, count, mapping, number, objects, parse, text
 from resources.stac import SET_ASIDE
 
-FILES = (*REFLECTANCE_BANDS, QA_BAND)
-
 _MOST_CROSSINGS = 100
 """A footprint has some ten vertices, and a question some hundred footprints."""
-_SCENE = re.compile(
-    r"HLS\.(?P<sensor>[SL]30)\.T(?P<tile>\d{2}[C-X][A-Z]{2})\.(?P<day>\d{7})(T(?P<time>\d{6}))?\.v(?P<version>\d\.\d)",
-    re.ASCII,
-)
 _LP_DAAC = "data.lpdaac.earthdatacloud.nasa.gov"
-
-
-@dataclass(frozen=True)
-class SceneName:
-    """What a scene id such as HLS.S30.T13TDE.2022111T174859.v2.0 tells (HLS user guide, section 6)."""
-
-    sensor: str
-    tile: str
-    sensed: dt.datetime
-    version: str
-
-
-def parse_scene_id(scene_id: str) -> SceneName:
-    """Raises IntegrityError for anything that is not an HLS scene id, ValueError for a day that no year has."""
-    match = _SCENE.fullmatch(str(scene_id))
-    if not match:
-        raise IntegrityError(
-            f"{scene_id!r} is not an HLS scene id such as HLS.S30.T13TDE.2022111T174859.v2.0"
-        )
-    sensed = dt.datetime.strptime(match["day"] + (match["time"] or "000000"), "%Y%j%H%M%S").replace(
-        tzinfo=dt.UTC
-    )
-    # strptime takes day 366 of a common year for the first of the next
-    if f"{sensed:%Y%j}" != match["day"]:
-        raise ValueError(f"{scene_id!r} names day {match['day'][4:]}, which {match['day'][:4]} has not")
-    return SceneName(match["sensor"], match["tile"], sensed, match["version"])
-
-
-def collection_of(scene_id: str) -> str:
-    """The STAC collection of a scene, as CMR-STAC and the EASIER STAC name it, such as HLSS30_2.0."""
-    name = parse_scene_id(scene_id)
-    return f"HLS{name.sensor}_{name.version}"
 
 
 @dataclass(frozen=True)
@@ -191,7 +146,7 @@ def _row_without_scene(item: Mapping[str, Any], tile: str, why: str) -> dict[str
         "missing_bands": "",
         "problem": f"set aside: {why}",
     }
-    return row | {f"{band}_{kind}": "" for band in FILES for kind in ("http", "s3")}
+    return row | {f"{band}_{kind}": "" for band in BANDS for kind in ("http", "s3")}
 
 
 def _scene_row(
@@ -211,7 +166,7 @@ def _scene_row(
             coverage = read.spatial_coverage if coverage is None else coverage
     s3_links = {link.rsplit("/", 1)[-1]: link for link in links if link.startswith("s3://")}
     assets = mapping(item.get("assets"))
-    listed = {band: assets.get(file_band(item["id"], band)) for band in FILES}
+    listed = {band: assets.get(file_band(item["id"], band)) for band in BANDS}
     row: dict[str, Any] = {
         "scene_id": item["id"],
         "tile": name.tile,
@@ -220,10 +175,10 @@ def _scene_row(
         "spatial_coverage": coverage,
         "chip_coverage": _chip_coverage(item, chips),
         "granule_bytes": size,
-        "missing_bands": " ".join(band for band in FILES if not isinstance(listed[band], Mapping)),
+        "missing_bands": " ".join(band for band in BANDS if not isinstance(listed[band], Mapping)),
         "problem": problem,
     }
-    for band in FILES:
+    for band in BANDS:
         href = text(mapping(listed[band]).get("href"))
         file = f"{item['id']}.{file_band(item['id'], band)}.tif"
         row[f"{band}_http"] = href if href.startswith(("http://", "https://")) else ""

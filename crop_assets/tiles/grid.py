@@ -1,15 +1,9 @@
-"""The Sentinel-2 tile grid: where each tile lies, and the raster that HLS makes of it.
-
-Belongs here: reading a tile grid, official or not, and the bounds of a tile's HLS raster. Does not:
-which chip goes to which tile (`mapping`).
-"""
+"""The Sentinel-2 tile grid: reading it from a file, official or not, and the HLS raster of each tile's polygon."""
 
 import importlib.util
 import math
-import re
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import geopandas as gpd
 import numpy as np
@@ -22,6 +16,7 @@ from shapely.errors import ShapelyError
 
 from crop_assets.crs import require_place
 from crop_assets.errors import InputError
+from crop_assets.hls import SQUARE_METRES, HlsBounds, is_tile, square_bounds
 from crop_assets.polygons import join, make_valid
 from resources.errors import IntegrityError
 from resources.geodata import Vector, open_vector
@@ -29,30 +24,11 @@ from resources.parquet import MAX_FILE_BYTES, Parquet
 from resources.plain_text import plain_text
 
 _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
-_TILE = re.compile(r"(0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]", re.ASCII)
 MAX_TILES = 2000
 """Of the official grid 1,572 tiles touch the area of the chip grid."""
 _MOST_ARCHIVE_BYTES = 1 << 30
 _MOST_CROSSINGS = 100
 """Of the outlines of a tile's pieces, which share an edge."""
-HLS_SIZE = 3660
-"""Pixels of 30 m on each side of a tile's HLS rasters."""
-_HLS_M = 30 * HLS_SIZE
-_SQUARE_M = 100_000
-_BANDS, _ROWS = "CDEFGHJKLMNPQRSTUVWX", "ABCDEFGHJKLMNPQRSTUV"
-_COLUMNS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
-_DEGREE_M = 110_900
-"""Northing of a degree of latitude, near enough to tell rows 2,000 km apart."""
-
-
-class HlsBounds(NamedTuple):
-    """The rectangle of a tile's HLS rasters: 3660 x 3660 pixels of 30 m, in metres of `epsg`."""
-
-    epsg: int
-    left: float
-    bottom: float
-    right: float
-    top: float
 
 
 def official_grid_path() -> Path:
@@ -90,7 +66,7 @@ def read_tile_grid(path: str | Path) -> gpd.GeoDataFrame:
     features = _read_features(Path(path))
     # whatever they are: numbers, or nothing
     names = np.array([str(name) for name in features["tile"]], dtype=object)
-    _refuse(path, "names that are no tile's", [name for name in names if not _TILE.fullmatch(name)])
+    _refuse(path, "names that are no tile's", [name for name in names if not is_tile(name)])
     unique, times = np.unique(names.astype(str), return_counts=True)
     _refuse(path, "tiles that occur twice", unique[times > 1].tolist())
     try:
@@ -117,11 +93,6 @@ def read_tile_grid(path: str | Path) -> gpd.GeoDataFrame:
         crs=4326,
     )
     return frame.sort_values("tile", ignore_index=True)
-
-
-def is_tile(name: str) -> bool:
-    """Whether a tile can have this name."""
-    return bool(_TILE.fullmatch(name))
 
 
 def tile_names(tile_map: pd.DataFrame) -> list[str]:
@@ -161,42 +132,15 @@ def hls_tile_bounds(tile: str, polygon: shapely.Polygon) -> HlsBounds:
     points = shapely.get_coordinates(polygon)
     east, north = _to_utm(epsg).transform(points[:, 0], points[:, 1])
     west_edge, north_edge = float(np.min(east)), float(np.max(north))
-    square_left = _SQUARE_M * round(west_edge / _SQUARE_M)
-    square_top = _SQUARE_M * round(north_edge / _SQUARE_M)
+    square_left = SQUARE_METRES * round(west_edge / SQUARE_METRES)
+    square_top = SQUARE_METRES * round(north_edge / SQUARE_METRES)
     # a tile cut at the antimeridian has vertices in mid edge, which bow by up to 1,890 m (01CDH)
     if max(abs(west_edge - square_left), abs(north_edge - square_top)) > 5000:
         raise InputError(
             f"tile {tile}: its polygon's north-west corner is ({west_edge:.0f}, {north_edge:.0f}) "
             f"in EPSG:{epsg}, not near a corner of the 100 km grid; use the official Sentinel-2 tile grid"
         )
-    return _bounds_on(epsg, square_left, square_top)
-
-
-def hls_bounds(tile: str) -> HlsBounds:
-    """The bounds of the HLS rasters of a tile by its name alone: those of `hls_tile_bounds` for each tile of the
-    official grid.
-
-    The name is that of a 100 km square of MGRS: the UTM zone, a band of 8 degrees of latitude, and the letters of its
-    column, which repeat every three zones, and of its row, which repeat every 2,000 km.
-
-    Raises InputError for a name that no square has.
-    """
-    if not _TILE.fullmatch(tile) or tile[3] not in _COLUMNS[int(tile[:2]) % 3]:
-        raise InputError(f"tile {tile}: no square of 100 km has this name")
-    zone, band, column, row = int(tile[:2]), tile[2], tile[3], tile[4]
-    left = 1 + _COLUMNS[zone % 3].index(column)
-    # rows begin five letters later in even zones
-    letter = (_ROWS.index(row) - (0 if zone % 2 else 5)) % len(_ROWS)
-    latitude = 8 * _BANDS.index(band) - 80 + (6 if band == "X" else 4)
-    # of the rows of this letter the one nearest the middle of the band
-    bottom = letter + len(_ROWS) * round((latitude * _DEGREE_M / _SQUARE_M - 0.5 - letter) / len(_ROWS))
-    return _bounds_on(32600 + zone, left * _SQUARE_M, (bottom + 1) * _SQUARE_M)
-
-
-def _bounds_on(epsg: int, square_left: int, square_top: int) -> HlsBounds:
-    left = float(60 * (square_left // 60))
-    top = float(-60 * (-square_top // 60))
-    return HlsBounds(epsg, left, top - _HLS_M, left + _HLS_M, top)
+    return square_bounds(epsg, square_left, square_top)
 
 
 @lru_cache

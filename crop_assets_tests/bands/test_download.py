@@ -19,6 +19,7 @@ from crop_assets.bands.files import check_band
 from crop_assets.demo import scenes as demo
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World
+from crop_assets.hls import BANDS
 from resources.earthdata import LpDaac
 from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.ipfs.resource import IpfsContent
@@ -74,10 +75,7 @@ def made_world(folder: Path) -> World:
     path("B11").write_bytes(b"<html>please sign in</html>")
     whole = write_band(path("B12")).read_bytes()
     path("B12").write_bytes(whole[: len(whole) // 2])
-    files = {
-        band: demo.BandFile(path(band).stat().st_size, "", file_cid(path(band)))
-        for band in (*demo.BANDS, demo.QA)
-    }
+    files = {band: demo.BandFile(path(band).stat().st_size, "", file_cid(path(band))) for band in BANDS}
     ring = ((-98.0, 37.0), (-97.0, 37.0), (-97.0, 38.0), (-98.0, 37.0))
     sensed = datetime(2022, 4, 22, 17, 22, 21, tzinfo=UTC)
     scene = demo.Scene(SCENE, "14SMG", 32614, 399960.0, 4200000.0, sensed, 0, 100, ring, files)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from crop_assets.dataset import statistics
 from crop_assets.dataset.statistics import BandHistogram, BandStatistics, measure_bands
 from crop_assets.errors import InputError
-from crop_assets.recipe import REFLECTANCE_BANDS
+from crop_assets.hls import REFLECTANCE_BANDS
 
 VALUES = 3 * 224 * 224
 """Of a band in one chip."""

@@ -26,8 +26,8 @@ from crop_assets.cli import app
 from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.demo.run import _console
 from crop_assets.errors import InputError
-from crop_assets.layout import Layout, file_band
-from crop_assets.recipe import REFLECTANCE_BANDS
+from crop_assets.hls import REFLECTANCE_BANDS, file_band
+from crop_assets.layout import Layout
 from crop_assets.schemas import SCHEMAS
 from crop_assets_tests.demo.conftest import SmallWorld
 from resources.store import DatasetStore

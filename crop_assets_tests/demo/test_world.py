@@ -20,10 +20,11 @@ from crop_assets.chip_grid import chip_geobox
 from crop_assets.classes import lookup_table
 from crop_assets.demo.landscape import draw_landscape, write_landscape
 from crop_assets.demo.run import own_recipe
-from crop_assets.demo.scenes import CLOUD, FILL, QA_FILL, SHADOW, Scene
+from crop_assets.demo.scenes import Scene
 from crop_assets.demo.server import PAGE, WorldServer, serve
 from crop_assets.demo.world import World, build_world, plan_scenes
 from crop_assets.errors import InputError
+from crop_assets.hls import CLOUD, NODATA, QA_NODATA, SHADOW
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import candidate_boxes, choose_boxes, weighed_boxes
 from crop_assets_tests.demo.conftest import SmallWorld
@@ -132,7 +133,7 @@ def test_metadata_is_what_the_rasters_hold(small_world: SmallWorld) -> None:
     world = small_world.world
     for scene in world.scenes:
         fmask = read(world, scene, "Fmask")
-        seen = fmask != QA_FILL
+        seen = fmask != QA_NODATA
         hidden = (fmask & (CLOUD | SHADOW) != 0) & seen
         assert scene.spatial_coverage == round(100 * seen.mean())
         assert scene.cloud_coverage == round(100 * hidden.sum() / seen.sum())
@@ -146,9 +147,9 @@ def test_metadata_is_what_the_rasters_hold(small_world: SmallWorld) -> None:
 def test_fmask_and_bands_are_filled_alike(small_world: SmallWorld) -> None:
     world = small_world.world
     scene = next(s for s in world.scenes if s.spatial_coverage == 60)
-    unseen = read(world, scene, "Fmask") == QA_FILL
+    unseen = read(world, scene, "Fmask") == QA_NODATA
     for band in BANDS:
-        assert np.array_equal(read(world, scene, band) == FILL, unseen)
+        assert np.array_equal(read(world, scene, band) == NODATA, unseen)
 
 
 def test_files_have_the_form_of_hls(small_world: SmallWorld, real: Path) -> None:
@@ -198,7 +199,7 @@ def test_crops_turn_green_in_their_season(small_world: SmallWorld) -> None:
     for scene in clear:
         red, nir = (chip(world, scene, band, "chip_230_308").astype(float) for band in ("B04", "B8A"))
         for value, values in greenness.items():
-            here = (classes == value) & (red != FILL)
+            here = (classes == value) & (red != NODATA)
             values.append(float(((nir - red) / (nir + red))[here].mean()))
     march, april, june, july, september = range(5)
     assert greenness[3][july] > 0.7 > greenness[3][april] + 0.3, "corn"
@@ -215,9 +216,9 @@ def test_trouble_strikes_few_chips(small_world: SmallWorld) -> None:
     for scene in (clear[0], clear[2], clear[4]):
         for chip_id in (f"chip_{row:03d}_{col:03d}" for row in rows for col in cols):
             fmask = chip(world, scene, "Fmask", chip_id)
-            if max(((fmask & bit != 0) & (fmask != QA_FILL)).mean() for bit in (CLOUD, SHADOW)) > 0.05:
+            if max(((fmask & bit != 0) & (fmask != QA_NODATA)).mean() for bit in (CLOUD, SHADOW)) > 0.05:
                 cloudy.add(chip_id)
-            if any((chip(world, scene, band, chip_id) == FILL).any() for band in ("B04", "B11")):
+            if any((chip(world, scene, band, chip_id) == NODATA).any() for band in ("B04", "B11")):
                 missing.add(chip_id)
     assert len(cloudy) == 1
     assert len(missing) == 1

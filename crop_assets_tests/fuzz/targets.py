@@ -43,6 +43,7 @@ from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.files import check_band
 from crop_assets.chip_grid import ORIGIN_X, ORIGIN_Y, chip_id
 from crop_assets.errors import InputError
+from crop_assets.hls import HLS_SIZE, hls_bounds
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.cdl import check_cdl
 from crop_assets.labels.release import obtain_raster
@@ -54,7 +55,7 @@ from crop_assets.recipe import DatasetRecipe, load_recipe
 from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import document_url, parse_document, scene_rows, unusable
 from crop_assets.schemas import SCHEMAS
-from crop_assets.tiles.grid import HLS_SIZE, hls_bounds, read_tile_grid
+from crop_assets.tiles.grid import read_tile_grid
 from crop_assets.verify import dataset_tables, verify_tables
 from crop_assets_tests.forged import forge, table_of
 from crop_assets_tests.resources.footers import as_json, footer_of, of_json, with_footer, written

@@ -17,9 +17,9 @@ from shapely.geometry import box, mapping
 
 from crop_assets.chip_grid import chip_geobox
 from crop_assets.errors import InputError
+from crop_assets.hls import BANDS
 from crop_assets.partitions import CDL_YEAR
 from crop_assets.recipe import load_recipe
-from crop_assets.scenes.granules import FILES
 from crop_assets_tests.small_world import (
     CHIPS,
     EAST,
@@ -527,7 +527,7 @@ def test_files_of_another_tile_are_refused_by_name_and_cost_that_tile_alone(
         # the eastern tile's last scene has the files of the western's
         source = setting.scene(WEST, LAST[WEST]).scene_id if days is LAST else scene
         (mirror / scene).mkdir(parents=True)
-        for band in FILES:
+        for band in BANDS:
             path = setting.world.scene_folder / source / f"{source}.{band}.tif"
             shutil.copy(path, mirror / scene / f"{scene}.{band}.tif")
     run = labelled_graph.run(

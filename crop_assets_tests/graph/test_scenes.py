@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from crop_assets.cli import app
 from crop_assets.demo.server import serve
-from crop_assets.scenes.granules import FILES
+from crop_assets.hls import BANDS
 from crop_assets_tests.small_world import (
     CHIPS,
     EAST,
@@ -235,10 +235,10 @@ def as_landsat(item: dict[str, Any], setting: Setting, mirror: Path) -> dict[str
     scene_id = item["id"].replace("HLS.S30.", "HLS.L30.")
     folder = mirror / scene_id
     folder.mkdir(parents=True)
-    for band in FILES:
+    for band in BANDS:
         source = setting.world.scene_folder / item["id"] / f"{item['id']}.{band}.tif"
         shutil.copy(source, folder / f"{scene_id}.{theirs.get(band, band)}.tif")
-    assets = {theirs.get(band, band): item["assets"][band] for band in FILES}
+    assets = {theirs.get(band, band): item["assets"][band] for band in BANDS}
     return item | {"id": scene_id, "assets": assets, "collection": "HLSL30_2.0"}
 
 

@@ -29,10 +29,11 @@ import resources.geojson
 from crop_assets.bands.files import check_band
 from crop_assets.demo.landscape import write_landscape
 from crop_assets.errors import InputError
+from crop_assets.hls import HLS_SIZE, hls_bounds
 from crop_assets.labels.aoi import read_aoi
 from crop_assets.labels.cdl import check_cdl
 from crop_assets.labels.sampling import read_chip_geojson
-from crop_assets.tiles.grid import HLS_SIZE, hls_bounds, read_tile_grid
+from crop_assets.tiles.grid import read_tile_grid
 from resources.cdl import raster_files
 from resources.errors import IntegrityError, NotFoundError
 from resources.geodata import create_raster, open_geotiff, open_raster, open_vector

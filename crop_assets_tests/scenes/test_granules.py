@@ -10,8 +10,9 @@ import pytest
 import shapely
 
 from crop_assets.chip_grid import chip_outline
+from crop_assets.hls import collection_of
 from crop_assets.scenes import granules
-from crop_assets.scenes.granules import collection_of, document_url, parse_document, parse_scene_id
+from crop_assets.scenes.granules import document_url, parse_document
 from resources.errors import IntegrityError, NotFoundError
 
 
@@ -48,16 +49,6 @@ def scene_rows(
 
 def no_document(url: str) -> bytes:
     pytest.fail("no document is needed")
-
-
-def test_a_scene_id_is_read_and_anything_else_refused() -> None:
-    name = parse_scene_id("HLS.S30.T13TDE.2022111T174859.v2.0")
-    assert (name.sensor, name.tile, name.version) == ("S30", "13TDE", "2.0")
-    assert name.sensed == dt.datetime(2022, 4, 21, 17, 48, 59, tzinfo=dt.UTC)
-    assert parse_scene_id("HLS.S30.T29QND.2019182.v1.5").sensed.date() == dt.date(2019, 7, 1)
-    for text in ("../../etc/passwd", "HLS.S30.T13TDE.2022111T174859.v2.0/..", "", "HLS.S30.T13TDE"):
-        with pytest.raises(IntegrityError, match="not an HLS scene id"):
-            parse_scene_id(text)
 
 
 def test_real_umm_json_and_real_xml_are_read_by_attribute_name(real: Path) -> None:
