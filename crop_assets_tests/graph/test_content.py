@@ -169,7 +169,8 @@ def test_a_download_goes_on_where_it_broke_off(
     assert sum(metadata["fetched_bytes"].value for metadata in made) == sizes - had
     ours, theirs = (digests(graph.dataset / "tiles") for graph in (labelled_graph, finished.graph))
     assert ours.items() <= theirs.items()
-    assert list((labelled_graph.root / f".partial-{os.getuid()}").iterdir()) == []
+    kept = (labelled_graph.root / f".partial-{os.getuid()}").rglob("*")
+    assert [path for path in kept if path.is_file()] == []
 
 
 def test_a_finished_dataset_is_published_under_one_cid(finished_graph: Graph, finished: Finished) -> None:

@@ -31,12 +31,14 @@ def run_tiles_and_die(root: Path, home: Path, setting: Setting, server: WorldSer
     """Run the tiles job in this process, and kill it once a file has its final name below `folder`."""
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "os.rename":
+            return
+        _, name, _, handle = arguments
+        target = Path(os.fsdecode(name))
+        if handle >= 0:
+            target = Path(f"/proc/self/fd/{handle}").readlink() / target
         # told before a rename, of which other threads may be as far: one must have come to its end
-        if (
-            event == "os.rename"
-            and Path(os.fsdecode(arguments[1])).is_relative_to(folder)
-            and has_files(folder)
-        ):
+        if target.is_relative_to(folder.resolve()) and has_files(folder):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
