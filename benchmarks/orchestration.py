@@ -6,7 +6,6 @@ is launched as the UI's button does, for the daemon of `dagster dev` to run.
 """
 
 import contextlib
-import dataclasses
 import datetime as dt
 import hashlib
 import os
@@ -18,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -32,16 +32,20 @@ from rasterio.windows import Window
 
 from benchmarks.world import write_cdl
 from crop_assets.chip_grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y, chip_id
-from crop_assets.definitions import TILE_STAGES, build_defs, environment_resources
+from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.demo.run import DAGSTER_YAML, server_environment
 from crop_assets.demo.scenes import BandFile, Scene
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World
+from crop_assets.graph.lineage import Lineage
+from crop_assets.graph.services import services_of
+from crop_assets.graph.tiles import TileWork, make_tile
 from crop_assets.hls import HLS_SIZE, QA_BAND, REFLECTANCE_BANDS
 from crop_assets.labels.cdl import check_cdl, chip_histograms
 from crop_assets.labels.sampling import candidate_boxes, weighed_boxes, write_chip_geojson
+from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
-from crop_assets.tile_assets import Services, run_stages
+from crop_assets.stages import TILE_STAGES
 from crop_assets.tiles.grid import hls_tile_bounds, official_grid_path, read_tile_grid
 from resources.ipfs.unixfs import file_cid
 from resources.loopback import free_port
@@ -162,20 +166,21 @@ def bare(root: Path) -> Work:
     """The stages alone, as many tiles at once as a run has."""
     with _served(root):
         resources = environment_resources()
-        order = resources["recipe"].sources
-        places = (resources[name] for name in ("ipfs", "lp_daac", "mirror"))
-        named = {"sources": resources["downloads"].of(order, *places)}
-        named |= {f.name: resources[f.name] for f in dataclasses.fields(Services) if f.name in resources}
-        services = Services(**named)
-        names = frozenset(stage.name for stage in TILE_STAGES)
+        names = frozenset(one.name for one in TILE_STAGES)
+        services = services_of(
+            SimpleNamespace(**resources), frozenset().union(*(one.services for one in TILE_STAGES))
+        )
+        store, of_recipe, machine = (resources[name] for name in ("store", "recipe", "machine"))
+        work_of_tiles = TileWork(TILE_STAGES, names, store, of_recipe, machine, services)
         keys = [dg.MultiPartitionKey({CDL_YEAR: str(YEAR), TILE: tile}) for tile in TILES]
 
         def work() -> None:
             _fresh_store(root)
             said: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            with services.machine.pool() as pool, StoppablePool(services.machine.threads) as tiles:
+            of_year = Lineage(store, Layout(of_recipe.dataset, YEAR), of_recipe)
+            with machine.pool() as pool, StoppablePool(machine.threads) as tiles:
                 for key in keys:
-                    tiles.submit(run_stages, key, services, TILE_STAGES, names, said.put, pool)
+                    tiles.submit(make_tile, key, work_of_tiles, of_year, said.put, pool)
             assert len(list((root / "data").rglob("chips_filtered/*_merged.tif"))) == len(TILES)
 
         yield work

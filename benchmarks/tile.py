@@ -28,13 +28,10 @@ from crop_assets.chip_grid import CHIP_SIZE, chip_geobox
 from crop_assets.chips.assets import chip_quality, chips, filtered_chips, reprojected_tiles
 from crop_assets.chips.warp import source_pixels
 from crop_assets.classes import CDL_CLASSES
+from crop_assets.graph.stage import TileRun
 from crop_assets.hls import QA_BAND, REFLECTANCE_BANDS
-from crop_assets.tile_assets import Services, TileRun
 from resources.cdl import CdlReleases
-from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
-from resources.sources import Memory, Sources
-from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 
 _VALID_QA = [value for value in range(255) if not value & 0b11010]
@@ -45,16 +42,7 @@ Work = Iterator[Callable[[], object]]
 def ours(root: Path) -> Work:
     """The project's own asset functions, as a run calls them."""
     world = TileWorld(root)
-    services = Services(
-        recipe(),
-        DatasetStore(root=str(world.store)),
-        CdlReleases(source=str(world.cdl)),
-        SceneStac(),
-        IpfsStac(),
-        IpfsContent(),
-        Sources((), 1, Memory(1)),
-        Machine(),
-    )
+    store, releases = DatasetStore(root=str(world.store)), CdlReleases(source=str(world.cdl))
     tile_map = pd.DataFrame({"chip_id": CHIPS})
     selected = world.downloaded_bands[["scene_id", "position", "date"]].drop_duplicates(ignore_index=True)
     selected = selected.assign(fit=True)
@@ -62,16 +50,16 @@ def ours(root: Path) -> Work:
     release = pd.DataFrame([{"bytes": world.cdl.stat().st_size, "sha256": "0" * 64}])
 
     # a run has one pool for all of its tiles
-    with services.machine.pool() as pool:
-        run = TileRun(YEAR, TILE, services, lambda text: None, pool)
+    with Machine().pool() as pool:
+        run = TileRun(store, recipe(), lambda text: None, lambda text: None, YEAR, TILE, pool)
 
         def work() -> None:
-            quality = chip_quality.function(run, fmasks, tile_map).frame
-            bands = reprojected_tiles.function(run, world.downloaded_bands, tile_map).frame
-            made = chips.function(run, bands, selected, tile_map, release).frame
+            quality = chip_quality(run, fmasks, tile_map).frame
+            bands = reprojected_tiles(run, world.downloaded_bands, tile_map).frame
+            made = chips(run, bands, selected, tile_map, release, releases).frame
             # as a table has it that is read back
             made = pa.Table.from_pandas(made, chips.schema.arrow(), preserve_index=False).to_pandas()
-            filtered_chips.function(run, made, quality)
+            filtered_chips(run, made, quality)
 
         yield work
 

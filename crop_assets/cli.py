@@ -213,8 +213,8 @@ def plan(
 
 
 def _plan(data: str, dataset: str, year: int | None, recipe_file: str, rate: float, every: bool) -> int:
+    from crop_assets.graph.lineage import Lineage
     from crop_assets.layout import Layout
-    from crop_assets.lineage import Lineage
     from crop_assets.plan import make_plan
     from crop_assets.recipe import load_recipe
     from crop_assets.stored import years_with

@@ -13,29 +13,12 @@ from pydantic import ValidationError
 
 from crop_assets.automation.jobs import JOBS
 from crop_assets.automation.sensors import SENSORS
-from crop_assets.bands.assets import (
-    band_cids,
-    cid_retrievability,
-    downloaded_bands,
-    downloaded_fmasks,
-    missing_cids,
-    tile_payloads,
-)
-from crop_assets.chips.assets import chip_quality, chips, filtered_chips, reprojected_tiles
-from crop_assets.dataset.assets import (
-    band_stats,
-    class_distribution,
-    class_weights,
-    published_dataset,
-    splits,
-)
 from crop_assets.errors import InputError, problems
-from crop_assets.labels.assets import candidate_chips, cdl, chip_bboxes
+from crop_assets.graph.tiles import tile_assets
+from crop_assets.graph.years import year_asset
 from crop_assets.launchpad import launchable
 from crop_assets.recipe import load_recipe
-from crop_assets.scenes.assets import scene_metadata, selected_scenes
-from crop_assets.tile_assets import tile_assets
-from crop_assets.tiles.assets import tile_grid, tile_map
+from crop_assets.stages import STAGES, TILE_STAGES
 from crop_assets.variables import FIELDS, RECIPE, unknown_variables
 from resources.cdl import CdlReleases
 from resources.downloads import Downloads
@@ -47,33 +30,6 @@ from resources.settings import Settings
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tile_grid import TileGridSource
-
-TILE_STAGES = (
-    scene_metadata,
-    selected_scenes,
-    band_cids,
-    downloaded_fmasks,
-    chip_quality,
-    downloaded_bands,
-    reprojected_tiles,
-    chips,
-    filtered_chips,
-    cid_retrievability,
-)
-YEAR_ASSETS = (
-    cdl,
-    candidate_chips,
-    tile_grid,
-    chip_bboxes,
-    tile_map,
-    tile_payloads,
-    missing_cids,
-    splits,
-    band_stats,
-    class_weights,
-    class_distribution,
-    published_dataset,
-)
 
 TILES_PER_RUN = 16
 _MAX_TILES_PER_RUN = 100_000
@@ -127,8 +83,12 @@ def _count(variable: str, most: int) -> int:
 
 def build_defs(resources: Mapping[str, Settings], tiles_per_run: int = TILES_PER_RUN) -> dg.Definitions:
     """The whole code location over these resources; a backfill takes at most `tiles_per_run` tiles in a run."""
+    stage_jobs = {stage.name: stage.job for stage in STAGES.values()}
     return dg.Definitions(
-        assets=[*YEAR_ASSETS, tile_assets(TILE_STAGES, tiles_per_run)],
+        assets=[
+            *(year_asset(stage, stage_jobs) for stage in STAGES.values() if stage.scope != "tile"),
+            tile_assets(TILE_STAGES, tiles_per_run),
+        ],
         jobs=JOBS,
         sensors=SENSORS,
         resources={

@@ -12,15 +12,14 @@ from crop_assets.aoi_map.area import load_area
 from crop_assets.automation.years import year_state
 from crop_assets.cli import app
 from crop_assets.dataset.publish import published_names
-from crop_assets.definitions import TILE_STAGES, YEAR_ASSETS
 from crop_assets.errors import InputError
+from crop_assets.graph.lineage import Lineage
 from crop_assets.layout import Layout
-from crop_assets.lineage import Lineage
 from crop_assets.plan import make_plan
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import SCHEMAS
+from crop_assets.stages import STAGES, TILE_STAGES
 from crop_assets.verify import dataset_tables, verify_tables
-from crop_assets.year_assets import column_schema, whole_table
 from crop_assets_tests.forged import forge as forge_table
 from crop_assets_tests.forged import table_of
 from resources.errors import IntegrityError
@@ -85,10 +84,10 @@ def test_verify_names_each_of_them(store: DatasetStore) -> None:
 
 
 def test_each_of_them_is_made_again(store: DatasetStore) -> None:
-    for asset, schema in SCHEMAS.items():
+    for asset in SCHEMAS:
         said: list[str] = []
-        name = Lineage(store, LAYOUT, RECIPE).table(asset, None)
-        assert whole_table(store, name, schema, "x", said.append) is None
+        lineage = Lineage(store, LAYOUT, RECIPE)
+        assert lineage.unchanged(asset, None, {"identity": "x"}, said.append) is None
         (why,) = said
         assert why.endswith("making it again")
         assert len(why) < 1_000
@@ -170,10 +169,4 @@ def test_what_lies_outside_the_dataset_is_not_published(tmp_path: Path, name: st
 
 
 def test_every_asset_has_its_table_among_the_schemas() -> None:
-    made = {stage.name: stage.schema for stage in TILE_STAGES}
-    assert made == {name: SCHEMAS[name] for name in made}
-    for asset in YEAR_ASSETS:
-        spec = next(iter(asset.specs))
-        schema = SCHEMAS[spec.key.to_user_string()]
-        assert spec.metadata["dagster/column_schema"] == column_schema(schema)
-    assert len(SCHEMAS) == len(TILE_STAGES) + len(YEAR_ASSETS)
+    assert {name: one.schema for name, one in STAGES.items()} == SCHEMAS

@@ -10,10 +10,8 @@ import resources
 OF_DAGSTER = {
     *(f"crop_assets.{room}.assets" for room in ("labels", "tiles", "scenes", "bands", "chips", "dataset")),
     *(f"crop_assets.automation.{name}" for name in ("jobs", "sensors")),
-    *(
-        f"crop_assets.{name}"
-        for name in ("definitions", "launchpad", "partitions", "tile_assets", "ui", "year_assets")
-    ),
+    *(f"crop_assets.{name}" for name in ("definitions", "launchpad", "partitions", "stages", "ui")),
+    *(f"crop_assets.graph.{name}" for name in ("metadata", "tiles", "years")),
     "crop_assets.demo.run",
 }
 """The modules that are glue between Dagster and the logic."""

@@ -1,5 +1,6 @@
 """What a table records of how it was made is not trusted to be a record."""
 
+import hashlib
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -9,10 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from crop_assets.graph.lineage import Lineage
 from crop_assets.layout import Layout
-from crop_assets.lineage import Lineage
 from crop_assets.recipe import DatasetRecipe
-from crop_assets.year_assets import whole_table
+from crop_assets_tests.forged import forge, table_of
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, write_table
 
@@ -102,7 +103,15 @@ def test_what_a_record_names_is_looked_at_and_repeated_in_short(
 @pytest.mark.parametrize("file", ["a/folder", "../outside", "/etc/passwd", "x" * 5_000, "no/such"])
 def test_a_table_that_names_no_file_of_the_store_is_made_again(store: DatasetStore, file: str) -> None:
     store.write_bytes("a/folder/file", b"x")
-    write(store, "cdl", {"identity": "x", "files": {file: "0" * 64}})
-    said: list[str] = []
-    assert whole_table(store, Layout("small", 2022).table("cdl"), SCHEMA, "x", said.append) is None
-    assert said[0].endswith(("making it again", "making them again"))
+    layout = Layout("small", 2022)
+    for names, whole in (
+        ({"a/folder/file": hashlib.sha256(b"x").hexdigest()}, True),
+        ({file: "0" * 64}, False),
+    ):
+        forge(Path(store.root, layout.table("cdl")), table_of("cdl"), {"identity": "x", "files": names})
+        said: list[str] = []
+        found = Lineage(store, layout, DatasetRecipe()).unchanged("cdl", None, {"identity": "x"}, said.append)
+        assert (found is not None) == whole
+        assert [text.endswith(("making it again", "making them again")) for text in said] == [True] * (
+            not whole
+        )

@@ -21,11 +21,11 @@ from crop_assets.automation.releases import (
     release_changes,
 )
 from crop_assets.automation.years import next_step, year_state
+from crop_assets.graph.lineage import Lineage
+from crop_assets.graph.metadata import bounded_errors
 from crop_assets.layout import Layout, parse_year
-from crop_assets.lineage import Lineage
 from crop_assets.partitions import CDL_YEAR, TILE, add_tiles, cdl_year_partitions, year_tile_partitions
 from crop_assets.recipe import DatasetRecipe
-from crop_assets.year_assets import bounded_errors
 from resources.cdl import CdlReleases, Release
 from resources.errors import IntegrityError, ResourceError, UnsafeNameError
 from resources.plain_text import plain_text

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from crop_assets.lineage import Lineage
+from crop_assets.graph.lineage import Lineage
 from crop_assets.tiles.grid import tile_names
 from resources.errors import IntegrityError
 

@@ -14,24 +14,26 @@ from crop_assets.chips.plots import chip_picture
 from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
 from crop_assets.chips.reproject import BandFile, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
+from crop_assets.graph.metadata import markdown, picture
+from crop_assets.graph.stage import Made, TileRun, stage
 from crop_assets.hls import QA_BAND, parse_scene_id
 from crop_assets.parallel import in_parallel
 from crop_assets.scenes.selection import POSITIONS, chosen_scenes
 from crop_assets.schemas import CHIP_QUALITY, CHIPS, FILTERED_CHIPS, PIXEL_COUNTS, REPROJECTED_TILES
-from crop_assets.tile_assets import TileRun, TileTable, tile_stage
-from crop_assets.year_assets import markdown, picture
+from resources.cdl import CdlReleases
 
 _CHIPS_AT_ONCE = 16
 """Chips of a tile that are in memory at once, at 2 MB each."""
+_QA_FIELDS = ("qa_rule", "max_bad_percent", "max_na_pixels")
 
 
-@tile_stage("chips", CHIP_QUALITY, {"geotiff"}, ["qa_rule", "max_bad_percent", "max_na_pixels"])
-def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.DataFrame) -> TileTable:
+@stage("chips", CHIP_QUALITY, kinds={"geotiff"}, fields=_QA_FIELDS)
+def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.DataFrame) -> Made:
     """What the Fmask of the three dates tells of each chip box of the tile before its bands are fetched: bad and
     missing pixels, and whether the chip can still be kept.
     """
     if downloaded_fmasks.empty:
-        return TileTable(CHIP_QUALITY.empty(), {"outcome": "no scene is selected"})
+        return Made(CHIP_QUALITY.empty(), {"outcome": "no scene is selected"})
     recipe = run.recipe
     with contextlib.ExitStack() as stack:
         local = [stack.enter_context(run.store.local(path)) for path in downloaded_fmasks["path"]]
@@ -44,18 +46,18 @@ def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.Dat
     failing = int((table["reason"] != "").sum())
     run.log(f"{failing} of {len(table)} chips cannot be kept by their Fmask")
     shown = table[["chip_id", "bad_percent_max", "na_count", "reason"]].round(2)
-    return TileTable(table, {"may_be_kept": len(table) - failing, "chips": markdown(shown)})
+    return Made(table, {"may_be_kept": len(table) - failing, "chips": markdown(shown)})
 
 
-@tile_stage("chips", REPROJECTED_TILES, {"geotiff"}, ["coverage"], code_version="2")
-def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd.DataFrame) -> TileTable:
+@stage("chips", REPROJECTED_TILES, kinds={"geotiff"}, fields=["coverage"], code_version="2")
+def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd.DataFrame) -> Made:
     """Every band of the selected scenes on the CDL grid in EPSG:5070, bilinear, Fmask nearest: in sparse
     GeoTIFFs the blocks under the tile's chips alone, or the whole tile under `coverage: full`.
     """
     if downloaded_bands.empty:
-        return TileTable(REPROJECTED_TILES.empty(), {"outcome": "no scene is selected"})
+        return Made(REPROJECTED_TILES.empty(), {"outcome": "no scene is selected"})
     if set(downloaded_bands["band"]) == {QA_BAND}:
-        return TileTable(REPROJECTED_TILES.empty(), {"outcome": "no chip can pass by its Fmask"})
+        return Made(REPROJECTED_TILES.empty(), {"outcome": "no chip can pass by its Fmask"})
     table = downloaded_bands[["scene_id", "position", "date", "band"]].copy()
     named = zip(table["scene_id"], table["band"], strict=True)
     table["path"] = [run.layout.reprojected(scene_id, band) for scene_id, band in named]
@@ -78,17 +80,18 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
         "blocks": sum(made.blocks),
         "grid": f"{made.grid.shape[1]} x {made.grid.shape[0]}",
     }
-    return TileTable(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
+    return Made(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
-@tile_stage("chips", CHIPS, {"geotiff"}, ["unknown_codes"], code_version="3")
+@stage("chips", CHIPS, kinds={"geotiff"}, fields=["unknown_codes"], code_version="3")
 def chips(
     run: TileRun,
     reprojected_tiles: pd.DataFrame,
     selected_scenes: pd.DataFrame,
     tile_map: pd.DataFrame,
     cdl: pd.DataFrame,
-) -> TileTable:
+    cdl_releases: CdlReleases,
+) -> Made:
     """One 18-band image, 13-class mask and Fmask stack per chip box of the tile, and what the filter needs
     to know of each: valid, bad and missing pixels per date.
     """
@@ -97,12 +100,10 @@ def chips(
     ids = sorted(tile_map["chip_id"])
     if scenes.empty:
         unmade = [{"chip_id": chip_id, "outcome": NO_SCENES, "fit_scenes": fit} for chip_id in ids]
-        return TileTable(_chip_table(unmade), {"outcome": f"{len(ids)} chips without three scenes"})
+        return Made(_chip_table(unmade), {"outcome": f"{len(ids)} chips without three scenes"})
     if reprojected_tiles.empty:
         unmade = [{"chip_id": chip_id, "outcome": NOT_FETCHED, "fit_scenes": fit} for chip_id in ids]
-        return TileTable(
-            _chip_table(unmade), {"outcome": f"{len(ids)} chips whose bands were not worth fetching"}
-        )
+        return Made(_chip_table(unmade), {"outcome": f"{len(ids)} chips whose bands were not worth fetching"})
     paths = {
         (row["position"], row["band"]): run.store.gdal_path(row["path"])
         for row in reprojected_tiles.to_dict("records")
@@ -114,7 +115,7 @@ def chips(
         "SCENES": " ".join(scenes["scene_id"]),
     }
     rows: list[dict[str, Any]] = []
-    cdl_path = run.services.cdl_releases.find_same(run.year, release["sha256"])
+    cdl_path = cdl_releases.find_same(run.year, release["sha256"])
     with TileReader(paths, str(cdl_path), run.recipe.unknown_codes) as reader:
         for start in range(0, len(ids), _CHIPS_AT_ONCE):
             some = ids[start : start + _CHIPS_AT_ONCE]
@@ -131,7 +132,7 @@ def chips(
         for name in ("merged", "mask", "fmask")
         for path, digest in zip(table[f"{name}_path"], table[f"{name}_sha256"], strict=True)
     }
-    return TileTable(table, {"chip": picture(preview.result(), ids[0], "jpeg")}, files)
+    return Made(table, {"chip": picture(preview.result(), ids[0], "jpeg")}, files)
 
 
 def _chip_row(
@@ -165,8 +166,8 @@ def _chip_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[column.name for column in CHIPS.columns], dtype=object)
 
 
-@tile_stage("chips", FILTERED_CHIPS, (), ["qa_rule", "max_bad_percent", "max_na_pixels"])
-def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame) -> TileTable:
+@stage("chips", FILTERED_CHIPS, fields=_QA_FIELDS)
+def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame) -> Made:
     """The chips with few enough bad pixels on every date and no missing ones, copied to chips_filtered;
     every other chip with the reason and the figure against it.
     """
@@ -203,4 +204,4 @@ def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame
         "reasons": markdown(reasons),
         "ledger": markdown(rejected[["chip_id", "reason", "figure"]]),
     }
-    return TileTable(table, metadata, files)
+    return Made(table, metadata, files)

@@ -21,39 +21,28 @@ from crop_assets.dataset.splits import TRAIN, VALIDATION, split_chips
 from crop_assets.dataset.statistics import BandStatistics, measure_bands
 from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
+from crop_assets.graph.metadata import markdown, picture
+from crop_assets.graph.stage import AllTiles, Made, YearRun, stage
 from crop_assets.hls import REFLECTANCE_BANDS
 from crop_assets.labels.plots import class_histogram_png
 from crop_assets.progress import Progress
-from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import BAND_STATS, CLASS_DISTRIBUTION, CLASS_WEIGHTS, PUBLISHED_DATASET, SPLITS
-from crop_assets.tile_assets import every_tile_is_in, read_tiles
-from crop_assets.year_assets import YearRun, bounded_errors, markdown, picture, year_asset
 from resources.ipfs.car import write_car
 from resources.ipfs.directory import FolderDag
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
-from resources.store import DatasetStore
 from resources.tables import TableSchema
 
 
-@dg.asset(
-    **year_asset("dataset", SPLITS, {"csv"}, deps=["tile_map"], tile_deps=["filtered_chips"]),
-    check_specs=[every_tile_is_in("splits")],
-)
-@bounded_errors
-def splits(
-    context: dg.AssetExecutionContext,
-    recipe: dg.ResourceParam[DatasetRecipe],
-    store: dg.ResourceParam[DatasetStore],
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+@stage("dataset", SPLITS, kinds={"csv"}, fields=["train_share", "seed"])
+def splits(run: YearRun, filtered_chips: AllTiles, tile_map: pd.DataFrame) -> Made:
     """The kept chips, split into training and validation by a seeded hash of their ids: `train_ids.csv`,
     `val_ids.csv`, `train_data.txt`, `validation_data.txt`; and `rejected_chips.csv`, which says of
     every other chip box why it is not in the dataset.
     """
-    run = YearRun.of(context, recipe, store, SPLITS)
-    tiles, tile_map = read_tiles(run, "filtered_chips"), run.read("tile_map")
-    ledger = reject_ledger(tile_map, tiles.frame, tiles.missing)
-    kept = tiles.frame[tiles.frame["kept"]]
+    judged = filtered_chips.frame
+    ledger = reject_ledger(tile_map, judged, filtered_chips.missing)
+    kept = judged[judged["kept"]]
     if kept.empty:
         run.write_text("rejected_chips.csv", _ledger_text(ledger))
         raise InputError(
@@ -61,28 +50,17 @@ def splits(
             f"{ledger['reason'].value_counts().to_dict()}; rejected_chips.csv has them one by one"
         )
     funnel = yield_funnel(tile_map, ledger)
-    check = tiles.check()
-    metadata = {
-        "funnel": markdown(funnel),
-        "funnel_chart": picture(funnel_png(funnel), "funnel"),
-        **tiles.metadata(),
-    }
-    split = split_chips(kept["chip_id"], recipe.train_share, recipe.seed)
+    split = split_chips(kept["chip_id"], run.recipe.train_share, run.recipe.seed)
     counts = split["split"].value_counts()
-    metadata |= {TRAIN: int(counts.get(TRAIN, 0)), VALIDATION: int(counts.get(VALIDATION, 0))}
-    if done := run.unchanged(
-        tiles.missing,
-        upstream=["tile_map"],
-        fields=["train_share", "seed"],
-        tiles={tiles.asset: tiles.versions},
-        metadata=metadata,
-        check_results=[check],
-    ):
-        return done
     table = kept.merge(split, on="chip_id").sort_values("chip_id", ignore_index=True)
     files = _write_splits(run, table, ledger)
     _remove_strangers(run, set(tile_map["chip_id"]))
-    return run.finish(table[_columns(SPLITS)], metadata, files, [check])
+    metadata = {
+        "funnel": markdown(funnel),
+        "funnel_chart": picture(funnel_png(funnel), "funnel"),
+        **{name: int(counts.get(name, 0)) for name in (TRAIN, VALIDATION)},
+    }
+    return Made(table[_columns(SPLITS)], metadata, files)
 
 
 def _write_splits(run: YearRun, table: pd.DataFrame, ledger: pd.DataFrame) -> list[str]:
@@ -123,41 +101,29 @@ def _chosen(run: YearRun, splits: pd.DataFrame) -> pd.DataFrame:
     return chosen
 
 
-@dg.asset(**year_asset("dataset", BAND_STATS, {"numpy"}, deps=["splits"]))
-@bounded_errors
-def band_stats(
-    context: dg.AssetExecutionContext,
-    recipe: dg.ResourceParam[DatasetRecipe],
-    store: dg.ResourceParam[DatasetStore],
-    machine: dg.ResourceParam[Machine],
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+@stage("dataset", BAND_STATS, kinds={"numpy"}, fields=["statistics_over", "band_values_binary"])
+def band_stats(run: YearRun, splits: pd.DataFrame, machine: Machine) -> Made:
     """Mean, standard deviation, and minimum and maximum (1.5 % clipped) of each of the six bands over the
     three dates: text files and a binary of all values in `band_stats/`, and `global_stats.txt`.
     """
-    run = YearRun.of(context, recipe, store, BAND_STATS)
-    if done := run.unchanged(upstream=["splits"], fields=["statistics_over", "band_values_binary"]):
-        return done
-    chosen = _chosen(run, run.read("splits"))
-    numbers = range(1, len(REFLECTANCE_BANDS) + 1) if recipe.band_values_binary else ()
+    chosen = _chosen(run, splits)
+    numbers = range(1, len(REFLECTANCE_BANDS) + 1) if run.recipe.band_values_binary else ()
     files = [run.layout.file(f"band_stats/band_values_{number}.npy") for number in numbers]
-    images = [store.gdal_path(name) for name in chosen["merged_path"]]
+    images = [run.store.gdal_path(name) for name in chosen["merged_path"]]
     report = Progress(run.log, len(images), "chips measured")
     with contextlib.ExitStack() as stack:
-        binaries = [stack.enter_context(store.writing(name)) for name in files]
+        binaries = [stack.enter_context(run.store.writing(name)) for name in files]
         statistics = measure_bands(images, stack.enter_context(machine.pool()), binaries, report)
     for number, band in enumerate(statistics, start=1):
-        name = run.layout.file(f"band_stats/band_values_{number}.txt")
         text = f"Mean: {band.mean}\nStd: {band.std}\nMin: {band.minimum}\nMax: {band.maximum}\n"
-        store.write_bytes(name, text.encode())
-        files.append(name)
-    files.append(run.layout.file("global_stats.txt"))
-    store.write_bytes(files[-1], _global_stats(statistics).encode())
+        files.append(run.write_text(f"band_stats/band_values_{number}.txt", text))
+    files.append(run.write_text("global_stats.txt", _global_stats(statistics)))
     rows = [
         (b, s.mean, s.std, s.minimum, s.maximum, s.pixels)
         for b, s in zip(REFLECTANCE_BANDS, statistics, strict=True)
     ]
     table = pd.DataFrame(rows, columns=_columns(BAND_STATS))
-    return run.finish(table, {"chips": len(chosen), "statistics": markdown(table.round(2))}, files)
+    return Made(table, {"chips": len(chosen), "statistics": markdown(table.round(2))}, files)
 
 
 def _global_stats(statistics: list[BandStatistics]) -> str:
@@ -172,57 +138,37 @@ def _global_stats(statistics: list[BandStatistics]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@dg.asset(**year_asset("dataset", CLASS_WEIGHTS, {"csv"}, deps=["splits"]))
-@bounded_errors
-def class_weights(
-    context: dg.AssetExecutionContext,
-    recipe: dg.ResourceParam[DatasetRecipe],
-    store: dg.ResourceParam[DatasetStore],
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+@stage("dataset", CLASS_WEIGHTS, kinds={"csv"}, fields=["statistics_over"])
+def class_weights(run: YearRun, splits: pd.DataFrame) -> Made:
     """`class_weights.csv`: balanced weights that sum to 1; class 0 and classes without a pixel weigh 0."""
-    run = YearRun.of(context, recipe, store, CLASS_WEIGHTS)
-    if done := run.unchanged(upstream=["splits"], fields=["statistics_over"]):
-        return done
-    pixels = _chosen(run, run.read("splits"))[CLASS_COLUMNS].sum().astype("int64")
+    pixels = _chosen(run, splits)[CLASS_COLUMNS].sum().astype("int64")
     weights = balanced_weights(list(pixels))
-    name = run.layout.file("class_weights.csv")
-    store.write_bytes(name, "".join(f"{c}, {weight}\n" for c, weight in enumerate(weights)).encode())
+    lines = "".join(f"{c}, {weight}\n" for c, weight in enumerate(weights))
+    file = run.write_text("class_weights.csv", lines)
     table = pd.DataFrame(
         {"class": range(len(CLASSES)), "name": list(CLASSES), "pixels": pixels.to_numpy(), "weight": weights}
     )
     absent = [CLASSES[c] for c in range(1, len(CLASSES)) if pixels.iloc[c] == 0]
     if absent:
         run.warn(f"no chip holds {', '.join(absent)}; their weight is 0")
-    return run.finish(table, {"weights": markdown(table.round(4)), "absent": ", ".join(absent)}, [name])
+    return Made(table, {"weights": markdown(table.round(4)), "absent": ", ".join(absent)}, [file])
 
 
-@dg.asset(**year_asset("dataset", CLASS_DISTRIBUTION, {"png"}, deps=["splits"]))
-@bounded_errors
-def class_distribution(
-    context: dg.AssetExecutionContext,
-    recipe: dg.ResourceParam[DatasetRecipe],
-    store: dg.ResourceParam[DatasetStore],
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+@stage("dataset", CLASS_DISTRIBUTION, kinds={"png"})
+def class_distribution(run: YearRun, splits: pd.DataFrame) -> Made:
     """`training_dst.png` and `validation_dst.png`: the share of each class in the two splits."""
-    run = YearRun.of(context, recipe, store, CLASS_DISTRIBUTION)
-    if done := run.unchanged(upstream=["splits"]):
-        return done
-    splits = run.read("splits")
-    charts, tables = {}, []
-    for split, file in ((TRAIN, "training_dst.png"), (VALIDATION, "validation_dst.png")):
+    files, metadata, tables = [], {}, []
+    for split, name in ((TRAIN, "training_dst"), (VALIDATION, "validation_dst")):
         counts = splits.loc[splits["split"] == split, CLASS_COLUMNS]
         pixels = counts.sum().to_numpy(dtype=np.int64)
-        title = f"{split}: {len(counts)} chips of {run.year}"
-        charts[run.layout.file(file)] = class_histogram_png(pixels, title)
+        png = class_histogram_png(pixels, f"{split}: {len(counts)} chips of {run.year}")
+        files.append(run.layout.file(f"{name}.png"))
+        run.store.write_bytes(files[-1], png)
+        metadata[name] = picture(png, "classes")
         chips = (counts > 0).sum().to_numpy(dtype=np.int64)
         classes = {"class": range(len(CLASSES)), "name": list(CLASSES)}
         tables.append(pd.DataFrame({"split": split, **classes, "pixels": pixels, "chips": chips}))
-    for name, png in charts.items():
-        store.write_bytes(name, png)
-    metadata = {
-        name.rsplit("/", 1)[-1].removesuffix(".png"): picture(png, "classes") for name, png in charts.items()
-    }
-    return run.finish(pd.concat(tables, ignore_index=True), metadata, charts)
+    return Made(pd.concat(tables, ignore_index=True), metadata, files)
 
 
 class Publishing(dg.Config):
@@ -238,26 +184,30 @@ class Publishing(dg.Config):
 _PUBLISHED = ["splits", "band_stats", "class_weights", "class_distribution", "tile_payloads"]
 
 
-@dg.asset(**year_asset("dataset", PUBLISHED_DATASET, {"ipfs"}, deps=_PUBLISHED))
-@bounded_errors
+@stage(
+    "dataset",
+    PUBLISHED_DATASET,
+    kinds={"ipfs"},
+    again=lambda config: config.to == "kubo",
+    job="publish_job",
+)
 def published_dataset(
-    context: dg.AssetExecutionContext,
+    run: YearRun,
+    splits: pd.DataFrame,
+    band_stats: pd.DataFrame,
+    class_weights: pd.DataFrame,
+    class_distribution: pd.DataFrame,
+    tile_payloads: pd.DataFrame,
     config: Publishing,
-    recipe: dg.ResourceParam[DatasetRecipe],
-    store: dg.ResourceParam[DatasetStore],
-    ipfs: dg.ResourceParam[IpfsContent],
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    ipfs: IpfsContent,
+) -> Made:
     """The finished dataset as a folder in IPFS, so that others can fetch the same bytes by one CID: in a CAR file, or
     imported into a Kubo node. The same dataset has the same CID. Band values (.npy) are left out.
     """
-    run = YearRun.of(context, recipe, store, PUBLISHED_DATASET)
-    done = run.unchanged(config.to, upstream=_PUBLISHED)
-    if done and config.to == "car":
-        return done
-    names = published_names(store, run.layout, run.read("splits"), _PUBLISHED)
+    names = published_names(run.store, run.layout, splits, _PUBLISHED)
     report = Progress(run.log, len(names), "files hashed")
     with contextlib.ExitStack() as stack:
-        local = {name: stack.enter_context(store.local(file)) for name, file in names.items()}
+        local = {name: stack.enter_context(run.store.local(file)) for name, file in names.items()}
         dag = FolderDag(local, progress=report)
         run.log(f"{dag.root}: {len(names)} files, {dag.size:,} bytes")
         place, files = ipfs.kubo_api, []
@@ -266,11 +216,11 @@ def published_dataset(
         else:
             place = run.layout.file(f"{dag.root}.car")
             files = [place]
-            _write_pieces(stack.enter_context(store.writing(place)), dag)
+            _write_pieces(stack.enter_context(run.store.writing(place)), dag)
     table = pd.DataFrame(
         [(str(dag.root), config.to, place, len(names), dag.size)], columns=_columns(PUBLISHED_DATASET)
     )
-    return run.finish(table, {"root_cid": str(dag.root), "published_to": place, "bytes": dag.size}, files)
+    return Made(table, {"root_cid": str(dag.root), "published_to": place, "bytes": dag.size}, files)
 
 
 def _write_pieces(path: Path, dag: FolderDag) -> None:

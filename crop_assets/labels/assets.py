@@ -4,7 +4,6 @@ Belongs here: the glue between the graph and the label logic. Does not: the logi
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,8 @@ from upath import UPath
 
 from crop_assets.classes import CLASS_COLUMNS, CLASSES
 from crop_assets.errors import InputError
+from crop_assets.graph.metadata import markdown, picture
+from crop_assets.graph.stage import Made, Source, YearRun, stage
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.balance import Balance, target_shares
 from crop_assets.labels.cdl import check_cdl, chip_histograms
@@ -35,113 +36,103 @@ from crop_assets.labels.sampling import (
 from crop_assets.progress import Progress
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import CANDIDATE_CHIPS, CDL, CHIP_BBOXES
-from crop_assets.year_assets import YearRun, bounded_errors, markdown, picture, year_asset
 from resources.cdl import CdlReleases, raster_files
 from resources.machine import Machine
 from resources.object_store import translated
-from resources.store import DatasetStore
 
 _WHY = ("why_fewer", "why_crowded")
 """What of a choice is a warning, by its name in the report and in the metadata."""
 
 
-@dg.asset(**year_asset("labels", CDL, {"geotiff"}, code_version="2"))
-@bounded_errors
-def cdl(
-    context: dg.AssetExecutionContext,
-    recipe: dg.ResourceParam[DatasetRecipe],
-    store: dg.ResourceParam[DatasetStore],
-    cdl_releases: dg.ResourceParam[CdlReleases],
-    machine: dg.ResourceParam[Machine],
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """The Cropland Data Layer raster of the year: one's own, or the release that NASS lists, fetched and unpacked to a
-    tiled GeoTIFF with overviews; checked (EPSG:5070, 30 m, national grid), and described by its checksum.
-    """
-    run = YearRun.of(context, recipe, store, CDL)
+def _raster(run: YearRun, cdl_releases: CdlReleases, machine: Machine) -> Source:
     with machine.pool() as pool:
-        made = obtain_raster(cdl_releases, run.year, pool, run.log, run.warn, recipe.unknown_codes)
+        made = obtain_raster(cdl_releases, run.year, pool, run.log, run.warn, run.recipe.unknown_codes)
     raster, origin = check_cdl(made.path.resolve()), made.origin
     row = {"file": made.path.name, "release": origin.release if origin else "", "sha256": made.sha256}
     chips = len(raster.chip_rows) * len(raster.chip_cols)
     metadata = {"path": dg.MetadataValue.path(raster.path), "chips_on_the_grid": chips}
     if origin:
         metadata |= {"release_version": origin.version, "release_sha256": origin.archive_sha256}
-    if done := run.unchanged(row, metadata=metadata):
-        return done
     size = {
         "bytes": sum(file.stat().st_size for file in raster_files(made.path)),
         "width": raster.width,
         "height": raster.height,
     }
     table = pd.DataFrame([{**row, **size, "left": raster.transform.c, "top": raster.transform.f}])
-    return run.finish(table, {**metadata, "raster": markdown(table.T.reset_index())})
+    return Source(table, row, metadata)
 
 
-@dg.asset(**year_asset("labels", CANDIDATE_CHIPS, {"parquet"}, deps=["cdl"], code_version="2"))
-@bounded_errors
-def candidate_chips(
-    context: dg.AssetExecutionContext,
-    recipe: dg.ResourceParam[DatasetRecipe],
-    store: dg.ResourceParam[DatasetStore],
-    cdl_releases: dg.ResourceParam[CdlReleases],
-    machine: dg.ResourceParam[Machine],
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+@stage("labels", CDL, kinds={"geotiff"}, code_version="2", source=_raster)
+def cdl(run: YearRun, source: pd.DataFrame) -> Made:
+    """The Cropland Data Layer raster of the year: one's own, or the release that NASS lists, fetched and unpacked to a
+    tiled GeoTIFF with overviews; checked (EPSG:5070, 30 m, national grid), and described by its checksum.
+    """
+    return Made(source, {"raster": markdown(source.T.reset_index())})
+
+
+@stage(
+    "labels",
+    CANDIDATE_CHIPS,
+    kinds={"parquet"},
+    fields=["unknown_codes"],
+    code_version="2",
+    warnings=["unknown_codes"],
+)
+def candidate_chips(run: YearRun, cdl: pd.DataFrame, cdl_releases: CdlReleases, machine: Machine) -> Made:
     """Every 224 x 224 box of the national chip grid that the raster holds, with the pixels of each class. The raster is
     read once for it, whatever is chosen from it and however often.
     """
-    run = YearRun.of(context, recipe, store, CANDIDATE_CHIPS)
-    release = run.read("cdl").iloc[0]
-    if done := run.unchanged(upstream=["cdl"], fields=["unknown_codes"]):
-        return done
-    raster = check_cdl(cdl_releases.find_same(run.year, release["sha256"]), recipe.unknown_codes)
+    digest, unknown_codes = cdl.iloc[0]["sha256"], run.recipe.unknown_codes
+    raster = check_cdl(cdl_releases.find_same(run.year, digest), unknown_codes)
     report = Progress(run.log, len(raster.chip_rows), "chip rows scanned")
     with machine.pool() as pool:
         histograms = chip_histograms(raster, pool, report)
     table = candidate_boxes(histograms)
     # threads open the file one after the other: it must have been one and the same to the end
-    cdl_releases.find_same(run.year, release["sha256"])
+    cdl_releases.find_same(run.year, digest)
     histogram = picture(class_histogram_png(table[CLASS_COLUMNS].sum().to_numpy()), "classes")
-    no_data = int((table["class_0"] > 0).sum())
-    metadata = {"with_no_data": no_data, "class_histogram": histogram}
+    metadata = {"with_no_data": int((table["class_0"] > 0).sum()), "class_histogram": histogram}
     if histograms.unknown:
-        metadata["unknown_codes"] = f"{histograms.unknown}, made {recipe.unknown_codes!r} by the recipe"
-        run.warn(f"the raster has {metadata['unknown_codes']}")
-    return run.finish(table, metadata)
+        metadata["unknown_codes"] = f"{histograms.unknown}, made {unknown_codes!r} by the recipe"
+    return Made(table, metadata)
 
 
-@dg.asset(
-    **year_asset("labels", CHIP_BBOXES, {"geoparquet", "geojson"}, deps=["candidate_chips"], code_version="3")
+def _area(run: YearRun) -> Source:
+    aoi = read_aoi(run.recipe.aoi) if run.recipe.aoi else None
+    # of an area its polygons count, and not the files that hold them
+    return Source(aoi, [_checksum(run.recipe.chip_boxes), "" if aoi is None else aoi_checksum(aoi)])
+
+
+def _choice_fields(recipe: DatasetRecipe) -> list[str]:
+    fields = ["chips", "sampling", "min_classes", "chip_boxes", "aoi", "block_chips"]
+    balanced = ["class_target", "max_per_block", "sampling_seed"]
+    return fields + (balanced if recipe.sampling == "balanced" else [])
+
+
+@stage(
+    "labels",
+    CHIP_BBOXES,
+    kinds={"geoparquet", "geojson"},
+    fields=_choice_fields,
+    code_version="3",
+    source=_area,
+    warnings=_WHY,
 )
-@bounded_errors
-def chip_bboxes(
-    context: dg.AssetExecutionContext,
-    recipe: dg.ResourceParam[DatasetRecipe],
-    store: dg.ResourceParam[DatasetStore],
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def chip_bboxes(run: YearRun, candidate_chips: pd.DataFrame, source: gpd.GeoDataFrame | None) -> Made:
     """The chosen 224 x 224 chip boxes on the national chip grid, with the pixels of each class; also as
     `chip_bbox.geojson` (EPSG:4326) and `chip_bbox_5070.geojson`.
     """
-    run = YearRun.of(context, recipe, store, CHIP_BBOXES)
-    fields = ["chips", "sampling", "min_classes", "chip_boxes", "aoi", "block_chips"]
-    if recipe.sampling == "balanced":
-        fields += ["class_target", "max_per_block", "sampling_seed"]
-    aoi = read_aoi(recipe.aoi) if recipe.aoi else None
-    # of an area its polygons count, and not the files that hold them
-    inputs = [_checksum(recipe.chip_boxes), "" if aoi is None else aoi_checksum(aoi)]
-    if done := run.unchanged(inputs, upstream=["candidate_chips"], fields=fields):
-        _warn(run, done.metadata or {})
-        return done
-    landscape = weighed_boxes(run.read("candidate_chips"), recipe.min_classes)
-    choice = _choose(recipe, landscape, aoi)
-    counts = _counts(choice.report)
-    _warn(run, counts)
+    recipe = run.recipe
+    landscape = weighed_boxes(candidate_chips, recipe.min_classes)
+    choice = _choose(recipe, landscape, source)
     chosen = with_surroundings(choice.chosen, recipe.block_chips)
     files = []
     for name, crs in (("chip_bbox.geojson", "EPSG:4326"), ("chip_bbox_5070.geojson", "EPSG:5070")):
         files.append(run.layout.file(name))
-        with store.writing(files[-1]) as path:
+        with run.store.writing(files[-1]) as path:
             write_chip_geojson(chosen, path, crs)  # type: ignore[arg-type]
-    return run.finish(chosen, counts | _pictures(landscape, choice, _balance(recipe)), files)
+    pictures = _pictures(landscape, choice, _balance(recipe))
+    return Made(chosen, _counts(choice.report) | pictures, files)
 
 
 def _balance(recipe: DatasetRecipe) -> Balance:
@@ -196,13 +187,6 @@ def _counts(report: ChoiceReport) -> dict[str, Any]:
         "boxes": markdown(report.table),
     }
     return found | {name: why for name in _WHY if (why := getattr(report, name))}
-
-
-def _warn(run: YearRun, metadata: Mapping[str, Any]) -> None:
-    for name in _WHY:
-        if why := metadata.get(name):
-            # metadata of an earlier run comes wrapped
-            run.warn(str(getattr(why, "value", why)))
 
 
 def _pictures(landscape: gpd.GeoDataFrame, choice: _Choice, balance: Balance) -> dict[str, Any]:

@@ -7,24 +7,25 @@ Belongs here: the glue between the graph and the scene logic. Does not: the logi
 import pandas as pd
 
 from crop_assets.chip_grid import chip_outline
+from crop_assets.graph.metadata import markdown, picture
+from crop_assets.graph.stage import Made, TileRun, stage
 from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import scene_rows
 from crop_assets.scenes.plots import season_picture
 from crop_assets.scenes.selection import POSITIONS, select_scenes, spread_scenes
 from crop_assets.schemas import SCENE_COLUMNS, SCENE_METADATA, SELECTED_SCENES
-from crop_assets.tile_assets import TileRun, TileTable, tile_stage
-from crop_assets.year_assets import markdown, picture
+from resources.stac import SceneStac
 
 
-@tile_stage(
+@stage(
     "scenes",
     SCENE_METADATA,
-    {"stac"},
-    ["season_start", "season_end", "sensors"],
+    kinds={"stac"},
+    fields=["season_start", "season_end", "sensors"],
     code_version="4",
-    refresh="stac",
+    again=lambda stac: stac.refresh,
 )
-def scene_metadata(run: TileRun, tile_map: pd.DataFrame) -> TileTable:
+def scene_metadata(run: TileRun, tile_map: pd.DataFrame, stac: SceneStac) -> Made:
     """All HLS scenes of the tile in the season, with cloud cover, spatial coverage, date, and the HTTPS
     and S3 links of the bands, from the STAC catalogue and CMR's granule search or the granules' own documents.
     Complete answers are kept in the store and not asked for again. A malformed item is set aside in a row of its own.
@@ -32,26 +33,22 @@ def scene_metadata(run: TileRun, tile_map: pd.DataFrame) -> TileTable:
     first = tile_map.iloc[0]
     bbox = (first["tile_west"], first["tile_south"], first["tile_east"], first["tile_north"])
     question = TileQuestion(run.tile, bbox, *run.recipe.season(run.year), run.recipe.sensors)
-    stac = run.services.stac
     answer = tile_answer(question, stac, run.store, run.log)
     chips = [chip_outline(chip_id) for chip_id in tile_map["chip_id"]]
     rows = scene_rows(answer.items, answer.documents, run.tile, run.recipe.sensors, chips)
     if rows.empty:
-        return TileTable(
-            SCENE_METADATA.empty(), {"outcome": "the catalogue has no scene of this tile in season"}
-        )
+        return Made(SCENE_METADATA.empty(), {"outcome": "the catalogue has no scene of this tile in season"})
     for row in rows[rows["problem"] != ""].itertuples():
         run.log(f"{row.scene_id}: {row.problem}")
     clear = int((rows["cloud_cover"] <= run.recipe.max_cloud_cover).sum())
     aside = int(rows["date"].isna().sum())
-    return TileTable(rows, {"clear_scenes": clear, "set_aside": aside, "asked_the_catalogue": answer.asked})
+    return Made(rows, {"clear_scenes": clear, "set_aside": aside, "asked_the_catalogue": answer.asked})
 
 
-@tile_stage(
+@stage(
     "scenes",
     SELECTED_SCENES,
-    (),
-    [
+    fields=[
         "max_cloud_cover",
         "coverage_ladder",
         "middle_scene",
@@ -62,7 +59,7 @@ def scene_metadata(run: TileRun, tile_map: pd.DataFrame) -> TileTable:
     ],
     code_version="3",
 )
-def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> TileTable:
+def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> Made:
     """First, middle and last scene of the season among those with little cloud, on the highest rung of
     the coverage ladder that holds three, or by `season_spread` the three that are jointly best for the tile's chips;
     every other scene with the reason against it.
@@ -84,4 +81,4 @@ def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> TileTable:
         run.log(outcome)
     shown = table[["date", "cloud_cover", "spatial_coverage", "position", "reason", "note", "scene_id"]]
     chart = picture(season_picture(table, season, run.tile, recipe.max_cloud_cover), f"season of {run.tile}")
-    return TileTable(table, {"outcome": outcome, "season": chart, "scenes": markdown(shown)})
+    return Made(table, {"outcome": outcome, "season": chart, "scenes": markdown(shown)})

@@ -23,7 +23,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
 from crop_assets.demo.run import server_environment
-from crop_assets.year_assets import markdown, plain
+from crop_assets.graph.metadata import markdown, plain
 from crop_assets_tests.background import Background, background
 from crop_assets_tests.browser.chromium import opened
 from crop_assets_tests.graph.test_hostile_texts import LINKS

@@ -43,13 +43,13 @@ from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.files import check_band
 from crop_assets.chip_grid import ORIGIN_X, ORIGIN_Y, chip_id
 from crop_assets.errors import InputError
+from crop_assets.graph.lineage import Lineage
 from crop_assets.hls import HLS_SIZE, hls_bounds
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.cdl import check_cdl
 from crop_assets.labels.release import obtain_raster
 from crop_assets.labels.sampling import read_chip_geojson
 from crop_assets.layout import Layout
-from crop_assets.lineage import Lineage
 from crop_assets.plan import make_plan
 from crop_assets.recipe import DatasetRecipe, load_recipe
 from crop_assets.scenes.archive import TileQuestion, tile_answer

@@ -17,8 +17,8 @@ from starlette.responses import Response
 
 from crop_assets.definitions import environment_resources
 from crop_assets.errors import InputError
+from crop_assets.graph.metadata import bounded_errors, markdown, plain
 from crop_assets.labels.aoi import filter_aoi, read_aoi
-from crop_assets.year_assets import bounded_errors, markdown, plain
 from crop_assets_tests.resources.loopback import serving
 from crop_assets_tests.resources.nass import Nass
 from crop_assets_tests.resources.nass import nass as nass

@@ -7,8 +7,8 @@ import pytest
 import sqlalchemy
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
+from crop_assets.graph.years import failed_because
 from crop_assets.partitions import CDL_YEAR, TILE, year_tile_partitions
-from crop_assets.tile_assets import failed_because
 from crop_assets_tests.small_world import (
     CHIPS,
     DATASET,

@@ -22,11 +22,14 @@ from crop_assets.aoi_map.server import AoiFile
 from crop_assets.cli import app
 from crop_assets.dataset.statistics import measure_bands
 from crop_assets.errors import InputError
+from crop_assets.graph.years import year_asset
 from crop_assets.labels.aoi import read_aoi
 from crop_assets.layout import Layout, tile_grid_table
-from crop_assets.schemas import TILE_GRID
+from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import SCHEMAS, TILE_GRID
 from crop_assets.tiles.assets import tile_grid
 from crop_assets.verify import verify_tables
+from crop_assets_tests.forged import table_of
 from crop_assets_tests.resources.loopback import closed_port
 from resources.errors import (
     ForbiddenError,
@@ -311,9 +314,9 @@ def materialize(store: DatasetStore, grid: TileGridSource) -> tuple[bool, str]:
     """Whether the asset was made, and what the run's errors say."""
     with dg.DagsterInstance.ephemeral() as instance:
         made = dg.materialize(
-            [tile_grid],
+            [year_asset(tile_grid, {})],
             instance=instance,
-            resources={"store": store, "tile_grid_source": grid},
+            resources={"store": store, "recipe": DatasetRecipe(), "tile_grid_source": grid},
             raise_on_error=False,
         )
         told = [event.step_failure_data.error_display_string for event in made.get_step_failure_events()]
@@ -401,26 +404,28 @@ def test_a_damaged_table_is_damaged_and_one_that_cannot_be_read_is_not(tmp_path:
             stored_table(store, name)
 
     (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(IntegrityError, match=r"folder\.parquet is a folder, and a file belongs there"):
+        stored_table(store, "folder.parquet")
     # opens, and fails when it is read
-    failing = DatasetStore(root="/proc/self")
-    for place, name in ((store, "folder.parquet"), (failing, "mem")):
-        with pytest.raises(OSError, match=f"{name} cannot be read: ") as error:
-            stored_table(place, name)
-        assert error.value.errno
+    with pytest.raises(OSError, match="mem cannot be read: ") as error:
+        stored_table(DatasetStore(root="/proc/self"), "mem")
+    assert error.value.errno
 
 
 def test_verify_tells_damaged_from_unreadable(tmp_path: Path, pool: Any) -> None:
     store = DatasetStore(root=str(tmp_path))
-    tables = [Layout("small", 2022).table(asset) for asset in ("cdl", "chip_bboxes", "tile_map")]
-    for name in tables:
-        write_table(store, name, pd.DataFrame({"tile": ["14SMG"]}), SCHEMA, {})
+    assets = ("cdl", "splits", "tile_map")
+    tables = [Layout("small", 2022).table(asset) for asset in assets]
+    for asset, name in zip(assets, tables, strict=True):
+        write_table(store, name, table_of(asset).to_pandas(), SCHEMAS[asset], {})
+    assert verify_tables(store, tables, pool).findings == []
     store.write_bytes(tables[1], store.read_bytes(tables[1])[:50])
     store.remove(tables[2])
     Path(store.gdal_path(tables[2])).mkdir()
     damaged, unreadable = verify_tables(store, tables, pool).findings
     assert (damaged.file, unreadable.file) == (tables[1], tables[2])
     assert "is damaged" in damaged.problem
-    assert "cannot be read" in unreadable.problem
+    assert "is a folder, and a file belongs there" in unreadable.problem
 
 
 def test_a_file_that_the_store_does_not_give_is_not_called_missing(server: Server, root: str) -> None:
@@ -429,7 +434,7 @@ def test_a_file_that_the_store_does_not_give_is_not_called_missing(server: Serve
         store.write_bytes(name, name.encode())
     files = {name: store.sha256(name) for name in ("a.tif", "b.tif", "c.tif")}
     table = Layout("small", 2022).table("splits")
-    write_table(store, table, pd.DataFrame({"tile": ["14SMG"]}), SCHEMA, {"files": files})
+    write_table(store, table, table_of("splits").to_pandas(), SCHEMAS["splits"], {"files": files})
     verify = ["verify", "--data", root, "--dataset", "small"]
     shown = CliRunner().invoke(app, verify)
     assert (shown.exit_code, "1 tables, 3 files, all as they were made" in shown.output) == (0, True)

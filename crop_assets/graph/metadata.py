@@ -1,0 +1,130 @@
+"""What the Dagster UI shows of a stage: metadata and errors, bounded, and as text whatever they repeat."""
+
+import base64
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import dagster as dg
+import pandas as pd
+
+from crop_assets.errors import InputError
+from resources.errors import ResourceError
+from resources.plain_text import plain_text
+from resources.store import DatasetStore
+from resources.tables import StoredTable, TableSchema
+
+_Parameters = ParamSpec("_Parameters")
+_Made = TypeVar("_Made")
+
+OWNERS = ("team:crop-assets",)
+
+_MAX_CELL = 500
+"""The most characters of one text in a table or list that the UI shows."""
+_ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]*://|www\.|mailto:|[\w.+-]+@)[^\s`]+)", re.I)
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|~])")
+
+
+def bounded_errors(function: Callable[_Parameters, _Made]) -> Callable[_Parameters, _Made]:
+    """The function of an asset or sensor; its errors reach Dagster bounded and on one line, those of libraries too."""
+
+    @functools.wraps(function)
+    def bounded(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Made:
+        try:
+            return function(*args, **kwargs)
+        except (InputError, ResourceError) as error:
+            # without its causes, whose words it has
+            raise error from None
+        except Exception as error:
+            if all(plain_text(text) == text for text in _texts(error)):
+                raise
+            words = plain_text(f"{type(error).__name__}: {error}")
+            raise RuntimeError(words).with_traceback(error.__traceback__) from None
+
+    return bounded
+
+
+def _texts(error: BaseException | None) -> Iterator[str]:
+    """The texts of an error and of what caused it."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
+
+
+def column_schema(schema: TableSchema) -> dg.TableSchema:
+    columns = [dg.TableColumn(c.name, str(c.type), description=c.description) for c in schema.columns]
+    if schema.geometry_crs:
+        columns.append(dg.TableColumn("geometry", "geometry", description=schema.geometry_crs))
+    return dg.TableSchema(columns=columns)
+
+
+def latest_record(
+    instance: dg.DagsterInstance, asset: str, partition: str | None
+) -> dg.EventLogRecord | None:
+    """The event log's record of an asset's latest materialization, for a partition if it has any."""
+    partitions = None if partition is None else [partition]
+    where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=partitions)
+    records = instance.fetch_materializations(where, limit=1).records
+    return records[0] if records else None
+
+
+def earlier_metadata(
+    instance: dg.DagsterInstance, asset: str, partition: str | None, stored: StoredTable
+) -> dict[str, Any]:
+    """Metadata of an asset's latest materialization, so that an unchanged result keeps its previews.
+
+    Nothing where that one made another table, of another recipe or dataset.
+    """
+    record = latest_record(instance, asset, partition)
+    found = record.asset_materialization if record else None
+    if found is None or (found.tags or {}).get("dagster/data_version") != stored.data_version:
+        return {}
+    table = found.metadata.get("table")
+    return dict(found.metadata) if table and str(table.value).endswith(stored.name) else {}
+
+
+def table_metadata(store: DatasetStore, stored: StoredTable, reused: bool, seconds: float) -> dict[str, Any]:
+    return {
+        "dagster/row_count": stored.rows,
+        "reused": reused,
+        "seconds": round(seconds, 3),
+        "recipe_fingerprint": stored.provenance.get("recipe_fingerprint", ""),
+        "table": dg.MetadataValue.path(str(store.path(stored.name))),
+    }
+
+
+def shown(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata whose texts are bounded and on one line, whatever they repeat of the outside world."""
+    return {name: plain_text(value) if isinstance(value, str) else value for name, value in metadata.items()}
+
+
+def markdown(frame: pd.DataFrame, rows: int = 50) -> dg.MarkdownMetadataValue:
+    """The first rows of a table as the Dagster UI shows it."""
+    head = frame.head(rows)
+    lines = ["| " + " | ".join(map(str, head.columns)) + " |", "|" + " --- |" * len(head.columns)]
+    lines += [
+        "| " + " | ".join("" if pd.isna(v) else plain(str(v)) for v in row) + " |" for row in head.to_numpy()
+    ]
+    if len(frame) > rows:
+        lines.append(f"\n… and {len(frame) - rows} more")
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def plain(text: str) -> str:
+    """Text from outside, such as a server's words, as Markdown that shows it as it is: no links, images or columns of
+    Markdown come of it, and bare addresses are code, for the UI makes links of others.
+    """
+    parts = _ADDRESS.split(plain_text(" ".join(text.split()), _MAX_CELL))
+    for number, part in enumerate(parts):
+        if number % 2:
+            # nothing is escaped in code but the end of a table's cell
+            parts[number] = f"`{part.replace('|', '%7C')}`"
+        else:
+            parts[number] = _MARKDOWN.sub(r"\\\1", part)
+    return "".join(parts)
+
+
+def picture(image: bytes, alt: str, kind: Literal["png", "jpeg"] = "png") -> dg.MarkdownMetadataValue:
+    """A picture that the Dagster UI shows inline. Keep it small: it is stored with the event."""
+    return dg.MetadataValue.md(f"![{alt}](data:image/{kind};base64,{base64.b64encode(image).decode()})")

@@ -1,0 +1,224 @@
+"""The declaration of a stage."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import geopandas as gpd
+import pandas as pd
+from pydantic import BaseModel
+
+from crop_assets.layout import Layout
+from crop_assets.recipe import DatasetRecipe
+from resources.store import DatasetStore
+from resources.tables import TableSchema
+
+Scope = Literal["store", "year", "tile"]
+_LABELS = ("labels", "tiles")
+"""The groups of stages that come before any tile's."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One materialization of a stage that all datasets of a store share."""
+
+    store: DatasetStore
+    recipe: DatasetRecipe
+    log: Callable[[str], None]
+    warn: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class YearRun(Run):
+    """One materialization of a stage for a CDL year."""
+
+    year: int
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.recipe.dataset, self.year)
+
+    def write_text(self, name: str, text: str) -> str:
+        """Write a file at the top of the dataset folder; returns its name in the store."""
+        file = self.layout.file(name)
+        self.store.write_bytes(file, text.encode())
+        return file
+
+
+@dataclass(frozen=True)
+class TileRun(YearRun):
+    """One materialization of a stage for a tile of a CDL year; `pool` is shared by the tiles of a run."""
+
+    tile: str
+    pool: Executor
+
+
+@dataclass(frozen=True)
+class AllTiles:
+    """The tables of a tile stage over all tiles of a year's tile map, with a column `tile`.
+
+    `versions` are the content hashes by tile. `missing` names the tiles without a current table, and why.
+    """
+
+    frame: pd.DataFrame
+    versions: dict[str, str]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage made: its table, what the operator should see, and the names of the files that the table names.
+
+    `files` may be their SHA-256 by name, where these are known.
+    """
+
+    frame: pd.DataFrame
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    files: Iterable[str] | Mapping[str, str] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a stage reads besides tables. `identity` is what it is told apart by, as JSON values."""
+
+    value: Any
+    identity: Any
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of a check."""
+
+    passed: bool
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check of a year stage's table, whether it was made or reused; of severity WARN."""
+
+    name: str
+    description: str
+    function: Callable[[pd.DataFrame, Mapping[str, AllTiles]], Finding]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A declared stage. It is callable as the function that it was declared with."""
+
+    function: Callable[..., Made]
+    group: str
+    schema: TableSchema
+    kinds: frozenset[str]
+    fields: Sequence[str] | Callable[[DatasetRecipe], Sequence[str]]
+    code_version: str
+    source: Callable[..., Source] | None
+    again: Callable[..., bool]
+    checks: tuple[Check, ...]
+    then: Callable[[Any, pd.DataFrame], None] | None
+    warnings: tuple[str, ...]
+    job: str
+    scope: Scope
+    tables: tuple[str, ...]
+    """The stages whose tables are inputs: of the same tile, the tile's rows of the year's table, or the same year's."""
+    all_tiles: tuple[str, ...]
+    """The tile stages whose tables of all tiles are inputs."""
+    services: frozenset[str]
+    config: type[BaseModel] | None
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """The stages whose tables are inputs, but for those of all tiles, which the year's tile map names."""
+        implied = ("tile_map",) if self.all_tiles and "tile_map" not in self.tables else ()
+        return (*self.tables, *implied)
+
+    def recipe_fields(self, recipe: DatasetRecipe) -> Sequence[str]:
+        return self.fields(recipe) if callable(self.fields) else self.fields
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Made:
+        return self.function(*args, **kwargs)
+
+
+def stage(
+    group: str,
+    schema: TableSchema,
+    *,
+    kinds: Iterable[str] = (),
+    fields: Sequence[str] | Callable[[DatasetRecipe], Sequence[str]] = (),
+    code_version: str = "1",
+    source: Callable[..., Source] | None = None,
+    again: Callable[..., bool] = lambda: False,
+    checks: Sequence[Check] = (),
+    then: Callable[[Any, pd.DataFrame], None] | None = None,
+    warnings: Sequence[str] = (),
+    job: str = "",
+) -> Callable[[Callable[..., Made]], Stage]:
+    """Declare a stage by a function whose first parameter is a `TileRun`, a `YearRun` or a `Run`: its scope.
+
+    Of the other parameters, each with its annotation,
+
+    - a DataFrame or GeoDataFrame is the table of the stage of that name. A tile stage gets the table of its own tile
+      from another tile stage, and from a year stage the rows of its tile, or all where the table has no tiles;
+    - `AllTiles` are the tables of the tile stage of that name, over all tiles of the year;
+    - `source` is what the function `source` returns;
+    - `config` is the configuration of a run, a `dg.Config`;
+    - any other is the service of that name (`crop_assets.graph.services`).
+
+    An earlier result is reused where its inputs, the recipe's `fields`, the identity of the source, the configuration
+    and the code version are the same and its files are unchanged. `fields` may depend on the recipe.
+
+    `source`, `again` and `then` are called each time: `source` finds what else is read; `again` says whether to make
+    the table although nothing has changed. Both name their parameters as the stage does. `then` gets the Dagster
+    instance and the table. Texts of the metadata that are named in `warnings` are logged as warnings too. `job` is the
+    job that makes it; by default labels_job, tiles_job or dataset_job.
+    """
+
+    def declare(function: Callable[..., Made]) -> Stage:
+        parameters = _annotations(function)
+        run, *named = parameters.items()
+        others = [(name, kind) for name, kind in named if name not in ("source", "config")]
+        scope: Scope = "tile" if run[1] is TileRun else "year" if run[1] is YearRun else "store"
+        tables = [name for name, kind in others if kind in (pd.DataFrame, gpd.GeoDataFrame)]
+        all_tiles = [name for name, kind in others if kind is AllTiles]
+        services = {name for name, _ in others} - {*tables, *all_tiles}
+        for other in (source, again):
+            services |= set(_annotations(other)) - {"run", "config"} if other else set()
+        default = "labels_job" if group in _LABELS else "dataset_job"
+        return Stage(
+            function,
+            group,
+            schema,
+            frozenset(kinds),
+            fields,
+            code_version,
+            source,
+            again,
+            tuple(checks),
+            then,
+            tuple(warnings),
+            job or ("tiles_job" if scope == "tile" else default),
+            scope,
+            tuple(tables),
+            tuple(all_tiles),
+            frozenset(services),
+            parameters.get("config"),
+        )
+
+    return declare
+
+
+def call(function: Callable[..., Any], known: Mapping[str, Any]) -> Any:
+    """Call a function with those of the known values that its parameters name."""
+    return function(**{name: known[name] for name in inspect.signature(function).parameters})
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function, eval_str=True).parameters
+    return {name: parameter.annotation for name, parameter in parameters.items()}

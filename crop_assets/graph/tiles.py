@@ -1,0 +1,370 @@
+"""Tile stages as one Dagster multi-asset.
+
+Each stage is an asset of its own in the graph, with its own partitions, metadata and lineage; they share one step, so
+that a tile goes through all of its stages whatever becomes of its neighbours. Dagster skips everything downstream of a
+failed step, so with a step per stage one bad tile would stop every other tile of its run. Here each (stage, tile) that
+succeeds is recorded as it ends, and the step fails last, naming the tiles that failed and why.
+"""
+
+import inspect
+import queue
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from crop_assets.crs import require_proj
+from crop_assets.errors import InputError
+from crop_assets.graph.lineage import Lineage
+from crop_assets.graph.metadata import (
+    OWNERS,
+    column_schema,
+    earlier_metadata,
+    latest_record,
+    plain,
+    shown,
+    table_metadata,
+)
+from crop_assets.graph.services import resource_keys, services_of
+from crop_assets.graph.stage import Made, Stage, TileRun, call
+from crop_assets.graph.years import FAILED
+from crop_assets.layout import Layout, parse_year
+from crop_assets.partitions import (
+    CDL_YEAR,
+    launched_keys,
+    shown_tile,
+    tiles_per_run,
+    year_and_tile,
+    year_mapping,
+    year_tile_partitions,
+)
+from crop_assets.recipe import DatasetRecipe
+from resources.errors import ResourceError, UnavailableError
+from resources.machine import Machine
+from resources.plain_text import plain_text
+from resources.stop import StoppablePool, check, uninterrupted
+from resources.store import DatasetStore
+from resources.tables import StoredTable
+
+_TRANSIENT = "transient"
+"""Metadata of observations of failures: whether the stage and tile is worked on again."""
+_ATTEMPT = "attempt"
+"""Metadata of these observations: how often the run had worked on the tile before."""
+_NAMED = 5
+"""Causes that an error names; the log names all."""
+
+
+@dataclass(frozen=True)
+class TileWork:
+    """The tile stages of a run, in their order, and what they have to work with."""
+
+    stages: Sequence[Stage]
+    tile_assets: frozenset[str]
+    """All tile stages of the graph, in this run or not."""
+    store: DatasetStore
+    recipe: DatasetRecipe
+    machine: Machine
+    services: Mapping[str, Any]
+
+
+def tile_assets(stages: Sequence[Stage], at_once: int) -> dg.AssetsDefinition:
+    """All tile stages, in their order, as one subsettable multi-asset partitioned by year and tile."""
+    names = frozenset(stage.name for stage in stages)
+
+    @dg.multi_asset(
+        name="tile_stages",
+        specs=[_spec(stage, names) for stage in stages],
+        partitions_def=year_tile_partitions,
+        backfill_policy=tiles_per_run(at_once),
+        can_subset=True,
+        # so that runs at once share what a catalogue bears: dagster.yaml says how many
+        pool="tiles",
+        required_resource_keys={"machine", "downloads"}.union(
+            *(resource_keys(one.services) for one in stages)
+        ),
+    )
+    def tile_stages(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
+        _materialize(context, stages, names)
+        # each (stage, tile) has been recorded by an event of its own
+        yield from ()
+
+    return tile_stages
+
+
+def _spec(stage: Stage, tile_assets: frozenset[str]) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        stage.name,
+        description=inspect.getdoc(stage.function),
+        group_name=stage.group,
+        kinds={"python", *stage.kinds},
+        owners=list(OWNERS),
+        code_version=stage.code_version,
+        skippable=True,
+        metadata={"dagster/column_schema": column_schema(stage.schema)},
+        deps=[
+            name if name in tile_assets else dg.AssetDep(name, partition_mapping=year_mapping())
+            for name in stage.tables
+        ],
+    )
+
+
+def _materialize(context: dg.AssetExecutionContext, stages: Sequence[Stage], names: frozenset[str]) -> None:
+    require_proj()
+    selected = {key.to_user_string() for key in context.selected_asset_keys}
+    chosen = [stage for stage in stages if stage.name in selected]
+    resources = context.resources
+    services = services_of(resources, frozenset().union(*(stage.services for stage in chosen)))
+    work = TileWork(chosen, names, resources.store, resources.recipe, resources.machine, services)
+    retries, pause_seconds = resources.downloads.tile_retries, resources.downloads.tile_pause_seconds
+    keys = launched_keys(context)
+    earlier = _earlier_failures(context) if context.retry_number else {}
+    again = [key for key in keys if not earlier or (str(key) in earlier and earlier[str(key)].transient)]
+    if context.retry_number:
+        pause = pause_seconds * 2 ** (context.retry_number - 1)
+        tiles = ", ".join(map(shown_tile, again))
+        with uninterrupted():
+            context.log.info(plain_text(f"working again on {tiles} in {pause:.0f} s"))
+        # here, for Dagster's own pause cannot be interrupted
+        time.sleep(pause)
+    failures = _run_tiles(context, again, work)
+    if any(failure.transient for failure in failures) and context.retry_number < retries:
+        raise dg.RetryRequested(max_retries=retries) from _failure(failures, len(keys))
+    failures += [failure for failure in earlier.values() if not failure.transient]
+    if failures:
+        raise _failure(failures, len(keys))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    partition: str
+    tile: str
+    stage: str
+    cause: str
+    traceback: str
+    transient: bool
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An upstream table: its content hash, and whether it is a tile's or the year's."""
+
+    version: str
+    per_tile: bool
+
+
+@dataclass(frozen=True)
+class _Done:
+    stage: Stage
+    partition: dg.MultiPartitionKey
+    stored: StoredTable
+    metadata: dict[str, Any]
+    inputs: dict[str, _Input]
+    reused: bool
+
+
+def _run_tiles(
+    context: dg.AssetExecutionContext, keys: Sequence[dg.MultiPartitionKey], work: TileWork
+) -> list[_Failure]:
+    messages: queue.SimpleQueue[str | _Done | _Failure | None] = queue.SimpleQueue()
+    years: dict[str, Lineage] = {}
+    for key in keys:
+        year = key.keys_by_dimension[CDL_YEAR]
+        if number := parse_year(year):
+            years.setdefault(year, Lineage(work.store, Layout(work.recipe.dataset, number), work.recipe))
+
+    def make(key: dg.MultiPartitionKey, pool: Executor) -> None:
+        try:
+            make_tile(key, work, years.get(key.keys_by_dimension[CDL_YEAR]), messages.put, pool)
+        finally:
+            messages.put(None)
+
+    # the tiles have threads of their own, so that those who wait for work leave the ones who do it
+    with work.machine.pool() as pool, StoppablePool(work.machine.threads) as tiles:
+        futures = [tiles.submit(make, key, pool) for key in keys]
+        try:
+            return _record(context, messages, len(keys), [stage.name for stage in work.stages])
+        finally:
+            # where the event log fails
+            for future in futures:
+                future.cancel()
+
+
+def _record(
+    context: dg.AssetExecutionContext,
+    messages: "queue.SimpleQueue[str | _Done | _Failure | None]",
+    tiles: int,
+    stages: Sequence[str],
+) -> list[_Failure]:
+    """Write what the tiles report to Dagster's event log, which takes one thread alone, until all have ended."""
+    failures: list[_Failure] = []
+    finished = 0
+    while finished < tiles:
+        message = messages.get()
+        with uninterrupted():
+            if message is None:
+                finished += 1
+                context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
+            elif isinstance(message, _Done):
+                context.log_event(_materialization(context.instance, message))
+            elif isinstance(message, _Failure):
+                failures.append(message)
+                _log_failure(context, message, stages)
+            else:
+                context.log.info(message)
+    return sorted(failures, key=lambda failure: failure.tile)
+
+
+def _log_failure(context: dg.AssetExecutionContext, failure: _Failure, stages: Sequence[str]) -> None:
+    context.log.error(f"{failure.tile} failed at {failure.stage}: {failure.cause}{failure.traceback}")
+    why: dict[str, Any] = {
+        FAILED: f"failed at {failure.stage}: {failure.cause}",
+        _TRANSIENT: failure.transient,
+        _ATTEMPT: context.retry_number,
+    }
+    for name in stages[stages.index(failure.stage) :]:
+        context.log_event(dg.AssetObservation(name, partition=failure.partition, metadata=why))
+
+
+def make_tile(
+    key: dg.MultiPartitionKey,
+    work: TileWork,
+    of_year: Lineage | None,
+    report: Callable[[str | _Done | _Failure], None],
+    pool: Executor,
+) -> None:
+    """Make the tables of a tile, one stage after the other, until one fails.
+
+    `of_year` is shared by the tiles of a year, so that its tables are read once.
+    """
+    label = shown_tile(key)
+    lineage: Lineage | None = None
+    for stage in work.stages:
+        check()
+        try:
+            year, tile = year_and_tile(key)
+
+            def log(text: str, name: str = stage.name) -> None:
+                report(plain_text(f"{label} {name}: {text}"))
+
+            lineage = lineage or Lineage(work.store, Layout(work.recipe.dataset, year), work.recipe, of_year)
+            run = TileRun(work.store, work.recipe, log, log, year, tile, pool)
+            report(_make(key, run, stage, work, lineage))
+        except (InputError, ResourceError, OSError) as error:
+            transient = isinstance(error, UnavailableError | ConnectionError | TimeoutError)
+            report(_Failure(str(key), label, stage.name, plain_text(str(error)), "", transient))
+            return
+        except Exception as error:
+            # the words of another library, of whatever length
+            cause = plain_text(f"{type(error).__name__}: {error}")
+            where = "".join(traceback.format_tb(error.__traceback__))
+            report(_Failure(str(key), label, stage.name, cause, f"\n{where}", False))
+            return
+
+
+def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork, lineage: Lineage) -> _Done:
+    started = time.monotonic()
+    frames, inputs = {}, {}
+    for upstream in stage.tables:
+        per_tile = upstream in work.tile_assets
+        tile = run.tile if per_tile else None
+        if reason := lineage.stale_because(upstream, tile):
+            raise InputError(reason)
+        frames[upstream] = lineage.read(upstream, tile) if per_tile else lineage.rows(upstream, run.tile)
+        inputs[upstream] = _Input(lineage.version(upstream, run.tile, per_tile), per_tile)
+    fields = stage.recipe_fields(run.recipe)
+    identified = [stage.name, stage.code_version]
+    record = lineage.record(fields, stage.tables, run.tile, work.tile_assets, {}, identified)
+    known = {"run": run, **{name: work.services[name] for name in stage.services}}
+    again = call(stage.again, known)
+    stored = None if again else lineage.unchanged(stage.name, run.tile, record, run.log)
+    metadata: dict[str, Any] = {}
+    reused = stored is not None
+    if stored is not None:
+        run.log(f"unchanged, nothing to do ({stored.rows} rows)")
+    else:
+        if "tile_map" in frames and frames["tile_map"].empty:
+            made = Made(stage.schema.empty(), {"outcome": f"no chip box of {run.year} lies in this tile"})
+        else:
+            made = call(stage.function, {**known, **frames})
+        metadata |= made.metadata
+        files = made.files if isinstance(made.files, Mapping) else {}
+        digests = {name: files.get(name) or run.store.sha256(name) for name in made.files}
+        stored = lineage.write(stage.name, run.tile, made.frame, {**record, "files": digests})
+        run.log(f"{stored.rows} rows in {time.monotonic() - started:.1f} s")
+    described = table_metadata(run.store, stored, reused, time.monotonic() - started)
+    return _Done(stage, key, stored, {**metadata, **described}, inputs, reused)
+
+
+def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMaterialization:
+    """The event of one stage and tile.
+
+    Its tags are those by which Dagster tells what is out of date: for partitioned inputs that is the event of the
+    input, by its id in the event log.
+    """
+    partition = str(done.partition)
+    earlier = earlier_metadata(instance, done.stage.name, partition, done.stored) if done.reused else {}
+    tags = {
+        "dagster/data_version": done.stored.data_version,
+        "dagster/data_version_is_user_provided": "true",
+        "dagster/code_version": done.stage.code_version,
+        **{f"dagster/partition/{name}": key for name, key in done.partition.keys_by_dimension.items()},
+    }
+    for name, upstream in done.inputs.items():
+        key = partition if upstream.per_tile else done.partition.keys_by_dimension[CDL_YEAR]
+        tags[f"dagster/input_data_version/{name}"] = upstream.version
+        record = latest_record(instance, name, key)
+        tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id) if record else "NULL"
+    return dg.AssetMaterialization(
+        done.stage.name, partition=partition, metadata={**earlier, **shown(done.metadata)}, tags=tags
+    )
+
+
+def _earlier_failures(context: dg.AssetExecutionContext) -> dict[str, _Failure]:
+    """The last failure of each partition in the earlier attempts of this run, by partition, but for those that an
+    attempt has made since.
+
+    From the event log, for an attempt may have a process of its own.
+    """
+    logs = context.instance.all_logs(context.run.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION)
+    found = {}
+    for log in logs:
+        event = log.dagster_event.asset_observation_data.asset_observation if log.dagster_event else None
+        if event is None or event.partition is None or _TRANSIENT not in event.metadata:
+            continue
+        transient = bool(event.metadata[_TRANSIENT].value)
+        if transient and event.metadata[_ATTEMPT].value != context.retry_number - 1:
+            # it was worked on again, and has another failure or none
+            continue
+        # each stage that was not made has the same words
+        words = str(event.metadata[FAILED].value).removeprefix("failed at ")
+        stage, _, cause = words.partition(": ")
+        tile = shown_tile(year_tile_partitions.get_partition_key_from_str(event.partition))
+        found[event.partition] = _Failure(event.partition, tile, stage, cause, "", transient)
+    return found
+
+
+def _failure(failures: Sequence[_Failure], tiles: int) -> dg.Failure:
+    """Names the causes first, each once, then the tiles and stages."""
+    failures = sorted(failures, key=lambda failure: failure.tile)
+    places: dict[str, list[str]] = {}
+    for f in failures:
+        places.setdefault(f.cause, []).append(f"{f.tile} at {f.stage}")
+    causes = [f"{cause} ({', '.join(where)})" for cause, where in places.items()]
+    more = f"; and {len(causes) - _NAMED} more causes, which the log names" if len(causes) > _NAMED else ""
+    lines = [f"- **{f.tile}** at `{f.stage}`: {plain(f.cause)}" for f in failures]
+    return dg.Failure(
+        plain_text(f"{'; '.join(causes[:_NAMED])}{more}. {_how_many(len(failures), tiles)}"),
+        metadata={"failed_tiles": dg.MetadataValue.md("\n".join(lines))},
+        allow_retries=False,
+    )
+
+
+def _how_many(failed: int, tiles: int) -> str:
+    if failed == tiles:
+        return "This was the only tile of the run." if tiles == 1 else f"All {tiles} tiles of the run failed."
+    others = "the other one is" if tiles - failed == 1 else f"the other {tiles - failed} are"
+    return f"{failed} of {tiles} tiles failed; {others} done."
