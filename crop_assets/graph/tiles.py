@@ -267,13 +267,11 @@ def make_tile(
 
 def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork, lineage: Lineage) -> _Done:
     started = time.monotonic()
-    frames, inputs = {}, {}
+    inputs = {}
     for upstream in stage.tables:
         per_tile = upstream in work.tile_assets
-        tile = run.tile if per_tile else None
-        if reason := lineage.stale_because(upstream, tile):
+        if reason := lineage.stale_because(upstream, run.tile if per_tile else None):
             raise InputError(reason)
-        frames[upstream] = lineage.read(upstream, tile) if per_tile else lineage.rows(upstream, run.tile)
         inputs[upstream] = _Input(lineage.version(upstream, run.tile, per_tile), per_tile)
     fields = stage.recipe_fields(run.recipe)
     identified = [stage.name, stage.code_version]
@@ -286,9 +284,13 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
     if stored is not None:
         run.log(f"unchanged, nothing to do ({stored.rows} rows)")
     else:
-        if "tile_map" in frames and frames["tile_map"].empty:
+        if lineage.rows("tile_map", run.tile).empty:
             made = Made(stage.schema.empty(), {"outcome": f"no chip box of {run.year} lies in this tile"})
         else:
+            frames = {
+                name: lineage.read(name, run.tile) if one.per_tile else lineage.rows(name, run.tile)
+                for name, one in inputs.items()
+            }
             made = call(stage.function, {**known, **frames})
         metadata |= made.metadata
         files = made.files if isinstance(made.files, Mapping) else {}
