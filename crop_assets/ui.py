@@ -15,6 +15,7 @@ from pathlib import Path
 import dagster as dg
 import yaml
 
+from crop_assets.dagster_internals import DAEMON, webserver_app
 from crop_assets.errors import InputError
 from crop_assets.local_server import listen, protect, run
 
@@ -61,7 +62,7 @@ def open_ui(port: int, say: Callable[[str], None]) -> int:
                     return status
                 time.sleep(_POLL_SECONDS)
             start("crop_assets.ui", str(port), str(workspace))
-            start("dagster._daemon", "run", "-w", str(workspace))
+            start(DAEMON, "run", "-w", str(workspace))
             say(f"Dagster UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
             while not (status := ended()):
                 time.sleep(_POLL_SECONDS)
@@ -77,18 +78,11 @@ def open_ui(port: int, say: Callable[[str], None]) -> int:
 
 def _serve(port: int, workspace: str) -> None:
     """Dagster's webserver over a workspace file, until SIGINT or SIGTERM."""
-    # they take seconds to import
-    from dagster._core.workspace.context import WorkspaceProcessContext
-    from dagster._core.workspace.load_target import WorkspaceFileTarget
-    from dagster_webserver.app import create_app_from_workspace_process_context
-
-    target = WorkspaceFileTarget([workspace])
     with (
         listen(port) as listener,
         dg.DagsterInstance.get() as instance,
-        WorkspaceProcessContext(instance, target, version=dg.__version__) as context,
+        webserver_app(instance, workspace) as app,
     ):
-        app = create_app_from_workspace_process_context(context, live_data_poll_rate=2000)
         protect(app, {"application/json"}, queries="graphql", programs=True)
         run(app, listener, "", ws="auto")
 

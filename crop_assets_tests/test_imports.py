@@ -1,8 +1,10 @@
 """Logic loads no Dagster, not even by way of others, and `resources` knows nothing of crops."""
 
 import pkgutil
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import crop_assets
 import resources
@@ -10,7 +12,10 @@ import resources
 OF_DAGSTER = {
     *(f"crop_assets.{room}.assets" for room in ("labels", "tiles", "scenes", "bands", "chips", "dataset")),
     *(f"crop_assets.automation.{name}" for name in ("jobs", "sensors")),
-    *(f"crop_assets.{name}" for name in ("definitions", "launchpad", "partitions", "stages", "ui")),
+    *(
+        f"crop_assets.{name}"
+        for name in ("dagster_internals", "definitions", "launchpad", "partitions", "stages", "ui")
+    ),
     *(f"crop_assets.graph.{name}" for name in ("metadata", "tiles", "years")),
     "crop_assets.demo.run",
 }
@@ -53,3 +58,14 @@ def test_logic_loads_no_dagster() -> None:
 
 def test_clients_know_nothing_of_crops() -> None:
     assert failures("crop_assets", modules(resources)) == set()
+
+
+def test_one_module_alone_uses_what_is_not_public_of_dagster() -> None:
+    root = Path(crop_assets.__file__).parent
+    private = re.compile(
+        r"\bdagster(_webserver|_graphql|_shared)?\._|from dagster\S* import _|from dagster_webserver"
+    )
+    users = {
+        path.relative_to(root).as_posix() for path in root.rglob("*.py") if private.search(path.read_text())
+    }
+    assert users == {"dagster_internals.py"}

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import dagster as dg
-from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 
 from crop_assets.automation.cursors import YEARS, Asked, Looked, Seen, read_cursor
 from crop_assets.automation.jobs import DATASET, DATASET_ASSETS, TILE_ASSETS, TILES, labels_job
@@ -21,6 +20,7 @@ from crop_assets.automation.releases import (
     release_changes,
 )
 from crop_assets.automation.years import next_step, year_state
+from crop_assets.dagster_internals import request_backfill
 from crop_assets.graph.lineage import Lineage
 from crop_assets.graph.metadata import bounded_errors
 from crop_assets.layout import Layout, parse_year
@@ -177,13 +177,7 @@ def dataset_sensor(
 def _backfill(year: str, tiles: tuple[str, ...]) -> dg.RunRequest:
     """A backfill of the tile stages over tiles of a year, which the daemon launches as it does one from the UI."""
     keys = [dg.MultiPartitionKey({CDL_YEAR: year, TILE: tile}) for tile in tiles]
-    partitions = year_tile_partitions.subset_with_partition_keys(keys)
-    # as Dagster's own automation sensors launch backfills; there is no public way for a sensor
-    subset = AssetGraphSubset(  # type: ignore[call-arg]
-        partitions_subsets_by_asset_key={dg.AssetKey(stage): partitions for stage in TILE_ASSETS},
-        non_partitioned_asset_keys=set(),
-    )
-    return dg.RunRequest.for_asset_graph_subset(subset, {CDL_YEAR: year})
+    return request_backfill(TILE_ASSETS, year_tile_partitions, keys, {CDL_YEAR: year})
 
 
 def _latest_events(instance: dg.DagsterInstance, recipe: DatasetRecipe) -> list[str | int]:

@@ -20,17 +20,9 @@ import dagster as dg
 import pandas as pd
 import requests
 import yaml
-from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
-from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._core.events import RunFailureReason
-from dagster._core.execution.api import execute_run
-from dagster._core.execution.job_execution_result import JobExecutionResult
-from dagster._core.instance import InstanceRef
-from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from crop_assets.automation.jobs import MAIN_JOBS, labels_job, tiles_job
+from crop_assets.dagster_internals import execute_here, instance_of_terminal, is_of_interrupt
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
 from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.demo.fit import require_fit
@@ -48,11 +40,6 @@ from resources.store import DatasetStore
 from resources.tables import read_table
 
 DATASET = "demo"
-_NO_OUTPUT_FILES = {
-    "module": "dagster._core.storage.noop_compute_log_manager",
-    "class": "NoOpComputeLogManager",
-}
-"""The demo's output is for the terminal; the processes that would copy it to files print tracebacks at Ctrl-C."""
 DAGSTER_YAML = Path(__file__).with_name("dagster.yaml")
 
 
@@ -193,8 +180,7 @@ def run_demo(
     demo, world = prepare(root, cdl, year, recipe, say)
     with served_world(demo, world, port) as url:
         say(f"the world is served at {url}: STAC, metadata documents, IPFS gateway")
-        ref = InstanceRef.from_dir(str(demo.dagster_home), overrides={"compute_logs": _NO_OUTPUT_FILES})
-        with dg.DagsterInstance.from_ref(ref) as instance:
+        with instance_of_terminal(demo.dagster_home) as instance:
             outcomes = _run_jobs(instance, world.year, say)
     _summary(demo, world.year, outcomes, time.monotonic() - started, say)
     return all(outcome.success for outcome in outcomes)
@@ -226,7 +212,9 @@ def _run_jobs(instance: dg.DagsterInstance, year: int, say: Callable[[str], None
         else:
             tags = {"dagster/partition": str(year)}
         begun = time.monotonic()
-        result = _run_job(defs.resolve_job_def(job.name), instance, tags)
+        definition = defs.resolve_job_def(job.name)
+        run_config: dict[str, Any] = {"loggers": {"console": {}}}
+        result = execute_here(definition, instance, "crop_assets.definitions", run_config, tags)
         # from the instance, for a result lacks what a step that failed had recorded
         records = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
         events = [record.asset_materialization for record in records if record.asset_materialization]
@@ -237,38 +225,6 @@ def _run_jobs(instance: dg.DagsterInstance, year: int, say: Callable[[str], None
         if job is labels_job and not result.success:
             break
     return outcomes
-
-
-def _run_job(job: dg.JobDefinition, instance: dg.DagsterInstance, tags: dict[str, str]) -> JobExecutionResult:
-    """Run a job here, as a run of the code location: `execute_in_process` would leave it out of the UI's timeline and
-    out of the job's history, for these show the runs of a location alone.
-
-    Raises KeyboardInterrupt after Ctrl-C; the run is CANCELED.
-    """
-    module = "crop_assets.definitions"
-    location = ManagedGrpcPythonEnvCodeLocationOrigin(
-        LoadableTargetOrigin(executable_path=sys.executable, module_name=module)
-    )
-    origin = RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME).get_job_origin(job.name)
-    run = instance.create_run_for_job(
-        job, run_config={"loggers": {"console": {}}}, tags=tags, remote_job_origin=origin
-    )
-    result = execute_run(InMemoryJob(job), run, instance)
-    if any(map(_is_of_interrupt, result.all_events)):
-        # Dagster has recorded a failure, for nobody asked for the end in its UI
-        instance.report_run_canceled(run, "Ctrl-C stopped the demo.")
-        raise KeyboardInterrupt
-    return result
-
-
-def _is_of_interrupt(event: dg.DagsterEvent) -> bool:
-    """Whether it is the failure of a step or run that Ctrl-C interrupted."""
-    if event.is_step_failure:
-        error = event.step_failure_data.error
-        return error is not None and error.cls_name == DagsterExecutionInterruptedError.__name__
-    return event.is_job_failure and (
-        event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION
-    )
 
 
 class _Line(logging.Formatter):
@@ -295,7 +251,7 @@ class _SaidByPeople(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         meta = getattr(record, "dagster_meta", None) or {}
         event = meta.get("dagster_event")
-        return event is None or (record.levelno >= logging.ERROR and not _is_of_interrupt(event))
+        return event is None or (record.levelno >= logging.ERROR and not is_of_interrupt(event))
 
 
 # declared as the logger that it takes the place of, so that the jobs are to Dagster those of the code location
