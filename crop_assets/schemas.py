@@ -51,7 +51,7 @@ _PLACE_AND_CLASSES = (
     Column("classes", pa.int32(), "how many of the 13 classes the box holds"),
 )
 
-CANDIDATE_CHIPS = TableSchema(_PLACE_AND_CLASSES)
+CANDIDATE_CHIPS = TableSchema(_PLACE_AND_CLASSES, key=("chip_id",))
 
 CHIP_BBOXES = TableSchema(
     (
@@ -67,6 +67,7 @@ CHIP_BBOXES = TableSchema(
         ),
     ),
     geometry_crs=CRS,
+    key=("chip_id",),
 )
 
 TILE_GRID = TableSchema(
@@ -82,6 +83,7 @@ TILE_GRID = TableSchema(
         Column("maxy", pa.float64(), "north edge, degrees"),
     ),
     geometry_crs="EPSG:4326",
+    key=("tile",),
 )
 
 TILE_MAP = TableSchema(
@@ -102,7 +104,8 @@ TILE_MAP = TableSchema(
             Column(f"tile_{side}", pa.float64(), f"{side} edge of the tile, degrees")
             for side in ("west", "south", "east", "north")
         ),
-    )
+    ),
+    key=("chip_id",),
 )
 
 SCENE_COLUMNS = (
@@ -169,7 +172,8 @@ BAND_CIDS = TableSchema(
         Column("http", pa.string(), "HTTPS link to fall back on"),
         Column("bytes", pa.int64(), "size of the file by the catalogue; 0 where it does not tell"),
         Column("max_bytes", pa.int64(), "most bytes that the file may have by the metadata"),
-    )
+    ),
+    key=("position", "band"),
 )
 
 DOWNLOADED_BANDS = TableSchema(
@@ -181,7 +185,8 @@ DOWNLOADED_BANDS = TableSchema(
         Column("cid", pa.string(), "CID of the file's content"),
         Column("verified", pa.bool_(), "whether the bytes are those that the CID promises"),
         Column("note", pa.string(), "why not verified"),
-    )
+    ),
+    key=("position", "band"),
 )
 
 TILE_PAYLOADS = TableSchema(
@@ -233,7 +238,8 @@ CHIP_QUALITY = TableSchema(
             "reason", pa.string(), "why the chip cannot be kept, whatever its bands hold; empty where it may"
         ),
         Column("figure", pa.float64(), "the figure that decided: missing pixels, or percent"),
-    )
+    ),
+    key=("chip_id",),
 )
 
 REPROJECTED_TILES = TableSchema(
@@ -248,7 +254,8 @@ REPROJECTED_TILES = TableSchema(
         Column("bytes", pa.int64(), "size of the file"),
         Column("sha256", pa.string(), "checksum of the file"),
         Column("blocks", pa.int32(), "chip blocks that are stored"),
-    )
+    ),
+    key=("position", "band"),
 )
 
 _DATES = tuple(
@@ -284,7 +291,8 @@ CHIPS = TableSchema(
             _BANDS_MISSING,
             *_CLASSES,
         ),
-    )
+    ),
+    key=("chip_id",),
 )
 
 FILTERED_CHIPS = TableSchema(
@@ -301,7 +309,8 @@ FILTERED_CHIPS = TableSchema(
         Column("mask_sha256", pa.string(), "checksum of the mask"),
         # where the chip was made
         *_optional(*_DATES, *_CLASSES),
-    )
+    ),
+    key=("chip_id",),
 )
 
 SPLITS = TableSchema(
@@ -315,7 +324,8 @@ SPLITS = TableSchema(
         Column("mask_sha256", pa.string(), "checksum of the mask"),
         *_DATES,
         *_CLASSES,
-    )
+    ),
+    key=("chip_id",),
 )
 
 BAND_STATS = TableSchema(

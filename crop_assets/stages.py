@@ -6,23 +6,47 @@ from crop_assets.dataset import assets as dataset
 from crop_assets.graph.stage import Stage
 from crop_assets.labels import assets as labels
 from crop_assets.scenes import assets as scenes
+from crop_assets.schemas import SCHEMAS
 from crop_assets.tiles import assets as tiles
 
 
 def _in_order() -> dict[str, Stage]:
-    """By name, in the order of the rooms, but each after those that it reads."""
+    """By name, in the order of the rooms, but each after those that it reads. Raises TypeError as `_require_sound`."""
     rooms = (labels, tiles, scenes, bands, chips, dataset)
     found = {one.name: one for room in rooms for one in vars(room).values() if isinstance(one, Stage)}
     ordered: dict[str, Stage] = {}
 
-    def add(one: Stage) -> None:
+    def add(one: Stage, readers: tuple[str, ...] = ()) -> None:
+        if one.name in readers:
+            raise TypeError(f"{one.name} is made from itself")
         for name in (*one.upstream, *one.all_tiles):
-            add(found[name])
+            if name not in found:
+                raise TypeError(f"{one.name} reads {name}, which no stage makes")
+            add(found[name], (*readers, one.name))
         ordered.setdefault(one.name, one)
 
     for one in found.values():
         add(one)
+    for one in ordered.values():
+        _require_sound(one, ordered)
     return ordered
+
+
+def _require_sound(one: Stage, stages: dict[str, Stage]) -> None:
+    """Raise TypeError for what a stage of its scope cannot have."""
+    if SCHEMAS.get(one.name) != one.schema:
+        raise TypeError(f"{one.name}: its table must be in SCHEMAS of crop_assets/schemas.py under this name")
+    if one.scope == "tile":
+        if one.all_tiles or one.source or one.config or one.checks or one.then or one.warnings:
+            raise TypeError(
+                f"{one.name}: AllTiles, source, config, checks, then and warnings are for stages of a year"
+            )
+        if not any(name == "tile_map" or stages[name].scope == "tile" for name in one.tables):
+            raise TypeError(f"{one.name}: a tile stage must read the tile map, or another tile stage")
+    elif of_tiles := [name for name in one.tables if stages[name].scope == "tile"]:
+        raise TypeError(f"{one.name}: a stage of a year gets {of_tiles[0]} as AllTiles")
+    elif others := [name for name in one.all_tiles if stages[name].scope != "tile"]:
+        raise TypeError(f"{one.name}: {others[0]} is no tile stage")
 
 
 STAGES = _in_order()

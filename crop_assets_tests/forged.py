@@ -28,7 +28,12 @@ def table_of(asset: str, **columns: pa.Array) -> pa.Table:
     values = {
         field.name: pa.array([""] * rows)
         if field.type == pa.string()
+        else pa.array([[]] * rows, field.type)
+        if pa.types.is_list(field.type)
         else pa.array([0] * rows, pa.int32()).cast(field.type)
         for field in SCHEMAS[asset].arrow()
     }
+    # no two rows are of one chip
+    if "chip_id" in values:
+        values["chip_id"] = pa.array([f"chip_{row:03d}_000" for row in range(rows)])
     return pa.table(values | columns)

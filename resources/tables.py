@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
 from resources.parquet import MAX_FILE_BYTES, Parquet, footer_of
+from resources.plain_text import plain_text
 from resources.store import DatasetStore
 
 _PROVENANCE = b"crop_assets"
@@ -38,10 +39,14 @@ class Column:
 
 @dataclass(frozen=True)
 class TableSchema:
-    """The columns of a table, in order; `geometry` names the CRS of its geometry column, if it has one."""
+    """The columns of a table, in order; `geometry` names the CRS of its geometry column, if it has one.
+
+    No two rows have the same values in the columns of `key`, which others are joined by.
+    """
 
     columns: tuple[Column, ...]
     geometry_crs: str | None = None
+    key: tuple[str, ...] = ()
 
     def arrow(self) -> pa.Schema:
         return pa.schema([pa.field(c.name, c.type) for c in self.columns])
@@ -93,7 +98,12 @@ def write_table(
 
 
 def read_table(store: DatasetStore, name: str, schema: TableSchema) -> pd.DataFrame:
-    """Read a table, as a GeoDataFrame where it has geometry.
+    """Read a table, as a GeoDataFrame where it has geometry. Raises as `read_version`."""
+    return read_version(store, name, schema)[0]
+
+
+def read_version(store: DatasetStore, name: str, schema: TableSchema) -> tuple[pd.DataFrame, str]:
+    """A table as `read_table` reads it, and its content hash.
 
     Raises NotFoundError; IntegrityError where it is damaged, has other columns than its schema or would fill the
     memory, also where it has the content hash of other rows.
@@ -104,13 +114,15 @@ def read_table(store: DatasetStore, name: str, schema: TableSchema) -> pd.DataFr
         frame = file.frame()
         if missing := [column for column in schema.required() if frame[column].isna().any()]:
             raise IntegrityError(f"values of {', '.join(missing)} are missing")
+        _require_key(frame, schema)
         if isinstance(frame, gpd.GeoDataFrame) and frame.crs != schema.geometry_crs:
             name_of_crs = frame.crs.name if frame.crs else "no CRS"
             raise IntegrityError(f"its geometry is in {name_of_crs:.80}, not {schema.geometry_crs}")
         # pages have checksums and the footer, with the names and types of columns, has none
-        if content_hash(frame) != _record(file.metadata.get(_PROVENANCE, b""))["data_version"]:
+        version = content_hash(frame)
+        if version != _record(file.metadata.get(_PROVENANCE, b""))["data_version"]:
             raise IntegrityError("its rows are not those that were written")
-        return frame
+        return frame, version
     except (IntegrityError, UnsafeNameError) as error:
         raise IntegrityError(f"table {name} cannot be read ({error}); materialize its asset again") from error
 
@@ -200,6 +212,12 @@ def _require_columns(file: Parquet, schema: TableSchema) -> None:
         )
 
 
+def _require_key(frame: pd.DataFrame, schema: TableSchema) -> None:
+    if schema.key and (twice := frame.duplicated(list(schema.key))).any():
+        values = plain_text(repr(tuple(frame.loc[twice, list(schema.key)].iloc[0])), 100)
+        raise IntegrityError(f"{' and '.join(schema.key)} {values} occur twice")
+
+
 def _few(names: list[str]) -> str:
     return ", ".join(name[:80] for name in names[:5]) + (", …" if len(names) > 5 else "") or "none"
 
@@ -217,6 +235,7 @@ def _to_arrow(name: str, frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
     table = table.replace_schema_metadata(None)
     if lacking := [column for column in schema.required() if frame[column].isna().any()]:
         raise IntegrityError(f"table {name}: values of {', '.join(lacking)} are missing")
+    _require_key(frame, schema)
     if not schema.geometry_crs:
         return table
     crs = getattr(frame.geometry, "crs", None)

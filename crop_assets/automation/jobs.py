@@ -22,6 +22,8 @@ def _assets(job: str) -> list[str]:
     return [name for name, one in STAGES.items() if one.job == job]
 
 
+if unknown := {one.job for one in STAGES.values()} - _DESCRIPTIONS.keys():
+    raise TypeError(f"there is no job {min(unknown)}; describe it in _DESCRIPTIONS")
 TILE_ASSETS = [one.name for one in TILE_STAGES if one.job == "tiles_job"]
 DATASET_ASSETS = _assets("dataset_job")
 TILES, DATASET = dg.AssetSelection.assets(*TILE_ASSETS), dg.AssetSelection.assets(*DATASET_ASSETS)

@@ -21,7 +21,7 @@ from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import SCHEMAS
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.store import DatasetStore
-from resources.tables import StoredTable, content_hash, read_table, stored_table, write_table
+from resources.tables import StoredTable, content_hash, read_version, stored_table, write_table
 
 _MOST_STAGES = 50
 _MAX_NAMED = 100
@@ -52,7 +52,6 @@ class Lineage:
     _stale: dict[tuple[str, str | None], str] = field(default_factory=dict)
     _stored: dict[tuple[str, str | None], StoredTable | None] = field(default_factory=dict)
     _frames: dict[tuple[str, str | None], pd.DataFrame] = field(default_factory=dict)
-    _by_tile: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
     _row_versions: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def table(self, asset: str, tile: str | None) -> str:
@@ -60,11 +59,18 @@ class Lineage:
         return tile_grid_table() if asset == "tile_grid" else self.layout.table(asset, tile)
 
     def read(self, asset: str, tile: str | None) -> pd.DataFrame:
-        """All rows of a table. Raises NotFoundError, IntegrityError."""
+        """All rows of a table. Raises NotFoundError; IntegrityError, also if another run has written it meanwhile."""
         with self._holder(tile)._lock:
             frames = self._holder(tile)._frames
             if (asset, tile) not in frames:
-                frames[asset, tile] = read_table(self.store, self.table(asset, tile), SCHEMAS[asset])
+                name = self.table(asset, tile)
+                frame, version = read_version(self.store, name, SCHEMAS[asset])
+                stored = self._holder(tile)._stored.get((asset, tile))
+                if stored is not None and stored.data_version != version:
+                    raise IntegrityError(
+                        f"{name} was written by another run meanwhile; launch this run again"
+                    )
+                frames[asset, tile] = frame
             return frames[asset, tile].copy()
 
     def stored(self, asset: str, tile: str | None) -> StoredTable | None:
@@ -77,19 +83,8 @@ class Lineage:
 
     def rows(self, asset: str, tile: str) -> pd.DataFrame:
         """The rows of a table of the year that belong to a tile; all where it does not tell tiles apart."""
-        holder = self._holder(None)
-        with holder._lock:
-            if asset not in holder._by_tile:
-                frame = self.read(asset, None)
-                groups = dict(list(frame.groupby("tile"))) if "tile" in frame.columns else {}
-                holder._by_tile[asset] = {
-                    str(name): rows.reset_index(drop=True) for name, rows in groups.items()
-                }
-                holder._frames[asset, None] = frame
-            frame = holder._frames[asset, None]
-            if "tile" in frame.columns:
-                frame = holder._by_tile[asset].get(tile, frame.iloc[:0])
-            return frame.copy()
+        frame = self.read(asset, None)
+        return frame[frame["tile"] == tile].reset_index(drop=True) if "tile" in frame.columns else frame
 
     def version(self, asset: str, tile: str | None, per_tile: bool) -> str:
         """Content hash of a table, or of a tile's rows in a table of the year; "" where there is none."""

@@ -183,6 +183,11 @@ def stage(
     def declare(function: Callable[..., Made]) -> Stage:
         parameters = _annotations(function)
         run, *named = parameters.items()
+        if run[1] not in (TileRun, YearRun, Run):
+            raise TypeError(f"{function.__name__}: its first parameter must be a TileRun, a YearRun or a Run")
+        for name, kind in named:
+            if kind is inspect.Parameter.empty:
+                raise TypeError(f"{function.__name__}: its parameter {name} must have an annotation")
         others = [(name, kind) for name, kind in named if name not in ("source", "config")]
         scope: Scope = "tile" if run[1] is TileRun else "year" if run[1] is YearRun else "store"
         tables = [name for name, kind in others if kind in (pd.DataFrame, gpd.GeoDataFrame)]
