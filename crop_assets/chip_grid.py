@@ -34,7 +34,7 @@ TOLERANCE = 0.1
 
 
 # one spelling per chip: 0257 would be another file name for 257
-_CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3,})_(\d{3}|[1-9]\d{3,})", re.ASCII)
+_CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3})_(\d{3}|[1-9]\d{3})", re.ASCII)
 
 
 def chip_id(row: int, col: int) -> str:

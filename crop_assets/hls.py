@@ -78,18 +78,20 @@ class SceneName:
 
 
 def parse_scene_id(scene_id: str) -> SceneName:
-    """Read a scene id. Raises IntegrityError if it is invalid, ValueError if its year lacks the day that it names."""
+    """Read a scene id. Raises IntegrityError if it is invalid, or its year lacks the day that it names."""
     match = _SCENE_ID.fullmatch(str(scene_id))
     if not match:
         raise IntegrityError(
             f"{scene_id!r} is not an HLS scene id such as HLS.S30.T13TDE.2022111T174859.v2.0"
         )
-    sensed = dt.datetime.strptime(match["day"] + (match["time"] or "000000"), "%Y%j%H%M%S").replace(
-        tzinfo=dt.UTC
-    )
+    try:
+        sensed = dt.datetime.strptime(match["day"] + (match["time"] or "000000"), "%Y%j%H%M%S")
+    except ValueError:
+        raise IntegrityError(f"{scene_id!r} names no day or time") from None
     # strptime takes day 366 of a common year for the first of the next
     if f"{sensed:%Y%j}" != match["day"]:
-        raise ValueError(f"{scene_id!r} names day {match['day'][4:]}, which {match['day'][:4]} has not")
+        raise IntegrityError(f"{scene_id!r} names day {match['day'][4:]}, which {match['day'][:4]} has not")
+    sensed = sensed.replace(tzinfo=dt.UTC)
     return SceneName(match["sensor"], match["tile"], sensed, match["version"])
 
 

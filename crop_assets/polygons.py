@@ -11,7 +11,7 @@ MOST_CROSSINGS = 1000
 """How often a polygon's outline may cross itself: 1,000 times take 0.7 s to sort out, and ten times as many 40 s."""
 MOST_CROSSINGS_OF_ALL = 20_000
 """How often the outlines of valid polygons may cross one another: a join of them takes 2 s."""
-_SEGMENTS_AT_ONCE, _PAIRS_AT_ONCE = 256, 1_000_000
+_SEGMENTS_AT_ONCE, _PAIRS_AT_ONCE = 256, 100_000
 _MOST_NEAR = 10_000_000
 """Pairs of segments with bounds that share a point: looking at them takes 4 s. An outline of 2,000,000 short segments
 has 6,000,000, each with itself and its neighbours."""
@@ -56,7 +56,7 @@ def _crossings(shapes: NDArray[np.object_], most: int) -> int:
     points, ring = shapely.get_coordinates(rings, return_index=True)
     segments = shapely.linestrings(np.stack([points[:-1], points[1:]], axis=1)[ring[:-1] == ring[1:]])
     tree, found, looked_at = shapely.STRtree(segments), 0, 0
-    at_once = max(1, min(_SEGMENTS_AT_ONCE, _PAIRS_AT_ONCE // max(1, len(segments))))
+    at_once = max(16, min(_SEGMENTS_AT_ONCE, 200 * _PAIRS_AT_ONCE // max(1, len(segments))))
     for start in range(0, len(segments), at_once):
         some = segments[start : start + at_once]
         mine, others = tree.query(some)
@@ -65,8 +65,8 @@ def _crossings(shapes: NDArray[np.object_], most: int) -> int:
             raise InputError("outlines have too many long edges side by side; simplify the polygons")
         # each shares a point with itself and its two neighbours, and each pair is found from both sides
         found -= 3 * len(some)
-        for slice_start in range(0, len(mine), _PAIRS_AT_ONCE // 10):
-            pairs = slice(slice_start, slice_start + _PAIRS_AT_ONCE // 10)
+        for slice_start in range(0, len(mine), _PAIRS_AT_ONCE):
+            pairs = slice(slice_start, slice_start + _PAIRS_AT_ONCE)
             found += int(shapely.intersects(some[mine[pairs]], segments[others[pairs]]).sum())
             if found > 2 * most:
                 return most + 1

@@ -1,15 +1,20 @@
 """Tables of a shared store that are sound Parquet with a right hash, and not what their asset makes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import geopandas as gpd
 import pandas as pd
 import pyarrow as pa
 import pytest
+import shapely
 from typer.testing import CliRunner
 
 from crop_assets.aoi_map.area import load_area
 from crop_assets.automation.years import year_state
+from crop_assets.chip_grid import chip_geobox
+from crop_assets.chips.reproject import tile_geobox
 from crop_assets.cli import app
 from crop_assets.dataset.publish import published_names
 from crop_assets.errors import InputError
@@ -25,6 +30,7 @@ from crop_assets_tests.forged import table_of
 from resources.errors import IntegrityError
 from resources.machine import Machine
 from resources.store import DatasetStore
+from resources.tables import read_table, write_table
 
 LAYOUT = Layout("small", 2022)
 RECIPE = DatasetRecipe(dataset="small")
@@ -141,7 +147,17 @@ def test_a_plan_goes_on_with_the_other_tiles(tmp_path: Path, table: pa.Table) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["training_datasets/secret/2022/chips.csv", "aoi.geojson", "cdl/2022_30m_cdls.tif"]
+    "name",
+    [
+        "training_datasets/secret/2022/chips.csv",
+        "aoi.geojson",
+        "cdl/2022_30m_cdls.tif",
+        f"{LAYOUT.root}/",
+        f"{LAYOUT.root}//chips.csv",
+        f"{LAYOUT.root}/./chips.csv",
+        f"{LAYOUT.root}/chips.csv/",
+        f"{LAYOUT.root}/../../secret/2022/chips.csv",
+    ],
 )
 @pytest.mark.parametrize("where", ["merged_path", "mask_path", "files"])
 def test_what_lies_outside_the_dataset_is_not_published(tmp_path: Path, name: str, where: str) -> None:
@@ -166,6 +182,31 @@ def test_what_lies_outside_the_dataset_is_not_published(tmp_path: Path, name: st
         "chips/chip_232_310_merged.tif",
         "chips/chip_232_310.mask.tif",
     }
+
+
+@pytest.mark.parametrize("asset", [name for name, schema in SCHEMAS.items() if schema.key])
+def test_a_table_with_a_key_twice_is_refused_in_reading_and_writing(tmp_path: Path, asset: str) -> None:
+    store, schema = DatasetStore(root=str(tmp_path)), SCHEMAS[asset]
+    one = table_of(asset)
+    if schema.geometry_crs:
+        frame = gpd.GeoDataFrame(one.to_pandas(), geometry=[shapely.box(0, 0, 1, 1)], crs=schema.geometry_crs)
+    else:
+        frame = one.to_pandas()
+    write_table(store, "t.parquet", frame, schema, {})
+    assert len(read_table(store, "t.parquet", schema)) == 1
+    twice = pd.concat([frame, frame], ignore_index=True)
+    with pytest.raises(IntegrityError, match=f"{schema.key[0]}.* occur twice"):
+        write_table(store, "t.parquet", twice, schema, {})
+    write_table(store, "t.parquet", twice, replace(schema, key=()), {})
+    with pytest.raises(IntegrityError, match=f"{schema.key[0]}.* occur twice.*; materialize its asset again"):
+        read_table(store, "t.parquet", schema)
+
+
+def test_chips_that_lie_further_apart_than_a_tile_is_wide_make_no_raster() -> None:
+    with pytest.raises(InputError, match="lie 1,001 chips apart, and a tile is 17 wide"):
+        tile_geobox([], ["chip_000_000", "chip_000_1000"])
+    with pytest.raises(InputError, match="is not a chip id"):
+        chip_geobox(f"chip_{'9' * 400}_000")
 
 
 def test_every_asset_has_its_table_among_the_schemas() -> None:

@@ -163,6 +163,13 @@ class CdlReleases(Settings):
                 f"partition of its year, or set CROP_ASSETS_CDL to a file such as {year}_30m_cdls{path.suffix.lower()}"
             )
 
+    @property
+    def _shared_folders(self) -> int:
+        """How many folders of a raster's path may be others' to change: those with the year, and the one around."""
+        parts = Path(self.source).parts
+        named = [at for at, part in enumerate(parts) if "{year}" in part]
+        return max(1, len(parts) - named[0]) if named else 1
+
     def raster_path(self, year: int) -> Path:
         """Where the raster of a year is, or will be.
 
@@ -173,7 +180,7 @@ class CdlReleases(Settings):
             path /= f"{year}_30m_cdls.tif"
         elif path.suffix.lower() == ".zip":
             path = path.with_suffix(".tif")
-        require_own_links(path)
+        require_own_links(path, self._shared_folders)
         return path
 
     def archive_path(self, year: int) -> Path:
@@ -181,7 +188,7 @@ class CdlReleases(Settings):
         path = Path(self.source.replace("{year}", str(year)))
         if path.suffix.lower() != ".zip":
             path = self.raster_path(year).with_suffix(".zip")
-        require_own_links(path)
+        require_own_links(path, self._shared_folders)
         return path
 
     def partials(self, year: int) -> Partials:

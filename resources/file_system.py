@@ -164,12 +164,12 @@ def require_no_links(root: Path, parts: Sequence[str]) -> None:
             raise UnsafeNameError(f"{path} is a file, and a folder belongs there; remove it")
 
 
-def require_own_links(path: Path) -> None:
-    """Raise UnsafeNameError where a file, or the folder that it is in, is a link of somebody else's.
+def require_own_links(path: Path, folders: int = 1) -> None:
+    """Raise UnsafeNameError where a file, or one of the innermost folders that it is in, is a link of somebody else's.
 
     Those of this user and of root are followed, as a file of many gigabytes lies where there is room.
     """
-    for place in (path.parent, path):
+    for place in (*reversed(list(path.parents)[:folders]), path):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             status = place.lstat()
             if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.getuid()):

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -33,6 +34,7 @@ from resources.settings import Settings
 _CHUNK = 1 << 20
 _TEMPORARY = re.compile(r"\.writing-(?P<place>.+)-(?P<process>\d+)-[0-9a-f]{32}(\.\w+)?")
 _LONGEST_WRITE_SECONDS = 24 * 3600
+_MAX_HASHED_BYTES = 1 << 40
 _LONGEST_NAME, _LONGEST_PATH = 255, 1024
 """Bytes that a file system takes for a name, and an object store for a key."""
 
@@ -115,7 +117,10 @@ class DatasetStore(Settings):
             raise IntegrityError(f"{name} has {size:,} bytes; the most is {most:,}")
         if self.is_local:
             with self.reading(name) as file:
-                return file.read()
+                found = file.read() if most is None else file.read(most + 1)
+            if most is not None and len(found) > most:
+                raise IntegrityError(f"{name} has more than {most:,} bytes")
+            return found
         path = self.path(name)
         with translated(str(path)):
             # one request, so that an object which is replaced meanwhile is read whole all the same
@@ -129,12 +134,17 @@ class DatasetStore(Settings):
         if self.is_local:
             *folders, last = PurePosixPath(name).parts
             with folder_below(Path(self._place.path), folders) as folder:
-                handle = no_follow(last, os.O_RDONLY, folder)
-            try:
-                local = os.fdopen(handle, "rb")
-            except IsADirectoryError:
+                # a pipe in its place would be waited for
+                handle = no_follow(last, os.O_RDONLY | os.O_NONBLOCK, folder)
+            mode = os.fstat(handle).st_mode
+            if not stat.S_ISREG(mode):
                 os.close(handle)
-                raise _is_a_folder(path) from None
+                raise (
+                    _is_a_folder(path)
+                    if stat.S_ISDIR(mode)
+                    else UnsafeNameError(f"{path} is no file; remove it")
+                )
+            local = os.fdopen(handle, "rb")
             with local:
                 yield local
             return
@@ -142,7 +152,9 @@ class DatasetStore(Settings):
             yield file
 
     def sha256(self, name: str) -> str:
-        """SHA-256 of a file's bytes in hex, read in pieces of 1 MiB."""
+        """SHA-256 of a file's bytes in hex, read in pieces of 1 MiB. Raises IntegrityError for a terabyte or more."""
+        if (size := self.size(name)) >= _MAX_HASHED_BYTES:
+            raise IntegrityError(f"{name} has {size:,} bytes, which no file of a dataset has")
         digest = hashlib.sha256()
         with self.reading(name) as file:
             while piece := file.read(_CHUNK):
@@ -164,7 +176,8 @@ class DatasetStore(Settings):
             yield local
             # what was put there meanwhile, and no link
             require_no_links(folder, [local.name])
-            with open(local, "rb+", opener=no_follow) as file:
+            # only read: a link to another file of the store may not be writable
+            with open(local, "rb", opener=no_follow) as file:
                 flush(file)
             if self.is_local:
                 self._rename(local, name)
@@ -179,6 +192,11 @@ class DatasetStore(Settings):
         *folders, last = PurePosixPath(name).parts
         place = Path(self._place.path)
         with folder_below(place, folders, make=True) as folder:
+            status = os.fstat(folder)
+            if status.st_mode & stat.S_ISGID:
+                # as a file that was made there would have it
+                with contextlib.suppress(OSError):
+                    os.chown(local, -1, status.st_gid, follow_symlinks=False)
             try:
                 try:
                     os.replace(local, last, dst_dir_fd=folder)

@@ -63,8 +63,11 @@ def obtain_band(
     """
     try:
         if store.exists(file.name):
-            with store.local(file.name) as local:
-                problem = _problem(local, file)
+            if (size := store.size(file.name)) > file.max_bytes:
+                problem = f"{size:,} bytes, and the most is {file.max_bytes:,}"
+            else:
+                with store.local(file.name) as local:
+                    problem = _problem(local, file)
             if not problem:
                 return ObtainedBand(IN_STORE, bool(file.cid), "" if file.cid else NO_CID)
             log(f"{IN_STORE}: {problem}; fetching it again")

@@ -46,6 +46,8 @@ from crop_assets.hls import NODATA, NODATA_BEFORE_V2, QA_BAND, QA_NODATA
 from crop_assets.parallel import in_parallel
 from resources.geodata import create_raster, open_geotiff
 
+_CHIPS_ACROSS, _MAX_CHIPS_ACROSS = 17, 200
+"""Chips of 6,720 m over an HLS tile of 109,800 m; far from the CDL EPSG:5070 stretches one over a hundred of them."""
 _BLOCKS_AT_ONCE = 16
 """Blocks whose weights are held at once, at 3 MB each, however many blocks a tile has."""
 
@@ -58,7 +60,13 @@ def tile_geobox(sources: Sequence[GeoBox], chips: Sequence[str]) -> GeoBox:
         rows, cols = chip_cover(*bounds)
         at += [(rows.start, cols.start), (rows.stop - 1, cols.stop - 1)]
     all_rows, all_cols = zip(*at, strict=True)
-    return chip_blocks(range(min(all_rows), max(all_rows) + 1), range(min(all_cols), max(all_cols) + 1))
+    rows, cols = range(min(all_rows), max(all_rows) + 1), range(min(all_cols), max(all_cols) + 1)
+    if max(len(rows), len(cols)) > _MAX_CHIPS_ACROSS:
+        raise InputError(
+            f"the chips of the tile lie {max(len(rows), len(cols)):,} chips apart, and a tile is {_CHIPS_ACROSS} wide; "
+            "materialize tile_map again"
+        )
+    return chip_blocks(rows, cols)
 
 
 def fill_value(raster: rasterio.DatasetReader, band: str, version: str) -> float:

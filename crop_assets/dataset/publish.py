@@ -4,6 +4,7 @@ Belongs here: that choice. Does not: how they become blocks (`resources.ipfs.dir
 """
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 import pandas as pd
 
@@ -28,7 +29,7 @@ def published_names(
     for table in tables:
         stored = stored_table(store, layout.table(table))
         names += stored.provenance.get("files", {}) if stored else ()
-    if foreign := [name for name in names if not name.startswith(f"{layout.root}/")]:
+    if foreign := [name for name in names if not _lies_below(layout.root, name)]:
         raise IntegrityError(
             f"{foreign[0]!r:.200} is named by a table of {layout.root} and lies elsewhere; materialize splits and what "
             "follows from it again"
@@ -36,3 +37,8 @@ def published_names(
     return {
         name.removeprefix(f"{layout.root}/"): name for name in sorted(names) if not name.endswith(_LEFT_OUT)
     }
+
+
+def _lies_below(root: str, name: str) -> bool:
+    path = PurePosixPath(name)
+    return str(path) == name and ".." not in path.parts and PurePosixPath(root) in path.parents

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from crop_assets_tests.resources.gateways import World
+from resources import store as store_module
 from resources.cdl import CdlReleases
-from resources.errors import ResourceError, UnsafeNameError
+from resources.errors import IntegrityError, ResourceError, UnsafeNameError
 from resources.ipfs.cid import Cid
+from resources.ipfs.directory import FolderDag
 from resources.ipfs.retrieve import Retrieval
 from resources.mirror import BandMirror
 from resources.partials import Partials, move
@@ -278,6 +280,44 @@ def test_a_file_in_the_place_of_a_folder_is_told_and_stays(store: DatasetStore, 
     assert list((own(store) / "writing").iterdir()) == []
 
 
+def test_a_pipe_that_takes_the_place_of_a_file_after_it_was_looked_at_holds_nobody_up(
+    store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = Path(store.root) / NAME
+    at.unlink()
+    os.mkfifo(at)
+    monkeypatch.setattr(store_module, "require_no_links", lambda root, parts: None)
+    with pytest.raises(UnsafeNameError, match="is no file; remove it"):
+        store.read_bytes(NAME)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder another group")
+def test_a_file_has_the_group_of_a_folder_that_hands_it_on(store: DatasetStore) -> None:
+    folder = (Path(store.root) / NAME).parent
+    os.chown(folder, -1, 12345)
+    folder.chmod(0o2775)
+    store.write_bytes(NAME, b"a new chip")
+    assert (folder / Path(NAME).name).stat().st_gid == 12345
+
+
+def test_a_file_of_absurd_size_is_not_hashed(store: DatasetStore) -> None:
+    with (Path(store.root) / NAME).open("wb") as file:
+        file.truncate(8 << 40)
+    with pytest.raises(IntegrityError, match="8,796,093,022,208 bytes, which no file of a dataset has"):
+        store.sha256(NAME)
+
+
+def test_what_is_published_follows_no_link(store: DatasetStore, home: Path) -> None:
+    (Path(store.root) / "b.tif").write_bytes(b"a chip")
+    dag = FolderDag({"b.tif": Path(store.root) / "b.tif"})
+    (Path(store.root) / "b.tif").unlink()
+    (Path(store.root) / "b.tif").symlink_to(home / "authorized_keys")
+    with pytest.raises(OSError, match="symbolic links"):
+        list(dag.blocks())
+    with pytest.raises(OSError, match="symbolic links"):
+        FolderDag({"b.tif": Path(store.root) / "b.tif"})
+
+
 def test_the_root_itself_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
     (tmp_path / "disk" / "data").mkdir(parents=True)
     (tmp_path / "data").symlink_to(tmp_path / "disk" / "data")
@@ -421,3 +461,20 @@ def test_releases_have_their_own_folder_of_partial_files(tmp_path: Path, home: P
     ):
         pass
     assert untouched(home)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a link somebody else's")
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_no_folder_of_a_path_with_the_year_in_it_may_be_a_link_of_others(tmp_path: Path, depth: int) -> None:
+    path = tmp_path / "cdl" / "2022" / "raster" / "cdl.tif"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    releases = CdlReleases(source=str(tmp_path / "cdl" / "{year}" / "raster" / "cdl.tif"))
+    assert releases.raster_path(2022) == path
+    at = path.parents[depth]
+    at.rename(tmp_path / "moved")
+    at.symlink_to(tmp_path / "moved")
+    assert releases.raster_path(2022) == path
+    os.lchown(at, 12345, 12345)
+    with pytest.raises(UnsafeNameError, match=f"{at} is a symbolic link of another user"):
+        releases.raster_path(2022)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from resources.errors import IntegrityError
+from resources.file_system import no_follow
 from resources.ipfs import varint
 from resources.ipfs.cid import Cid
 
@@ -190,7 +191,7 @@ class FileDag:
         self._chunk_size = chunk_size
         self._version = version
         self._width = width
-        with path.open("rb") as file:
+        with open(path, "rb", opener=no_follow) as file:
             leaves = [self._leaf_link(file.read(chunk_size))]
             while chunk := file.read(chunk_size):
                 leaves.append(self._leaf_link(chunk))
@@ -223,7 +224,7 @@ class FileDag:
         `start` leaves out what is not needed for the bytes of the file from there on.
         """
         seen: set[Cid] = set()
-        with self._path.open("rb") as file:
+        with open(self._path, "rb", opener=no_follow) as file:
             for cid, leaf in self._order(len(self._levels) - 1, 0, start // self._chunk_size):
                 if not repeats:
                     if cid in seen:
@@ -237,7 +238,7 @@ class FileDag:
             return self._inner[cid]
         if cid not in self._leaf_index:
             return None
-        with self._path.open("rb") as file:
+        with open(self._path, "rb", opener=no_follow) as file:
             return self._read_leaf(file.fileno(), self._leaf_index[cid])
 
     def cids(self) -> Iterator[Cid]:
