@@ -93,7 +93,9 @@ def candidate_chips(run: YearRun, cdl: pd.DataFrame, cdl_releases: CdlReleases, 
     histogram = picture(class_histogram_png(table[CLASS_COLUMNS].sum().to_numpy()), "classes")
     metadata = {"with_no_data": int((table["class_0"] > 0).sum()), "class_histogram": histogram}
     if histograms.unknown:
-        metadata["unknown_codes"] = f"{histograms.unknown}, made {unknown_codes!r} by the recipe"
+        metadata["unknown_codes"] = (
+            f"the raster has {histograms.unknown}, made {unknown_codes!r} by the recipe"
+        )
     return Made(table, metadata)
 
 

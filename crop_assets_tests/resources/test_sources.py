@@ -908,7 +908,12 @@ def test_threads_get_files_at_once(world: World, tmp_path: Path) -> None:
 
 def test_an_asset_uses_them(world: World, tmp_path: Path) -> None:
     @dg.asset
-    def band(ipfs: IpfsContent, lp_daac: LpDaac, mirror: BandMirror, downloads: Downloads) -> str:
+    def band(
+        ipfs: dg.ResourceParam[IpfsContent],
+        lp_daac: dg.ResourceParam[LpDaac],
+        mirror: dg.ResourceParam[BandMirror],
+        downloads: dg.ResourceParam[Downloads],
+    ) -> str:
         sources = downloads.of(["mirror", "gateways", "lp_daac"], ipfs, lp_daac, mirror)
         wanted = Wanted(NAME, world.cid, "", LIMIT)
         partials = Partials(tmp_path / "partials")
