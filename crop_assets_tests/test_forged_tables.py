@@ -5,10 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import rasterio
 import shapely
+from affine import Affine
 from typer.testing import CliRunner
 
 from crop_assets.aoi_map.area import load_area
@@ -17,13 +20,18 @@ from crop_assets.chip_grid import chip_geobox
 from crop_assets.chips.reproject import tile_geobox
 from crop_assets.cli import app
 from crop_assets.dataset.publish import published_names
+from crop_assets.dataset.statistics import measure_bands
+from crop_assets.dataset.weights import class_weights
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
 from crop_assets.layout import Layout
 from crop_assets.plan import make_plan
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import SCHEMAS
 from crop_assets.stages import STAGES, TILE_STAGES
+from crop_assets.tiles.grid import hls_tile_bounds
+from crop_assets.tiles.mapping import map_chips
 from crop_assets.verify import dataset_tables, verify_tables
 from crop_assets_tests.forged import forge as forge_table
 from crop_assets_tests.forged import table_of
@@ -207,6 +215,72 @@ def test_chips_that_lie_further_apart_than_a_tile_is_wide_make_no_raster() -> No
         tile_geobox([], ["chip_000_000", "chip_000_1000"])
     with pytest.raises(InputError, match="is not a chip id"):
         chip_geobox(f"chip_{'9' * 400}_000")
+
+
+@pytest.mark.parametrize("position", [["first", "first"], ["first", "spring"], ["x" * 10_000]])
+def test_positions_that_are_none_are_refused_in_short(position: list[str]) -> None:
+    with pytest.raises(InputError, match="; materialize selected_scenes again") as error:
+        chosen_scenes(pd.DataFrame({"position": position}))
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("row", 2**31 - 1), ("col", -5000), ("x", np.nan), ("lat", np.inf)]
+)
+def test_chip_boxes_that_are_nowhere_are_refused(column: str, value: float) -> None:
+    boxes = table_of("chip_bboxes", row=pa.array([100, 101], pa.int32())).to_pandas()
+    boxes[column] = boxes[column].astype(np.float64)
+    boxes.loc[1, column] = value
+    grid = gpd.GeoDataFrame(
+        table_of("tile_grid").to_pandas(), geometry=[shapely.box(-99, 38, -98, 39)], crs=4326
+    )
+    with pytest.raises(
+        InputError, match="1 chip boxes are not on the national chip grid, such as 'chip_001_000'"
+    ):
+        map_chips(boxes, grid, "projected", "drop")
+
+
+@pytest.mark.parametrize("tile", ["xxTDE", "", "99TDE", "14SMI"])
+def test_a_tile_that_is_none_has_no_bounds(tile: str) -> None:
+    with pytest.raises(InputError, match="which is no tile, or lies nowhere; materialize tile_grid again"):
+        hls_tile_bounds(tile, shapely.box(-99, 38, -98, 39))
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [shapely.Polygon(), shapely.Polygon([(0, 0), (np.inf, 0), (1, 1)]), shapely.box(-98, 200, -97, 300)],
+)
+def test_a_tile_that_lies_nowhere_has_no_bounds(polygon: shapely.Polygon) -> None:
+    with pytest.raises(InputError, match=r"lies nowhere|has no place in EPSG:32614|not near a corner"):
+        hls_tile_bounds("14SMG", polygon)
+
+
+@pytest.mark.parametrize("pixels", [[9, *[0] * 13], [0, -5, *[3] * 12]])
+def test_counts_that_are_none_give_no_weights(pixels: list[int]) -> None:
+    with pytest.raises(InputError, match="cannot be weighed"):
+        class_weights(pixels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "why"),
+    [("int16", -9999, "every one of a band is missing"), ("uint8", 1, "is of uint8, and not of int16")],
+)
+def test_images_of_nothing_or_of_another_type_give_no_statistics(
+    tmp_path: Path, dtype: str, value: int, why: str
+) -> None:
+    path = tmp_path / "chip_232_310_merged.tif"
+    profile = {
+        "driver": "GTiff",
+        "count": 18,
+        "height": 224,
+        "width": 224,
+        "dtype": dtype,
+        "crs": "EPSG:5070",
+    }
+    with rasterio.open(path, "w", **profile, transform=Affine(30, 0, 0, 0, -30, 0)) as raster:
+        raster.write(np.full((18, 224, 224), value, dtype))
+    with Machine().pool() as pool, pytest.raises(InputError, match=why):
+        measure_bands([str(path)], pool)
 
 
 def test_every_asset_has_its_table_among_the_schemas() -> None:

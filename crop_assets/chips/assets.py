@@ -14,6 +14,7 @@ from crop_assets.chips.plots import chip_picture
 from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
 from crop_assets.chips.reproject import BandFile, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
+from crop_assets.errors import InputError
 from crop_assets.graph.metadata import markdown, picture
 from crop_assets.graph.stage import Made, TileRun, stage
 from crop_assets.hls import QA_BAND, parse_scene_id
@@ -108,6 +109,8 @@ def chips(
         (row["position"], row["band"]): run.store.gdal_path(row["path"])
         for row in reprojected_tiles.to_dict("records")
     }
+    if len(cdl) != 1:
+        raise InputError(f"cdl has {len(cdl)} rows, and a year has one raster; materialize cdl again")
     release = cdl.iloc[0]
     tags = {
         "CDL": f"{run.year} {release['sha256']}",

@@ -63,11 +63,11 @@ class BandHistogram:
     def statistics(self) -> BandStatistics:
         """Mean, population standard deviation, and the values at 1.5 and 98.5 percent, by linear interpolation.
 
-        Raises ValueError where nothing was counted.
+        Raises InputError where nothing was counted.
         """
         total = int(self._counts.sum())
         if total == 0:
-            raise ValueError("there are no pixels to take statistics of")
+            raise InputError("there are no pixels to take statistics of: every one of a band is missing")
         values = np.arange(65536, dtype=np.float64) - _OFFSET
         mean = float((values * self._counts).sum() / total)
         std = float(np.sqrt((self._counts * (values - mean) ** 2).sum() / total))
@@ -96,7 +96,7 @@ def measure_bands(
 
     `images` are paths for GDAL. `binaries` are six files to write each band's values to on the way, missing ones
     included, as a `.npy` of int16 (chips x 3 x 224 x 224) that numpy can map into memory. `progress` gets the
-    number of chips done. Raises InputError for an image that cannot be read, ValueError where no pixel is data.
+    number of chips done. Raises InputError for an image that cannot be read, and where no pixel is data.
     """
     totals = [BandHistogram() for _ in REFLECTANCE_BANDS]
     with contextlib.ExitStack() as stack:
@@ -129,6 +129,10 @@ def _read(image: str) -> NDArray[np.int16]:
             shape = (raster.count, *raster.shape)
             if shape != (len(POSITIONS) * len(REFLECTANCE_BANDS), CHIP_SIZE, CHIP_SIZE):
                 raise InputError(f"{Path(image).name} has the shape {shape}; materialize its tile again")
+            if set(raster.dtypes) != {"int16"}:
+                raise InputError(
+                    f"{Path(image).name} is of {raster.dtypes[0]}, and not of int16; materialize its tile again"
+                )
             values: NDArray[np.int16] = raster.read()
     except RasterioError as error:
         raise InputError(

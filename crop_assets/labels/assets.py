@@ -82,6 +82,8 @@ def candidate_chips(run: YearRun, cdl: pd.DataFrame, cdl_releases: CdlReleases, 
     """Every 224 x 224 box of the national chip grid that the raster holds, with the pixels of each class. The raster is
     read once for it, whatever is chosen from it and however often.
     """
+    if len(cdl) != 1:
+        raise InputError(f"cdl has {len(cdl)} rows, and a year has one raster; materialize cdl again")
     digest, unknown_codes = cdl.iloc[0]["sha256"], run.recipe.unknown_codes
     raster = check_cdl(cdl_releases.find_same(run.year, digest), unknown_codes)
     report = Progress(run.log, len(raster.chip_rows), "chip rows scanned")

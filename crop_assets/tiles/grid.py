@@ -126,12 +126,21 @@ def hls_tile_bounds(tile: str, polygon: shapely.Polygon) -> HlsBounds:
     polygon's north-west corner the square, to which it lies within 40 m in the official grid.
     Southern tiles are in the zone's northern CRS (EPSG:326xx), with negative northings.
 
-    Raises InputError for a polygon whose corner is not near that of a 100 km square.
+    Raises InputError for a name that no tile has, and a polygon whose corner is not near that of a 100 km square.
     """
-    epsg = 32600 + int(tile[:2])
     points = shapely.get_coordinates(polygon)
+    if not is_tile(tile) or not len(points) or not np.isfinite(points).all():
+        raise InputError(
+            f"the tile grid has {plain_text(repr(tile), 60)} with {len(points)} vertices, which is no tile, or lies "
+            "nowhere; materialize tile_grid again"
+        )
+    epsg = 32600 + int(tile[:2])
     east, north = _to_utm(epsg).transform(points[:, 0], points[:, 1])
     west_edge, north_edge = float(np.min(east)), float(np.max(north))
+    if not math.isfinite(west_edge + north_edge):
+        raise InputError(
+            f"tile {tile}: its polygon has no place in EPSG:{epsg}; use the official Sentinel-2 tile grid"
+        )
     square_left = SQUARE_METRES * round(west_edge / SQUARE_METRES)
     square_top = SQUARE_METRES * round(north_edge / SQUARE_METRES)
     # a tile cut at the antimeridian has vertices in mid edge, which bow by up to 1,890 m (01CDH)
