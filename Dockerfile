@@ -1,5 +1,9 @@
 # The code location as an image: a Dagster gRPC server that a webserver and a daemon elsewhere load.
-FROM python:3.12-slim-bookworm AS build
+# The index of python:3.12.15-slim-bookworm for all platforms; a later one is told by
+# docker buildx imagetools inspect python:3.12-slim-bookworm
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm@sha256:54c85f3c47607a77f32adec749d3c81d1348bf25833671f512b26a9b6d778cb3
+
+FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/crop-assets
 ENV PATH=/opt/crop-assets/bin:$PATH
@@ -11,7 +15,7 @@ COPY crop_assets ./crop_assets
 COPY resources ./resources
 RUN python -m pip install --no-deps --no-build-isolation .
 
-FROM python:3.12-slim-bookworm
+FROM ${PYTHON_IMAGE}
 # rasterio's wheel links to the system's expat
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libexpat1 \

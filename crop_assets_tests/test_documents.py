@@ -43,3 +43,10 @@ def test_the_references_are_what_the_code_gives(monkeypatch: pytest.MonkeyPatch)
     for name, text in (("recipe", generate.recipe_reference()), ("assets", generate.asset_reference())):
         assert text.count("\n| `") > 30
         assert (docs / f"reference/{name}.md").read_text() == text, "out of date: run make docs"
+
+
+def test_the_image_is_built_on_a_base_that_cannot_change() -> None:
+    text = (HERE.parent / "Dockerfile").read_text()
+    (image,) = re.findall(r"^ARG PYTHON_IMAGE=(.+)$", text, re.MULTILINE)
+    assert re.fullmatch(r"python:[\w.-]+@sha256:[0-9a-f]{64}", image)
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
