@@ -78,6 +78,11 @@ class Made:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     files: Iterable[str] | Mapping[str, str] = ()
 
+    def digests(self, store: DatasetStore) -> dict[str, str]:
+        """SHA-256 of each file, by name; read from the store where it is not known."""
+        known = self.files if isinstance(self.files, Mapping) else {}
+        return {name: known.get(name) or store.sha256(name) for name in sorted(self.files)}
+
 
 @dataclass(frozen=True)
 class Source:

@@ -293,9 +293,8 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
             }
             made = call(stage.function, {**known, **frames})
         metadata |= made.metadata
-        files = made.files if isinstance(made.files, Mapping) else {}
-        digests = {name: files.get(name) or run.store.sha256(name) for name in made.files}
-        stored = lineage.write(stage.name, run.tile, made.frame, {**record, "files": digests})
+        files = made.digests(run.store)
+        stored = lineage.write(stage.name, run.tile, made.frame, {**record, "files": files})
         run.log(f"{stored.rows} rows in {time.monotonic() - started:.1f} s")
     described = table_metadata(run.store, stored, reused, time.monotonic() - started)
     return _Done(stage, key, stored, {**metadata, **described}, inputs, reused)

@@ -148,8 +148,7 @@ def _record(
 
 def _write(lineage: Lineage, stage: Stage, run: Run, made: Made, record: Mapping[str, Any]) -> StoredTable:
     """Write what was made; files that the earlier table named and this one does not are removed."""
-    files = made.files if isinstance(made.files, Mapping) else {}
-    digests = {name: files.get(name) or run.store.sha256(name) for name in sorted(made.files)}
+    digests = made.digests(run.store)
     with contextlib.suppress(IntegrityError):
         earlier = lineage.stored(stage.name, None)
         for file in set(earlier.provenance.get("files", {}) if earlier else ()) - set(digests):
