@@ -24,6 +24,7 @@ from crop_assets.dataset.statistics import measure_bands
 from crop_assets.dataset.weights import class_weights
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
+from crop_assets.labels.cdl import raster_digest
 from crop_assets.layout import Layout
 from crop_assets.plan import make_plan
 from crop_assets.recipe import DatasetRecipe
@@ -281,6 +282,16 @@ def test_images_of_nothing_or_of_another_type_give_no_statistics(
         raster.write(np.full((18, 224, 224), value, dtype))
     with Machine().pool() as pool, pytest.raises(InputError, match=why):
         measure_bands([str(path)], pool)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_year_has_one_raster(rows: int) -> None:
+    one = table_of("cdl", sha256=pa.array(["a" * 64])).to_pandas()
+    assert raster_digest(one) == "a" * 64
+    with pytest.raises(
+        InputError, match=f"cdl has {rows} rows, and a year has one raster; materialize cdl again"
+    ):
+        raster_digest(pd.concat([one, one]).head(rows))
 
 
 def test_every_asset_has_its_table_among_the_schemas() -> None:

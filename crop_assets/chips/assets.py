@@ -14,10 +14,10 @@ from crop_assets.chips.plots import chip_picture
 from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
 from crop_assets.chips.reproject import BandFile, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
-from crop_assets.errors import InputError
 from crop_assets.graph.metadata import markdown, picture
 from crop_assets.graph.stage import Made, TileRun, stage
 from crop_assets.hls import QA_BAND, parse_scene_id
+from crop_assets.labels.cdl import raster_digest
 from crop_assets.parallel import in_parallel
 from crop_assets.scenes.selection import POSITIONS, chosen_scenes
 from crop_assets.schemas import CHIP_QUALITY, CHIPS, FILTERED_CHIPS, PIXEL_COUNTS, REPROJECTED_TILES
@@ -109,16 +109,14 @@ def chips(
         (row["position"], row["band"]): run.store.gdal_path(row["path"])
         for row in reprojected_tiles.to_dict("records")
     }
-    if len(cdl) != 1:
-        raise InputError(f"cdl has {len(cdl)} rows, and a year has one raster; materialize cdl again")
-    release = cdl.iloc[0]
+    digest = raster_digest(cdl)
     tags = {
-        "CDL": f"{run.year} {release['sha256']}",
+        "CDL": f"{run.year} {digest}",
         "TILE": run.tile,
         "SCENES": " ".join(scenes["scene_id"]),
     }
     rows: list[dict[str, Any]] = []
-    cdl_path = cdl_releases.find_same(run.year, release["sha256"])
+    cdl_path = cdl_releases.find_same(run.year, digest)
     with TileReader(paths, str(cdl_path), run.recipe.unknown_codes) as reader:
         for start in range(0, len(ids), _CHIPS_AT_ONCE):
             some = ids[start : start + _CHIPS_AT_ONCE]

@@ -18,7 +18,7 @@ from crop_assets.graph.metadata import markdown, picture
 from crop_assets.graph.stage import Made, Source, YearRun, stage
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.balance import Balance, target_shares
-from crop_assets.labels.cdl import check_cdl, chip_histograms
+from crop_assets.labels.cdl import check_cdl, chip_histograms, raster_digest
 from crop_assets.labels.plots import choice_maps_png, choices_png, class_histogram_png
 from crop_assets.labels.release import obtain_raster
 from crop_assets.labels.sampling import (
@@ -82,9 +82,7 @@ def candidate_chips(run: YearRun, cdl: pd.DataFrame, cdl_releases: CdlReleases, 
     """Every 224 x 224 box of the national chip grid that the raster holds, with the pixels of each class. The raster is
     read once for it, whatever is chosen from it and however often.
     """
-    if len(cdl) != 1:
-        raise InputError(f"cdl has {len(cdl)} rows, and a year has one raster; materialize cdl again")
-    digest, unknown_codes = cdl.iloc[0]["sha256"], run.recipe.unknown_codes
+    digest, unknown_codes = raster_digest(cdl), run.recipe.unknown_codes
     raster = check_cdl(cdl_releases.find_same(run.year, digest), unknown_codes)
     report = Progress(run.log, len(raster.chip_rows), "chip rows scanned")
     with machine.pool() as pool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyproj
 import rasterio
 from affine import Affine
@@ -113,6 +114,13 @@ class ChipHistograms:
     """int64[256], pixels by CDL code over all boxes."""
     unknown: str = ""
     """How many pixels have which codes without a class; empty where none has."""
+
+
+def raster_digest(cdl: pd.DataFrame) -> str:
+    """The checksum of the year's raster in the table of the asset `cdl`. Raises InputError if it has not one row."""
+    if len(cdl) != 1:
+        raise InputError(f"cdl has {len(cdl)} rows, and a year has one raster; materialize cdl again")
+    return str(cdl.iloc[0]["sha256"])
 
 
 def check_cdl(path: str | Path, unknown_codes: str = "refuse") -> CdlRaster:
