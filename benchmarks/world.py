@@ -21,10 +21,9 @@ from scipy import ndimage
 from crop_assets.chip_grid import CHIP_SIZE, CRS, chip_blocks, chip_id
 from crop_assets.chips.clip import Chip, write_chip
 from crop_assets.classes import CDL_CLASSES
-from crop_assets.hls import QA_BAND, REFLECTANCE_BANDS
+from crop_assets.hls import POSITIONS, QA_BAND, REFLECTANCE_BANDS
 from crop_assets.layout import Layout
 from crop_assets.recipe import DatasetRecipe
-from crop_assets.scenes.selection import POSITIONS
 
 YEAR, TILE, DATASET = 2022, "14SNG", "benchmark"
 SIZE = 3660

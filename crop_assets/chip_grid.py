@@ -33,8 +33,13 @@ TOLERANCE = 0.1
 """Pixels that two grids may be apart and count as the same; leaves room for a zone of NAD 83 instead of WGS 84."""
 
 
+MAX_TILES = 2000
+"""HLS tiles that the chip grid touches, at most: 1,572 of the official grid."""
+
 # one spelling per chip: 0257 would be another file name for 257
-_CHIP_ID = re.compile(r"chip_(\d{3}|[1-9]\d{3})_(\d{3}|[1-9]\d{3})", re.ASCII)
+CHIP_ID = r"chip_([0-9]{3}|[1-9][0-9]{3})_([0-9]{3}|[1-9][0-9]{3})"
+"""Regular expression of a chip id such as chip_257_266: row and column of the national chip grid."""
+_CHIP_ID = re.compile(CHIP_ID)
 
 
 def chip_id(row: int, col: int) -> str:

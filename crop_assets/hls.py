@@ -20,6 +20,12 @@ CLOUD, ADJACENT, SHADOW, SNOW, WATER = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 AEROSOL_LOW, AEROSOL_AVERAGE, AEROSOL_HIGH = 1 << 6, 2 << 6, 3 << 6
 """Bits of an Fmask value (HLS v2.0 user guide, table 9); bits 6 and 7 hold the aerosol level."""
 
+FMASK_COUNTS = ("cloud", "shadow", "snow", "bad", "worst_value", "fill")
+"""The pixels of a chip and date that are counted by Fmask (`crop_assets.chips.quality.quality_counts`)."""
+
+POSITIONS = ("first", "middle", "last")
+"""The three scenes of a season that chips are made from, by date."""
+
 NODATA = -9999
 """Fill of reflectance in HLS v2.0 (HLS user guide), and of every raster made here."""
 NODATA_BEFORE_V2 = -1000
@@ -27,14 +33,17 @@ NODATA_BEFORE_V2 = -1000
 QA_NODATA = 255
 """Fill of Fmask."""
 
-_TILE = r"(?:0[1-9]|[1-5]\d|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]"
-"""UTM zone, latitude band, and the column and row of a 100 km square; MGRS has no letters I and O."""
-_TILE_NAME = re.compile(_TILE, re.ASCII)
-_TILE_IN_TEXT = re.compile(rf"\bT({_TILE})\b", re.ASCII)
-_SCENE_ID = re.compile(
-    rf"HLS\.(?P<sensor>[SL]30)\.T(?P<tile>{_TILE})\.(?P<day>\d{{7}})(T(?P<time>\d{{6}}))?\.v(?P<version>\d\.\d)",
-    re.ASCII,
+TILE = "(?:0[1-9]|[1-5][0-9]|60)[C-HJ-NP-X][A-HJ-NP-Z][A-HJ-NP-V]"
+"""Regular expression of the name of a tile, such as 13TDE: UTM zone, latitude band, and the column and row of a
+100 km square; MGRS has no letters I and O."""
+_TILE_NAME = re.compile(TILE)
+_TILE_IN_TEXT = re.compile(rf"\bT({TILE})\b", re.ASCII)
+SCENE_ID = (
+    rf"HLS\.(?P<sensor>[SL]30)\.T(?P<tile>{TILE})\.(?P<day>[0-9]{{7}})(T(?P<time>[0-9]{{6}}))?"
+    r"\.v(?P<version>[0-9]\.[0-9])"
 )
+"""Regular expression of a scene id such as HLS.S30.T13TDE.2022111T174859.v2.0 (HLS user guide, section 6)."""
+_SCENE_ID = re.compile(SCENE_ID)
 
 HLS_SIZE = 3660
 """Pixels of 30 m on each side of a tile's HLS rasters."""

@@ -11,10 +11,10 @@ from collections.abc import Collection
 import click
 import dagster as dg
 
+from crop_assets.chip_grid import MAX_TILES
 from crop_assets.errors import InputError
 from crop_assets.hls import is_tile
 from crop_assets.layout import parse_year
-from crop_assets.tiles.grid import MAX_TILES
 from resources.errors import IntegrityError
 from resources.plain_text import plain_text
 from resources.stop import uninterrupted

@@ -11,7 +11,7 @@ import pandas as pd
 from crop_assets.bands.transfer import expected_bytes
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
-from crop_assets.scenes.selection import POSITIONS
+from crop_assets.hls import POSITIONS
 from crop_assets.tiles.grid import tile_names
 from resources.errors import IntegrityError, UnsafeNameError
 

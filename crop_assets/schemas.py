@@ -4,20 +4,93 @@ Belongs here: what each table is, in the order in which they are made. Does not:
 nor reading and writing (`resources.tables`).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import pandas as pd
 import pyarrow as pa
 
-from crop_assets.chip_grid import CRS
-from crop_assets.chips.quality import COUNTS
+from crop_assets.chip_grid import (
+    CHIP_ID,
+    CHIP_METRES,
+    CHIP_SIZE,
+    CRS,
+    GRID_COLS,
+    GRID_ROWS,
+    MAX_TILES,
+    ORIGIN_X,
+    ORIGIN_Y,
+)
 from crop_assets.classes import CLASS_COLUMNS, CLASSES
-from crop_assets.hls import BANDS
-from crop_assets.scenes.selection import POSITIONS
+from crop_assets.hls import BANDS, FMASK_COUNTS, POSITIONS, QA_BAND, REFLECTANCE_BANDS, SCENE_ID, TILE
 from resources.tables import Column, TableSchema
+
+_TILE_OR_NONE = f"({TILE})?"
+_SHA256 = "[0-9a-f]{64}"
+_FILE = r"training_datasets/([\w-][\w.-]*/)+[\w-][\w.-]*"
+"""A file of a dataset, by its name in the store."""
+_CID_OR_NONE = "[0-9A-Za-z]*"
+_LINK_OR_NONE = r"(https?://[!-~]+)?"
+_PIXELS = CHIP_SIZE**2
 
 
 def _optional(*columns: Column) -> tuple[Column, ...]:
     return tuple(replace(column, optional=True) for column in columns)
+
+
+def _percent(name: str, description: str, optional: bool = True) -> Column:
+    return Column(name, pa.float64(), description, optional, low=0, high=100)
+
+
+def _count(name: str, description: str, type: pa.DataType, high: float | None = None) -> Column:
+    return Column(name, type, description, low=0, high=high)
+
+
+def _one_raster(cdl: pd.DataFrame) -> str:
+    return "" if len(cdl) == 1 else f"it has {len(cdl)} rows, and a year has one raster"
+
+
+def _few_tiles(tile_map: pd.DataFrame) -> str:
+    found = tile_map["tile"].nunique()
+    return (
+        f"it names {found:,} tiles, and the chip grid touches {MAX_TILES:,} at most"
+        if found > MAX_TILES
+        else ""
+    )
+
+
+def _three_or_none(scenes: pd.DataFrame) -> str:
+    chosen = scenes[scenes["position"] != ""]
+    if len(chosen) and sorted(chosen["position"]) != sorted(POSITIONS):
+        return f"{len(chosen)} of its scenes have a position, and not one each of first, middle and last"
+    return "a selected scene has no date" if chosen["date"].isna().any() else ""
+
+
+def _files_of(*choices: Sequence[str]) -> Callable[[pd.DataFrame], str]:
+    """The rule of a table of files: none, or those of one choice of bands for each of three scenes."""
+
+    def rule(files: pd.DataFrame) -> str:
+        found = set(zip(files["position"], files["band"], strict=True))
+        if not found or any(found == {(p, band) for p in POSITIONS for band in bands} for bands in choices):
+            return ""
+        return f"its {len(found)} files are not those of three scenes"
+
+    return rule
+
+
+def _facts_where_made(chips: pd.DataFrame) -> str:
+    made = chips[chips["outcome"] == ""]
+    return "facts of a chip that was made are missing" if made.isna().any(axis=None) else ""
+
+
+def _files_where_kept(chips: pd.DataFrame) -> str:
+    kept = chips["kept"]
+    if (kept != (chips["reason"] == "")).any():
+        return "a chip is kept and rejected"
+    if (chips.loc[kept, ["merged_path", "mask_path", "merged_sha256", "mask_sha256"]] == "").any(axis=None):
+        return "files of a kept chip are missing"
+    facts = [*(f"{position}_date" for position in POSITIONS), *CLASS_COLUMNS]
+    return "facts of a kept chip are missing" if chips.loc[kept, facts].isna().any(axis=None) else ""
 
 
 CDL = TableSchema(
@@ -26,29 +99,51 @@ CDL = TableSchema(
         Column(
             "release", pa.string(), "archive that the raster was made of; empty for a raster of one's own"
         ),
-        Column("bytes", pa.int64(), "size of the file, with those that its pixels are in"),
-        Column("sha256", pa.string(), "checksum of the file, with those that its pixels are in"),
-        Column("width", pa.int64(), "columns"),
-        Column("height", pa.int64(), "rows"),
-        Column("left", pa.float64(), "left edge in EPSG:5070, metres"),
-        Column("top", pa.float64(), "upper edge in EPSG:5070, metres"),
-    )
+        _count("bytes", "size of the file, with those that its pixels are in", pa.int64()),
+        Column(
+            "sha256",
+            pa.string(),
+            "checksum of the file, with those that its pixels are in",
+            pattern=_SHA256,
+        ),
+        Column("width", pa.int64(), "columns", low=1),
+        Column("height", pa.int64(), "rows", low=1),
+        Column("left", pa.float64(), "left edge in EPSG:5070, metres", low=-1e7, high=1e7),
+        Column("top", pa.float64(), "upper edge in EPSG:5070, metres", low=-1e7, high=1e7),
+    ),
+    rule=_one_raster,
 )
 
+_CHIP = Column(
+    "chip_id", pa.string(), "chip id on the national chip grid, such as chip_257_266", pattern=CHIP_ID
+)
+_TILE = Column("tile", pa.string(), "HLS tile, such as 13TDE", pattern=TILE)
 _CLASSES = tuple(
-    Column(column, pa.int32(), f"pixels of class {name}")
+    _count(column, f"pixels of class {name}", pa.int32(), _PIXELS)
     for column, name in zip(CLASS_COLUMNS, CLASSES, strict=True)
 )
 _PLACE_AND_CLASSES = (
-    Column("chip_id", pa.string(), "chip_RRR_CCC on the national chip grid"),
-    Column("row", pa.int32(), "row of the national chip grid"),
-    Column("col", pa.int32(), "column of the national chip grid"),
-    Column("x", pa.float64(), "centre in EPSG:5070, metres"),
-    Column("y", pa.float64(), "centre in EPSG:5070, metres"),
-    Column("lon", pa.float64(), "centre, degrees east"),
-    Column("lat", pa.float64(), "centre, degrees north"),
+    _CHIP,
+    _count("row", "row of the national chip grid", pa.int32(), GRID_ROWS - 1),
+    _count("col", "column of the national chip grid", pa.int32(), GRID_COLS - 1),
+    Column(
+        "x",
+        pa.float64(),
+        "centre in EPSG:5070, metres",
+        low=ORIGIN_X,
+        high=ORIGIN_X + GRID_COLS * CHIP_METRES,
+    ),
+    Column(
+        "y",
+        pa.float64(),
+        "centre in EPSG:5070, metres",
+        low=ORIGIN_Y - GRID_ROWS * CHIP_METRES,
+        high=ORIGIN_Y,
+    ),
+    Column("lon", pa.float64(), "centre, degrees east", low=-180, high=180),
+    Column("lat", pa.float64(), "centre, degrees north", low=-90, high=90),
     *_CLASSES,
-    Column("classes", pa.int32(), "how many of the 13 classes the box holds"),
+    _count("classes", "how many of the 13 classes the box holds", pa.int32(), 13),
 )
 
 CANDIDATE_CHIPS = TableSchema(_PLACE_AND_CLASSES, key=("chip_id",))
@@ -56,7 +151,7 @@ CANDIDATE_CHIPS = TableSchema(_PLACE_AND_CLASSES, key=("chip_id",))
 CHIP_BBOXES = TableSchema(
     (
         *_PLACE_AND_CLASSES,
-        Column("weight", pa.float64(), "evenness of the classes, 0 to 1"),
+        Column("weight", pa.float64(), "evenness of the classes, 0 to 1", low=0, high=1),
         Column(
             "block", pa.string(), "block of chips that the box lies in, for splits that keep blocks together"
         ),
@@ -64,6 +159,7 @@ CHIP_BBOXES = TableSchema(
             "neighbours",
             pa.list_(pa.string()),
             "ids of the chip boxes that share an edge or a corner with it",
+            pattern=CHIP_ID,
         ),
     ),
     geometry_crs=CRS,
@@ -72,15 +168,27 @@ CHIP_BBOXES = TableSchema(
 
 TILE_GRID = TableSchema(
     (
-        Column("tile", pa.string(), "tile name, such as 13TDE"),
-        Column("lon", pa.float64(), "centroid, degrees east"),
-        Column("lat", pa.float64(), "centroid, degrees north"),
+        _TILE,
+        Column("lon", pa.float64(), "centroid, degrees east", low=-180, high=180),
+        Column("lat", pa.float64(), "centroid, degrees north", low=-90, high=90),
         Column("x", pa.float64(), "centroid in EPSG:5070, metres; inf where it has no place there"),
         Column("y", pa.float64(), "centroid in EPSG:5070, metres"),
-        Column("minx", pa.float64(), "west edge, degrees; below -180 where the tile spans the antimeridian"),
-        Column("miny", pa.float64(), "south edge, degrees"),
-        Column("maxx", pa.float64(), "east edge, degrees; above 180 where the tile spans the antimeridian"),
-        Column("maxy", pa.float64(), "north edge, degrees"),
+        Column(
+            "minx",
+            pa.float64(),
+            "west edge, degrees; below -180 where the tile spans the antimeridian",
+            low=-360,
+            high=360,
+        ),
+        Column("miny", pa.float64(), "south edge, degrees", low=-90, high=90),
+        Column(
+            "maxx",
+            pa.float64(),
+            "east edge, degrees; above 180 where the tile spans the antimeridian",
+            low=-360,
+            high=360,
+        ),
+        Column("maxy", pa.float64(), "north edge, degrees", low=-90, high=90),
     ),
     geometry_crs="EPSG:4326",
     key=("tile",),
@@ -88,10 +196,15 @@ TILE_GRID = TableSchema(
 
 TILE_MAP = TableSchema(
     (
-        Column("chip_id", pa.string(), "chip id on the national chip grid"),
-        Column("chip_x", pa.float64(), "centre of the chip, degrees east"),
-        Column("chip_y", pa.float64(), "centre of the chip, degrees north"),
-        Column("tile", pa.string(), "nearest HLS tile; empty where the chip lies wholly outside of it"),
+        _CHIP,
+        Column("chip_x", pa.float64(), "centre of the chip, degrees east", low=-180, high=180),
+        Column("chip_y", pa.float64(), "centre of the chip, degrees north", low=-90, high=90),
+        Column(
+            "tile",
+            pa.string(),
+            "nearest HLS tile, such as 13TDE; empty where the chip lies wholly outside of it",
+            pattern=_TILE_OR_NONE,
+        ),
         Column("distance_m", pa.float64(), "centre of the chip to the tile's centroid in EPSG:5070, metres"),
         Column("contained", pa.bool_(), "whether the whole chip lies inside the tile's HLS raster"),
         Column(
@@ -106,19 +219,16 @@ TILE_MAP = TableSchema(
         ),
     ),
     key=("chip_id",),
+    rule=_few_tiles,
 )
 
 SCENE_COLUMNS = (
     Column("scene_id", pa.string(), "HLS scene id, such as HLS.S30.T13TDE.2022111T174859.v2.0"),
-    Column("tile", pa.string(), "HLS tile, such as 13TDE"),
+    _TILE,
     Column("date", pa.date32(), "day of sensing (UTC)", optional=True),
-    Column("cloud_cover", pa.float64(), "cloud cover of the whole scene, percent"),
-    Column("spatial_coverage", pa.float64(), "share of the tile that the scene covers, percent"),
-    Column(
-        "chip_coverage",
-        pa.float64(),
-        "share of the area of the tile's chips in the scene's footprint, percent",
-    ),
+    _percent("cloud_cover", "cloud cover of the whole scene, percent"),
+    _percent("spatial_coverage", "share of the tile that the scene covers, percent"),
+    _percent("chip_coverage", "share of the area of the tile's chips in the scene's footprint, percent"),
     Column("missing_bands", pa.string(), "needed bands that the catalogue does not list, space-separated"),
     Column(
         "problem",
@@ -130,71 +240,86 @@ SCENE_COLUMNS = (
 SCENE_METADATA = TableSchema(
     (
         *SCENE_COLUMNS,
-        Column(
-            "granule_bytes", pa.int64(), "bytes of all files of the scene; 0 where the metadata do not say"
+        _count(
+            "granule_bytes", "bytes of all files of the scene; 0 where the metadata do not say", pa.int64()
         ),
-        *(Column(f"{band}_http", pa.string(), f"HTTPS link of {band}") for band in BANDS),
+        *(
+            Column(f"{band}_http", pa.string(), f"HTTPS link of {band}", pattern=_LINK_OR_NONE)
+            for band in BANDS
+        ),
         *(Column(f"{band}_s3", pa.string(), f"S3 link of {band}") for band in BANDS),
-    )
+    ),
 )
 
 SELECTED_SCENES = TableSchema(
     (
         *SCENE_COLUMNS,
         Column("fit", pa.bool_(), "whether cloud cover, coverage and bands let the scene be selected"),
-        Column("position", pa.string(), "first, middle or last; empty where not selected"),
-        Column("reason", pa.string(), "why the scene is not selected; empty where it is"),
-        Column("coverage_step", pa.float64(), "rung of the coverage ladder taken, percent"),
         Column(
-            "clear_percent", pa.float64(), "estimate of the chips' pixels that are seen and clear, percent"
+            "position", pa.string(), "first, middle or last; empty where not selected", words=("", *POSITIONS)
         ),
+        Column("reason", pa.string(), "why the scene is not selected; empty where it is"),
+        _percent("coverage_step", "rung of the coverage ladder taken, percent"),
+        _percent("clear_percent", "estimate of the chips' pixels that are seen and clear, percent"),
         Column("note", pa.string(), "why the scene was chosen, and what was the runner-up"),
-    )
+    ),
+    key=("scene_id",),
+    rule=_three_or_none,
 )
 
 FILE_COLUMNS = (
-    Column("scene_id", pa.string(), "HLS scene id"),
-    Column("position", pa.string(), "first, middle or last"),
+    Column("scene_id", pa.string(), "HLS scene id", pattern=SCENE_ID),
+    Column("position", pa.string(), "first, middle or last", words=POSITIONS),
     Column("date", pa.date32(), "day of sensing (UTC)"),
-    Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask"),
+    Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask", words=BANDS),
+)
+_CID = Column(
+    "cid", pa.string(), "CID of the file's content; empty where none is known", pattern=_CID_OR_NONE
+)
+_STORED_FILE = (
+    Column("path", pa.string(), "file in the store", pattern=_FILE),
+    _count("bytes", "size of the file", pa.int64()),
+    Column("sha256", pa.string(), "checksum of the file", pattern=_SHA256),
 )
 
 NAMED_FILE_COLUMNS = (
     *FILE_COLUMNS,
     Column("file", pa.string(), "file name"),
-    Column("cid", pa.string(), "CID of the file's content; empty where none is known"),
+    _CID,
 )
 
 BAND_CIDS = TableSchema(
     (
         *NAMED_FILE_COLUMNS,
         Column("problem", pa.string(), "why there is no CID"),
-        Column("http", pa.string(), "HTTPS link to fall back on"),
-        Column("bytes", pa.int64(), "size of the file by the catalogue; 0 where it does not tell"),
-        Column("max_bytes", pa.int64(), "most bytes that the file may have by the metadata"),
+        Column("http", pa.string(), "HTTPS link to fall back on", pattern=_LINK_OR_NONE),
+        _count("bytes", "size of the file by the catalogue; 0 where it does not tell", pa.int64()),
+        _count("max_bytes", "most bytes that the file may have by the metadata", pa.int64()),
     ),
     key=("position", "band"),
+    rule=_files_of(BANDS),
 )
 
 DOWNLOADED_BANDS = TableSchema(
     (
         *FILE_COLUMNS,
-        Column("path", pa.string(), "file in the store"),
-        Column("bytes", pa.int64(), "size of the file"),
-        Column("sha256", pa.string(), "checksum of the file"),
-        Column("cid", pa.string(), "CID of the file's content"),
+        *_STORED_FILE,
+        _CID,
         Column("verified", pa.bool_(), "whether the bytes are those that the CID promises"),
         Column("note", pa.string(), "why not verified"),
     ),
     key=("position", "band"),
+    rule=_files_of(BANDS, [QA_BAND]),
 )
+
+DOWNLOADED_FMASKS = replace(DOWNLOADED_BANDS, rule=_files_of([QA_BAND]))
 
 TILE_PAYLOADS = TableSchema(
     (
-        Column("tile", pa.string(), "HLS tile"),
-        Column("scenes", pa.int32(), "scenes of the tile"),
-        Column("files", pa.int32(), "files of the tile"),
-        Column("without_cid", pa.int32(), "files without a CID"),
+        _TILE,
+        _count("scenes", "scenes of the tile", pa.int32()),
+        _count("files", "files of the tile", pa.int32()),
+        _count("without_cid", "files without a CID", pa.int32()),
     )
 )
 
@@ -210,29 +335,27 @@ CID_RETRIEVABILITY = TableSchema(
 MISSING_CIDS = TableSchema(
     (
         *NAMED_FILE_COLUMNS,
-        Column("tile", pa.string(), "HLS tile"),
+        _TILE,
         Column("problem", pa.string(), "what each source said"),
     )
 )
 
-_CHIP = Column("chip_id", pa.string(), "chip id on the national chip grid, such as chip_257_266")
-
 PIXEL_COUNTS = tuple(
-    Column(f"{count}_{position}", pa.int32(), f"{count} pixels by Fmask on the {position} date")
+    _count(f"{count}_{position}", f"{count} pixels by Fmask on the {position} date", pa.int32(), _PIXELS)
     for position in POSITIONS
-    for count in COUNTS
+    for count in FMASK_COUNTS
 )
 
 _BAD_PERCENT = (
-    *(Column(f"bad_percent_{p}", pa.float64(), f"bad pixels of the {p} date, percent") for p in POSITIONS),
-    Column("bad_percent_max", pa.float64(), "worst of the three dates, percent"),
+    *(_percent(f"bad_percent_{p}", f"bad pixels of the {p} date, percent") for p in POSITIONS),
+    _percent("bad_percent_max", "worst of the three dates, percent"),
 )
 
 CHIP_QUALITY = TableSchema(
     (
         _CHIP,
         *PIXEL_COUNTS,
-        Column("na_count", pa.int32(), "pixels that lack Fmask on any date"),
+        _count("na_count", "pixels that lack Fmask on any date", pa.int32(), _PIXELS),
         *_BAD_PERCENT,
         Column(
             "reason", pa.string(), "why the chip cannot be kept, whatever its bands hold; empty where it may"
@@ -244,47 +367,47 @@ CHIP_QUALITY = TableSchema(
 
 REPROJECTED_TILES = TableSchema(
     (
-        Column("scene_id", pa.string(), "HLS scene id"),
-        Column("position", pa.string(), "first, middle or last"),
-        Column("date", pa.date32(), "day of sensing (UTC)"),
-        Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask"),
+        *FILE_COLUMNS,
         Column(
-            "path", pa.string(), "file in the store, EPSG:5070, 30 m, blocks of 224 x 224 on the chip grid"
+            "path",
+            pa.string(),
+            "file in the store, EPSG:5070, 30 m, blocks of 224 x 224 on the chip grid",
+            pattern=_FILE,
         ),
-        Column("bytes", pa.int64(), "size of the file"),
-        Column("sha256", pa.string(), "checksum of the file"),
-        Column("blocks", pa.int32(), "chip blocks that are stored"),
+        *_STORED_FILE[1:],
+        _count("blocks", "chip blocks that are stored", pa.int32()),
     ),
     key=("position", "band"),
+    rule=_files_of(BANDS),
 )
 
 _DATES = tuple(
     Column(f"{position}_date", pa.date32(), f"day of the {position} scene") for position in POSITIONS
 )
-_BANDS_MISSING = Column("na_count", pa.int32(), "pixels that lack a band or Fmask on any date")
+_BANDS_MISSING = _count("na_count", "pixels that lack a band or Fmask on any date", pa.int32(), _PIXELS)
 
 CHIPS = TableSchema(
     (
         _CHIP,
         Column("outcome", pa.string(), "empty where the chip was made, else why not"),
-        Column("fit_scenes", pa.int32(), "scenes of the tile that are fit to be selected"),
+        _count("fit_scenes", "scenes of the tile that are fit to be selected", pa.int32()),
         # where the chip was made
         *_optional(
             *(
-                Column(f"{name}_path", pa.string(), f"{name} file in the store")
+                Column(f"{name}_path", pa.string(), f"{name} file in the store", pattern=_FILE)
                 for name in ("merged", "mask", "fmask")
             ),
             *(
-                Column(f"{name}_sha256", pa.string(), "checksum of the file")
+                Column(f"{name}_sha256", pa.string(), "checksum of the file", pattern=_SHA256)
                 for name in ("merged", "mask", "fmask")
             ),
             *_DATES,
             *(
-                Column(f"{position}_scene", pa.string(), f"id of the {position} scene")
+                Column(f"{position}_scene", pa.string(), f"id of the {position} scene", pattern=SCENE_ID)
                 for position in POSITIONS
             ),
             *(
-                Column(f"valid_{position}", pa.int32(), "pixels neither bad nor fill")
+                _count(f"valid_{position}", "pixels neither bad nor fill", pa.int32(), _PIXELS)
                 for position in POSITIONS
             ),
             *PIXEL_COUNTS,
@@ -293,6 +416,7 @@ CHIPS = TableSchema(
         ),
     ),
     key=("chip_id",),
+    rule=_facts_where_made,
 )
 
 FILTERED_CHIPS = TableSchema(
@@ -303,25 +427,35 @@ FILTERED_CHIPS = TableSchema(
         Column("reason", pa.string(), "why the chip is rejected; empty where it is kept"),
         Column("figure", pa.float64(), "the figure that decided: fit scenes, missing pixels, or percent"),
         Column("kept", pa.bool_(), "whether the chip is part of the dataset"),
-        Column("merged_path", pa.string(), "merged image in chips_filtered; empty where rejected"),
-        Column("mask_path", pa.string(), "mask in chips_filtered; empty where rejected"),
-        Column("merged_sha256", pa.string(), "checksum of the merged image"),
-        Column("mask_sha256", pa.string(), "checksum of the mask"),
+        *(
+            Column(
+                f"{name}_path",
+                pa.string(),
+                f"{what} in chips_filtered; empty where rejected",
+                pattern=f"({_FILE})?",
+            )
+            for name, what in (("merged", "merged image"), ("mask", "mask"))
+        ),
+        Column("merged_sha256", pa.string(), "checksum of the merged image", pattern=f"({_SHA256})?"),
+        Column("mask_sha256", pa.string(), "checksum of the mask", pattern=f"({_SHA256})?"),
         # where the chip was made
         *_optional(*_DATES, *_CLASSES),
     ),
     key=("chip_id",),
+    rule=_files_where_kept,
 )
+
+_SPLIT = Column("split", pa.string(), "train or validation", words=("train", "validation"))
 
 SPLITS = TableSchema(
     (
-        Column("chip_id", pa.string(), "chip id on the national chip grid"),
-        Column("tile", pa.string(), "HLS tile"),
-        Column("split", pa.string(), "train or validation"),
-        Column("merged_path", pa.string(), "merged image in the store"),
-        Column("mask_path", pa.string(), "mask in the store"),
-        Column("merged_sha256", pa.string(), "checksum of the merged image"),
-        Column("mask_sha256", pa.string(), "checksum of the mask"),
+        _CHIP,
+        _TILE,
+        _SPLIT,
+        Column("merged_path", pa.string(), "merged image in the store", pattern=_FILE),
+        Column("mask_path", pa.string(), "mask in the store", pattern=_FILE),
+        Column("merged_sha256", pa.string(), "checksum of the merged image", pattern=_SHA256),
+        Column("mask_sha256", pa.string(), "checksum of the mask", pattern=_SHA256),
         *_DATES,
         *_CLASSES,
     ),
@@ -330,41 +464,43 @@ SPLITS = TableSchema(
 
 BAND_STATS = TableSchema(
     (
-        Column("band", pa.string(), "band, over the three dates"),
-        Column("mean", pa.float64(), "mean, reflectance x 10,000"),
-        Column("std", pa.float64(), "population standard deviation"),
-        Column("min", pa.float64(), "value at 1.5 percent"),
-        Column("max", pa.float64(), "value at 98.5 percent"),
-        Column("pixels", pa.int64(), "values counted"),
+        Column("band", pa.string(), "band, over the three dates", words=REFLECTANCE_BANDS),
+        Column("mean", pa.float64(), "mean, reflectance x 10,000", low=-32768, high=32767),
+        Column("std", pa.float64(), "population standard deviation", low=0, high=32768),
+        Column("min", pa.float64(), "value at 1.5 percent", low=-32768, high=32767),
+        Column("max", pa.float64(), "value at 98.5 percent", low=-32768, high=32767),
+        _count("pixels", "values counted", pa.int64()),
     )
+)
+
+_CLASS = (
+    _count("class", "class 0 to 13", pa.int32(), len(CLASSES) - 1),
+    Column("name", pa.string(), "name of the class", words=CLASSES),
+    _count("pixels", "pixels of the class", pa.int64()),
 )
 
 CLASS_WEIGHTS = TableSchema(
     (
-        Column("class", pa.int32(), "class 0 to 13"),
-        Column("name", pa.string(), "name of the class"),
-        Column("pixels", pa.int64(), "pixels of the class"),
-        Column("weight", pa.float64(), "balanced weight; the weights sum to 1"),
+        *_CLASS,
+        Column("weight", pa.float64(), "balanced weight; the weights sum to 1", low=0, high=1),
     )
 )
 
 CLASS_DISTRIBUTION = TableSchema(
     (
-        Column("split", pa.string(), "train or validation"),
-        Column("class", pa.int32(), "class 0 to 13"),
-        Column("name", pa.string(), "name of the class"),
-        Column("pixels", pa.int64(), "pixels of the class"),
-        Column("chips", pa.int64(), "chips that hold the class"),
+        _SPLIT,
+        *_CLASS,
+        _count("chips", "chips that hold the class", pa.int64()),
     )
 )
 
 PUBLISHED_DATASET = TableSchema(
     (
         Column("root_cid", pa.string(), "CID of the dataset's folder"),
-        Column("to", pa.string(), "kubo or car"),
+        Column("to", pa.string(), "kubo or car", words=("kubo", "car")),
         Column("place", pa.string(), "RPC address of the node, or the CAR file in the store"),
-        Column("files", pa.int64(), "files of the folder"),
-        Column("bytes", pa.int64(), "bytes of these files"),
+        _count("files", "files of the folder", pa.int64()),
+        _count("bytes", "bytes of these files", pa.int64()),
     )
 )
 
@@ -377,7 +513,7 @@ SCHEMAS: dict[str, TableSchema] = {
     "scene_metadata": SCENE_METADATA,
     "selected_scenes": SELECTED_SCENES,
     "band_cids": BAND_CIDS,
-    "downloaded_fmasks": DOWNLOADED_BANDS,
+    "downloaded_fmasks": DOWNLOADED_FMASKS,
     "chip_quality": CHIP_QUALITY,
     "downloaded_bands": DOWNLOADED_BANDS,
     "tile_payloads": TILE_PAYLOADS,

@@ -1,8 +1,10 @@
 """Tables of a shared store that are sound Parquet with a right hash, and not what their asset makes."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -24,22 +26,20 @@ from crop_assets.dataset.statistics import measure_bands
 from crop_assets.dataset.weights import class_weights
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
-from crop_assets.labels.cdl import raster_digest
+from crop_assets.hls import POSITIONS
 from crop_assets.layout import Layout
 from crop_assets.plan import make_plan
 from crop_assets.recipe import DatasetRecipe
-from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import SCHEMAS
 from crop_assets.stages import STAGES, TILE_STAGES
 from crop_assets.tiles.grid import hls_tile_bounds
-from crop_assets.tiles.mapping import map_chips
 from crop_assets.verify import dataset_tables, verify_tables
 from crop_assets_tests.forged import forge as forge_table
 from crop_assets_tests.forged import table_of
 from resources.errors import IntegrityError
 from resources.machine import Machine
 from resources.store import DatasetStore
-from resources.tables import read_table, write_table
+from resources.tables import Column, TableSchema, read_table, write_table
 
 LAYOUT = Layout("small", 2022)
 RECIPE = DatasetRecipe(dataset="small")
@@ -108,21 +108,160 @@ def test_each_of_them_is_made_again(store: DatasetStore) -> None:
         assert len(why) < 1_000
 
 
-@pytest.mark.parametrize("tile", ["../../../etc", "14SMG\0\x1b[31m", HUGE, "²4SMG", "14SMG "])
-def test_a_tile_map_of_the_right_columns_that_names_no_tiles_is_refused_in_short(
-    tmp_path: Path, tile: str
-) -> None:
+CHECKED = [
+    (asset, column)
+    for asset, schema in SCHEMAS.items()
+    for column in schema.columns
+    if column.words or column.pattern or column.low is not None or column.high is not None
+]
+TEXTS = ["../../../etc", "14SMG\0\x1b[31m", HUGE, "²4SMG", "14SMG ", "chip_٠٠٠_000", "a" * 63, "first "]
+
+
+def wrong_values(column: Column) -> list[Any]:
+    """Values of the column's type that it may not have."""
+    if pa.types.is_list(column.type):
+        return [[text] for text in TEXTS]
+    if pa.types.is_string(column.type):
+        return [
+            text for text in TEXTS if column.words or re.fullmatch(column.pattern, text, re.ASCII) is None
+        ]
+    found = [bound + step for bound, step in ((column.low, -1), (column.high, 1)) if bound is not None]
+    if pa.types.is_floating(column.type):
+        return [*found, np.inf, *([] if column.optional else [np.nan])]
+    return found
+
+
+def frame_of(asset: str) -> pd.DataFrame:
+    frame, crs = table_of(asset).to_pandas(), SCHEMAS[asset].geometry_crs
+    if crs is None:
+        return frame
+    return gpd.GeoDataFrame(frame, geometry=[shapely.box(0, 0, 1, 1)] * len(frame), crs=crs)
+
+
+@pytest.mark.parametrize("asset", dict.fromkeys(asset for asset, _ in CHECKED))
+def test_a_value_that_makes_no_sense_is_refused_and_its_table_made_again(tmp_path: Path, asset: str) -> None:
+    schema, frame = SCHEMAS[asset], frame_of(asset)
+    for column in (column for name, column in CHECKED if name == asset):
+        assert wrong_values(column)
+        for value in wrong_values(column):
+            values = pa.array([value, *frame[column.name][1:]], column.type).to_pandas()
+            with pytest.raises(IntegrityError, match=rf"{column.name} .* is invalid \(") as error:
+                schema.require_valid(frame.assign(**{column.name: values}))
+            assert len(str(error.value)) < 500
+
+    # the last of them, in a store
+    wrong, tile = frame.assign(**{column.name: values}), "14SMG" if STAGES[asset].scope == "tile" else None
     store = DatasetStore(root=str(tmp_path))
-    forge(store, LAYOUT.table("tile_map"), table_of("tile_map", tile=pa.array([tile])))
-    for name in ("plan", "the sensor"):
-        with pytest.raises(IntegrityError, match="which is no tile; materialize tile_map again") as error:
-            READS[name](store)
-        assert len(str(error.value)) < 1_000
-    assert dataset_tables(store, LAYOUT) == [LAYOUT.table("tile_map")]
-    shown = CliRunner().invoke(app, ["plan", "--data", str(tmp_path), "--dataset", "small"])
-    assert shown.exit_code == 2
-    assert "which is no tile" in shown.output
-    assert len(shown.output) < 2_000
+    name = Lineage(store, LAYOUT, RECIPE).table(asset, tile)
+    with pytest.raises(IntegrityError, match=rf"table {name}: {column.name} .* is invalid \("):
+        write_table(store, name, wrong, schema, {})
+    unchecked = [Column(column.name, column.type, "", optional=True) for column in schema.columns]
+    plain = TableSchema(tuple(unchecked), schema.geometry_crs)
+    write_table(store, name, wrong, plain, {"identity": "x", "files": {}})
+    said: list[str] = []
+    assert Lineage(store, LAYOUT, RECIPE).unchanged(asset, tile, {"identity": "x"}, said.append) is None
+    assert re.search(rf"{column.name} .* is invalid \(.*; making it again", "".join(said))
+
+
+def rows_of(asset: str, keep: Callable[[pd.DataFrame], pd.Series]) -> pd.DataFrame:
+    frame = table_of(asset).to_pandas()
+    return frame[keep(frame)].reset_index(drop=True)
+
+
+WRONG_ROWS: dict[str, tuple[str, Callable[[], pd.DataFrame], str]] = {
+    "no raster": ("cdl", lambda: rows_of("cdl", lambda cdl: cdl["bytes"] < 0), "it has 0 rows"),
+    "two rasters": (
+        "cdl",
+        lambda: pd.concat([rows_of("cdl", lambda cdl: cdl["bytes"] == 0)] * 2),
+        "it has 2 rows",
+    ),
+    "too many tiles": (
+        "tile_map",
+        lambda: table_of(
+            "tile_map",
+            tile=pa.array([f"{zone:02}S{a}{b}" for zone in range(1, 15) for a in "ABCDEFGH" for b in ROWS]),
+        ).to_pandas(),
+        "it names 2,240 tiles",
+    ),
+    "two scenes": (
+        "selected_scenes",
+        lambda: table_of("selected_scenes", position=pa.array(["first", "last", ""])).to_pandas(),
+        "2 of its scenes have a position",
+    ),
+    "one position twice": (
+        "selected_scenes",
+        lambda: table_of("selected_scenes", position=pa.array(["first", "first", "last"])).to_pandas(),
+        "3 of its scenes have a position",
+    ),
+    "a scene of no day": (
+        "selected_scenes",
+        lambda: table_of("selected_scenes", position=pa.array(POSITIONS)).to_pandas().assign(date=None),
+        "a selected scene has no date",
+    ),
+    **{
+        f"{asset} without a file": (
+            asset,
+            lambda asset=asset: rows_of(asset, lambda files: files.index != 3),  # type: ignore[misc]
+            "its 20 files are not those of three scenes",
+        )
+        for asset in ("band_cids", "downloaded_bands", "reprojected_tiles")
+    },
+    "bands for Fmasks": ("downloaded_fmasks", table_of("downloaded_bands").to_pandas, "its 21 files are not"),
+    "a chip made of nothing": (
+        "chips",
+        lambda: table_of("chips").to_pandas().assign(merged_path=None),
+        "facts of a chip that was made are missing",
+    ),
+    "kept and rejected": (
+        "filtered_chips",
+        lambda: table_of("filtered_chips", kept=pa.array([True])).to_pandas(),
+        "a chip is kept and rejected",
+    ),
+    "kept without files": (
+        "filtered_chips",
+        lambda: table_of("filtered_chips", kept=pa.array([True])).to_pandas().assign(reason=""),
+        "files of a kept chip are missing",
+    ),
+}
+ROWS = "ABCDEFGHJKLMNPQRSTUV"
+
+
+@pytest.mark.parametrize("wrong", WRONG_ROWS)
+def test_rows_that_make_no_sense_together_are_refused_and_their_table_made_again(
+    tmp_path: Path, wrong: str
+) -> None:
+    asset, rows, why = WRONG_ROWS[wrong]
+    store, tile = DatasetStore(root=str(tmp_path)), "14SMG" if STAGES[asset].scope == "tile" else None
+    lineage, schema = Lineage(store, LAYOUT, RECIPE), SCHEMAS[asset]
+    with pytest.raises(IntegrityError, match=why):
+        write_table(store, lineage.table(asset, tile), rows(), schema, {})
+    write_table(
+        store, lineage.table(asset, tile), rows(), replace(schema, rule=None), {"identity": "x", "files": {}}
+    )
+    said: list[str] = []
+    assert lineage.unchanged(asset, tile, {"identity": "x"}, said.append) is None
+    assert re.search(f"{why}.*; making it again", "".join(said))
+
+
+@pytest.mark.parametrize("asset", SCHEMAS)
+def test_a_table_that_makes_sense_is_written_and_read(tmp_path: Path, asset: str) -> None:
+    store, frame = DatasetStore(root=str(tmp_path)), frame_of(asset)
+    write_table(store, "t.parquet", frame, SCHEMAS[asset], {})
+    assert len(read_table(store, "t.parquet", SCHEMAS[asset])) == len(frame) > 0
+
+
+def test_a_tile_map_that_names_no_tiles_is_told_in_short(tmp_path: Path) -> None:
+    for tile in TEXTS:
+        forge(
+            DatasetStore(root=str(tmp_path)),
+            LAYOUT.table("tile_map"),
+            table_of("tile_map", tile=pa.array([tile])),
+        )
+        assert dataset_tables(DatasetStore(root=str(tmp_path)), LAYOUT) == [LAYOUT.table("tile_map")]
+        shown = CliRunner().invoke(app, ["plan", "--data", str(tmp_path), "--dataset", "small"])
+        assert shown.exit_code == 2
+        assert "is invalid (nearest HLS tile" in " ".join(shown.output.split())
+        assert len(shown.output) < 2_000
 
 
 @pytest.mark.parametrize(
@@ -196,17 +335,12 @@ def test_what_lies_outside_the_dataset_is_not_published(tmp_path: Path, name: st
 @pytest.mark.parametrize("asset", [name for name, schema in SCHEMAS.items() if schema.key])
 def test_a_table_with_a_key_twice_is_refused_in_reading_and_writing(tmp_path: Path, asset: str) -> None:
     store, schema = DatasetStore(root=str(tmp_path)), SCHEMAS[asset]
-    one = table_of(asset)
-    if schema.geometry_crs:
-        frame = gpd.GeoDataFrame(one.to_pandas(), geometry=[shapely.box(0, 0, 1, 1)], crs=schema.geometry_crs)
-    else:
-        frame = one.to_pandas()
+    frame = frame_of(asset)
     write_table(store, "t.parquet", frame, schema, {})
-    assert len(read_table(store, "t.parquet", schema)) == 1
     twice = pd.concat([frame, frame], ignore_index=True)
     with pytest.raises(IntegrityError, match=f"{schema.key[0]}.* occur twice"):
         write_table(store, "t.parquet", twice, schema, {})
-    write_table(store, "t.parquet", twice, replace(schema, key=()), {})
+    write_table(store, "t.parquet", twice, replace(schema, key=(), rule=None), {})
     with pytest.raises(IntegrityError, match=f"{schema.key[0]}.* occur twice.*; materialize its asset again"):
         read_table(store, "t.parquet", schema)
 
@@ -216,29 +350,6 @@ def test_chips_that_lie_further_apart_than_a_tile_is_wide_make_no_raster() -> No
         tile_geobox([], ["chip_000_000", "chip_000_1000"])
     with pytest.raises(InputError, match="is not a chip id"):
         chip_geobox(f"chip_{'9' * 400}_000")
-
-
-@pytest.mark.parametrize("position", [["first", "first"], ["first", "spring"], ["x" * 10_000]])
-def test_positions_that_are_none_are_refused_in_short(position: list[str]) -> None:
-    with pytest.raises(InputError, match="; materialize selected_scenes again") as error:
-        chosen_scenes(pd.DataFrame({"position": position}))
-    assert len(str(error.value)) < 500
-
-
-@pytest.mark.parametrize(
-    ("column", "value"), [("row", 2**31 - 1), ("col", -5000), ("x", np.nan), ("lat", np.inf)]
-)
-def test_chip_boxes_that_are_nowhere_are_refused(column: str, value: float) -> None:
-    boxes = table_of("chip_bboxes", row=pa.array([100, 101], pa.int32())).to_pandas()
-    boxes[column] = boxes[column].astype(np.float64)
-    boxes.loc[1, column] = value
-    grid = gpd.GeoDataFrame(
-        table_of("tile_grid").to_pandas(), geometry=[shapely.box(-99, 38, -98, 39)], crs=4326
-    )
-    with pytest.raises(
-        InputError, match="1 chip boxes are not on the national chip grid, such as 'chip_001_000'"
-    ):
-        map_chips(boxes, grid, "projected", "drop")
 
 
 @pytest.mark.parametrize("tile", ["xxTDE", "", "99TDE", "14SMI"])
@@ -256,10 +367,9 @@ def test_a_tile_that_lies_nowhere_has_no_bounds(polygon: shapely.Polygon) -> Non
         hls_tile_bounds("14SMG", polygon)
 
 
-@pytest.mark.parametrize("pixels", [[9, *[0] * 13], [0, -5, *[3] * 12]])
-def test_counts_that_are_none_give_no_weights(pixels: list[int]) -> None:
+def test_counts_of_no_class_give_no_weights() -> None:
     with pytest.raises(InputError, match="cannot be weighed"):
-        class_weights(pixels)
+        class_weights([9, *[0] * 13])
 
 
 @pytest.mark.parametrize(
@@ -282,16 +392,6 @@ def test_images_of_nothing_or_of_another_type_give_no_statistics(
         raster.write(np.full((18, 224, 224), value, dtype))
     with Machine().pool() as pool, pytest.raises(InputError, match=why):
         measure_bands([str(path)], pool)
-
-
-@pytest.mark.parametrize("rows", [0, 2])
-def test_a_year_has_one_raster(rows: int) -> None:
-    one = table_of("cdl", sha256=pa.array(["a" * 64])).to_pandas()
-    assert raster_digest(one) == "a" * 64
-    with pytest.raises(
-        InputError, match=f"cdl has {rows} rows, and a year has one raster; materialize cdl again"
-    ):
-        raster_digest(pd.concat([one, one]).head(rows))
 
 
 def test_every_asset_has_its_table_among_the_schemas() -> None:

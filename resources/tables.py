@@ -7,14 +7,17 @@ dataset has (the `assets.py` of each stage).
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
 from resources.parquet import MAX_FILE_BYTES, Parquet, footer_of
@@ -26,27 +29,58 @@ _PROVENANCE = b"crop_assets"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its name, Arrow type, what it means (unit, CRS, nodata), and whether a value may be missing.
+    """A column of a table: its name, Arrow type, and what it means (unit, CRS, nodata).
 
-    A float may be missing anyway, as NaN.
+    A value may be missing where the column is `optional`, and a float, as NaN, where it has no bounds. Texts are among
+    `words`, if there are any, or match all of `pattern`, a regular expression; numbers are from `low` to `high`. The
+    same holds for the items of a list.
     """
 
     name: str
     type: pa.DataType
     description: str
     optional: bool = False
+    words: tuple[str, ...] = ()
+    pattern: str = ""
+    low: float | None = None
+    high: float | None = None
+
+    def invalid(self, values: pd.Series) -> NDArray[np.bool_]:
+        """Which values are not those of this column; missing ones count where they may not be."""
+        if self.low is not None or self.high is not None:
+            numbers = values.to_numpy(np.float64, na_value=np.nan)
+            low, high = (
+                (-np.inf if self.low is None else self.low),
+                (np.inf if self.high is None else self.high),
+            )
+            valid = (numbers >= low) & (numbers <= high)
+            return np.asarray(~(valid | (np.isnan(numbers) if self.optional else False)), dtype=bool)
+        if self.words or self.pattern:
+            return np.fromiter((not self._accepts(value) for value in values), bool, len(values))
+        return np.zeros(len(values), bool)
+
+    def _accepts(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return (
+                value in self.words if self.words else re.fullmatch(self.pattern, value, re.ASCII) is not None
+            )
+        if pa.types.is_list(self.type) and isinstance(value, list | np.ndarray):
+            return all(isinstance(item, str) and self._accepts(item) for item in value)
+        return self.optional
 
 
 @dataclass(frozen=True)
 class TableSchema:
-    """The columns of a table, in order; `geometry` names the CRS of its geometry column, if it has one.
+    """The columns of a table, in order; `geometry_crs` is the CRS of its geometry column, if it has one.
 
-    No two rows have the same values in the columns of `key`, which others are joined by.
+    No two rows have the same values in the columns of `key`, which others are joined by. `rule` returns what is wrong
+    with the rows together, "" if nothing is.
     """
 
     columns: tuple[Column, ...]
     geometry_crs: str | None = None
     key: tuple[str, ...] = ()
+    rule: Callable[[pd.DataFrame], str] | None = None
 
     def arrow(self) -> pa.Schema:
         return pa.schema([pa.field(c.name, c.type) for c in self.columns])
@@ -55,6 +89,21 @@ class TableSchema:
         """Names of the columns in which no value may be missing, the geometry among them."""
         names = [c.name for c in self.columns if not c.optional and not pa.types.is_floating(c.type)]
         return [*names, "geometry"] if self.geometry_crs else names
+
+    def require_valid(self, frame: pd.DataFrame) -> None:
+        """Raise IntegrityError if values are missing or invalid, a key occurs twice, or the rows break the rule."""
+        if missing := [column for column in self.required() if frame[column].isna().any()]:
+            raise IntegrityError(f"values of {', '.join(missing)} are missing")
+        for column in self.columns:
+            invalid = column.invalid(frame[column.name])
+            if invalid.any():
+                value = plain_text(repr(frame[column.name].to_numpy(object)[invalid][0]), 60)
+                raise IntegrityError(f"{column.name} {value} is invalid ({column.description})")
+        if self.key and (twice := frame.duplicated(list(self.key))).any():
+            values = plain_text(repr(tuple(frame.loc[twice, list(self.key)].iloc[0])), 100)
+            raise IntegrityError(f"{' and '.join(self.key)} {values} occur twice")
+        if self.rule and (why := self.rule(frame)):
+            raise IntegrityError(why)
 
     def empty(self) -> pd.DataFrame:
         """A table without rows."""
@@ -83,8 +132,8 @@ def write_table(
 ) -> StoredTable:
     """Write a table atomically, cast to `schema`, with its provenance in the file's metadata.
 
-    The same content gives the same bytes. Raises IntegrityError where a column is missing, unknown,
-    or not of its type, a value is missing that is not optional, or the geometry is in another CRS.
+    The same content gives the same bytes. Raises IntegrityError if a column is missing, unknown, or not of its type,
+    `schema.require_valid` does, or the geometry is in another CRS.
     """
     table = _to_arrow(name, frame, schema)
     version = content_hash(table)
@@ -105,16 +154,14 @@ def read_table(store: DatasetStore, name: str, schema: TableSchema) -> pd.DataFr
 def read_version(store: DatasetStore, name: str, schema: TableSchema) -> tuple[pd.DataFrame, str]:
     """A table as `read_table` reads it, and its content hash.
 
-    Raises NotFoundError; IntegrityError where it is damaged, has other columns than its schema or would fill the
-    memory, also where it has the content hash of other rows.
+    Raises NotFoundError; IntegrityError if it is damaged, has other columns or values than its schema, would fill the
+    memory, or has the content hash of other rows.
     """
     try:
         file = Parquet(_bytes(store, name))
         _require_columns(file, schema)
         frame = file.frame()
-        if missing := [column for column in schema.required() if frame[column].isna().any()]:
-            raise IntegrityError(f"values of {', '.join(missing)} are missing")
-        _require_key(frame, schema)
+        schema.require_valid(frame)
         if isinstance(frame, gpd.GeoDataFrame) and frame.crs != schema.geometry_crs:
             name_of_crs = frame.crs.name if frame.crs else "no CRS"
             raise IntegrityError(f"its geometry is in {name_of_crs:.80}, not {schema.geometry_crs}")
@@ -212,12 +259,6 @@ def _require_columns(file: Parquet, schema: TableSchema) -> None:
         )
 
 
-def _require_key(frame: pd.DataFrame, schema: TableSchema) -> None:
-    if schema.key and (twice := frame.duplicated(list(schema.key))).any():
-        values = plain_text(repr(tuple(frame.loc[twice, list(schema.key)].iloc[0])), 100)
-        raise IntegrityError(f"{' and '.join(schema.key)} {values} occur twice")
-
-
 def _few(names: list[str]) -> str:
     return ", ".join(name[:80] for name in names[:5]) + (", …" if len(names) > 5 else "") or "none"
 
@@ -233,9 +274,10 @@ def _to_arrow(name: str, frame: pd.DataFrame, schema: TableSchema) -> pa.Table:
     except pa.ArrowException as error:
         raise IntegrityError(f"table {name}: {error}") from error
     table = table.replace_schema_metadata(None)
-    if lacking := [column for column in schema.required() if frame[column].isna().any()]:
-        raise IntegrityError(f"table {name}: values of {', '.join(lacking)} are missing")
-    _require_key(frame, schema)
+    try:
+        schema.require_valid(frame)
+    except IntegrityError as error:
+        raise IntegrityError(f"table {name}: {error}") from None
     if not schema.geometry_crs:
         return table
     crs = getattr(frame.geometry, "crs", None)

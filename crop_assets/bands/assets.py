@@ -26,6 +26,7 @@ from crop_assets.schemas import (
     BAND_CIDS,
     CID_RETRIEVABILITY,
     DOWNLOADED_BANDS,
+    DOWNLOADED_FMASKS,
     FILE_COLUMNS,
     MISSING_CIDS,
     NAMED_FILE_COLUMNS,
@@ -70,7 +71,7 @@ def band_cids(
     return Made(rows, {"files": len(rows), "without_cid": len(without)})
 
 
-@stage("bands", DOWNLOADED_BANDS, kinds={"ipfs", "geotiff"}, code_version="2")
+@stage("bands", DOWNLOADED_FMASKS, kinds={"ipfs", "geotiff"}, code_version="2")
 def downloaded_fmasks(run: TileRun, band_cids: pd.DataFrame, sources: Sources) -> Made:
     """The Fmask files of the selected scenes in the store, fetched as `downloaded_bands` are: a seventh of the
     bytes, which tells whether the rest is worth having.

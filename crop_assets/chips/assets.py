@@ -16,10 +16,10 @@ from crop_assets.chips.reproject import BandFile, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.graph.metadata import markdown, picture
 from crop_assets.graph.stage import Made, TileRun, stage
-from crop_assets.hls import QA_BAND, parse_scene_id
+from crop_assets.hls import POSITIONS, QA_BAND, parse_scene_id
 from crop_assets.labels.cdl import raster_digest
 from crop_assets.parallel import in_parallel
-from crop_assets.scenes.selection import POSITIONS, chosen_scenes
+from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import CHIP_QUALITY, CHIPS, FILTERED_CHIPS, PIXEL_COUNTS, REPROJECTED_TILES
 from resources.cdl import CdlReleases
 

@@ -21,10 +21,9 @@ from crop_assets.chips.quality import quality_counts
 from crop_assets.chips.rasters import require_whole
 from crop_assets.classes import CLASS_COLUMNS, class_colormap, reclassify
 from crop_assets.errors import InputError
-from crop_assets.hls import NODATA, QA_BAND, QA_NODATA, REFLECTANCE_BANDS
+from crop_assets.hls import NODATA, POSITIONS, QA_BAND, QA_NODATA, REFLECTANCE_BANDS
 from crop_assets.labels.cdl import check_cdl
 from crop_assets.parallel import in_parallel
-from crop_assets.scenes.selection import POSITIONS
 from resources.geodata import create_raster, open_geotiff, open_raster
 from resources.object_store import translated
 

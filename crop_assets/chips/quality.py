@@ -11,14 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from crop_assets.chip_grid import CHIP_SIZE
-from crop_assets.hls import CLOUD, QA_NODATA, SHADOW, SNOW
-from crop_assets.scenes.selection import POSITIONS
+from crop_assets.hls import CLOUD, POSITIONS, QA_NODATA, SHADOW, SNOW
 
 QaRule = Literal["class", "value", "total"]
 
 BAD_BITS = {"cloud": CLOUD, "shadow": SHADOW, "snow": SNOW}
 _BAD = sum(BAD_BITS.values())
-COUNTS = (*BAD_BITS, "bad", "worst_value", "fill")
 
 KEPT, NO_SCENES, NA_PIXELS, BAD_QUALITY = "", "too_few_scenes", "na_pixels", "bad_quality"
 NOT_FETCHED = "bands_not_fetched"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from crop_assets.chips.quality import BAD_QUALITY, NA_PIXELS, NO_SCENES
+from crop_assets.errors import InputError
 
 NO_TILE, TILE_MISSING = "no_tile", "tile_missing"
 
@@ -15,7 +16,7 @@ NO_TILE, TILE_MISSING = "no_tile", "tile_missing"
 def reject_ledger(tile_map: pd.DataFrame, filtered: pd.DataFrame, missing: Mapping[str, str]) -> pd.DataFrame:
     """Every chip box that is not in the dataset: chip_id, tile, reason, figure, detail, sorted by chip_id.
 
-    `missing` names the tiles that are not done, with the cause. Raises ValueError where a chip box of
+    `missing` names the tiles that are not done, with the cause. Raises InputError if a chip box of
     `tile_map` is neither in `filtered` nor in a missing tile, or twice in `filtered`.
     """
     rejected = filtered.loc[~filtered["kept"], ["chip_id", "tile", "reason", "figure"]].assign(detail="")
@@ -28,7 +29,7 @@ def reject_ledger(tile_map: pd.DataFrame, filtered: pd.DataFrame, missing: Mappi
     seen = pd.concat([filtered["chip_id"], waiting["chip_id"], outside["chip_id"]])
     lost = set(tile_map["chip_id"]) ^ set(seen)
     if lost or seen.duplicated().any():
-        raise ValueError(
+        raise InputError(
             f"chip boxes and results do not add up: {sorted(lost)[:5] or 'a chip comes twice'}; "
             "materialize the tiles of this year again"
         )

@@ -17,9 +17,8 @@ from rasterio.errors import RasterioError
 
 from crop_assets.chip_grid import CHIP_SIZE
 from crop_assets.errors import InputError
-from crop_assets.hls import NODATA, REFLECTANCE_BANDS
+from crop_assets.hls import NODATA, POSITIONS, REFLECTANCE_BANDS
 from crop_assets.parallel import in_parallel
-from crop_assets.scenes.selection import POSITIONS
 from resources.geodata import open_geotiff
 from resources.object_store import translated
 

@@ -9,10 +9,11 @@ import pandas as pd
 from crop_assets.chip_grid import chip_outline
 from crop_assets.graph.metadata import markdown, picture
 from crop_assets.graph.stage import Made, TileRun, stage
+from crop_assets.hls import POSITIONS
 from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import scene_rows
 from crop_assets.scenes.plots import season_picture
-from crop_assets.scenes.selection import POSITIONS, select_scenes, spread_scenes
+from crop_assets.scenes.selection import select_scenes, spread_scenes
 from crop_assets.schemas import SCENE_COLUMNS, SCENE_METADATA, SELECTED_SCENES
 from resources.stac import SceneStac
 

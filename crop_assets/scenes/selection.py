@@ -14,10 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from crop_assets.errors import InputError
-from resources.plain_text import plain_text
-
-POSITIONS = ("first", "middle", "last")
+from crop_assets.hls import POSITIONS
 
 # where three dates lie most evenly: in the middle of each third of the season, in sixths of it
 _IDEAL_SIXTHS = (1, 3, 5)
@@ -243,17 +240,8 @@ def _outdone(score: int, best: int, unit: float, gap: int) -> str:
 
 
 def chosen_scenes(selected: pd.DataFrame) -> pd.DataFrame:
-    """The three scenes of a table of `select_scenes` or `spread_scenes` as first, middle, last, or none.
-
-    Raises InputError for other positions, or one of two scenes.
-    """
+    """The three scenes of a table of `select_scenes` or `spread_scenes` as first, middle, last, or none."""
     chosen = selected[selected["position"] != ""]
-    if chosen["position"].duplicated().any() or not set(chosen["position"]) <= set(POSITIONS):
-        named = plain_text(repr(list(chosen["position"])[:6]), 200)
-        raise InputError(
-            f"the selected scenes have the positions {named}, and not one each of first, middle and last; materialize "
-            "selected_scenes again"
-        )
     return (
         chosen.set_index("position")
         .reindex([p for p in POSITIONS if p in set(chosen["position"])])

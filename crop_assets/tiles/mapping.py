@@ -18,7 +18,6 @@ from shapely import Point
 from crop_assets.chip_grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.errors import InputError
 from crop_assets.tiles.grid import hls_tile_bounds
-from resources.plain_text import plain_text
 
 
 def map_chips(
@@ -42,16 +41,8 @@ def map_chips(
     of the box bows by at most 0.4 m between its corners); finding (str, why a box is not contained,
     else empty).
 
-    Raises InputError for an empty grid, and for boxes that are not on the national chip grid.
+    Raises InputError if no tile of the grid has a centroid.
     """
-    on_grid = boxes["row"].between(0, GRID_ROWS - 1) & boxes["col"].between(0, GRID_COLS - 1)
-    on_grid &= np.isfinite(boxes[["x", "y", "lon", "lat"]]).all(axis=1)
-    if not on_grid.all():
-        named = plain_text(repr(boxes["chip_id"][~on_grid].iloc[0]), 60)
-        raise InputError(
-            f"{int((~on_grid).sum())} chip boxes are not on the national chip grid, such as {named}; materialize "
-            "chip_bboxes again"
-        )
     grid = grid.sort_values("tile", ignore_index=True)
     keys = ["x", "y"] if rule == "projected" else ["lon", "lat"]
     usable = np.flatnonzero(np.isfinite(grid[keys].to_numpy()).all(axis=1))

@@ -14,8 +14,7 @@ from crop_assets.chip_grid import chip_blocks, chip_geobox, raster_geobox
 from crop_assets.chips.clip import Chip, TileReader, chip_facts, write_chip
 from crop_assets.classes import CDL_CLASSES, class_colormap
 from crop_assets.errors import InputError
-from crop_assets.hls import QA_BAND, REFLECTANCE_BANDS
-from crop_assets.scenes.selection import POSITIONS
+from crop_assets.hls import POSITIONS, QA_BAND, REFLECTANCE_BANDS
 from crop_assets_tests.chips.test_warp import room_for, write
 
 GRID = chip_blocks(range(223, 225), range(337, 340))

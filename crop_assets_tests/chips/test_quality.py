@@ -6,7 +6,7 @@ import pytest
 import rasterio
 
 from crop_assets.chips.quality import bad_percent, judge_chips, quality_counts
-from crop_assets.scenes.selection import POSITIONS
+from crop_assets.hls import POSITIONS
 
 PIXELS = 224 * 224
 PUBLISHED_VALID = [0, 4, 32, 36, 64, 68, 96, 100, 128, 132, 160, 164, 192, 196, 224, 228]

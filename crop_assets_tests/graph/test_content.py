@@ -10,8 +10,7 @@ import pytest
 import rasterio
 import requests
 
-from crop_assets.chips.quality import COUNTS
-from crop_assets.scenes.selection import POSITIONS
+from crop_assets.hls import FMASK_COUNTS, POSITIONS
 from crop_assets.schemas import CID_RETRIEVABILITY, MISSING_CIDS, PUBLISHED_DATASET
 from crop_assets_tests.resources.loopback import dripping
 from crop_assets_tests.services.conftest import JsIpfs
@@ -52,7 +51,7 @@ from resources.store import DatasetStore
 def test_what_fmask_tells_before_the_bands_are_there_is_what_the_chips_say(finished: Finished) -> None:
     for tile in TILES:
         early, late = (finished.graph.table(name, tile) for name in ("chip_quality", "chips"))
-        counts = ["chip_id", *(f"{count}_{position}" for count in COUNTS for position in POSITIONS)]
+        counts = ["chip_id", *(f"{count}_{position}" for count in FMASK_COUNTS for position in POSITIONS)]
         pd.testing.assert_frame_equal(early[counts], late[counts])
         assert (early["na_count"] <= late["na_count"]).all()
 

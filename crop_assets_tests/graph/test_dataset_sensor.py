@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from crop_assets.automation.sensors import dataset_sensor
+from crop_assets.chip_grid import MAX_TILES
 from crop_assets.partitions import CDL_YEAR, TILE
-from crop_assets.tiles.grid import MAX_TILES
 from crop_assets_tests.automation.test_sensors import ODD, skipped
 from crop_assets_tests.forged import forge as forge_table
 from crop_assets_tests.forged import table_of

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from crop_assets.hls import POSITIONS
 from crop_assets.scenes.plots import coverage_colour, dot_position, season_picture
-from crop_assets.scenes.selection import POSITIONS, chosen_scenes, select_scenes, spread_scenes
+from crop_assets.scenes.selection import chosen_scenes, select_scenes, spread_scenes
 
 SEASON = (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
 LADDER = [100, 90, 80, 70, 60, 50]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crop_assets.scenes.selection import POSITIONS, chosen_scenes, select_scenes, spread_scenes
+from crop_assets.hls import POSITIONS
+from crop_assets.scenes.selection import chosen_scenes, select_scenes, spread_scenes
 
 SEASON = (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
 # days of 2022 in the middle of each third of the season of 214 days

@@ -14,12 +14,11 @@ import shapely.affinity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crop_assets.chip_grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
+from crop_assets.chip_grid import CHIP_METRES, GRID_COLS, GRID_ROWS, MAX_TILES, ORIGIN_X, ORIGIN_Y
 from crop_assets.errors import InputError
 from crop_assets.hls import hls_bounds
 from crop_assets.tiles import grid as grid_module
 from crop_assets.tiles.grid import (
-    MAX_TILES,
     hls_tile_bounds,
     official_grid_path,
     read_tile_grid,
