@@ -13,6 +13,7 @@ import os
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,10 @@ from resources.errors import IntegrityError, UnsafeNameError
 
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK})
 _FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
+_ABANDONED_SECONDS = 7 * 24 * 3600
+"""Age of a temporary file that nobody comes back to. One in use is younger, because every write to it renews its time,
+and no write waits for longer than minutes. In a week, a download of many gigabytes can still be resumed after days off.
+"""
 _warned: set[str] = set()
 _warning = threading.Lock()
 
@@ -110,6 +115,30 @@ def read_plain(path: Path, most: int) -> bytes:
 def is_own_file(status: os.stat_result) -> bool:
     """Whether what `lstat` told is a regular file of this user that has no other name."""
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and status.st_nlink == 1
+
+
+def is_abandoned(status: os.stat_result) -> bool:
+    """Whether a temporary file has not been touched for a week, by its `lstat`."""
+    # not st_mtime: a hard link that was just made to an old file has the old file's
+    return time.time() - status.st_ctime > _ABANDONED_SECONDS
+
+
+def remove_abandoned(folder: int, prefix: str) -> None:
+    """Remove the abandoned files of a folder, given by its handle, whose names begin with `prefix`.
+
+    Folders stay. What cannot be removed is skipped. Raises OSError if the folder cannot be listed.
+    """
+    # a handle of `folder_below` leads to a folder, but does not list it
+    listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+    try:
+        with os.scandir(listing) as entries:
+            for entry in entries:
+                if entry.name.startswith(prefix):
+                    with contextlib.suppress(OSError):
+                        if is_abandoned(entry.stat(follow_symlinks=False)):
+                            os.unlink(entry.name, dir_fd=listing)
+    finally:
+        os.close(listing)
 
 
 @contextlib.contextmanager

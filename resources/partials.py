@@ -8,15 +8,11 @@ import contextlib
 import hashlib
 import os
 import stat
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from resources.file_system import copy_plain, is_own_file, lock, no_follow, private_folder
-
-_KEPT_SECONDS = 7 * 24 * 3600
+from resources.file_system import copy_plain, is_abandoned, is_own_file, lock, no_follow, private_folder
 
 
 class Partials:
@@ -28,8 +24,6 @@ class Partials:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._lock = threading.Lock()
-        self._swept = False
 
     @classmethod
     def below(cls, folder: Path) -> "Partials":
@@ -44,7 +38,6 @@ class Partials:
         Files beside it may be named `<path>.<what>`. Move the file away when it is whole; else it stays.
         """
         self._make_ready()
-        self._sweep()
         path = self._folder / hashlib.sha256(key.encode()).hexdigest()[:32]
         with _locked(path.with_name(f"{path.name}.lock")) as alone:
             if alone:
@@ -75,18 +68,14 @@ class Partials:
             # another thread or process may have removed it
             with contextlib.suppress(FileNotFoundError):
                 status = path.lstat()
-                if not is_own_file(status) and not stat.S_ISDIR(status.st_mode):
+                if stat.S_ISDIR(status.st_mode):
+                    continue
+                if not is_own_file(status):
                     path.unlink()
-
-    def _sweep(self) -> None:
-        with self._lock:
-            if self._swept:
-                return
-            self._swept = True
-        for path in self._folder.iterdir():
-            with contextlib.suppress(OSError):
-                if time.time() - path.lstat().st_mtime > _KEPT_SECONDS:
-                    path.unlink()
+                elif is_abandoned(status):
+                    # one that stays does no harm
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
 
 @contextlib.contextmanager

@@ -9,12 +9,9 @@ import errno
 import functools
 import hashlib
 import os
-import platform
-import re
 import shutil
 import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -26,14 +23,20 @@ from upath import UPath
 
 from resources.addresses import require_no_login
 from resources.errors import IntegrityError, UnsafeNameError
-from resources.file_system import flush, folder_below, no_follow, private_folder, require_no_links
+from resources.file_system import (
+    flush,
+    folder_below,
+    no_follow,
+    private_folder,
+    remove_abandoned,
+    require_no_links,
+)
 from resources.object_store import translated
 from resources.partials import Partials
 from resources.settings import Settings
 
 _CHUNK = 1 << 20
-_TEMPORARY = re.compile(r"\.writing-(?P<place>.+)-(?P<process>\d+)-[0-9a-f]{32}(\.\w+)?")
-_LONGEST_WRITE_SECONDS = 24 * 3600
+_TEMPORARY = ".writing-"
 _MAX_HASHED_BYTES = 1 << 40
 _LONGEST_NAME, _LONGEST_PATH = 255, 1024
 """Bytes that a file system takes for a name, and an object store for a key."""
@@ -43,10 +46,10 @@ class DatasetStore(Settings):
     """All files of all datasets, named by POSIX paths relative to `root`.
 
     A write is seen whole or not at all: it goes to a folder that is this user's alone, and is renamed (local disk) or
-    uploaded in one request (object store) from there. Temporary files of killed processes go with the next write of
-    this user. On a local disk no link below the root is followed, for others may share it: reading one raises
-    UnsafeNameError, and writing in the place of one replaces it. A folder where a file belongs, or a file where a
-    folder does, is UnsafeNameError too.
+    uploaded in one request (object store) from there. What a killed process leaves of it is removed a week later, by
+    the next write of this user. On a local disk no link below the root is followed, for others may share it: reading
+    one raises UnsafeNameError, and writing in the place of one replaces it. A folder where a file belongs, or a file
+    where a folder does, is UnsafeNameError too.
     All that asks an object store raises what `resources.object_store.translated` does.
     """
 
@@ -203,21 +206,20 @@ class DatasetStore(Settings):
                 except OSError as error:
                     if error.errno != errno.EXDEV:
                         raise
-                    self._sweep(place.joinpath(*folders))
+                    self._sweep(place, folders)
                     _copy_and_rename(local, last, folder)
             except IsADirectoryError:
                 raise _is_a_folder(place / name) from None
 
-    def _sweep(self, folder: Path) -> None:
-        """Remove what killed processes left in a folder; once only, for there may be many files in it."""
-        if folder in self._swept:
+    def _sweep(self, root: Path, parts: Sequence[str] = ()) -> None:
+        """Remove abandoned temporary files from a folder below `root`; once only, because it may hold many files."""
+        path = root.joinpath(*parts)
+        if path in self._swept:
             return
-        self._swept.add(folder)
-        for path in folder.glob(".writing-*"):
-            if _is_abandoned(path):
-                # it may be another user's, where many share a folder for temporary files
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        self._swept.add(path)
+        # one that others share may not be listed by everybody
+        with contextlib.suppress(OSError), folder_below(root, parts) as folder:
+            remove_abandoned(folder, _TEMPORARY)
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -305,7 +307,7 @@ class DatasetStore(Settings):
             except FileNotFoundError:
                 listed = []
             found = [PurePosixPath(entry).name for entry in listed if entry != path.path.rstrip("/")]
-        return sorted(f"{folder}/{name}" for name in found if not name.startswith(".writing-"))
+        return sorted(f"{folder}/{name}" for name in found if not name.startswith(_TEMPORARY))
 
 
 def _is_a_folder(path: object) -> UnsafeNameError:
@@ -313,7 +315,7 @@ def _is_a_folder(path: object) -> UnsafeNameError:
 
 
 def _temporary_name(suffix: str) -> str:
-    return f".writing-{_place()}-{os.getpid()}-{uuid.uuid4().hex}{suffix}"
+    return f"{_TEMPORARY}{uuid.uuid4().hex}{suffix}"
 
 
 def _copy_and_rename(local: Path, name: str, folder: int) -> None:
@@ -344,29 +346,3 @@ def require_room(folder: Path, count: int) -> None:
             errno.ENOSPC,
             f"{count / 1e6:,.0f} MB are to be written, and {folder} has room for {free / 1e6:,.0f} MB; make room",
         )
-
-
-@functools.cache
-def _place() -> str:
-    """Where a process id means the same process: this machine, or this container of it."""
-    try:
-        namespace = f"-{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        namespace = ""
-    return re.sub(r"[^\w.]", "_", platform.node()) + namespace
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Whether nobody writes a temporary file any more: its process has ended, or a day has gone by."""
-    match = _TEMPORARY.fullmatch(path.name)
-    if match and match["place"] == _place():
-        try:
-            os.kill(int(match["process"]), 0)
-        except ProcessLookupError:
-            return True
-        except (PermissionError, OverflowError):
-            pass
-    try:
-        return time.time() - path.lstat().st_mtime > _LONGEST_WRITE_SECONDS
-    except FileNotFoundError:
-        return False

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,11 +183,18 @@ def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(
     assert "is neither a file nor a folder; remove it" in failed[0]
 
 
-def test_a_sweep_removes_a_link_and_not_what_it_leads_to(store: DatasetStore, home: Path) -> None:
-    os.utime(home / "authorized_keys", (0, 0))
-    link = own(store) / "writing" / f".writing-elsewhere-1-{'0' * 32}.tif"
+def a_week_later(patch: pytest.MonkeyPatch) -> None:
+    """Set the clock forward by a week and a minute."""
+    now = time.time()
+    patch.setattr(time, "time", lambda: now + 7 * 24 * 3600 + 60)
+
+
+def test_a_sweep_removes_a_link_and_not_what_it_leads_to(
+    store: DatasetStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = own(store) / "writing" / f".writing-{'0' * 32}.tif"
     link.symlink_to(home / "authorized_keys")
-    os.utime(link, (0, 0), follow_symlinks=False)
+    a_week_later(monkeypatch)
     DatasetStore(root=store.root).write_bytes(NAME, b"x")
     assert not link.is_symlink()
     assert untouched(home)
@@ -229,15 +237,33 @@ def test_a_folder_of_the_store_may_be_another_disk(
 
     monkeypatch.setattr(os, "replace", replace)
     folder = (Path(store.root) / NAME).parent
-    abandoned = folder / f".writing-elsewhere-1-{'0' * 32}"
+    abandoned = folder / f".writing-{'0' * 32}"
     abandoned.symlink_to(home / "authorized_keys")
-    os.utime(abandoned, (0, 0), follow_symlinks=False)
+    a_week_later(monkeypatch)
     with pytest.raises(OSError, match="another disk") if damaged else contextlib.nullcontext():
         store.write_bytes(NAME, b"a new chip")
     assert store.read_bytes(NAME) == (b"a chip" if damaged else b"a new chip")
     assert [path.name for path in folder.iterdir()] == [Path(NAME).name]
     assert list((own(store) / "writing").iterdir()) == []
     assert untouched(home)
+
+
+def test_a_link_in_the_place_of_a_swept_folder_of_another_disk_leads_no_sweep_astray(
+    store: DatasetStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = (Path(store.root) / NAME).parent
+    (home / ".writing-mine").write_bytes(b"old")
+
+    def replace(source: str | Path, target: str, **handles: int) -> None:
+        folder.rename(home.parent / "moved")
+        folder.symlink_to(home)
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "replace", replace)
+    a_week_later(monkeypatch)
+    with pytest.raises(UnsafeNameError, match="is a file or a link, and a folder belongs there"):
+        store.write_bytes(NAME, b"a new chip")
+    assert (home / ".writing-mine").read_bytes() == b"old"
 
 
 @pytest.mark.parametrize("content", [False, True])

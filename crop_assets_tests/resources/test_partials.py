@@ -40,10 +40,10 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def aged(path: Path, seconds: float) -> Path:
-    path.write_bytes(b"x")
-    os.utime(path, (time.time() - seconds,) * 2)
-    return path
+def later(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Set the clock forward."""
+    now = time.time()
+    patch.setattr(time, "time", lambda: now + seconds)
 
 
 # Paths
@@ -170,22 +170,6 @@ def test_no_two_threads_have_a_path_at_once(folder: Path) -> None:
     assert len(names(folder)) == 2, "what two keys have left"
 
 
-def test_a_lock_that_goes_between_two_looks_is_a_lock_that_has_gone(
-    folder: Path, partials: Partials, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    really = Path.exists
-
-    def there_and_gone(path: Path) -> bool:
-        found = really(path)
-        if path.suffix == ".lock":
-            path.unlink(missing_ok=True)
-        return found
-
-    monkeypatch.setattr(Path, "exists", there_and_gone)
-    with partials.holding("a") as path:
-        path.write_bytes(b"x")
-
-
 def _hold_for_ever(folder: Path, begun: Event) -> None:
     with Partials(folder).holding("a") as path:
         path.write_bytes(b"of a process")
@@ -228,64 +212,48 @@ def test_another_process_keeps_what_it_holds_until_it_is_killed(
 # Files that nobody comes back for
 
 
-def test_what_nobody_has_touched_for_a_week_goes(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for name in ("old", "old.tree", "old.etag", "old.lock", "old.aside", "old-private"):
-        aged(folder / name, WEEK + 60)
-    for name in ("younger", "younger.tree"):
-        aged(folder / name, WEEK - 60)
-    (folder / "a folder").mkdir()
-    os.utime(folder / "a folder", (0, 0))
-    with Partials(folder).holding("a"):
-        pass
-    assert names(folder) == {"younger", "younger.tree", "a folder"}
+def test_what_nobody_has_touched_for_a_week_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "a folder").mkdir(parents=True)
+    kept = {"old", "old.tree", "old.etag", "old.lock", "old.aside", "old-private"}
+    for name in kept:
+        (folder / name).write_bytes(b"x")
+    for seconds, left in ((WEEK - 60, kept), (WEEK + 60, set())):
+        with monkeypatch.context() as patch:
+            later(patch, seconds)
+            with Partials(folder).holding("a"):
+                pass
+        assert names(folder) == {*left, "a folder"}
 
 
-def test_the_folder_is_swept_once_for_each_process(folder: Path, partials: Partials) -> None:
-    with partials.holding("a"):
-        pass
-    aged(folder / "old", WEEK + 60)
-    with partials.holding("a"):
-        pass
-    assert names(folder) == {"old"}
-
-
-def test_a_file_that_is_a_week_old_is_not_gone_on_with(folder: Path) -> None:
+def test_a_file_that_was_touched_is_young_whatever_its_times_are_set_to(folder: Path) -> None:
     with Partials(folder).holding("a") as path:
         path.write_bytes(b"old")
-    aged(path, WEEK + 60)
+    os.utime(path, (0, 0))
+    with Partials(folder).holding("a") as path:
+        assert path.read_bytes() == b"old"
+
+
+def test_a_file_that_is_a_week_old_is_not_gone_on_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Partials(folder).holding("a") as path:
+        path.write_bytes(b"old")
+    later(monkeypatch, WEEK + 60)
     with Partials(folder).holding("a") as path:
         assert not path.exists()
 
 
 def test_a_file_that_cannot_be_removed_stops_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
-    aged(folder / "old", WEEK + 60)
+    (folder / "old").write_bytes(b"x")
 
     def refused(path: Path, missing_ok: bool = False) -> None:
         raise PermissionError(path)
 
+    later(monkeypatch, WEEK + 60)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refused)
-        partials = Partials(folder)
-        partials._sweep()
-    assert names(folder) == {"old"}
-
-
-def test_threads_sweep_once_between_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    swept: list[Path] = []
-    really = Path.iterdir
-
-    def iterdir(path: Path) -> Iterator[Path]:
-        swept.append(path)
-        return really(path)
-
-    partials = Partials(folder)
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(Path, "iterdir", iterdir)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: partials._sweep(), range(8)))
-    assert swept == [folder]
+        with Partials(folder).alone("2022", print):
+            pass
+    assert names(folder) == {"old", "2022.alone"}
 
 
 # Where a store has them

@@ -27,6 +27,7 @@ from resources.tables import Column, TableSchema, read_table, stored_table, writ
 
 BUCKET = "crops"
 RACES = 25
+WEEK = 7 * 24 * 3600
 
 
 @pytest.fixture(scope="module")
@@ -399,24 +400,31 @@ def _write_for_ever(store: DatasetStore, begun: Event) -> None:
 
 # Python 3.12 warns of forks beside threads; the child only writes and sleeps
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_the_temporary_file_of_a_killed_process_goes_with_the_next_write(
-    folder: DatasetStore, scratch: Path
+def test_the_temporary_file_of_a_killed_process_is_removed_a_week_later(
+    folder: DatasetStore, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = multiprocessing.get_context("fork")
     begun = context.Event()
     writer = context.Process(target=_write_for_ever, args=(folder, begun))
     writer.start()
     assert begun.wait(20)
-    (abandoned,) = everything(folder, scratch)
-
-    next_one = DatasetStore(root=folder.root)
-    next_one.write_bytes("chips/b.tif", b"x")
-    assert everything(folder, scratch) == {abandoned, "chips/b.tif"}, "the writer was alive"
-
     os.kill(writer.pid or 0, signal.SIGKILL)
     writer.join()
     writer.close()
-    assert folder.names("chips") == ["chips/b.tif"]
-    assert not folder.exists("chips/a.tif")
-    DatasetStore(root=folder.root).write_bytes("chips/c.tif", b"x")
-    assert everything(folder, scratch) == {"chips/b.tif", "chips/c.tif"}
+    assert folder.names("chips") == []
+    (abandoned,) = everything(folder, scratch)
+    killed = time.time()
+    for seconds, left in ((WEEK - 60, {abandoned}), (WEEK + 60, set())):
+        monkeypatch.setattr(time, "time", lambda now=killed + seconds: now)
+        DatasetStore(root=folder.root).write_bytes("chips/b.tif", b"x")
+        assert everything(folder, scratch) == {*left, "chips/b.tif"}
+
+
+def test_a_copy_of_an_old_file_is_not_taken_for_an_abandoned_one(folder: DatasetStore) -> None:
+    folder.write_bytes("chips/a.tif", b"data")
+    os.utime(folder.gdal_path("chips/a.tif"), (0, 0))
+    with folder.writing("kept/a.tif") as path:
+        path.unlink()
+        path.hardlink_to(folder.gdal_path("chips/a.tif"))
+        DatasetStore(root=folder.root).write_bytes("chips/b.tif", b"x")
+    assert folder.read_bytes("kept/a.tif") == b"data"
