@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import hashlib
 import json
@@ -6,9 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from multiformats import multibase
 
 from resources.errors import IntegrityError, UnsafeNameError
+from resources.ipfs import multibase
 from resources.ipfs.cid import Cid, cid_from_href
 
 V0 = "QmT78zSuBmuS4z925WZfrqQ1qHaJ56DQaTfyMUF7F8ff5o"
@@ -37,11 +38,94 @@ def test_version_1_says_its_codec() -> None:
     assert Cid.parse("bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku").codec == "raw"
 
 
-@pytest.mark.parametrize(
-    "base", ["base16", "base32upper", "base32hex", "base36", "base58btc", "base64url", "base2"]
-)
+SPELLINGS = {
+    "base2": (
+        "000000001011100000001001000100000001111111111100101111110000110010011111010010001110100111"
+        "100100010100001111100011010000101110000111001000100110001001001011110100001000011001011110"
+        "111001100100110011100100100110010011011111101011101011110100011110110101110110010011000011"
+        "0110110011111001110"
+    ),
+    "base8": (
+        "7002700221003777137414476443517105037064134162114222750206275631147111446772727507553544606663716"
+    ),
+    "base10": "92793123836805071367096806262790100703952868003417917730184372629723850150895496685518",
+    "base32upper": "BAFYBEIB77F7BSPUR2PEKD4NBODSEYSL2CDF5ZSM4SMTP25PI625SMG3HZY",
+    "base32padupper": "CAFYBEIB77F7BSPUR2PEKD4NBODSEYSL2CDF5ZSM4SMTP25PI625SMG3HZY======",
+    "base16upper": "F017012203FF97E193E91D3C8A1F1A170E44C497A10CBDCC99C9326FD75E8F6BB261B67CE",
+    "base36upper": "K2JMTXSYIG57O07NLLBNHB8RGT21XH3UU5R6EP6ZTXDICK3YHKG4IGGE",
+    "base64pad": "MAXASID/5fhk+kdPIofGhcORMSXoQy9zJnJMm/XXo9rsmG2fO",
+    "base32hexpadupper": "T05O1481VV5V1IFKHQF4A3SD1E3I4OIBQ235TPICSICJFQTF8UQTIC6R7PO======",
+    "base64urlpad": "UAXASID_5fhk-kdPIofGhcORMSXoQy9zJnJMm_XXo9rsmG2fO",
+    "base32hexupper": "V05O1481VV5V1IFKHQF4A3SD1E3I4OIBQ235TPICSICJFQTF8UQTIC6R7PO",
+    "base58flickr": "ZCJ7vyJCq7pnrJpXYXxmUz5DkZ5eSHWjPVsdtRxmkjvi331Du",
+    "base32": "bafybeib77f7bspur2pekd4nbodseysl2cdf5zsm4smtp25pi625smg3hzy",
+    "base32pad": "cafybeib77f7bspur2pekd4nbodseysl2cdf5zsm4smtp25pi625smg3hzy======",
+    "base16": "f017012203ff97e193e91d3c8a1f1a170e44c497a10cbdcc99c9326fd75e8f6bb261b67ce",
+    "base32z": "hyfabreb99f9b1xwt4xrkdhpbqd1ra1m4ndf731ch1cux47xe6471cg583a",
+    "base36": "k2jmtxsyig57o07nllbnhb8rgt21xh3uu5r6ep6ztxdick3yhkg4igge",
+    "base64": "mAXASID/5fhk+kdPIofGhcORMSXoQy9zJnJMm/XXo9rsmG2fO",
+    "proquint": (
+        "pro-bajub-damob-guzun-lumin-gupid-tazam-palud-pajub-vidas-hojup-dagar-tugan-nufig-firut-li"
+        "lom-zipur-fimir-kizav"
+    ),
+    "base32hexpad": "t05o1481vv5v1ifkhqf4a3sd1e3i4oibq235tpicsicjfqtf8uqtic6r7po======",
+    "base64url": "uAXASID_5fhk-kdPIofGhcORMSXoQy9zJnJMm_XXo9rsmG2fO",
+    "base32hex": "v05o1481vv5v1ifkhqf4a3sd1e3i4oibq235tpicsicjfqtf8uqtic6r7po",
+    "base58btc": "zdj7WZjdR7QNSjQxyxYMua5eLz5EsiwKpvTDUrYMLKWJ331eV",
+}
+"""V1 in all bases that its bytes can be written in."""
+
+
+@pytest.mark.parametrize("base", SPELLINGS)
 def test_any_multibase_spells_the_same_cid(base: str) -> None:
-    assert Cid.parse(multibase.encode(bytes(Cid.parse(V1)), base)) == Cid.parse(V1)
+    assert Cid.parse(SPELLINGS[base]) == Cid.parse(V1)
+
+
+@pytest.mark.parametrize("base", SPELLINGS)
+def test_other_spellings_in_a_base_are_refused(base: str) -> None:
+    text = SPELLINGS[base]
+    zeros = {"9": "0", "k": "0", "K": "0", "z": "1", "Z": "1"}
+    others = {text[0] + text[1:].swapcase(), text + "=", text.rstrip("=") + "==", f"{text} ", text + "\n"}
+    others |= {text.rstrip("="), text[:-1], text[0] + zeros.get(text[0], "") + text[1:]}
+    for other in others - {text}:
+        with pytest.raises(IntegrityError):
+            Cid.parse(other)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\0\x01U\0\x06hello\n",
+        "7002524000146414533066157024=====",
+        "MAVUABmhlbGxvCg==",
+        "T05AG01J8CLM6OROA",
+        "hyfkoybuecisga5ak",
+        "pro-bajij-babak-kodoj-kudos-kusap",
+        "z5LkPo4pdsXsBo",
+    ],
+)
+def test_an_identity_cid_has_spellings_too(text: str) -> None:
+    assert Cid.parse(text) == Cid.parse("bafkqabtimvwgy3yk")
+
+
+@given(st.binary(min_size=1, max_size=80))
+def test_multibases_are_those_of_the_standard_library(data: bytes) -> None:
+    spellings = {
+        "f": data.hex(),
+        "C": base64.b32encode(data).decode(),
+        "T": base64.b32hexencode(data).decode(),
+        "M": base64.b64encode(data).decode(),
+        "U": base64.urlsafe_b64encode(data).decode(),
+        "0": "".join(f"{byte:08b}" for byte in data),
+        "9": "0" * (len(data) - len(data.lstrip(b"\0"))) + str(int.from_bytes(data, "big")).lstrip("0"),
+    }
+    for prefix, text in spellings.items():
+        assert multibase.decode(prefix + text) == data
+
+
+@given(st.binary(max_size=80))
+def test_base58_is_read_as_it_was_written(data: bytes) -> None:
+    assert multibase.decode("z" + multibase.encode_base58(data)) == data
 
 
 def test_an_identity_cid_holds_its_block() -> None:
