@@ -10,11 +10,15 @@ from dataclasses import dataclass
 
 from crop_assets.chip_grid import is_chip_id
 from crop_assets.errors import InputError
-from crop_assets.hls import file_band, is_scene_id, is_tile
+from crop_assets.hls import TILE, file_band, is_scene_id, is_tile
 
 _BAND = re.compile(r"[A-Za-z0-9]{2,8}")
 _YEAR = re.compile(r"[1-9]\d{3}", re.ASCII)
 _MAX_NAMED = 100
+PICTURE = (
+    rf"training_datasets/[\w-][\w.-]*/[1-9][0-9]{{3}}/pictures/[a-z_]+(/{TILE})?/[a-z_]+\.(?P<kind>png|jpeg)"
+)
+"""Regular expression of the name in the store of a picture that the Dagster UI shows."""
 
 
 def parse_year(text: str) -> int | None:
@@ -66,6 +70,10 @@ class Layout:
 
     def fmask(self, chip_id: str) -> str:
         return f"{self.root}/chips_fmask/{_checked(is_chip_id, chip_id, 'chip')}_Fmask.tif"
+
+    def pictures(self, asset: str, tile: str | None = None) -> str:
+        """The folder of the pictures that the Dagster UI shows of an asset: pictures/<asset>[/<tile>]."""
+        return f"{self.root}/pictures/{asset}" + (f"/{tile}" if tile else "")
 
     @staticmethod
     def scene_file(scene_id: str, band: str) -> str:

@@ -37,9 +37,9 @@ def _require_sound(one: Stage, stages: dict[str, Stage]) -> None:
     if SCHEMAS.get(one.name) != one.schema:
         raise TypeError(f"{one.name}: its table must be in SCHEMAS of crop_assets/schemas.py under this name")
     if one.scope == "tile":
-        if one.all_tiles or one.source or one.config or one.checks or one.then or one.warnings:
+        if one.all_tiles or one.source or one.config or one.then or one.warnings:
             raise TypeError(
-                f"{one.name}: AllTiles, source, config, checks, then and warnings are for stages of a year"
+                f"{one.name}: AllTiles, source, config, then and warnings are for stages of a year"
             )
         if not any(name == "tile_map" or stages[name].scope == "tile" for name in one.tables):
             raise TypeError(f"{one.name}: a tile stage must read the tile map, or another tile stage")

@@ -3,7 +3,9 @@
 Dagster's webserver takes requests of any page that the user visits, by which it would launch runs.
 """
 
+import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,13 +16,22 @@ from pathlib import Path
 
 import dagster as dg
 import yaml
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from crop_assets.dagster_internals import DAEMON, webserver_app
 from crop_assets.errors import InputError
+from crop_assets.layout import PICTURE
 from crop_assets.local_server import listen, protect, run
+from resources.errors import ResourceError
+from resources.plain_text import plain_text
+from resources.store import DatasetStore
 
 _LOCATION = "crop_assets.definitions"
 _POLL_SECONDS = 0.5
+_DATASETS = "training_datasets/"
+_MAX_PICTURE_BYTES = 16 << 20
 
 
 def open_ui(port: int, say: Callable[[str], None]) -> int:
@@ -76,13 +87,45 @@ def open_ui(port: int, say: Callable[[str], None]) -> int:
                 child.wait()
 
 
+def picture_route(store: DatasetStore) -> Route:
+    """The route of the pictures that metadata of assets show (`crop_assets.graph.metadata.store_pictures`).
+
+    A file is served if it still has the SHA-256 that the address asks for. It is an image and nothing else to a
+    browser, whoever wrote it.
+    """
+
+    def serve(request: Request) -> Response:
+        name = f"{_DATASETS}{request.path_params['name']}"
+        match = re.fullmatch(PICTURE, name, re.ASCII)
+        if not match:
+            return Response("no picture has this name", 404)
+        try:
+            data = store.read_bytes(name, _MAX_PICTURE_BYTES)
+        except (OSError, ResourceError) as error:
+            return Response(plain_text(f"the picture cannot be read: {error}"), 404)
+        if hashlib.sha256(data).hexdigest() != request.query_params.get("sha256"):
+            return Response("a later run has made another picture", 404)
+        headers = {
+            "Cache-Control": "private, max-age=31536000, immutable",
+            "Content-Security-Policy": "sandbox",
+        }
+        return Response(data, media_type=f"image/{match['kind']}", headers=headers)
+
+    return Route(f"/{_DATASETS}{{name:path}}", serve)
+
+
 def _serve(port: int, workspace: str) -> None:
-    """Dagster's webserver over a workspace file, until SIGINT or SIGTERM."""
+    """Dagster's webserver over a workspace file, and the store's pictures, until SIGINT or SIGTERM."""
+    from crop_assets.definitions import environment_resources
+
     with (
         listen(port) as listener,
         dg.DagsterInstance.get() as instance,
         webserver_app(instance, workspace) as app,
     ):
+        store = environment_resources()["store"]
+        # Dagster's last route takes whatever is left
+        app.router.routes.insert(0, picture_route(store))
         protect(app, {"application/json"}, queries="graphql", programs=True)
         run(app, listener, "", ws="auto")
 

@@ -14,8 +14,8 @@ from crop_assets.chips.plots import chip_picture
 from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
 from crop_assets.chips.reproject import BandFile, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
-from crop_assets.graph.metadata import markdown, picture
-from crop_assets.graph.stage import Made, TileRun, stage
+from crop_assets.graph.metadata import Picture, markdown
+from crop_assets.graph.stage import Check, Finding, Made, TileRun, stage
 from crop_assets.hls import POSITIONS, QA_BAND, parse_scene_id
 from crop_assets.labels.cdl import raster_digest
 from crop_assets.parallel import in_parallel
@@ -133,7 +133,7 @@ def chips(
         for name in ("merged", "mask", "fmask")
         for path, digest in zip(table[f"{name}_path"], table[f"{name}_sha256"], strict=True)
     }
-    return Made(table, {"chip": picture(preview.result(), ids[0], "jpeg")}, files)
+    return Made(table, {"chip": Picture(preview.result(), ids[0], "jpeg")}, files)
 
 
 def _chip_row(
@@ -167,7 +167,26 @@ def _chip_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[column.name for column in CHIPS.columns], dtype=object)
 
 
-@stage("chips", FILTERED_CHIPS, fields=_QA_FIELDS)
+def _any_chip_is_kept(chips: pd.DataFrame, _: object) -> Finding:
+    rejected = chips.loc[~chips["kept"], "reason"].value_counts()
+    kept = int(chips["kept"].sum())
+    return Finding(
+        kept > 0 or chips.empty, {"kept": kept} | {str(why): int(n) for why, n in rejected.items()}
+    )
+
+
+@stage(
+    "chips",
+    FILTERED_CHIPS,
+    fields=_QA_FIELDS,
+    checks=[
+        Check(
+            "any_chip_is_kept",
+            "At least one chip of the tile is in the dataset. A tile without chip boxes passes.",
+            _any_chip_is_kept,
+        )
+    ],
+)
 def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame) -> Made:
     """The chips with few enough bad pixels on every date and no missing ones, copied to chips_filtered;
     every other chip with the reason and the figure against it.

@@ -21,7 +21,7 @@ from crop_assets.dataset.splits import TRAIN, VALIDATION, split_chips
 from crop_assets.dataset.statistics import BandStatistics, measure_bands
 from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
-from crop_assets.graph.metadata import markdown, picture
+from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import AllTiles, Made, YearRun, stage
 from crop_assets.hls import REFLECTANCE_BANDS
 from crop_assets.labels.plots import class_histogram_png
@@ -57,7 +57,7 @@ def splits(run: YearRun, filtered_chips: AllTiles, tile_map: pd.DataFrame) -> Ma
     _remove_strangers(run, set(tile_map["chip_id"]))
     metadata = {
         "funnel": markdown(funnel),
-        "funnel_chart": picture(funnel_png(funnel), "funnel"),
+        "funnel_chart": Picture(funnel_png(funnel), "funnel"),
         **{name: int(counts.get(name, 0)) for name in (TRAIN, VALIDATION)},
     }
     return Made(table[_columns(SPLITS)], metadata, files)
@@ -164,7 +164,7 @@ def class_distribution(run: YearRun, splits: pd.DataFrame) -> Made:
         png = class_histogram_png(pixels, f"{split}: {len(counts)} chips of {run.year}")
         files.append(run.layout.file(f"{name}.png"))
         run.store.write_bytes(files[-1], png)
-        metadata[name] = picture(png, "classes")
+        metadata[name] = Picture(png, "classes")
         chips = (counts > 0).sum().to_numpy(dtype=np.int64)
         classes = {"class": range(len(CLASSES)), "name": list(CLASSES)}
         tables.append(pd.DataFrame({"split": split, **classes, "pixels": pixels, "chips": chips}))

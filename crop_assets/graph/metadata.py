@@ -2,8 +2,10 @@
 
 import base64
 import functools
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import dagster as dg
@@ -22,6 +24,7 @@ OWNERS = ("team:crop-assets",)
 
 _MAX_CELL = 500
 """The most characters of one text in a table or list that the UI shows."""
+_MAX_INLINE_BYTES = 10_000
 _ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]*://|www\.|mailto:|[\w.+-]+@)[^\s`]+)", re.I)
 _MARKDOWN = re.compile(r"([\\`*\[\]<>|~])")
 
@@ -125,6 +128,31 @@ def plain(text: str) -> str:
     return "".join(parts)
 
 
-def picture(image: bytes, alt: str, kind: Literal["png", "jpeg"] = "png") -> dg.MarkdownMetadataValue:
-    """A picture that the Dagster UI shows inline. Keep it small: it is stored with the event."""
-    return dg.MetadataValue.md(f"![{alt}](data:image/{kind};base64,{base64.b64encode(image).decode()})")
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a stage's metadata, for the Dagster UI."""
+
+    data: bytes
+    alt: str
+    kind: Literal["png", "jpeg"] = "png"
+
+
+def store_pictures(metadata: Mapping[str, Any], store: DatasetStore, folder: str) -> dict[str, Any]:
+    """Metadata with each picture as Markdown: inline up to 10 kB, and else as a file of the store, by its entry's name.
+
+    An event stays in Dagster's database for good, and each run adds one. `crop-assets ui` and `dev` serve the file at
+    the address in the Markdown (`crop_assets.ui`) as long as it is the one of this event.
+    """
+    found = dict(metadata)
+    for name, picture in metadata.items():
+        if not isinstance(picture, Picture):
+            continue
+        if len(picture.data) <= _MAX_INLINE_BYTES:
+            source, where = f"data:image/{picture.kind};base64,{base64.b64encode(picture.data).decode()}", ""
+        else:
+            file = f"{folder}/{name}.{picture.kind}"
+            store.write_bytes(file, picture.data)
+            source = f"/{file}?sha256={hashlib.sha256(picture.data).hexdigest()}"
+            where = f"\n\n`{store.path(file)}`"
+        found[name] = dg.MetadataValue.md(f"![{picture.alt}]({source}){where}")
+    return found

@@ -103,7 +103,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """A check of a year stage's table, whether it was made or reused; of severity WARN."""
+    """A check of a stage's table, whether it was made or reused: of each tile or year by itself, with severity WARN.
+
+    `function` takes the table, and the tables of all tiles that a year stage was made from, by stage.
+    """
 
     name: str
     description: str

@@ -10,6 +10,7 @@ import inspect
 import queue
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from crop_assets.graph.metadata import (
     latest_record,
     plain,
     shown,
+    store_pictures,
     table_metadata,
 )
 from crop_assets.graph.services import resource_keys, services_of
-from crop_assets.graph.stage import Made, Stage, TileRun, call
+from crop_assets.graph.stage import Check, Finding, Made, Stage, TileRun, call
 from crop_assets.graph.years import FAILED
 from crop_assets.layout import Layout, parse_year
 from crop_assets.partitions import (
@@ -78,6 +80,7 @@ def tile_assets(stages: Sequence[Stage], at_once: int) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name="tile_stages",
         specs=[_spec(stage, names) for stage in stages],
+        check_specs=[_check_spec(stage, check) for stage in stages for check in stage.checks],
         partitions_def=year_tile_partitions,
         backfill_policy=tiles_per_run(at_once),
         can_subset=True,
@@ -110,6 +113,15 @@ def _spec(stage: Stage, tile_assets: frozenset[str]) -> dg.AssetSpec:
             for name in stage.tables
         ],
     )
+
+
+def _check_spec(stage: Stage, check: Check) -> dg.AssetCheckSpec:
+    with warnings.catch_warnings():
+        # that a check has partitions is new in Dagster 1.13, and may change
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.AssetCheckSpec(
+            check.name, asset=stage.name, description=check.description, partitions_def=year_tile_partitions
+        )
 
 
 def _materialize(context: dg.AssetExecutionContext, stages: Sequence[Stage], names: frozenset[str]) -> None:
@@ -164,6 +176,7 @@ class _Done:
     metadata: dict[str, Any]
     inputs: dict[str, _Input]
     reused: bool
+    findings: list[tuple[Check, Finding]]
 
 
 def _run_tiles(
@@ -210,6 +223,8 @@ def _record(
                 context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
             elif isinstance(message, _Done):
                 context.log_event(_materialization(context.instance, message))
+                for check, found in message.findings:
+                    context.log_event(_evaluation(message, check, found))
             elif isinstance(message, _Failure):
                 failures.append(message)
                 _log_failure(context, message, stages)
@@ -292,12 +307,13 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
                 for name, one in inputs.items()
             }
             made = call(stage.function, {**known, **frames})
-        metadata |= made.metadata
+        metadata |= store_pictures(made.metadata, run.store, run.layout.pictures(stage.name, run.tile))
         files = made.digests(run.store)
         stored = lineage.write(stage.name, run.tile, made.frame, {**record, "files": files})
         run.log(f"{stored.rows} rows in {time.monotonic() - started:.1f} s")
     described = table_metadata(run.store, stored, reused, time.monotonic() - started)
-    return _Done(stage, key, stored, {**metadata, **described}, inputs, reused)
+    findings = [(check, check.function(lineage.read(stage.name, run.tile), {})) for check in stage.checks]
+    return _Done(stage, key, stored, {**metadata, **described}, inputs, reused, findings)
 
 
 def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMaterialization:
@@ -321,6 +337,17 @@ def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMater
         tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id) if record else "NULL"
     return dg.AssetMaterialization(
         done.stage.name, partition=partition, metadata={**earlier, **shown(done.metadata)}, tags=tags
+    )
+
+
+def _evaluation(done: _Done, check: Check, found: Finding) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(done.stage.name),
+        check_name=check.name,
+        passed=found.passed,
+        metadata=shown(found.metadata),
+        severity=dg.AssetCheckSeverity.WARN,
+        partition=str(done.partition),
     )
 
 

@@ -18,6 +18,7 @@ from crop_assets.graph.metadata import (
     earlier_metadata,
     plain,
     shown,
+    store_pictures,
     table_metadata,
 )
 from crop_assets.graph.services import resource_keys, services_of
@@ -112,7 +113,7 @@ def _materialize(
     else:
         frames = {name: lineage.read(name, None) for name in stage.tables}
         made = call(stage.function, {**known, **frames, **tiles, "source": source.value})
-        metadata |= made.metadata
+        metadata |= store_pictures(made.metadata, store, lineage.layout.pictures(stage.name))
         stored = _write(lineage, stage, run, made, record)
     for name in stage.warnings:
         if text := metadata.get(name):

@@ -14,7 +14,7 @@ from upath import UPath
 
 from crop_assets.classes import CLASS_COLUMNS, CLASSES
 from crop_assets.errors import InputError
-from crop_assets.graph.metadata import markdown, picture
+from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import Made, Source, YearRun, stage
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.balance import Balance, target_shares
@@ -90,7 +90,7 @@ def candidate_chips(run: YearRun, cdl: pd.DataFrame, cdl_releases: CdlReleases, 
     table = candidate_boxes(histograms)
     # threads open the file one after the other: it must have been one and the same to the end
     cdl_releases.find_same(run.year, digest)
-    histogram = picture(class_histogram_png(table[CLASS_COLUMNS].sum().to_numpy()), "classes")
+    histogram = Picture(class_histogram_png(table[CLASS_COLUMNS].sum().to_numpy()), "classes")
     metadata = {"with_no_data": int((table["class_0"] > 0).sum()), "class_histogram": histogram}
     if histograms.unknown:
         metadata["unknown_codes"] = (
@@ -199,8 +199,8 @@ def _pictures(landscape: gpd.GeoDataFrame, choice: _Choice, balance: Balance) ->
     return {
         "choices": markdown(compare_choices({**choices, "all boxes": inside}, balance)),
         "distance_from_target": "share of the pixels that would have to be of another class, 0 at best",
-        "classes": picture(choices_png(everything | pixels, balance.target), "classes"),
-        "map": picture(choice_maps_png(choices, landscape), "map of the chosen chips"),
+        "classes": Picture(choices_png(everything | pixels, balance.target), "classes"),
+        "map": Picture(choice_maps_png(choices, landscape), "map of the chosen chips"),
         "richest": markdown(_richest(choice.chosen), rows=10),
     }
 

@@ -7,7 +7,7 @@ Belongs here: the glue between the graph and the scene logic. Does not: the logi
 import pandas as pd
 
 from crop_assets.chip_grid import chip_outline
-from crop_assets.graph.metadata import markdown, picture
+from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import Made, TileRun, stage
 from crop_assets.hls import POSITIONS
 from crop_assets.scenes.archive import TileQuestion, tile_answer
@@ -81,5 +81,5 @@ def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> Made:
             )
         run.log(outcome)
     shown = table[["date", "cloud_cover", "spatial_coverage", "position", "reason", "note", "scene_id"]]
-    chart = picture(season_picture(table, season, run.tile, recipe.max_cloud_cover), f"season of {run.tile}")
+    chart = Picture(season_picture(table, season, run.tile, recipe.max_cloud_cover), f"season of {run.tile}")
     return Made(table, {"outcome": outcome, "season": chart, "scenes": markdown(shown)})

@@ -11,7 +11,7 @@ import geopandas as gpd
 import pandas as pd
 
 from crop_assets.errors import InputError
-from crop_assets.graph.metadata import markdown, picture
+from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Run, Source, YearRun, stage
 from crop_assets.labels.plots import chip_map_png
 from crop_assets.partitions import add_tiles
@@ -69,5 +69,5 @@ def tile_map(run: YearRun, chip_bboxes: gpd.GeoDataFrame, tile_grid: gpd.GeoData
         chips=("chip_id", "size"), contained=("contained", "sum")
     )
     outlines = tile_grid[tile_grid["tile"].isin(tiles)]
-    chart = picture(chip_map_png(chip_bboxes, outlines), "map of chips and tiles")
+    chart = Picture(chip_map_png(chip_bboxes, outlines), "map of chips and tiles")
     return Made(table, {"tiles": len(tiles), "map": chart, "chips_per_tile": markdown(chips)})

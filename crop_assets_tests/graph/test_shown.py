@@ -1,0 +1,126 @@
+"""What the Dagster UI shows of a tile beside its table: checks and pictures."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import requests
+from starlette.applications import Starlette
+
+from crop_assets.graph.metadata import Picture, store_pictures
+from crop_assets.ui import picture_route
+from crop_assets_tests.resources.loopback import serving
+from crop_assets_tests.small_world import EAST, SOUTH, TILES, WEST, YEAR, Finished, Graph
+from resources.store import DatasetStore
+
+EMPTY = "14SPG"
+CHECK = dg.AssetCheckKey(dg.AssetKey("filtered_chips"), "any_chip_is_kept")
+
+
+def results(graph: Graph, run_id: str) -> dict[str, dg.AssetCheckEvaluation]:
+    """The results of the check in a run, by tile."""
+    logs = graph.instance.all_logs(run_id, dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [log.dagster_event.asset_check_evaluation_data for log in logs if log.dagster_event]
+    assert {one.asset_check_key for one in found} == {CHECK}
+    assert len(found) == len({one.partition for one in found})
+    return {str(one.partition).removeprefix(f"{YEAR}|"): one for one in found}
+
+
+def test_each_tile_has_a_result_of_its_own(graph: Graph, three_tiles: dict[str, Any]) -> None:
+    assert graph.run("labels_job", **three_tiles).success
+    made = graph.run("tiles_job", [SOUTH, WEST, EAST, EMPTY], **three_tiles)
+    assert made.success, made.failure
+    again = graph.run("tiles_job", [SOUTH, WEST, EAST, EMPTY], **three_tiles)
+    assert again.success and not again.redone
+    for run in (made, again):
+        found = results(graph, run.result.run_id)
+        assert {tile: one.passed for tile, one in found.items()} == {
+            SOUTH: False,
+            WEST: True,
+            EAST: True,
+            EMPTY: True,
+        }
+        counts = {tile: {n: v.value for n, v in one.metadata.items()} for tile, one in found.items()}
+        assert counts[SOUTH] == {"kept": 0, "too_few_scenes": 2}
+        for tile in (WEST, EAST):
+            table = graph.table("filtered_chips", tile)
+            assert counts[tile]["kept"] == table["kept"].sum() > 0
+        assert {one.severity for one in found.values()} == {dg.AssetCheckSeverity.WARN}
+
+
+def test_events_hold_no_large_picture_and_the_store_does(finished: Finished) -> None:
+    store = DatasetStore(root=str(finished.graph.root))
+    shown = {}
+    for run in finished.runs.values():
+        for (asset, partition), event in run.made.items():
+            for name, value in event.metadata.items():
+                if isinstance(value, dg.MarkdownMetadataValue) and (text := value.md_str):
+                    assert len(text) < 15_000, (asset, name)
+                    if match := re.match(r"!\[.*\]\(/(\S+)\?sha256=(\w+)\)", text):
+                        shown[asset, partition, name] = match
+    assert {(asset, name) for asset, _, name in shown} >= {("chips", "chip"), ("chip_bboxes", "map")}
+    for tile in TILES:
+        assert f"pictures/chips/{tile}/chip.jpeg" in shown["chips", f"{YEAR}|{tile}", "chip"][1]
+    for match in shown.values():
+        assert hashlib.sha256(store.read_bytes(match[1])).hexdigest() == match[2]
+
+
+def test_a_small_picture_is_inline(tmp_path: Path) -> None:
+    store = DatasetStore(root=str(tmp_path))
+    metadata = {"small": Picture(b"x" * 10_000, "small"), "large": Picture(b"x" * 10_001, "large"), "n": 1}
+    found = store_pictures(metadata, store, "training_datasets/a/2022/pictures/chips")
+    assert found["n"] == 1
+    assert found["small"].md_str.startswith("![small](data:image/png;base64,")
+    assert found["large"].md_str.startswith(
+        "![large](/training_datasets/a/2022/pictures/chips/large.png?sha256="
+    )
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["large.png"]
+
+
+def test_the_server_gives_pictures_as_they_were_shown_and_nothing_else(tmp_path: Path) -> None:
+    store = DatasetStore(root=str(tmp_path / "store"))
+    folder = "training_datasets/a/2022/pictures"
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    names = [
+        f"{folder}/chips/{WEST}/chip.jpeg",
+        f"{folder}/chip_bboxes/map.png",
+        "training_datasets/a/2022/tables/chips.parquet",
+        "training_datasets/a/2022/chips/chip_232_310.png",
+        f"{folder}/chips/page.svg",
+        f"{folder}/chips/page.html",
+    ]
+    for name in names:
+        store.write_bytes(name, name.encode())
+    (tmp_path / "store" / folder / "chips/link.png").symlink_to(tmp_path / "secret.png")
+    digest = {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
+    app = Starlette(routes=[picture_route(store)])
+    with serving(app) as url:
+
+        def get(path: str) -> requests.Response:
+            # requests would resolve the dots
+            request = requests.Request("GET", url).prepare()
+            request.url = f"{url}{path}"
+            with requests.Session() as session:
+                return session.send(request, timeout=10)
+
+        for name in names[:2]:
+            answer = get(f"/{name}?sha256={digest[name]}")
+            assert (answer.status_code, answer.content) == (200, name.encode())
+            assert answer.headers["content-type"] == f"image/{name.rsplit('.', 1)[1]}"
+            assert answer.headers["content-security-policy"] == "sandbox"
+            for wrong in ("", "?sha256=", f"?sha256={'0' * 64}"):
+                assert get(f"/{name}{wrong}").status_code == 404
+        for name in names[2:]:
+            assert get(f"/{name}?sha256={digest[name]}").status_code == 404
+        secret = hashlib.sha256(b"secret").hexdigest()
+        for path in (
+            f"{folder}/chips/link.png",
+            f"{folder}/chips/../../../../../../secret.png",
+            f"{folder}/chips/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/%2e%2e/secret.png",
+            "training_datasets/../../secret.png",
+        ):
+            answer = get(f"/{path}?sha256={secret}")
+            assert answer.status_code == 404
+            assert answer.content != b"secret"
