@@ -12,7 +12,7 @@ from crop_assets.bands.transfer import expected_bytes
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
 from crop_assets.hls import POSITIONS
-from crop_assets.tiles.grid import tile_names
+from crop_assets.schemas import tile_names
 from resources.errors import IntegrityError, UnsafeNameError
 
 _SECONDS_A_TILE, _SECONDS_A_CHIP = 2.0, 0.05

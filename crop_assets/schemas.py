@@ -529,3 +529,8 @@ SCHEMAS: dict[str, TableSchema] = {
     "published_dataset": PUBLISHED_DATASET,
 }
 """The table of each asset, by its name."""
+
+
+def tile_names(tile_map: pd.DataFrame) -> list[str]:
+    """The tiles of a tile map, sorted, without the "" of chips that have none."""
+    return sorted({*tile_map["tile"]} - {""})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crop_assets.graph.lineage import Lineage
-from crop_assets.tiles.grid import tile_names
+from crop_assets.schemas import tile_names
 from resources.errors import IntegrityError
 
 

@@ -25,7 +25,7 @@ from crop_assets.graph.services import resource_keys, services_of
 from crop_assets.graph.stage import AllTiles, Check, Made, Run, Source, Stage, YearRun, call
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_mapping, year_of
-from crop_assets.tiles.grid import tile_names
+from crop_assets.schemas import tile_names
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.plain_text import plain_text
 from resources.stop import uninterrupted

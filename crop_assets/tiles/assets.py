@@ -15,8 +15,8 @@ from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Run, Source, YearRun, stage
 from crop_assets.labels.plots import chip_map_png
 from crop_assets.partitions import add_tiles
-from crop_assets.schemas import TILE_GRID, TILE_MAP
-from crop_assets.tiles.grid import official_grid_path, read_tile_grid, tile_names
+from crop_assets.schemas import TILE_GRID, TILE_MAP, tile_names
+from crop_assets.tiles.grid import official_grid_path, read_tile_grid
 from crop_assets.tiles.mapping import map_chips
 from resources.tile_grid import TileGridSource
 

@@ -93,11 +93,6 @@ def read_tile_grid(path: str | Path) -> gpd.GeoDataFrame:
     return frame.sort_values("tile", ignore_index=True)
 
 
-def tile_names(tile_map: pd.DataFrame) -> list[str]:
-    """The tiles of a tile map, sorted, without the "" of chips that have none."""
-    return sorted({*tile_map["tile"]} - {""})
-
-
 def hls_tile_bounds(tile: str, polygon: shapely.Polygon) -> HlsBounds:
     """The bounds of the HLS rasters of a tile, given its polygon in the grid (EPSG:4326).
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from crop_assets.chip_grid import CHIP_METRES, GRID_COLS, GRID_ROWS, MAX_TILES, ORIGIN_X, ORIGIN_Y
 from crop_assets.errors import InputError
 from crop_assets.hls import hls_bounds
+from crop_assets.schemas import tile_names
 from crop_assets.tiles import grid as grid_module
 from crop_assets.tiles.grid import (
     hls_tile_bounds,
     official_grid_path,
     read_tile_grid,
-    tile_names,
 )
 
 COLUMNS = ["tile", "lon", "lat", "x", "y", "minx", "miny", "maxx", "maxy", "geometry"]
