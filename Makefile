@@ -84,6 +84,7 @@ lint: install-dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install-dev ## Format the code
 	$(BIN)/ruff check --fix .
