@@ -3,7 +3,6 @@
 Belongs here: authorised HTTPS downloads. Does not: which files are wanted (`crop_assets.bands`).
 """
 
-import logging
 import netrc
 import os
 import threading
@@ -16,8 +15,10 @@ from pydantic import Field, PrivateAttr
 from resources.addresses import leads_to, require_host
 from resources.errors import (
     ForbiddenError,
+    IntegrityError,
     LoginError,
     NotAFileError,
+    RefusedError,
     ResourceError,
     TryAgainError,
 )
@@ -25,14 +26,16 @@ from resources.http import (
     RETRIED_STATUSES,
     WarySession,
     get_file,
-    mount,
     retry_after,
     telling,
 )
 from resources.ipfs.unixfs import matches_cid
+from resources.json_values import mapping, parse, text
 from resources.partials import Partials, move
 from resources.settings import Settings
 from resources.sources import Wanted
+
+_LOGIN_SECONDS = 10.0
 
 
 class LpDaac(Settings):
@@ -151,7 +154,7 @@ class LpDaac(Settings):
         """The token as configured or of the login in netrc, or ""; and whether it is a new one."""
         token = self.token.strip()
         # http.client would refuse it as well, with the token in its words
-        if not (token.isascii() and token.isprintable()):
+        if not _is_token(token):
             raise ResourceError("EARTHDATA_TOKEN has characters that no token has; copy it again")
         return (token, False) if token else self._login.token(self.login_host)
 
@@ -162,7 +165,7 @@ class _Login:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._token: str | None = None
-        self._refused = ""
+        self._refused: ForbiddenError | None = None
 
     def token(self, host: str) -> tuple[str, bool]:
         """The token, or "" where netrc has no login for `host`; and whether it was asked for just now.
@@ -172,13 +175,13 @@ class _Login:
         """
         with self._lock:
             if self._refused:
-                raise ForbiddenError(self._refused)
+                raise type(self._refused)(str(self._refused))
             if self._token is not None:
                 return self._token, False
             try:
                 self._token = _netrc_token(host)
             except ForbiddenError as error:
-                self._refused = str(error)
+                self._refused = error
                 raise
             return self._token, True
 
@@ -196,45 +199,47 @@ def _netrc_token(host: str) -> str:
         # neither HOME nor an entry of this user, as in a container with a user id of its own
         return ""
     try:
-        if not path.is_file() or host not in netrc.netrc(path).hosts:
-            return ""
+        login = netrc.netrc(path).hosts.get(host) if path.is_file() else None
     except (OSError, UnicodeDecodeError, netrc.NetrcParseError) as error:
         raise ForbiddenError(
             f"{path} cannot be read ({type(error).__name__}); mend it, or set EARTHDATA_TOKEN"
         ) from None
-    # it takes a second to import, and few need it
-    import earthaccess
-    from earthaccess.exceptions import LoginAttemptFailure, LoginStrategyUnavailable
-    from earthaccess.system import EDLHostname, System
+    return _new_token(host, login[0], login[2]) if login else ""
 
-    class Auth(earthaccess.Auth):
-        def get_session(self) -> requests.Session:
-            session: requests.Session = super().get_session()
-            mount(session, login_hosts=[host])
-            session.hooks["response"].append(_require_no_trouble)
-            return session
 
-    known = earthaccess.PROD
-    system = System(known.cmr_base_url, known.status_url, known.status_api_url, EDLHostname(host))
-    logger = logging.getLogger("earthaccess.auth")
-    # it would log what the server says to a refused login, whatever that is
-    before, logger.disabled = logger.disabled, True
+def _new_token(host: str, user: str, password: str) -> str:
+    """A token of the account, by one POST to Earthdata Login: one of its two at most, or a new one.
+
+    Errors repeat nothing that the server says, which may hold the login. Raises LoginError for 401, ForbiddenError for
+    any other answer without a token, TryAgainError where the server is in trouble.
+    """
+    url = f"https://{host}/api/users/find_or_create_token"
+    auth = requests.auth.HTTPBasicAuth(user.encode(), password.encode())
+    status = 0
     try:
-        with telling(f"https://{host}"):
-            try:
-                return str(Auth().login(strategy="netrc", system=system).token["access_token"])
-            except (LoginAttemptFailure, LoginStrategyUnavailable, ValueError, KeyError, TypeError) as error:
-                kind = type(error).__name__
-    finally:
-        logger.disabled = before
-    # without the error's own words, which may hold what was sent
-    raise ForbiddenError(f"{host} did not take the login in netrc ({kind}); mend it, or set EARTHDATA_TOKEN")
+        # not streamed: the session then reads all of the answer, within bounds
+        with telling(f"https://{host}"), WarySession(lambda *_: False, login_hosts=[host]) as session:
+            answer = session.post(
+                url, headers={"Accept": "application/json"}, auth=auth, timeout=_LOGIN_SECONDS
+            )
+        status = answer.status_code
+        if status in RETRIED_STATUSES or status >= 500:
+            raise TryAgainError(f"the login server {host} answered {status}", retry_after(answer))
+        reason = "it gave no token" if status == 200 else f"it answered {status}"
+        token = text(mapping(parse(answer.content)).get("access_token")) if status == 200 else ""
+        if token and _is_token(token):
+            return token
+    except (IntegrityError, RefusedError, ValueError) as error:
+        reason = type(error).__name__
+    advice = "correct it, or set EARTHDATA_TOKEN"
+    if status == 403:
+        advice += f"; https://{host} shows whether the account is locked or has agreements (EULAs) to accept"
+    kind = LoginError if status == 401 else ForbiddenError
+    raise kind(f"{host} did not take the login in netrc ({reason}); {advice}")
 
 
-def _require_no_trouble(answer: requests.Response, **_: object) -> None:
-    if answer.status_code in RETRIED_STATUSES or answer.status_code >= 500:
-        answer.close()
-        raise TryAgainError(f"the login server answered {answer.status_code}", retry_after(answer))
+def _is_token(token: str) -> bool:
+    return token.isascii() and token.isprintable()
 
 
 class _Bearer(requests.auth.AuthBase):

@@ -92,7 +92,7 @@ class Server:
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and Authorization header of each request; with its host before the path where it has many names."""
     heard: str = ""
-    """All headers of all requests."""
+    """The request lines and headers of all requests."""
     refused: str = "nothing"
     """An Authorization header that is answered 401."""
 
@@ -110,7 +110,7 @@ def _started(server: Server, certificate: trustme.LeafCert | None = None) -> Thr
             # a server of many names is asked for "host/path"
             name = self.path if certificate is None else f"{self.headers['Host']}{self.path}"
             server.asked.append((name, self.headers.get("Authorization")))
-            server.heard += str(self.headers)
+            server.heard += f"{self.requestline}\n{self.headers}"
             answers = server.script.get(name, [Answer(404)])
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
             if self.headers.get("Authorization", "") == server.refused:
@@ -1005,7 +1005,6 @@ def test_a_user_without_a_home_or_a_name_can_download(archive: Server, tmp_path:
         "import os, sys; from pathlib import Path\n"
         "from resources.earthdata import LpDaac; from resources.partials import Partials\n"
         "from resources.sources import Memory, Sources, Wanted\n"
-        "import earthaccess\n"
         "os.setgid(12345); os.setuid(12345)\n"
         "url, folder, token = sys.argv[1:]\n"
         "source = LpDaac(token=token, hosts=['127.0.0.1'])\n"
@@ -1027,6 +1026,52 @@ def test_a_user_without_a_home_or_a_name_can_download(archive: Server, tmp_path:
     finally:
         shutil.rmtree(shared)
     assert archive.asked == [(PATH, f"Bearer {TOKEN}" if log_in else None)]
+
+
+@pytest.mark.parametrize("name", ["me", "zoë"])
+def test_one_post_with_the_login_gets_the_token(
+    nasa: Server, fetch: Fetching, netrc: Path, name: str
+) -> None:
+    netrc.write_text(f"machine {LOGIN} login {name} password {PASSWORD}\n")
+    nasa.says(GIVES_A_TOKEN, path=TOKEN_PATH)
+    nasa.says(Answer(body=b"x"), path=f"{ARCHIVE}{PATH}")
+    fetch(LpDaac(), URL)
+    basic = base64.b64encode(f"{name}:{PASSWORD}".encode()).decode()
+    assert nasa.asked == [(TOKEN_PATH, f"Basic {basic}"), (f"{ARCHIVE}{PATH}", f"Bearer {GIVEN}")]
+    assert nasa.heard.startswith("POST /api/users/find_or_create_token HTTP/1.1\n")
+    assert nasa.heard.count("POST ") == 1
+
+
+ANSWERS_TO_A_LOGIN = {
+    "401": (Answer(401), LoginError, "it answered 401"),
+    "403": (Answer(403, b'{"error": "accept the EULA"}'), ForbiddenError, f"https://{LOGIN} shows whether"),
+    "404": (Answer(404), ForbiddenError, "it answered 404"),
+    "500": (Answer(500, PASSWORD.encode()), TryAgainError, f"{LOGIN} answered 500"),
+    "elsewhere": (Answer(302, headers={"Location": f"https://{ARCHIVE}{PATH}"}), ForbiddenError, "Refused"),
+    "garbage": (Answer(body=b"\xff\0"), ForbiddenError, "UnicodeDecodeError"),
+    "nested": (Answer(body=b"[" * 100_000), ForbiddenError, "ValueError"),
+    "no text": (Answer(body=b'{"access_token": 5}'), ForbiddenError, "it gave no token"),
+    "two lines": (Answer(body=b'{"access_token": "a\\nb"}'), ForbiddenError, "it gave no token"),
+    "huge": (Answer(body=b'{"access_token": "' + b"a" * (5 << 20) + b'"}'), ForbiddenError, "IntegrityError"),
+    "cut short": (Answer(body=b"{", announced=2), CutShortError, "was cut short"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS_TO_A_LOGIN)
+@pytest.mark.usefixtures("login")
+def test_an_answer_without_a_token_has_its_error(nasa: Server, fetch: Fetching, name: str) -> None:
+    answer, kind, words = ANSWERS_TO_A_LOGIN[name]
+    nasa.says(answer, path=TOKEN_PATH)
+    source = LpDaac()
+    for _ in range(2):
+        with pytest.raises(ResourceError, match=words) as error:
+            fetch(source, URL)
+        assert type(error.value) is kind
+        assert PASSWORD not in told(error.value)
+    assert {asked for asked, _ in nasa.asked} == {TOKEN_PATH}
+    assert len(nasa.asked) == (1 if issubclass(kind, ForbiddenError) else 2), (
+        "a refused login is not repeated"
+    )
 
 
 REFUSALS = {
