@@ -24,10 +24,10 @@ from resources.errors import (
 )
 from resources.http import (
     RETRIED_STATUSES,
-    WarySession,
+    RestrictedSession,
     get_file,
     retry_after,
-    telling,
+    translate_errors,
 )
 from resources.ipfs.unixfs import matches_cid
 from resources.json_values import mapping, parse, text
@@ -109,7 +109,7 @@ class LpDaac(Settings):
         require_host(url, self.hosts)
         token, fresh = self._bearer()
         if not hasattr(self._local, "session"):
-            self._local.session = WarySession(self._may_redirect, login_hosts=self.hosts)
+            self._local.session = RestrictedSession(self._may_redirect, login_hosts=self.hosts)
         seconds = min(self.first_seconds if brief else self.timeout_seconds, self.timeout_seconds)
         with partials.holding(url) as path:
             try:
@@ -218,7 +218,10 @@ def _new_token(host: str, user: str, password: str) -> str:
     status = 0
     try:
         # not streamed: the session then reads all of the answer, within bounds
-        with telling(f"https://{host}"), WarySession(lambda *_: False, login_hosts=[host]) as session:
+        with (
+            translate_errors(f"https://{host}"),
+            RestrictedSession(lambda *_: False, login_hosts=[host]) as session,
+        ):
             answer = session.post(
                 url, headers={"Accept": "application/json"}, auth=auth, timeout=_LOGIN_SECONDS
             )

@@ -88,9 +88,9 @@ def retry_rule(attempts: int) -> Retry:
 
 def new_session(attempts: int, allowed: Callable[[str, str], bool] | None = None) -> requests.Session:
     """A session for catalogues: retries by `retry_rule`, no login, redirects that `allowed` lets through, as in
-    `WarySession`; by default those on the same site.
+    `RestrictedSession`; by default those on the same site.
     """
-    return WarySession(allowed or same_site, attempts)
+    return RestrictedSession(allowed or same_site, attempts)
 
 
 def mount(
@@ -280,7 +280,7 @@ class _StoppableRetry(Retry):
         pause(seconds)
 
 
-class WarySession(requests.Session):
+class RestrictedSession(requests.Session):
     """A session that goes only where `allowed` lets it, and sends a login to the first host alone.
 
     `allowed(url, target)` says whether a redirect of `url` to `target` may be followed. The login is the `auth` of a
@@ -370,7 +370,7 @@ def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 @contextlib.contextmanager
-def telling(url: str = "") -> Iterator[None]:
+def translate_errors(url: str = "") -> Iterator[None]:
     """Turn what requests and urllib3 raise into UnreachableError, SlowError, CutShortError and the like.
 
     Their own words are left out but for the system's, as they repeat addresses that may be signed.
@@ -564,7 +564,7 @@ def ask(
     RefusedError, UnavailableError, CutShortError, IntegrityError.
     """
     with (
-        telling(url),
+        translate_errors(url),
         session.request(
             method,
             url,
@@ -615,7 +615,7 @@ def get_file(
     The version is the server's strong ETag (RFC 9110, 8.8.3), kept in `<path>.etag` until the file is whole; without
     one, the file is fetched from its start. Raises IntegrityError above `max_bytes`, CutShortError where
     fewer bytes come than announced, NotAFileError where a web page or a message comes, and otherwise as `check_status`
-    and `telling` do.
+    and `translate_errors` do.
     """
     note = path.with_name(f"{path.name}.etag")
     headers = {"Accept-Encoding": "identity"}
@@ -625,7 +625,7 @@ def get_file(
     if had:
         headers |= {"Range": f"bytes={had}-", "If-Range": version}
     with (
-        telling(url),
+        translate_errors(url),
         session.get(
             url, headers=headers, timeout=(min(CONNECT_SECONDS, timeout), timeout), stream=True, auth=auth
         ) as answer,

@@ -18,7 +18,7 @@ from resources.addresses import AddressError, join, leads_to, read, require_host
 from resources.cdl import CdlReleases, archive_links
 from resources.earthdata import LpDaac
 from resources.errors import IntegrityError, NotFoundError, RefusedError, ResourceError
-from resources.http import WarySession, get_file
+from resources.http import RestrictedSession, get_file
 from resources.ipfs.nodes import Gateway, KuboNode
 from resources.partials import Partials
 from resources.sources import Wanted
@@ -318,10 +318,13 @@ def test_what_came_past_all_other_checks_takes_no_login_along(
 ) -> None:
     own, other = listeners
     url = link.format(own=own.port, other=other.port)
-    with WarySession(lambda *_: True, login_hosts=["localhost"]) as session, pytest.raises(ResourceError):
+    with (
+        RestrictedSession(lambda *_: True, login_hosts=["localhost"]) as session,
+        pytest.raises(ResourceError),
+    ):
         get_file(session, url, 5, 100, tmp_path / "out", login)
     assert other.asked == []
-    with WarySession(lambda *_: True, login_hosts=["localhost"]) as session:
+    with RestrictedSession(lambda *_: True, login_hosts=["localhost"]) as session:
         get_file(session, f"http://localhost:{own.port}/x.tif", 5, 100, tmp_path / "out", login)
     assert own.asked == [("/x.tif", f"Bearer {TOKEN}")]
 
@@ -392,12 +395,15 @@ def test_plain_http_is_for_this_machine_and_configured_nodes_alone(tmp_path: Pat
             SceneStac(granule_search=url)
         with pytest.raises(ValueError, match="it is not https"):
             CdlReleases(source=str(tmp_path), index=url)
-        with WarySession(same_site) as session, pytest.raises(AddressError, match="it is not https"):
+        with RestrictedSession(same_site) as session, pytest.raises(AddressError, match="it is not https"):
             session.get(url, timeout=5)
-        with WarySession(same_site, plain_hosts=["gateway.example"]) as session, pytest.raises(AddressError):
+        with (
+            RestrictedSession(same_site, plain_hosts=["gateway.example"]) as session,
+            pytest.raises(AddressError),
+        ):
             session.get(url, timeout=5)
     place = closed_port().replace("127.0.0.1", "localhost")
-    with WarySession(same_site) as session, pytest.raises(requests.ConnectionError):
+    with RestrictedSession(same_site) as session, pytest.raises(requests.ConnectionError):
         session.get(place, timeout=5)
 
 
@@ -474,9 +480,15 @@ def test_the_token_goes_to_no_other_port_of_its_host(
     own, other = listeners
     hosts = [f"localhost:{own.port}"]
     for port in (own.port, other.port):
-        with WarySession(lambda *_: True, login_hosts=hosts) as session, contextlib.suppress(AddressError):
+        with (
+            RestrictedSession(lambda *_: True, login_hosts=hosts) as session,
+            contextlib.suppress(AddressError),
+        ):
             get_file(session, f"http://localhost:{port}/x.tif", 5, 100, tmp_path / "out", login)
-    with WarySession(lambda *_: True, login_hosts=["a.example"]) as session, pytest.raises(AddressError):
+    with (
+        RestrictedSession(lambda *_: True, login_hosts=["a.example"]) as session,
+        pytest.raises(AddressError),
+    ):
         get_file(session, "https://a.example:8443/x.tif", 5, 100, tmp_path / "out", login)
     source = LpDaac(token=TOKEN, hosts=hosts, storage_hosts=[], timeout_seconds=5)
     wanted = Wanted("B02.tif", "", f"http://localhost:{other.port}/x.tif", 100)

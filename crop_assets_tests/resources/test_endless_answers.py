@@ -24,7 +24,7 @@ from crop_assets_tests.resources.nass import nass as nass
 from resources import pace
 from resources.cdl import CdlReleases, archive_links
 from resources.errors import IntegrityError, ResourceError, SlowError, TryAgainError
-from resources.http import WarySession, get_bytes, get_file, in_time, mount, new_session, same_site
+from resources.http import RestrictedSession, get_bytes, get_file, in_time, mount, new_session, same_site
 from resources.ipfs import varint
 from resources.ipfs.car import car_of, write_car
 from resources.ipfs.cid import Cid
@@ -171,7 +171,7 @@ def test_a_file_of_useless_bytes_is_given_up(
     server = endless(for_ever(start, drop, pause))
     with (
         within(),
-        WarySession(same_site) as session,
+        RestrictedSession(same_site) as session,
         pytest.raises((TryAgainError, IntegrityError)) as error,
     ):
         get_file(session, f"{server.address}/a.tif", PATIENCE, 64 * MIB, tmp_path / "a")
@@ -290,7 +290,7 @@ def test_redirects_together_take_no_longer_than_one_answer(endless: Callable[[An
         yield b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /x%d\r\n\r\n" % time.monotonic_ns()
 
     server = endless(answer)
-    with WarySession(same_site) as session, pytest.raises(SlowError):
+    with RestrictedSession(same_site) as session, pytest.raises(SlowError):
         get_bytes(session, f"{server.address}/a", 2.0, 99)
     assert len(server.asked) <= 3
 

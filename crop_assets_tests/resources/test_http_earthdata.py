@@ -45,7 +45,7 @@ from resources.errors import (
     UnreachableError,
 )
 from resources.http import (
-    WarySession,
+    RestrictedSession,
     ask,
     check_status,
     get_bytes,
@@ -418,9 +418,9 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return lambda **variables: [monkeypatch.setenv(name, value) for name, value in variables.items()] and None
 
 
-def node_session() -> WarySession:
+def node_session() -> RestrictedSession:
     """A session that may ask example.org over plain http too, as an IPFS node is asked."""
-    return WarySession(same_site, plain_hosts=["example.org"])
+    return RestrictedSession(same_site, plain_hosts=["example.org"])
 
 
 DEAD = f"http://me:secret@{closed_port().removeprefix('http://')}"
@@ -449,7 +449,7 @@ def test_the_login_of_a_proxy_goes_to_the_proxy_alone(
     storage.says(Answer(body=b"x"))
     for target in (archive.url("/b"), storage.url(host="localhost")):
         archive.says(Answer(302, headers={"Location": target}))
-        for session in (WarySession(lambda *_: True), requests.Session()):
+        for session in (RestrictedSession(lambda *_: True), requests.Session()):
             mount(session)
             with session:
                 assert session.get(archive.url(), timeout=5).content == b"x"
@@ -1405,7 +1405,7 @@ def test_bytes_are_asked_for_as_often_as_configured(archive: Server) -> None:
     assert len(archive.asked) == 2
 
 
-def test_a_wary_session_takes_a_redirect_only_where_it_may(archive: Server) -> None:
+def test_a_restricted_session_takes_a_redirect_only_where_it_may(archive: Server) -> None:
     archive.says(Answer(body=b"x"), path="/b")
     url = archive.says(Answer(302, headers={"Location": archive.url("/b")}))
     asked: list[tuple[str, str]] = []
@@ -1414,7 +1414,7 @@ def test_a_wary_session_takes_a_redirect_only_where_it_may(archive: Server) -> N
         asked.append((here, target))
         return len(asked) == 1
 
-    with WarySession(may) as session:
+    with RestrictedSession(may) as session:
         assert session.get(url, timeout=5).content == b"x"
         assert asked == [(url, archive.url("/b"))]
         with pytest.raises(
@@ -1427,7 +1427,7 @@ def test_a_wary_session_takes_a_redirect_only_where_it_may(archive: Server) -> N
 def test_a_file_in_pieces_is_written_as_it_comes(archive: Server, tmp_path: Path) -> None:
     url = archive.says(Answer(body=BAND))
     told: list[int] = []
-    with WarySession(same_site) as session:
+    with RestrictedSession(same_site) as session:
         assert get_file(session, url, 5, LIMIT, tmp_path / "a", progress=told.append) == len(BAND)
     assert (tmp_path / "a").read_bytes() == BAND
     assert not (tmp_path / "a.etag").exists()

@@ -34,14 +34,14 @@ from resources.errors import (
 )
 from resources.http import (
     CONNECT_SECONDS,
-    WarySession,
+    RestrictedSession,
     body,
     check_status,
     first_bytes,
     first_words,
     in_time,
     require_no_page,
-    telling,
+    translate_errors,
 )
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION
 from resources.ipfs.cid import Cid
@@ -166,7 +166,7 @@ class _Web:
         """The body of one answer, which must be of one of `types`."""
         first = min(first_seconds or self.timeout_seconds, self.timeout_seconds)
         with (
-            telling(),
+            translate_errors(),
             self._session().request(
                 method,
                 f"{self.name}{path}",
@@ -196,7 +196,7 @@ class _Web:
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
             # all that comes is checked against its CID, and no login goes along
-            self._local.session = WarySession(safe_elsewhere, plain_hosts=[self._place])
+            self._local.session = RestrictedSession(safe_elsewhere, plain_hosts=[self._place])
         session: requests.Session = self._local.session
         return session
 
@@ -251,7 +251,7 @@ class KuboNode(_Web):
         boundary = uuid.uuid4().hex
         parameters = {"pin-roots": "true"}
         with (
-            telling(),
+            translate_errors(),
             self._session().post(
                 f"{self.name}/api/v0/dag/import",
                 params=parameters,
