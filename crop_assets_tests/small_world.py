@@ -46,6 +46,7 @@ from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import SCHEMAS
+from crop_assets.stages import STAGES
 from crop_assets.tiles.grid import hls_tile_bounds
 from crop_assets_tests.once import made_once
 from resources.cdl import CdlReleases
@@ -74,21 +75,11 @@ SOUTH = "14SMF"
 """A tile below the others; nothing is published for it."""
 THREE_TILES = {WEST: CHIPS[WEST][3:5], EAST: CHIPS[EAST][2:4], SOUTH: ["chip_246_310", "chip_246_311"]}
 
-TILE_STAGES = (
-    "scene_metadata",
-    "selected_scenes",
-    "band_cids",
-    "downloaded_fmasks",
-    "chip_quality",
-    "downloaded_bands",
-    "reprojected_tiles",
-    "chips",
-    "filtered_chips",
+LABELS, TILE_STAGES, DATASET = (
+    tuple(name for name, one in STAGES.items() if one.job == job)
+    for job in ("labels_job", "tiles_job", "dataset_job")
 )
 THROUGH_DOWNLOAD = TILE_STAGES[: TILE_STAGES.index("downloaded_bands") + 1]
-ON_DEMAND = ("cid_retrievability", "missing_cids", "published_dataset")
-LABELS = ("cdl", "candidate_chips", "tile_grid", "chip_bboxes", "tile_map")
-DATASET = ("tile_payloads", "splits", "band_stats", "class_weights", "class_distribution")
 
 # Days of the year of each tile's scenes: three, and four of which the third is passed over.
 FIRST, MIDDLE, LAST = ({WEST: day, EAST: other_day} for day, other_day in ((72, 77), (162, 157), (262, 267)))

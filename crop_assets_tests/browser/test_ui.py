@@ -14,6 +14,7 @@ import psutil
 import pytest
 import requests
 
+from crop_assets.stages import STAGES
 from crop_assets_tests.background import Background, background
 from crop_assets_tests.browser.chromium import opened
 from resources.loopback import free_port
@@ -21,30 +22,6 @@ from resources.loopback import free_port
 Found = TypeVar("Found")
 
 ROOT = Path(__file__).resolve().parents[2] / ".demo"
-ASSETS = [
-    "cdl",
-    "candidate_chips",
-    "tile_grid",
-    "chip_bboxes",
-    "tile_map",
-    "scene_metadata",
-    "selected_scenes",
-    "band_cids",
-    "downloaded_fmasks",
-    "chip_quality",
-    "downloaded_bands",
-    "cid_retrievability",
-    "missing_cids",
-    "tile_payloads",
-    "reprojected_tiles",
-    "chips",
-    "filtered_chips",
-    "splits",
-    "band_stats",
-    "class_weights",
-    "class_distribution",
-    "published_dataset",
-]
 
 
 @dataclass(frozen=True)
@@ -91,7 +68,7 @@ def test_the_graph_shows_every_asset(page: Any) -> None:
     page.goto("/asset-groups")
     page.get_by_text("dataset", exact=True).first.wait_for()
     page.keyboard.press("Alt+e")
-    for asset in ASSETS:
+    for asset in STAGES:
         page.get_by_text(asset, exact=True).first.wait_for()
 
 

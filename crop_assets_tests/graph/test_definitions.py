@@ -16,12 +16,9 @@ from dagster._serdes import serialize_value
 from crop_assets.definitions import build_defs, defs, environment_resources
 from crop_assets.errors import InputError
 from crop_assets.partitions import CDL_YEAR, TILE
+from crop_assets.stages import STAGES, TILE_STAGES
 from crop_assets_tests.small_world import (
-    DATASET,
-    LABELS,
-    ON_DEMAND,
     THROUGH_DOWNLOAD,
-    TILE_STAGES,
     WEST,
     Finished,
     Graph,
@@ -126,37 +123,53 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 @dataclass(frozen=True)
 class Expected:
+    job: str
     group: str
     kinds: set[str]
     deps: set[str]
 
 
+# The one list of stages that does not follow from their declarations; the stages of a job are in its order.
 ASSETS = {
-    "cdl": Expected("labels", {"geotiff"}, set()),
-    "candidate_chips": Expected("labels", {"parquet"}, {"cdl"}),
-    "chip_bboxes": Expected("labels", {"geoparquet", "geojson"}, {"candidate_chips"}),
-    "tile_grid": Expected("tiles", {"geoparquet"}, set()),
-    "tile_map": Expected("tiles", {"parquet"}, {"chip_bboxes", "tile_grid"}),
-    "scene_metadata": Expected("scenes", {"stac"}, {"tile_map"}),
-    "selected_scenes": Expected("scenes", set(), {"scene_metadata"}),
-    "band_cids": Expected("bands", {"stac", "ipfs"}, {"selected_scenes", "scene_metadata"}),
-    "downloaded_fmasks": Expected("bands", {"ipfs", "geotiff"}, {"band_cids"}),
-    "chip_quality": Expected("chips", {"geotiff"}, {"downloaded_fmasks", "tile_map"}),
+    "cdl": Expected("labels_job", "labels", {"geotiff"}, set()),
+    "candidate_chips": Expected("labels_job", "labels", {"parquet"}, {"cdl"}),
+    "chip_bboxes": Expected("labels_job", "labels", {"geoparquet", "geojson"}, {"candidate_chips"}),
+    "tile_grid": Expected("labels_job", "tiles", {"geoparquet"}, set()),
+    "tile_map": Expected("labels_job", "tiles", {"parquet"}, {"chip_bboxes", "tile_grid"}),
+    "scene_metadata": Expected("tiles_job", "scenes", {"stac"}, {"tile_map"}),
+    "selected_scenes": Expected("tiles_job", "scenes", set(), {"scene_metadata"}),
+    "band_cids": Expected("tiles_job", "bands", {"stac", "ipfs"}, {"selected_scenes", "scene_metadata"}),
+    "downloaded_fmasks": Expected("tiles_job", "bands", {"ipfs", "geotiff"}, {"band_cids"}),
+    "chip_quality": Expected("tiles_job", "chips", {"geotiff"}, {"downloaded_fmasks", "tile_map"}),
     "downloaded_bands": Expected(
-        "bands", {"ipfs", "geotiff"}, {"band_cids", "downloaded_fmasks", "chip_quality"}
+        "tiles_job", "bands", {"ipfs", "geotiff"}, {"band_cids", "downloaded_fmasks", "chip_quality"}
     ),
-    "cid_retrievability": Expected("bands", {"ipfs"}, {"band_cids"}),
-    "missing_cids": Expected("bands", {"json", "ipfs"}, {"cid_retrievability", "tile_map"}),
-    "tile_payloads": Expected("bands", {"json", "ipfs"}, {"band_cids", "tile_map"}),
-    "reprojected_tiles": Expected("chips", {"geotiff"}, {"downloaded_bands", "tile_map"}),
-    "chips": Expected("chips", {"geotiff"}, {"reprojected_tiles", "selected_scenes", "tile_map", "cdl"}),
-    "filtered_chips": Expected("chips", set(), {"chips", "chip_quality"}),
-    "splits": Expected("dataset", {"csv"}, {"filtered_chips", "tile_map"}),
-    "band_stats": Expected("dataset", {"numpy"}, {"splits"}),
-    "class_weights": Expected("dataset", {"csv"}, {"splits"}),
-    "class_distribution": Expected("dataset", {"png"}, {"splits"}),
-    "published_dataset": Expected("dataset", {"ipfs"}, set(DATASET)),
+    "reprojected_tiles": Expected("tiles_job", "chips", {"geotiff"}, {"downloaded_bands", "tile_map"}),
+    "chips": Expected(
+        "tiles_job", "chips", {"geotiff"}, {"reprojected_tiles", "selected_scenes", "tile_map", "cdl"}
+    ),
+    "filtered_chips": Expected("tiles_job", "chips", set(), {"chips", "chip_quality"}),
+    "cid_retrievability": Expected("retrievability_job", "bands", {"ipfs"}, {"band_cids"}),
+    "missing_cids": Expected(
+        "missing_cids_job", "bands", {"json", "ipfs"}, {"cid_retrievability", "tile_map"}
+    ),
+    "tile_payloads": Expected("dataset_job", "bands", {"json", "ipfs"}, {"band_cids", "tile_map"}),
+    "splits": Expected("dataset_job", "dataset", {"csv"}, {"filtered_chips", "tile_map"}),
+    "band_stats": Expected("dataset_job", "dataset", {"numpy"}, {"splits"}),
+    "class_weights": Expected("dataset_job", "dataset", {"csv"}, {"splits"}),
+    "class_distribution": Expected("dataset_job", "dataset", {"png"}, {"splits"}),
+    "published_dataset": Expected(
+        "publish_job",
+        "dataset",
+        {"ipfs"},
+        {"tile_payloads", "splits", "band_stats", "class_weights", "class_distribution"},
+    ),
 }
+OF_A_TILE = [name for name, one in ASSETS.items() if one.job in ("tiles_job", "retrievability_job")]
+
+
+def made_by(job: str) -> list[str]:
+    return [name for name, one in ASSETS.items() if one.job == job]
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +181,7 @@ def test_the_graph_has_the_assets_and_the_lineage_of_the_specification(location:
     specs = {spec.key.to_user_string(): spec for spec in location.resolve_all_asset_specs()}
     found = {
         name: Expected(
+            STAGES[name].job,
             str(spec.group_name),
             set(spec.kinds) - {"python"},
             {dep.asset_key.to_user_string() for dep in spec.deps},
@@ -175,6 +189,7 @@ def test_the_graph_has_the_assets_and_the_lineage_of_the_specification(location:
         for name, spec in specs.items()
     }
     assert found == ASSETS
+    assert [stage.name for stage in TILE_STAGES] == OF_A_TILE, "a tile goes through them in this order"
     for name, spec in specs.items():
         assert "python" in spec.kinds, name
         assert list(spec.owners) == ["team:crop-assets"], name
@@ -202,10 +217,9 @@ def test_assets_are_partitioned_by_year_and_tile(location: dg.Definitions) -> No
             by = {str(definition.name)} if isinstance(definition, dg.DynamicPartitionsDefinition) else set()
         dimensions[spec.key.to_user_string()] = by
     assert dimensions == {
-        **{asset: {CDL_YEAR} for asset in LABELS + DATASET},
+        **{name: {CDL_YEAR} for name in ASSETS},
+        **{name: {CDL_YEAR, TILE} for name in OF_A_TILE},
         "tile_grid": set(),
-        **{stage: {CDL_YEAR, TILE} for stage in (*TILE_STAGES, "cid_retrievability")},
-        **{asset: {CDL_YEAR} for asset in ("missing_cids", "published_dataset")},
     }
 
 
@@ -242,9 +256,9 @@ def test_every_column_is_described_and_is_that_of_the_table(
         name = spec.key.to_user_string()
         schema = spec.metadata["dagster/column_schema"]
         assert all(column.description for column in schema.columns), name
-        if name == "tile_grid" or name in ON_DEMAND:
+        if name == "tile_grid" or ASSETS[name].job not in finished.runs:
             continue
-        table = finished.graph.table(name, WEST if name in TILE_STAGES else None)
+        table = finished.graph.table(name, WEST if name in OF_A_TILE else None)
         assert [column.name for column in schema.columns] == list(table.columns), name
 
 
@@ -256,18 +270,11 @@ def test_the_jobs_hold_every_asset_once(location: dg.Definitions) -> None:
         if not name.startswith("__")
     }
     assert found == {
-        "labels_job": set(LABELS),
-        "tiles_job": set(TILE_STAGES),
-        "dataset_job": set(DATASET),
+        **{one.job: set(made_by(one.job)) for one in ASSETS.values()},
         "plan_job": {"scene_metadata", "selected_scenes", "band_cids"},
-        "retrievability_job": {"cid_retrievability"},
-        "missing_cids_job": {"missing_cids"},
-        "publish_job": {"published_dataset"},
     }
     assert jobs["tiles_job"].executor_def is dg.in_process_executor
-    policies = {
-        location.resolve_asset_graph().get(dg.AssetKey(stage)).backfill_policy for stage in TILE_STAGES
-    }
+    policies = {location.resolve_asset_graph().get(dg.AssetKey(stage)).backfill_policy for stage in OF_A_TILE}
     assert policies == {dg.BackfillPolicy.multi_run(max_partitions_per_run=16)}
 
 
