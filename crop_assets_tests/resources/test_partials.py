@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -168,6 +169,34 @@ def test_no_two_threads_have_a_path_at_once(folder: Path) -> None:
         list(pool.map(hold, range(4)))
     assert not shared
     assert len(names(folder)) == 2, "what two keys have left"
+
+
+@pytest.mark.parametrize("then", ["nothing", "the next holder's"])
+def test_a_lock_that_its_holder_removed_meanwhile_gives_a_path_of_ones_own(
+    folder: Path, partials: Partials, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    really = fcntl.flock
+    removed: list[Path] = []
+
+    def late(file: Any, operation: int) -> None:
+        """Another holder ends after the file was opened here, and before it is locked."""
+        if not removed:
+            removed.append(Path(file.name))
+            removed[0].unlink()
+            if then != "nothing":
+                removed[0].touch()
+        really(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with partials.holding("a") as path:
+        path.write_bytes(b"of the late one")
+        with partials.holding("a") as other:
+            assert f"{other.name}.lock" == removed[0].name != f"{path.name}.lock", (
+                "the key's own path is free"
+            )
+            other.write_bytes(b"of the next one")
+        assert path.read_bytes() == b"of the late one"
+    assert names(folder) == {other.name}
 
 
 def _hold_for_ever(folder: Path, begun: Event) -> None:
