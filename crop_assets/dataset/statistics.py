@@ -25,7 +25,7 @@ from resources.object_store import translated
 _OFFSET = 32768
 _VALUES = len(POSITIONS) * CHIP_SIZE**2
 """Values of one band in a chip."""
-_CHIPS_A_TASK = 8
+CHIPS_PER_TASK = 8
 _TASKS_AT_ONCE = 32
 """Tasks whose histograms, of 3 MB each, are held at once."""
 CLIPPED_PERCENT = 1.5
@@ -103,7 +103,7 @@ def measure_bands(
 
         def measure(start: int) -> list[BandHistogram]:
             histograms = [BandHistogram() for _ in REFLECTANCE_BANDS]
-            for at, image in enumerate(images[start : start + _CHIPS_A_TASK], start):
+            for at, image in enumerate(images[start : start + CHIPS_PER_TASK], start):
                 values = _read(image)
                 for band, histogram in enumerate(histograms):
                     histogram.add(values[:, band], NODATA)
@@ -111,13 +111,13 @@ def measure_bands(
                     os.pwrite(file, values[:, band].tobytes(), first + at * _VALUES * values.itemsize)
             return histograms
 
-        starts = range(0, len(images), _CHIPS_A_TASK)
+        starts = range(0, len(images), CHIPS_PER_TASK)
         for at in range(0, len(starts), _TASKS_AT_ONCE):
             for histograms in in_parallel(pool, measure, starts[at : at + _TASKS_AT_ONCE]):
                 for total, histogram in zip(totals, histograms, strict=True):
                     total.merge(histogram)
             if progress:
-                progress(min((at + _TASKS_AT_ONCE) * _CHIPS_A_TASK, len(images)))
+                progress(min((at + _TASKS_AT_ONCE) * CHIPS_PER_TASK, len(images)))
     return [total.statistics() for total in totals]
 
 

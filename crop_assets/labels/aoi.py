@@ -38,7 +38,7 @@ _CLOSED = 1e-6
 """A line is closed if its ends are nearer than this share of its extent: coordinates are rounded, and reprojected."""
 _POINT, _LINE, _RING, _POLYGON = range(4)
 """shapely's type ids of what a collection is made of."""
-_MOST_NEAR = 20_000_000
+MAX_NEAR = 20_000_000
 """Pairs of a box and a polygon whose bounds share a point: 80 polygons over each of 250,000 boxes, all the country."""
 _SAVE_IT = "save it in the CRS that its coordinates are in, such as EPSG:4326"
 
@@ -139,7 +139,7 @@ def touched(tree: shapely.STRtree, shapes: NDArray[np.object_]) -> NDArray[np.in
     for shape in shapes:
         near = tree.query(shape)
         looked_at += len(near)
-        if looked_at > _MOST_NEAR:
+        if looked_at > MAX_NEAR:
             raise InputError("the AOI has too many polygons that lie over one another; join them into one")
         left = near[~hit[near]]
         shapely.prepare(shape)

@@ -43,8 +43,8 @@ from resources.plain_text import shell_file
 
 _MOST_COLS, _MOST_ROWS = 160_000, 100_000
 """Above the 153,811 columns and 96,523 rows of the national raster."""
-_STRIPS_PER_TASK = 8
-_COLS_PER_READ = 128
+STRIPS_PER_TASK = 8
+COLS_PER_READ = 128
 _PLACES = 3
 """Pixels with an unknown code that an error names."""
 _Place = tuple[int, int, int]
@@ -166,7 +166,7 @@ def chip_histograms(
         except RasterioError as error:
             raise _unreadable(cdl.path, error) from None
 
-    tasks = [rows[i : i + _STRIPS_PER_TASK] for i in range(0, len(rows), _STRIPS_PER_TASK)] if cols else []
+    tasks = [rows[i : i + STRIPS_PER_TASK] for i in range(0, len(rows), STRIPS_PER_TASK)] if cols else []
     for strips, strip_counts, strip_codes, strip_places in pool.map(scan, tasks):
         counts[strips.start - rows.start : strips.stop - rows.start] = strip_counts
         codes += strip_codes
@@ -263,8 +263,8 @@ def _counted(cdl: CdlRaster, codes: NDArray[np.int64]) -> str:
 
 
 def _parts(cols: range) -> Iterator[range]:
-    for start in range(0, len(cols), _COLS_PER_READ):
-        yield cols[start : start + _COLS_PER_READ]
+    for start in range(0, len(cols), COLS_PER_READ):
+        yield cols[start : start + COLS_PER_READ]
 
 
 def _whole(offset: int, size: int, limit: int) -> range:

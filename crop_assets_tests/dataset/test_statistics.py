@@ -81,7 +81,7 @@ def test_threads_and_the_split_into_tasks_change_nothing(
     paths, _ = chips
     seen = []
     for threads, at_once in [(1, 16), (2, 16), (4, 16), (4, 1), (2, 7), (1, 100)]:
-        monkeypatch.setattr(statistics, "_CHIPS_A_TASK", at_once)
+        monkeypatch.setattr(statistics, "CHIPS_PER_TASK", at_once)
         files = [tmp_path / f"{band}.npy" for band in REFLECTANCE_BANDS]
         with ThreadPoolExecutor(threads) as pool:
             measured = measure_bands(paths, pool, files)

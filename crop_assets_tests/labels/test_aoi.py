@@ -378,7 +378,7 @@ def test_crossings_are_bounded_over_all_polygons_wherever_they_are_counted(west:
 def test_polygons_that_lie_over_one_another_without_end_are_refused(
     block: gpd.GeoDataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aoi_module, "_MOST_NEAR", 10 * len(block))
+    monkeypatch.setattr(aoi_module, "MAX_NEAR", 10 * len(block))
     whole = shapely.box(*block.total_bounds)
     assert len(filter_aoi(block, gpd.GeoDataFrame(geometry=[whole] * 10, crs=5070))) == len(block)
     with pytest.raises(InputError, match="too many polygons that lie over one another; join them into one"):

@@ -53,8 +53,8 @@ def test_histograms_of_the_real_clip_equal_a_naive_count(real: Path, pool: Execu
 def test_histograms_do_not_depend_on_how_the_raster_is_cut(
     write_cdl: WriteCdl, monkeypatch: pytest.MonkeyPatch, strips: int, cols: int, pool: Executor
 ) -> None:
-    monkeypatch.setattr(cdl_module, "_STRIPS_PER_TASK", strips)
-    monkeypatch.setattr(cdl_module, "_COLS_PER_READ", cols)
+    monkeypatch.setattr(cdl_module, "STRIPS_PER_TASK", strips)
+    monkeypatch.setattr(cdl_module, "COLS_PER_READ", cols)
     codes = np.random.default_rng(7).choice(np.array([1, 5, 111, 176], np.uint8), (224 * 3 + 5, 224 * 3 + 9))
     path = write_cdl(codes, col=224 * 7 - 6, row=224 * 4 - 2, tiled=True, blockxsize=256, blockysize=256)
     histograms = chip_histograms(check_cdl(path), pool)
