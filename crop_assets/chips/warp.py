@@ -10,17 +10,19 @@ Belongs here: coordinates and interpolation, of arrays. Does not: files (`reproj
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
-from scipy.sparse import csr_array
 
 from crop_assets.chip_grid import transformer, wkt
 from crop_assets.hls import NODATA, QA_NODATA
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 _NODES = 6
 """Chebyshev nodes on each axis of a target grid. From Albers to UTM is so smooth a step that four leave no more
@@ -40,7 +42,7 @@ class SourcePixels:
     """
 
     window: Window
-    weights: csr_array
+    weights: "csr_array"
     nearest: NDArray[np.intp]
     inside: NDArray[np.bool_]
     within: bool
@@ -87,6 +89,9 @@ def _spread(
 
 def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels | None:
     """Where each pixel centre of `target` lies in `source`; None where none is inside of it."""
+    # only this step needs scipy, which takes 0.3 s to import
+    from scipy.sparse import csr_array
+
     rows, cols = source_coordinates(target, source)
     if not (np.isfinite(rows).all() and np.isfinite(cols).all()):
         return None

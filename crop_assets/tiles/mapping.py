@@ -5,15 +5,14 @@ the tile grid (`grid`).
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pyproj
+import shapely
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
-from shapely import Point
 
 from crop_assets.chip_grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 from crop_assets.errors import InputError
@@ -55,7 +54,7 @@ def map_chips(
     margin, overlaps = _margins(cells, grid, nearest)
     if outside == "reassign":
         for i in np.flatnonzero(~overlaps):
-            holding = np.flatnonzero(grid.contains(Point(boxes["lon"].iloc[i], boxes["lat"].iloc[i])))
+            holding = np.flatnonzero(grid.contains(shapely.Point(boxes["lon"].iloc[i], boxes["lat"].iloc[i])))
             if len(holding):
                 depths, met = _margins(np.repeat(cells[[i]], len(holding), axis=0), grid, holding)
                 deepest = depths.argmax()
@@ -80,10 +79,10 @@ def map_chips(
 
 def _nearest(points: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDArray[np.intp]:
     """Index of the nearest centroid to each point, the least index of equally near ones."""
-    # the most squares of a grid that meet in a point
-    among = min(4, len(centroids))
-    distance, index = cKDTree(centroids).query(points, k=np.arange(1, among + 1))
-    nearest: NDArray[np.intp] = np.where(distance == distance[:, :1], index, len(centroids)).min(axis=1)
+    places: Any = shapely.points(centroids)
+    point, centroid = shapely.STRtree(places).query_nearest(shapely.points(points), all_matches=True)
+    nearest = np.full(len(points), len(centroids))
+    np.minimum.at(nearest, point, centroid)
     return nearest
 
 
