@@ -5,12 +5,10 @@ Belongs here: commands, their options and their exit codes. Does not: the work t
 
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from crop_assets.errors import InputError, problems
 from crop_assets.variables import unknown_variables
@@ -73,6 +71,8 @@ _ROOT = Path(".demo")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"crop-assets {version('crop-assets')}")
         raise typer.Exit
 
@@ -323,6 +323,8 @@ def _whose(recipe_file: str, of_recipe: str, dataset: str, year: int) -> str:
 
 def _finish(work: Callable[[], int]) -> None:
     """Exit with what `work` returns; an error that a user can mend is one line, not a traceback."""
+    from pydantic import ValidationError
+
     try:
         raise typer.Exit(work())
     except ValidationError as error:

@@ -4,12 +4,13 @@ Belongs here: what a user can mend by changing an input. Does not: what a server
 (`resources.errors`).
 """
 
-from typing import Any, Literal, get_args, get_origin
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from crop_assets.suggest import did_you_mean
 from resources.plain_text import plain_text
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 _OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
 
@@ -24,7 +25,7 @@ class InputError(ValueError):
         super().__init__(plain_text(message))
 
 
-def problems(error: ValidationError, kind: type[BaseModel] | None = None) -> dict[str, str]:
+def problems(error: "ValidationError", kind: "type[BaseModel] | None" = None) -> dict[str, str]:
     """What is wrong with each field, by its name; "" stands for several of them.
 
     Without pydantic's own text of the error, which repeats all values, whatever secret they hold. Given the class as
@@ -33,7 +34,7 @@ def problems(error: ValidationError, kind: type[BaseModel] | None = None) -> dic
     return {".".join(map(str, one["loc"])): _problem(dict(one), kind) for one in error.errors()}
 
 
-def _problem(one: dict[str, Any], kind: type[BaseModel] | None) -> str:
+def _problem(one: dict[str, Any], kind: "type[BaseModel] | None") -> str:
     message = str(one["msg"]).removeprefix("Value error, ")
     name = str(one["loc"][0]) if one["loc"] else ""
     field = kind.model_fields.get(name) if kind else None

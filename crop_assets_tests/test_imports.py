@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import crop_assets
 import resources
 
@@ -54,6 +56,27 @@ def test_logic_loads_no_dagster() -> None:
     everything = modules(crop_assets) | modules(resources)
     assert len(everything) > 100
     assert failures("dagster,dagster_webserver,dagster_shared", everything) == OF_DAGSTER
+
+
+LOADED = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"
+
+
+@pytest.mark.parametrize(
+    ("module", "spared"),
+    [
+        (
+            "crop_assets.chips.clip",
+            {"geopandas", "pandas", "pydantic", "pyogrio", "requests", "scipy", "upath"},
+        ),
+        ("crop_assets.cli", {"importlib.metadata", "numpy", "pydantic"}),
+        ("crop_assets.definitions", {"matplotlib", "s3fs", "scipy"}),
+    ],
+)
+def test_a_module_loads_only_what_it_needs_at_once(module: str, spared: set[str]) -> None:
+    command = [sys.executable, "-c", LOADED, module]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert module in loaded
+    assert spared & set(loaded) == set()
 
 
 def test_clients_know_nothing_of_crops() -> None:

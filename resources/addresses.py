@@ -12,9 +12,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
-import requests
-from urllib3.util import parse_url
-
 from resources.errors import IntegrityError
 
 _MAX_LENGTH = 8192
@@ -80,6 +77,9 @@ def read(url: str, plain_http: bool = False) -> Address:
     It is https, or http to this machine; with `plain_http`, to any. A host is a name of ASCII letters (xn--… for
     others), or an IP address in its usual form.
     """
+    # here and below: messages of errors show addresses, also where nothing is asked of a network
+    import requests
+
     address = _parsed(url)
     prepared = requests.PreparedRequest()
     try:
@@ -221,6 +221,8 @@ def _depths(url: str) -> set[int]:
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError:
+        import requests
+
         proxied = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
         return {_PUBLIC if proxied else _NOWHERE}
     if len(found) > _MAX_ADDRESSES:
@@ -258,6 +260,8 @@ def shown(url: str) -> str:
 
 def _parsed(url: str) -> Address:
     """The address by its text alone. Raises AddressError."""
+    from urllib3.util import parse_url
+
     _require_plain_text(url)
     try:
         one, other = urlsplit(url), parse_url(url)

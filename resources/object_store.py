@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rasterio.errors import RasterioError
-from upath import UPath
 
 from resources.addresses import shown
 from resources.errors import (
@@ -25,6 +24,7 @@ from resources.words import server_words
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
+    from upath import UPath
 
 _S3, _GDAL = "s3://", "/vsis3/"
 _BAD_LOGIN = {
@@ -78,6 +78,9 @@ def translated(place: str) -> Iterator[None]:
     if not place.startswith((_S3, _GDAL)):
         yield
         return
+    # a local file needs none of what reads object stores
+    from upath import UPath
+
     path = UPath(_S3 + place.removeprefix(_GDAL).removeprefix(_S3), use_listings_cache=False)
     try:
         yield
@@ -91,7 +94,7 @@ def translated(place: str) -> Iterator[None]:
         raise found from None
 
 
-def _of_s3fs(path: UPath, error: Exception) -> ResourceError | None:
+def _of_s3fs(path: "UPath", error: Exception) -> ResourceError | None:
     # with the first request to an object store they are imported anyway
     import aiohttp
     from botocore import exceptions as boto
@@ -128,7 +131,7 @@ def _of_s3fs(path: UPath, error: Exception) -> ResourceError | None:
     return None
 
 
-def _of_answer(path: UPath, error: "ClientError") -> ResourceError | None:
+def _of_answer(path: "UPath", error: "ClientError") -> ResourceError | None:
     """What a server's refusal means; None for a key that is not there."""
     code, status = _code(error)
     if code.isdecimal() and status != 404 and (status < 500 or status == 501):
@@ -167,7 +170,7 @@ def _of_answer(path: UPath, error: "ClientError") -> ResourceError | None:
     return StoreError(f"{path}: the object store refuses it ({said}); check AWS_ENDPOINT_URL and AWS_REGION")
 
 
-def _with_words(path: UPath, error: "ClientError") -> "ClientError":
+def _with_words(path: "UPath", error: "ClientError") -> "ClientError":
     """The error of a listing in place of that of HEAD, whose answers have no body and so no reason."""
     from botocore.exceptions import ClientError
 
@@ -180,7 +183,7 @@ def _with_words(path: UPath, error: "ClientError") -> "ClientError":
     return error
 
 
-def _of_gdal(path: UPath, error: Exception) -> ResourceError | None:
+def _of_gdal(path: "UPath", error: Exception) -> ResourceError | None:
     """Why GDAL could not read an object; None where the object store is not to blame.
 
     GDAL calls a missing bucket "not a supported file format", so s3fs is asked what is wrong.

@@ -4,14 +4,16 @@ Belongs here: counts from Fmask bits, and the rules of the specification on thos
 reading rasters.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from crop_assets.chip_grid import CHIP_SIZE
 from crop_assets.hls import CLOUD, POSITIONS, QA_NODATA, SHADOW, SNOW
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 QaRule = Literal["class", "value", "total"]
 
@@ -43,7 +45,7 @@ def quality_counts(fmask: NDArray[np.uint8]) -> dict[str, int]:
     }
 
 
-def bad_percent(chips: pd.DataFrame, position: str, rule: QaRule) -> pd.Series:
+def bad_percent(chips: "pd.DataFrame", position: str, rule: QaRule) -> "pd.Series":
     """Bad pixels of each chip on one date in percent of its 224 x 224, by a rule of the recipe.
 
     `class`: the worst of cloud, shadow and snow; `value`: the most frequent bad Fmask value; `total`: all
@@ -58,8 +60,8 @@ def bad_percent(chips: pd.DataFrame, position: str, rule: QaRule) -> pd.Series:
 
 
 def judge_chips(
-    chips: pd.DataFrame, rule: QaRule, max_bad_percent: float, max_na_pixels: int
-) -> pd.DataFrame:
+    chips: "pd.DataFrame", rule: QaRule, max_bad_percent: float, max_na_pixels: int
+) -> "pd.DataFrame":
     """Keep or reject each chip, with the reason and the figure that decided.
 
     A chip is kept with at most `max_bad_percent` bad pixels on each of its dates and at most

@@ -27,9 +27,9 @@ from crop_assets.crs import LATITUDE_FIRST, looks_like, require_place
 from crop_assets.errors import InputError
 from crop_assets.polygons import make_valid
 from resources.errors import IntegrityError
-from resources.geodata import open_vector
 from resources.object_store import translated
 from resources.parquet import MAX_FILE_BYTES, Parquet
+from resources.vectors import open_vector
 
 _WORLD = shapely.box(-180, -90, 180, 90)
 _MOST_TURNS = 5

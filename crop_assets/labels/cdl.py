@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyproj
 import rasterio
 from affine import Affine
@@ -40,6 +40,9 @@ from crop_assets.crs import require_place, require_proj
 from crop_assets.errors import InputError
 from resources.geodata import open_raster
 from resources.plain_text import shell_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MOST_COLS, _MOST_ROWS = 160_000, 100_000
 """Above the 153,811 columns and 96,523 rows of the national raster."""
@@ -116,7 +119,7 @@ class ChipHistograms:
     """How many pixels have which codes without a class; empty where none has."""
 
 
-def raster_digest(cdl: pd.DataFrame) -> str:
+def raster_digest(cdl: "pd.DataFrame") -> str:
     """The checksum of the year's raster in the table of the asset `cdl`."""
     return str(cdl.iloc[0]["sha256"])
 

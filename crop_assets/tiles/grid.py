@@ -19,9 +19,9 @@ from crop_assets.errors import InputError
 from crop_assets.hls import SQUARE_METRES, HlsBounds, is_tile, square_bounds
 from crop_assets.polygons import join, make_valid
 from resources.errors import IntegrityError
-from resources.geodata import Vector, open_vector
 from resources.parquet import MAX_FILE_BYTES, Parquet
 from resources.plain_text import plain_text
+from resources.vectors import Vector, open_vector
 
 _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
 _MOST_ARCHIVE_BYTES = 1 << 30

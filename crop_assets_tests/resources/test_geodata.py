@@ -26,6 +26,7 @@ from rasterio.errors import RasterioError
 
 import resources.geodata
 import resources.geojson
+import resources.vectors
 from crop_assets.bands.files import check_band
 from crop_assets.demo.landscape import write_landscape
 from crop_assets.errors import InputError
@@ -36,8 +37,9 @@ from crop_assets.labels.sampling import read_chip_geojson
 from crop_assets.tiles.grid import read_tile_grid
 from resources.cdl import raster_files
 from resources.errors import IntegrityError, NotFoundError
-from resources.geodata import create_raster, open_geotiff, open_raster, open_vector
+from resources.geodata import create_raster, open_geotiff, open_raster
 from resources.mosaics import plain_name
+from resources.vectors import open_vector
 
 SECRET = bytes(range(256)) * 256
 PLACE = rasterio.Affine(30, 0, -2356095, 0, -30, 3172605)
@@ -540,11 +542,11 @@ def test_drivers_that_ask_hosts_are_not_registered() -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["rasterio", "pyogrio", "geopandas", "crop_assets.labels.aoi", "resources.geodata"]
+    "first", ["rasterio", "pyogrio", "geopandas", "crop_assets.labels.aoi", "resources.vectors"]
 )
 def test_they_are_not_whichever_module_comes_first(first: str) -> None:
     program = (
-        f"import {first}, resources.geodata, rasterio, pyogrio, os\n"
+        f"import {first}, resources.vectors, rasterio, pyogrio, os\n"
         "with rasterio.Env() as environment: assert 'WMS' not in environment.drivers()\n"
         f"assert {first == 'pyogrio'} or 'WFS' not in pyogrio.list_drivers()\n"
         "assert os.environ['GDAL_SKIP'] == 'PDF'\n"
@@ -768,13 +770,13 @@ def test_of_an_archive_the_vector_file_alone_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unpacked: list[str] = []
-    unpack = resources.geodata.unpack
+    unpack = resources.vectors.unpack
 
     def remember(path: Path, member: zipfile.ZipInfo, target: Path, progress: Callable[[int], None]) -> None:
         unpacked.append(target.relative_to(target.parent).as_posix())
         unpack(path, member, target, progress)
 
-    monkeypatch.setattr(resources.geodata, "unpack", remember)
+    monkeypatch.setattr(resources.vectors, "unpack", remember)
     gpd.GeoDataFrame({"a": [1]}, geometry=[SQUARE], crs=5070).to_file(tmp_path / "area.shp")
     (tmp_path / "area.geojson").write_text(GEOMETRY)
     beside = ["area.shp.xml", "area.vrt", "area.qix", "area.geojson.aux.xml", "other.dbf", "deeper/area.shx"]
@@ -801,7 +803,7 @@ def test_gdal_reaches_no_host_in_any_way_while_it_reads_a_vector_file(
     member = {"type": "link", "properties": {"href": f"{outside.url}/a.prj", "type": "esriwkt"}}
     path.write_text(json.dumps(json.loads(GEOMETRY) | {"crs": member}))
     # a driver of GDAL that fetches, which nothing here hands a file to
-    with resources.geodata._reading():
+    with resources.vectors._reading():
         pyogrio.read_dataframe(path)
     assert outside.untouched()
     pyogrio.read_dataframe(path)
@@ -828,7 +830,7 @@ def test_what_a_file_may_lead_to_is_as_before_once_it_is_read(tmp_path: Path) ->
     path = tmp_path / "area.fgb"
     gpd.GeoDataFrame(geometry=[SQUARE], crs=4326).to_file(path)
     assert len(read_aoi(path)) == 1
-    for option in resources.geodata._OFFLINE:
+    for option in resources.vectors._OFFLINE:
         assert pyogrio.get_gdal_config_option(option) is None
     with rasterio.Env() as environment:
         assert "CPL_VSIL_CURL_ALLOWED_FILENAME" not in environment.options

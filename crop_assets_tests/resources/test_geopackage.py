@@ -20,7 +20,7 @@ from crop_assets.errors import InputError
 from crop_assets.labels.aoi import aoi_checksum, read_aoi
 from crop_assets.tiles.grid import read_tile_grid
 from resources.errors import IntegrityError
-from resources.geodata import open_vector
+from resources.vectors import open_vector
 from resources.wkb import read_wkb, require_shallow
 
 SQUARE = shapely.box(-98.5, 37.5, -98, 38)

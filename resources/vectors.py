@@ -1,0 +1,172 @@
+"""Opening vector files, by the rules of `resources.geodata`. Nothing else may."""
+
+import contextlib
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+from xml.etree.ElementTree import ParseError
+
+import defusedxml.ElementTree
+import geopandas as gpd
+import pandas as pd
+from defusedxml.common import DefusedXmlException
+from pyproj.exceptions import ProjError
+from shapely.errors import ShapelyError
+
+from resources.archives import members, unpack
+from resources.errors import IntegrityError
+from resources.geodata import drivers_left_out
+from resources.geojson import GeoJson
+from resources.geopackage import GeoPackage
+
+_SKIPPED_BY_PYOGRIO = """
+    ADBC AmigoCloud Carto CSW EEDA Elasticsearch GDALG GML GPSBabel HTTP LVBAG NGW OAPIF OGCAPI OGR_VRT PLSCENES WFS
+"""
+"""Drivers that ask hosts, or open and run whatever a description names, in pyogrio's own build of GDAL."""
+
+with drivers_left_out(_SKIPPED_BY_PYOGRIO):
+    import pyogrio
+
+VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".kml")
+"""Suffixes of the vector files that are read."""
+_SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg")
+_MAGIC = {".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a", ".fgb": b"fgb\x03fgb"}
+_GEOPACKAGE = (b"GPKG", b"GP10", b"GP11")
+"""The application ids of a GeoPackage, at byte 68 (OGC 12-128r18, 1.1.1.1)."""
+_OFFLINE = {
+    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    # not all of GDAL heeds the first: whoever asks a host in another way asks a port that nobody listens at
+    "GDAL_HTTP_PROXY": "http://127.0.0.1:9",
+    "GDAL_HTTP_TIMEOUT": "1",
+    "GDAL_HTTP_MAX_RETRY": "0",
+    **dict.fromkeys(
+        ("GDAL_HTTP_HEADERS", "GDAL_HTTP_HEADER_FILE", "GDAL_HTTP_USERPWD", "GDAL_HTTP_BEARER"), ""
+    ),
+}
+_CONFIGURING = threading.Lock()
+
+
+class Vector(Protocol):
+    """An open vector file. Its methods raise IntegrityError for what is damaged."""
+
+    def layers(self) -> dict[str, str | None]:
+        """The layers by name, each with its type of geometry, None without one."""
+
+    def columns(self, layer: str) -> list[str]: ...
+
+    def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame | pd.DataFrame:
+        """The geometries of a layer, if it has any, with some of its columns."""
+
+
+@dataclass(frozen=True)
+class _OfGdal:
+    """A vector file by the name that GDAL has for it, and its bytes with those of the files beside it."""
+
+    source: str
+    size: int
+
+    def layers(self) -> dict[str, str | None]:
+        with _reading():
+            return {str(name): kind for name, kind in pyogrio.list_layers(self.source)}
+
+    def columns(self, layer: str) -> list[str]:
+        with _reading():
+            return [str(name) for name in pyogrio.read_info(self.source, layer=layer)["fields"]]
+
+    def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame | pd.DataFrame:
+        with _reading():
+            features = pyogrio.read_info(self.source, layer=layer)["features"]
+            if features > self.size:
+                raise ValueError(f"{self.source} tells of {features:,} features, and has {self.size:,} bytes")
+            found: pd.DataFrame = pyogrio.read_dataframe(self.source, layer=layer, columns=list(columns))
+            return found
+
+
+@contextlib.contextmanager
+def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
+    """A local vector file by its suffix (`VECTORS`), or the one that a .zip or .kmz holds, of `max_bytes` unpacked.
+
+    Raises IntegrityError for other suffixes, and for what the suffix does not say.
+    """
+    if path.suffix.lower() not in (".zip", ".kmz"):
+        yield _vector(path, max_bytes)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = members(path, max_bytes)
+        vectors = [one for one in found if PurePosixPath(one.filename).suffix.lower() in VECTORS]
+        if len(vectors) != 1:
+            listed = ", ".join(one.filename for one in vectors[:5]) or "none"
+            raise IntegrityError(f"{path} must hold one vector file, found {len(vectors)}: {listed}")
+        place = PurePosixPath(vectors[0].filename)
+        # nothing else lies beside it for GDAL to find
+        suffixes = (_SHAPEFILE if place.suffix.lower() == ".shp" else ()) + (place.suffix.lower(),)
+        for member in found:
+            name = PurePosixPath(member.filename)
+            if name.with_suffix("") == place.with_suffix("") and name.suffix.lower() in suffixes:
+                unpack(path, member, Path(folder, name.name), lambda _: None)
+        yield _vector(Path(folder, place.name), max_bytes)
+
+
+def _vector(path: Path, max_bytes: int) -> Vector:
+    """An unpacked vector file. pyogrio, which cannot be told a driver, gets what one alone takes by its first bytes."""
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise IntegrityError(f"{path}: No such file or directory")
+    if suffix not in VECTORS:
+        raise IntegrityError(f"{path} is no {', '.join(VECTORS)} or .parquet file; save it as one")
+    if (size := path.stat().st_size) > max_bytes:
+        raise IntegrityError(f"{path} has {size:,} bytes; the most is {max_bytes:,}")
+    if suffix in (".geojson", ".json"):
+        return GeoJson(path.read_bytes(), path.stem)
+    if suffix == ".kml":
+        _require_kml(path)
+    else:
+        with path.open("rb") as file:
+            head = file.read(72)
+        if not head.startswith(_MAGIC[suffix]) or (suffix == ".gpkg" and head[68:72] not in _GEOPACKAGE):
+            raise IntegrityError(f"{path} does not begin as a {suffix} file does; save it anew")
+        if suffix == ".gpkg":
+            return GeoPackage(path)
+    beside = [path.with_suffix(other) for other in _SHAPEFILE] if suffix == ".shp" else []
+    return _OfGdal(str(path.absolute()), size + sum(file.stat().st_size for file in beside if file.is_file()))
+
+
+def _require_kml(path: Path) -> None:
+    """Raise IntegrityError for what does not begin as KML. The rest is read by a driver for that alone."""
+    try:
+        with path.open("rb") as file:
+            _, root = next(defusedxml.ElementTree.iterparse(file, events=("start",)))
+    except (ParseError, DefusedXmlException, ValueError, LookupError, StopIteration) as error:
+        raise IntegrityError(f"{path} is not well-formed XML: {error}") from None
+    if root.tag.rsplit("}", 1)[-1] != "kml":
+        raise IntegrityError(f"{path} has the root {root.tag[:50]!r} and is no KML")
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Keep pyogrio from hosts that a file names."""
+    # they are the process's, and others may need them otherwise
+    with _CONFIGURING:
+        pyogrio.set_gdal_config_options(_OFFLINE)
+        try:
+            yield
+        except MemoryError:
+            raise IntegrityError("it would take more memory than there is") from None
+        except (
+            pyogrio.errors.DataSourceError,
+            pyogrio.errors.DataLayerError,
+            pyogrio.errors.FeatureError,
+            pyogrio.errors.FieldError,
+            pyogrio.errors.GeometryError,
+            pyogrio.errors.CRSError,
+            ProjError,
+            ShapelyError,
+            UnicodeDecodeError,
+            ValueError,
+        ) as error:
+            raise IntegrityError(str(error)) from None
+        finally:
+            pyogrio.set_gdal_config_options(dict.fromkeys(_OFFLINE))
