@@ -1,8 +1,4 @@
-"""Content-addressable archives (CAR, version 1): blocks one after another in one stream.
-
-Belongs here: the framing. Does not: whether a block is what its CID says, or was asked for
-(`resources.ipfs.retrieve`).
-"""
+"""Reads and writes content-addressable archives (CAR, version 1): a stream of blocks, not verified here."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -13,7 +9,7 @@ from resources.ipfs.cid import Cid
 
 CONTENT_TYPE = "application/vnd.ipld.car"
 DFS_CONTENT_TYPE = f"{CONTENT_TYPE}; version=1; order=dfs; dups=y"
-"""Depth first, with each block as often as the walk meets it (IPIP-412)."""
+"""Depth first, with repeated blocks (IPIP-412)."""
 
 MAX_SECTION = 4 << 20
 """Bytes of a CID with its block. Blocks on the network have at most 2 MiB; the rest is margin."""
@@ -65,11 +61,11 @@ class _Reader:
 
 
 def read_car(pieces: Iterable[bytes]) -> Iterator[tuple[Cid, bytes]]:
-    """The CID and the bytes of each block of a CAR that arrives in `pieces`, unverified, in its order.
+    """The CID and bytes of each block of a CAR that arrives in `pieces`, in its order and unverified.
 
-    The header's roots are ignored, as gateways differ in what they write there. At most one block is
-    held. Raises IntegrityError where the stream is no CAR of version 1 or exceeds MAX_HEADER or
-    MAX_SECTION, and CutShortError where it ends within a block.
+    Ignores the roots in the header, because gateways differ in what they write there. Holds at most one block in
+    memory. Raises IntegrityError if the stream is not a CAR of version 1 or exceeds MAX_HEADER or MAX_SECTION, and
+    CutShortError if it ends inside a block.
     """
     reader = _Reader(pieces)
     header = reader.take(reader.length(MAX_HEADER, "header"))
@@ -82,7 +78,7 @@ def read_car(pieces: Iterable[bytes]) -> Iterator[tuple[Cid, bytes]]:
 
 
 class Dag(Protocol):
-    """A tree of blocks: that of a file or of a folder."""
+    """The tree of blocks of a file or a folder."""
 
     @property
     def root(self) -> Cid: ...
@@ -91,15 +87,15 @@ class Dag(Protocol):
 
 
 def write_car(dag: Dag, repeats: bool = True) -> Iterator[bytes]:
-    """A CAR of all blocks of `dag` in depth-first order, header and blocks in one piece each.
+    """A CAR of all blocks of `dag` in depth-first order; yields the header, then one piece per block.
 
-    `repeats` writes equal blocks each time they occur (`dups=y`), otherwise only the first (`dups=n`).
+    With `repeats`, equal blocks are written each time they occur (`dups=y`), otherwise once (`dups=n`).
     """
     return car_of(dag.root, dag.blocks(repeats))
 
 
 def car_of(root_cid: Cid, blocks: Iterable[tuple[Cid, bytes]]) -> Iterator[bytes]:
-    """A CAR of these blocks, header and blocks in one piece each."""
+    """A CAR of these blocks; yields the header, then one piece per block."""
     root = b"\0" + bytes(root_cid)
     header = b"\xa2\x65roots\x81\xd8\x2a\x58" + varint.encode(len(root)) + root + _VERSION_1
     yield varint.encode(len(header)) + header

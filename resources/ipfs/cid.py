@@ -1,8 +1,4 @@
-"""Content identifiers (CIDs): what names a block by the hash of its bytes.
-
-Belongs here: CIDs as text, as bytes and inside hrefs, and the check of a block against its CID. Does
-not: what a block holds (`resources.ipfs.unixfs`), nor where it comes from (`resources.ipfs.resource`).
-"""
+"""Content identifiers (CIDs), which name a block by its hash: as text, as bytes and in hrefs."""
 
 import base64
 import hashlib
@@ -17,7 +13,7 @@ from resources.ipfs import multibase, varint
 Codec = Literal["raw", "dag-pb"]
 HashName = Literal["identity", "sha2-256"]
 
-# Numbers of the multicodec table. A UnixFS file has no block of another codec.
+# Numbers of the multicodec table. All blocks of a UnixFS file have one of these two codecs.
 _CODECS: dict[int, Codec] = {0x55: "raw", 0x70: "dag-pb"}
 _HASHES: dict[int, HashName] = {0x00: "identity", 0x12: "sha2-256"}
 _CODEC_NUMBERS = {name: number for number, name in _CODECS.items()}
@@ -27,7 +23,7 @@ _SHA2_256_BYTES = 32
 _MAX_IDENTITY_BYTES = 128
 """The longest identity CID that Kubo accepts."""
 _MAX_TEXT = 2048
-"""Enough for the longest identity CID in base 2; bounds the work that a hostile text can cause."""
+"""Enough for the longest identity CID in base 2. Limits the work that a hostile text can cause."""
 
 _HREF_PREFIX = re.compile(r"(ipfs://(ipfs/)?|https?://[^/]+/ipfs/|/ipfs/)", re.IGNORECASE)
 _HREF_JUNK = re.compile(r"[\s?#]")
@@ -47,10 +43,10 @@ class Cid:
 
     @classmethod
     def parse(cls, text: str) -> "Cid":
-        """The CID that `text` spells, in version 0 or in any multibase of version 1.
+        """The CID written as `text`: of version 0, or of version 1 in any multibase.
 
-        Raises IntegrityError, naming the text, where it is malformed or no block of a file can be
-        checked by it: the codec must be raw or dag-pb, the hash sha2-256 or identity.
+        Raises IntegrityError, quoting the text, if it is malformed or cannot verify a block of a file: the codec
+        must be raw or dag-pb, and the hash sha2-256 or identity.
         """
         try:
             if len(text) > _MAX_TEXT:
@@ -65,7 +61,7 @@ class Cid:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Cid":
-        """The CID that all of `data` spells in binary. Raises IntegrityError like `parse`."""
+        """The CID in the binary form `data`, with nothing after it. Raises IntegrityError like `parse`."""
         cid, length = cls.split(data)
         if length != len(data):
             raise IntegrityError(f"{len(data) - length} bytes follow the CID {cid}")
@@ -73,7 +69,7 @@ class Cid:
 
     @classmethod
     def split(cls, data: bytes) -> tuple["Cid", int]:
-        """The CID that `data` begins with, and its length in bytes. Raises IntegrityError like `parse`."""
+        """The CID at the start of `data`, and its length in bytes. Raises IntegrityError like `parse`."""
         version: Literal[0, 1]
         if data[:2] == b"\x12\x20":
             version, codec, at = 0, 0x70, 0
@@ -101,17 +97,17 @@ class Cid:
 
     @classmethod
     def of(cls, block: bytes, codec: Codec, version: Literal[0, 1] = 1) -> "Cid":
-        """The CID of `block` by sha2-256. Version 0 has no codec but dag-pb."""
+        """The sha2-256 CID of `block`. Raises ValueError for version 0 with a codec other than dag-pb."""
         if version == 0 and codec != "dag-pb":
             raise ValueError(f"a CID of version 0 cannot have the codec {codec}")
         return cls(version, codec, "sha2-256", hashlib.sha256(block).digest())
 
     def same_block(self, other: "Cid") -> bool:
-        """Whether both name the same bytes, in whatever version."""
+        """Whether both name the same bytes, whatever their versions."""
         return self.digest == other.digest and self.hash_name == other.hash_name
 
     def matches(self, block: bytes) -> bool:
-        """Whether `block` is what this CID names."""
+        """Whether this CID is that of `block`."""
         return self.digest == (block if self.hash_name == "identity" else hashlib.sha256(block).digest())
 
     def __bytes__(self) -> bytes:
@@ -127,11 +123,11 @@ class Cid:
 
 
 def cid_from_href(href: str) -> tuple[Cid, tuple[str, ...]]:
-    """The CID in an href of a catalogue, and the path segments behind it.
+    """The CID in an href of a catalogue, and the path segments after it.
 
-    Takes `ipfs://CID/path`, `/ipfs/CID/path`, `https://gateway/ipfs/CID/path` and a bare CID; white
-    space around it, and what follows white space, `?` or `#`, is dropped. Raises IntegrityError for a
-    malformed CID and UnsafeNameError for a segment that is no plain file name, both naming the href.
+    Accepts `ipfs://CID/path`, `/ipfs/CID/path`, `https://gateway/ipfs/CID/path` and a bare CID. Ignores surrounding
+    white space and everything from inner white space, `?` or `#` on. Raises IntegrityError if the CID is malformed
+    and UnsafeNameError if a segment is not a plain file name; both quote the href.
     """
     text = _HREF_JUNK.split(href.strip(), maxsplit=1)[0]
     first, *rest = _HREF_PREFIX.sub("", text, count=1).split("/")

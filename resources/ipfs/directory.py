@@ -1,14 +1,10 @@
-"""Directories as blocks: UnixFS directories, basic and sharded, and the tree that Kubo makes of a folder.
+"""UnixFS directories, basic and sharded: finding a name in their blocks, and the tree that Kubo makes of a folder.
 
-Belongs here: finding a name in a directory's blocks, and the blocks of local files laid out as a folder.
-Does not: what a file's blocks hold (`resources.ipfs.unixfs`), and where blocks come from
-(`resources.ipfs.resource`).
-
-A directory is one dag-pb block whose links are its entries. One that would grow too large is sharded
-into a hash array mapped trie (HAMT): each shard has `fanout` slots, the hash of a name says which slot to
-look in, bit by bit from its start, and a slot holds an entry or a further shard. A link's name is its
-slot in hexadecimal, then the entry's name, or nothing where it leads to a shard. What is not in the
-UnixFS specification (https://specs.ipfs.tech/unixfs/) is as in Kubo's library boxo (ipld/unixfs).
+A directory is one dag-pb block whose links are its entries. A directory that would be too large is sharded into a
+hash array mapped trie (HAMT): each shard has `fanout` slots, the leading bits of a name's hash select the slot, and a
+slot holds an entry or another shard, for which the next bits are used. The name of a link is its slot in hexadecimal,
+followed by the name of the entry, or by nothing if it leads to a shard. Where the UnixFS specification
+(https://specs.ipfs.tech/unixfs/) leaves something open, this follows Kubo's library boxo (ipld/unixfs).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,35 +19,34 @@ from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileDag, decode_node, field, fields
 
 KUBO_SHARDING = 262144
-"""A directory is sharded where its links have more bytes than this in names and CIDs. The default of
-boxo's HAMTShardingSize; boxo before 0.37 (Kubo 0.40) shards at exactly this size, too."""
+"""A directory is sharded if the names and CIDs of its links have more bytes than this: the default of boxo's
+HAMTShardingSize. Before boxo 0.37 (Kubo 0.40), a directory of exactly this size was sharded too."""
 KUBO_FANOUT = 256
 """Slots of a shard, boxo's DefaultShardWidth."""
 
 _DIRECTORY, _SHARD = 1, 5
 _KINDS = {0: "a file", 1: "an unsharded directory", 2: "a file", 3: "metadata", 4: "a symbolic link"}
 _MURMUR3 = 0x22
-"""Number of murmur3-x64-64 in the multicodec table, the only hash of names in use."""
+"""murmur3-x64-64 in the multicodec table, the only hash used for names."""
 _HASH_BITS = 64
 _MIN_FANOUT, _MAX_FANOUT = 8, 1024
-"""What boxo reads: whole bytes of slots, and its maximumHamtWidth."""
+"""The bounds of boxo: slots in whole bytes, and its maximumHamtWidth."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubShard:
-    """The shard in which to look on, after `taken` bits of the name's hash."""
+    """The shard to search next; `taken` bits of the name's hash were used to get there."""
 
     cid: Cid
     taken: int
 
 
 def find(block: bytes, name: str, taken: int = 0) -> Cid | SubShard | None:
-    """Where `name` is, by one dag-pb block of a directory: its CID, a shard to look in next, or nowhere.
+    """Look up `name` in one dag-pb block of a directory: its CID, the shard to search next, or None.
 
-    `taken`: bits of the name's hash that led to this block, 0 for the directory itself. What it returns
-    is only as good as `block`, which must have been verified. Raises IntegrityError where the block is
-    malformed, is no part of a directory, or has more than one entry of that name; links to other names
-    may be anything.
+    `taken`: bits of the name's hash that led to this block, 0 for the directory itself. The caller must have verified
+    `block`. Raises IntegrityError if the block is malformed, is not part of a directory, or has more than one entry
+    of that name; links of other names are not checked.
     """
     links, unixfs = decode_node(block, _decode_link)
     kind = hash_type = fanout = 0
@@ -67,11 +62,11 @@ def find(block: bytes, name: str, taken: int = 0) -> Cid | SubShard | None:
             case 6, int():
                 fanout = value
             case ((3 | 4 | 7), int()) | (8, bytes()):
-                pass  # sizes, mode and modification time lead nowhere
+                pass  # sizes, mode and modification time are not needed
             case _:
                 raise IntegrityError(f"UnixFS data: field {number} is unknown")
 
-    # surrogates stand for no UTF-8, so such a name is in no proper directory
+    # a name with surrogates is not valid UTF-8, so no proper directory has it
     wanted = name.encode(errors="surrogatepass")
     if kind == _SHARD:
         if hash_type != _MURMUR3:
@@ -87,7 +82,7 @@ def find(block: bytes, name: str, taken: int = 0) -> Cid | SubShard | None:
 
 
 def _decode_link(message: bytes) -> tuple[bytes, bytes]:
-    """Name and CID of a link, the CID as it is: other entries may be in codecs that are not known here."""
+    """Name and CID of a link. The CID stays undecoded, as other entries may have codecs that are not supported."""
     name = b""
     cid: bytes | None = None
     for number, _, value in fields(message, "dag-pb link"):
@@ -137,24 +132,24 @@ def _find_in_shard(
 
 
 def _slot_prefix(slot: int, fanout: int) -> bytes:
-    """The slot in upper-case hexadecimal, padded to the digits of the last one."""
+    """The slot in upper-case hexadecimal, padded to the width of the last slot."""
     return f"{slot:0{len(f'{fanout - 1:X}')}X}".encode()
 
 
 def _hash(name: bytes) -> int:
-    """murmur3-x64-64, which is the first half of murmur3-x64-128, as the integer that its bits spell."""
+    """murmur3-x64-64, the first half of murmur3-x64-128, as a big-endian integer."""
     return mmh3.hash64(name, x64arch=True, signed=False)[0]
 
 
 def resolve_path(root: Cid, segments: Sequence[str], block: Callable[[Cid], bytes]) -> Cid:
-    """The CID of what lies at the path `segments`, plain names, below the directory `root`.
+    """The CID of the file or directory at the path `segments`, plain names, below the directory `root`.
 
-    `block` gets the bytes of a block from anywhere; they are checked against the CID before they are
-    read. It is not asked for a block that its identity CID holds, and for each segment at most 22
-    times: each shard uses up 3 bits or more of a hash of 64. What the path leads to is not looked at.
+    `block` fetches the bytes of a block, which are verified before they are decoded. It is not called for identity
+    CIDs, and at most 22 times for each segment, because each shard uses 3 or more of the 64 bits of a hash. The block
+    at the end of the path is not fetched.
 
-    Raises IntegrityError where a block is not what its CID says, is malformed, or is no directory where
-    one is due, and NotFoundError where a directory has no such name.
+    Raises IntegrityError if a block does not match its CID, is malformed, or is not a directory, and NotFoundError if
+    a directory has no such entry.
     """
     cid = root
     for segment in segments:
@@ -186,7 +181,7 @@ def _verified(cid: Cid, block: Callable[[Cid], bytes]) -> bytes:
 class _Part:
     """A file or a block of a directory: `source` is the local file or the block itself.
 
-    `total` counts the bytes of all blocks from here on, equal ones each time (Tsize).
+    `total` counts the bytes of this block and all below it, repeated ones included (Tsize).
     """
 
     cid: Cid
@@ -199,10 +194,10 @@ _Tree: TypeAlias = dict[str, "Path | _Tree"]
 
 
 class FolderDag:
-    """The blocks of local files laid out as a folder, as `ipfs add -r --cid-version=1` makes them.
+    """The blocks of local files arranged as a folder, like `ipfs add -r --cid-version=1`.
 
-    Each file is read once to hash it, and twice more when its blocks are asked for. CIDs of files and the
-    blocks of directories are held, some 500 bytes per file; blocks of files and their CIDs are not.
+    Each file is read once to hash it, and twice more when its blocks are requested. The CIDs of files and the blocks of
+    directories are kept in memory, some 500 bytes per file; the blocks of files and their CIDs are not.
     """
 
     def __init__(
@@ -211,12 +206,11 @@ class FolderDag:
         version: Literal[0, 1] = 1,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Hash `files`: by relative names like "folder/file", the local file of each; in any order.
+        """Hash `files`, which maps relative names like "folder/file" to local files, in any order.
 
-        `version`: of the CIDs; 0 also has dag-pb leaves, as `ipfs add -r` makes them by default.
-        `progress` gets the number of files hashed so far. Raises ValueError for a name with an empty
-        segment, ".", "..", a backslash or NUL, for one that is not UTF-8, and for one that is both a file
-        and a folder; OSError where a file cannot be read.
+        `version`: of the CIDs; with 0, leaves are dag-pb, the default of `ipfs add -r`. `progress` gets the number of
+        files hashed so far. Raises ValueError if a name has an empty segment, ".", "..", a backslash or NUL, is not
+        UTF-8, or is both a file and a folder; OSError if a file cannot be read.
         """
         self._version = version
         self._progress: Callable[[int], None] = progress or (lambda count: None)
@@ -234,9 +228,9 @@ class FolderDag:
         return self._size
 
     def blocks(self, repeats: bool = True) -> Iterator[tuple[Cid, bytes]]:
-        """All blocks, depth first from the root; with `repeats` off, only the first of equal ones.
+        """All blocks, depth first from the root; without `repeats`, each of them once.
 
-        Raises IntegrityError where a file is not what it was when it was hashed.
+        Raises IntegrityError if a file has changed since it was hashed.
         """
         seen: set[Cid] = set()
         ahead = [self._root]
@@ -278,7 +272,7 @@ class FolderDag:
         return _Part(dag.root, dag.total, entry)
 
     def _shard(self, entries: Mapping[bytes, _Part], bits: int) -> _Part:
-        """The shard of `entries`, with `bits` of their names' hashes left to tell them apart."""
+        """The shard of `entries`; `bits` of their names' hashes are left to distinguish them."""
         if bits == 0:
             raise ValueError(f"the names {sorted(entries)} have the same hash, so no directory can have all")
         bits -= KUBO_FANOUT.bit_length() - 1
@@ -308,7 +302,7 @@ class FolderDag:
 
 def _tree_of(files: Mapping[str, Path]) -> _Tree:
     tree: _Tree = {}
-    # in order, so that a file comes before names that would lie in it
+    # sorted, so that a file comes before names that would be inside it
     for name, path in sorted(files.items()):
         segments = name.split("/")
         if any(k in ("", ".", "..") or "\\" in k or "\0" in k for k in segments):

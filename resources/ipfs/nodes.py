@@ -1,8 +1,4 @@
-"""What blocks can be asked of: trustless gateways, a Kubo node, the `ipfs` command.
-
-Belongs here: each protocol, and what its answers mean. Does not: whether the bytes are right
-(`resources.ipfs.retrieve`), nor who is asked when (`resources.sources`).
-"""
+"""Clients that fetch unverified blocks: of trustless gateways, a Kubo node and the `ipfs` command."""
 
 import contextlib
 import os
@@ -56,11 +52,11 @@ _RAW = "application/vnd.ipld.raw"
 _PIECE = 1 << 18
 _LINGER_SECONDS = 1.0
 _PINNING_SECONDS = 3600.0
-"""Longest wait for a node to take the next bytes of a dataset, and to pin it."""
+"""Timeout while a node accepts the next bytes of a dataset and pins it."""
 _BEGINNING = 512
-"""Bytes of an answer that its node may send before it has found any content: the header of a CAR takes some 60."""
+"""Bytes that a node may send before it has found any content: the header of a CAR takes some 60."""
 _POLL_SECONDS = 0.2
-"""Longest wait until a command sees that the run is stopped."""
+"""How often to check whether the run has been stopped."""
 _CHILD_VARIABLES = {
     "HOME",
     "IPFS_PATH",
@@ -73,13 +69,13 @@ _CHILD_VARIABLES = {
 }
 _CHILD_VARIABLES |= {"SSL_CERT_FILE", "TMPDIR", "TZ", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"}
 _CHILD_VARIABLES |= {"ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
-"""What a command is told of the environment, where tokens and keys are too; and all that is LC_*."""
+"""The variables that a command gets, and LC_*. Others may hold tokens and keys."""
 _NOT_FOUND = ("not found", "could not find")
 _LOOKED_IN_VAIN = ("deadline exceeded", "timed out")
 
 
 class IpfsNode(Protocol):
-    """Something that gives blocks, right or wrong."""
+    """A server or command that returns blocks, which need not be right."""
 
     name: str
     host: str
@@ -88,10 +84,10 @@ class IpfsNode(Protocol):
     def car(
         self, root: Cid, offset: int, first_seconds: float | None = None
     ) -> AbstractContextManager[Iterator[bytes]]:
-        """A CAR of the file `root`, in pieces: all of it, or what it takes from byte `offset` on.
+        """A CAR of the file `root`, in pieces: the complete file, or the part from byte `offset` on.
 
-        `first_seconds` is the longest wait for the first block, if less than that for what follows.
-        Raises NotFoundError, TryAgainError, UnavailableError, IntegrityError; while it is read, CutShortError too.
+        `first_seconds` is the timeout for the first block, if shorter than that for the rest. Raises NotFoundError,
+        TryAgainError, UnavailableError or IntegrityError, and CutShortError while it is read.
         """
         ...
 
@@ -102,11 +98,11 @@ class IpfsNode(Protocol):
 
 @dataclass(frozen=True)
 class IpfsSource:
-    """A node as a source of files: every byte is verified on its way, and what was verified is not lost."""
+    """A node as a source of files: verifies every byte, and keeps the verified part of an interrupted download."""
 
     node: IpfsNode
     first_seconds: float = 5.0
-    """Longest wait for the first block of a file that others may have too."""
+    """Timeout for the first block of a file that other sources may have too."""
     by_cid: bool = True
 
     @property
@@ -140,7 +136,7 @@ class IpfsSource:
 
 
 class _Web:
-    """What gateways and Kubo nodes share."""
+    """HTTP requests, shared by gateways and Kubo nodes."""
 
     def __init__(self, address: str, what: str, timeout_seconds: float) -> None:
         try:
@@ -163,7 +159,7 @@ class _Web:
         types: tuple[str, ...],
         first_seconds: float | None = None,
     ) -> Iterator[Iterator[bytes]]:
-        """The body of one answer, which must be of one of `types`."""
+        """The body of one response, whose content type must be one of `types`."""
         first = min(first_seconds or self.timeout_seconds, self.timeout_seconds)
         with (
             translate_errors(),
@@ -189,13 +185,13 @@ class _Web:
                     require_no_page(answer, first_bytes(answer), accept.split(";")[0])
                 raise IntegrityError(f"answered with {told[:80]!r} instead of {accept.split(';')[0]}")
             yield _begun_within(first, partial(body, answer), self.timeout_seconds)
-            # the connection can be used again once the end of the answer is read, which is there or is not
+            # reading to the end, if it is already there, lets the connection be used again
             with contextlib.suppress(Exception):
                 next(body(answer, _LINGER_SECONDS), None)
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):
-            # all that comes is checked against its CID, and no login goes along
+            # content is verified by its CID, and no login is sent
             self._local.session = RestrictedSession(safe_elsewhere, plain_hosts=[self._place])
         session: requests.Session = self._local.session
         return session
@@ -222,12 +218,12 @@ class Gateway(_Web):
 
 
 class KuboNode(_Web):
-    """A Kubo node by its RPC API, which takes POST requests alone (docs.ipfs.tech/reference/kubo/rpc).
+    """A Kubo node by its RPC API, which accepts only POST requests (docs.ipfs.tech/reference/kubo/rpc).
 
-    It looks for what it does not have; what it gives is checked all the same.
+    The node searches the network for blocks that it lacks. They are verified here all the same.
     """
 
-    # nodes that do not name the type of what they send call it octets, text or JSON
+    # nodes that do not declare the type of a CAR or block send one of the last three
     _TYPES = (CONTENT_TYPE, _RAW, "application/octet-stream", "text/plain", "application/json")
 
     def __init__(self, address: str, timeout_seconds: float) -> None:
@@ -236,18 +232,18 @@ class KuboNode(_Web):
     def car(
         self, root: Cid, offset: int, first_seconds: float | None = None
     ) -> AbstractContextManager[Iterator[bytes]]:
-        # it takes no offset, but has near at hand what it has sent before
+        # the API has no offset, but the node has what it sent before in its own store
         path, parameters = "/api/v0/dag/export", {"arg": str(root)}
         return self._ask("POST", path, parameters, CONTENT_TYPE, self._TYPES, first_seconds)
 
     def block(self, cid: Cid) -> bytes:
-        # a node that lacks a block looks for it as long as it is let, and says so only in the end
+        # a node that lacks a block searches until this timeout, and reports the failure only then
         parameters = {"arg": str(cid), "timeout": f"{0.8 * self.timeout_seconds:g}s"}
         with self._ask("POST", "/api/v0/block/get", parameters, _RAW, self._TYPES) as pieces:
             return _bounded(pieces)
 
     def import_car(self, pieces: Iterator[bytes], root: Cid) -> None:
-        """Add the blocks of a CAR, and pin `root`. Raises ResourceError where the node does not confirm that."""
+        """Add the blocks of a CAR and pin `root`. Raises ResourceError unless the node confirms the pin."""
         boundary = uuid.uuid4().hex
         parameters = {"pin-roots": "true"}
         with (
@@ -272,8 +268,7 @@ class KuboNode(_Web):
 class IpfsCommand:
     """The `ipfs` command line tool, with whatever repository and daemon it finds.
 
-    `ipfs dag export` is asked for rather than `ipfs get`: it sends the same file as blocks, which can be checked
-    whatever layout the file was added in.
+    Uses `ipfs dag export` and not `ipfs get`, because blocks can be verified whatever layout the file was added in.
     """
 
     host = ""
@@ -298,7 +293,7 @@ class IpfsCommand:
             raise UnreachableError(f"there is no command {self.name} on this machine")
         with tempfile.TemporaryFile() as words:
             try:
-                process = subprocess.Popen(  # noqa: S603 - the CID is a checked one
+                process = subprocess.Popen(  # noqa: S603 - the CID has been parsed
                     [command, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
@@ -318,14 +313,14 @@ class IpfsCommand:
                         self.timeout_seconds,
                     )
                 finally:
-                    # with its children, as of a script around it
+                    # and its children, in case it is a wrapper script
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
 
 
 def _child_environment() -> dict[str, str]:
-    # proxies have names in small letters as well
+    # proxy variables may be in lower case
     return {
         name: value
         for name, value in os.environ.items()
@@ -334,7 +329,7 @@ def _child_environment() -> dict[str, str]:
 
 
 def _begun_within(first: float, read: Callable[[float], Iterator[bytes]], then: float) -> Iterator[bytes]:
-    """The pieces of an answer that `read` gives, which waits `first` seconds until content comes, and then `then`."""
+    """The pieces of a response from `read`, with a timeout of `first` seconds until content comes, then of `then`."""
     received = 0
     for piece in read(first):
         yield piece
@@ -345,10 +340,10 @@ def _begun_within(first: float, read: Callable[[float], Iterator[bytes]], then: 
 
 
 def _output(process: "subprocess.Popen[bytes]", words: IO[bytes], seconds: float) -> Iterator[bytes]:
-    """What the process prints; raises what its end means, and SlowError after `seconds` of silence."""
+    """The output of a process. Raises SlowError after `seconds` without any, and a ResourceError if it fails."""
     assert process.stdout is not None
     out = process.stdout.fileno()
-    # not select, which takes none but the first 1024 files of a process
+    # not select, which supports only file descriptors below 1024
     ready = select.poll()
     ready.register(out, select.POLLIN)
     while True:
@@ -385,7 +380,7 @@ def _await_end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
 
 
 def _pinned(line: bytes, root: Cid) -> bool:
-    """Whether a line of the answer to an import confirms that `root` is pinned."""
+    """Whether a line of the response to an import confirms that `root` is pinned."""
     try:
         told = parse(line)["Root"]
         return bool(told["Cid"]["/"] == str(root) and told["PinErrorMsg"] == "")
@@ -394,7 +389,7 @@ def _pinned(line: bytes, root: Cid) -> bool:
 
 
 def _form(pieces: Iterator[bytes], boundary: str) -> Iterator[bytes]:
-    """The one file of a multipart form (RFC 7578), in pieces: requests would hold all of it in memory."""
+    """A multipart form (RFC 7578) with one file, in pieces, as requests would hold all of it in memory."""
     yield (
         f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="dataset.car"\r\n'
         f"Content-Type: {CONTENT_TYPE}\r\n\r\n"

@@ -1,8 +1,4 @@
-"""IpfsContent: content by its CID, from a Kubo node, gateways or the `ipfs` command.
-
-Belongs here: their configuration, and questions about content that need not fetch it. Does not: their protocols
-(`resources.ipfs.nodes`), nor fetching files (`resources.sources`).
-"""
+"""Configures where IPFS content comes from (Kubo node, gateways, `ipfs` command), and looks up single blocks."""
 
 from collections.abc import Sequence
 
@@ -26,7 +22,7 @@ _ATTEMPTS = 3
 
 
 class IpfsContent(Settings):
-    """Where content comes from by its CID. Nothing is contacted before something is asked for."""
+    """The sources of content by CID. Constructing it contacts no server."""
 
     kubo_api: str = Field(
         default="http://127.0.0.1:5001", description="RPC address of a Kubo node. Empty for none."
@@ -73,18 +69,18 @@ class IpfsContent(Settings):
         return value
 
     def sources(self, kind: str) -> list[IpfsSource]:
-        """The nodes of a kind (kubo, gateways or ipfs_cli) as sources of files; none for another kind.
+        """The nodes of a kind (kubo, gateways or ipfs_cli) as sources of files; empty for any other kind.
 
-        Raises ValueError for an address that is none.
+        Raises ValueError if an address is invalid.
         """
         return [IpfsSource(node, self.first_seconds) for node in self._nodes(kind, self.timeout_seconds)]
 
     def probes(self, kinds: Sequence[str]) -> list[IpfsNode]:
-        """The nodes of these kinds, in their order, to ask for single blocks. Kinds and errors as for `sources`."""
+        """The nodes of these kinds, in order, for requests of single blocks. Kinds and errors as in `sources`."""
         return [node for kind in kinds for node in self._nodes(kind, self.probe_seconds)]
 
     def kubo(self) -> KuboNode:
-        """The Kubo node. Raises UnavailableError where none is configured."""
+        """The Kubo node. Raises UnavailableError if none is configured."""
         if not self.kubo_api:
             raise UnavailableError(
                 "there is no Kubo node; set CROP_ASSETS_KUBO_API to the RPC address of one"
@@ -92,10 +88,10 @@ class IpfsContent(Settings):
         return KuboNode(self.kubo_api, self.timeout_seconds)
 
     def find_block(self, cid: Cid, nodes: Sequence[IpfsNode], memory: Memory) -> tuple[str, bytes]:
-        """The name of the first node that has a block, and the block, verified.
+        """The name of the first node that has a block, and the verified block.
 
-        Asks each once, in the order and within the bounds of `memory`. Raises NotFoundError, UnavailableError or
-        IntegrityError that tells what each said.
+        Asks each node once, in the order and within the limits of `memory`. Raises NotFoundError, UnavailableError or
+        IntegrityError, with the error of each node in the message.
         """
         said: dict[str, ResourceError] = {}
         queue = memory.in_order(nodes, said)
@@ -116,10 +112,10 @@ class IpfsContent(Settings):
         raise verdict(f"block {cid}", said)
 
     def resolve(self, cid: Cid, path: Sequence[str], nodes: Sequence[IpfsNode], memory: Memory) -> Cid:
-        """The CID of the file at `path` below the directory `cid`; every directory on the way is verified.
+        """The CID of the file at `path` below the directory `cid`; verifies every directory on the way.
 
-        Raises NotFoundError where there is no such name or nobody has the directory, IntegrityError where it is none
-        or wrong, and UnavailableError after some attempts.
+        Raises NotFoundError if there is no such name or no node has the directory, IntegrityError if it is not a
+        directory or its bytes are wrong, and UnavailableError after three attempts.
         """
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(_ATTEMPTS),

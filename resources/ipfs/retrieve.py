@@ -1,8 +1,4 @@
-"""The verifying walk: from a trusted CID and untrusted streams to a file whose every byte is checked.
-
-Belongs here: which block must come next, that it is the right one, and going on where an earlier stream
-ended. Does not: HTTP, sources and retries (`resources.ipfs.nodes`, `resources.sources`).
-"""
+"""Verified, resumable retrieval: builds a file from untrusted streams of blocks, given its trusted CID."""
 
 import contextlib
 import os
@@ -18,29 +14,29 @@ from resources.pace import Pace, longest_seconds
 from resources.partials import move
 
 MAX_NODES = 1 << 18
-"""Nodes of a file's tree: 64 GiB in leaves of 256 KiB. Bounds the work and the memory (some 60 MB) that a
-hostile tree, for example one of empty leaves, can cause."""
+"""Nodes of a file's tree: 64 GiB in leaves of 256 KiB. Limits the work and the memory (some 60 MB) that a hostile
+tree can cause, for example one of empty leaves."""
 
 _SPARE = 16 << 20
-"""Bytes that a stream may hold beyond twice the file: nodes of the tree, and what was sent before."""
+"""Bytes that a stream may have beyond twice the file, for nodes of the tree and repeated blocks."""
 _SPARE_BLOCKS = 1024
 _SMALL_BLOCK = 1024
-"""Bytes of the blocks that may wait for their turn, on the average: those of files have 256 KiB and more."""
+"""Least average bytes of blocks that come early and wait on disk; blocks of files have 256 KiB and more."""
 _PIECE = 1 << 20
 
 
 class Retrieval:
-    """A file on its way: its verified beginning in `path`, and what must come next.
+    """A file being retrieved: its verified beginning in `path`, and the blocks expected next.
 
-    Beside it lies `<path>.tree` with the inner blocks of the file's tree. Both stay when the walk ends early, and
-    the next Retrieval of that path checks them against the CID and goes on behind what is right. Memory is
-    bounded by one block and MAX_NODES, not by the size of the file. Only one may be open for a path at a time.
+    `<path>.tree` beside it has the inner blocks of the file's tree. Both are kept if the retrieval is interrupted, and
+    the next Retrieval of that path verifies them by the CID and resumes after the verified part. Memory is bounded by
+    one block and MAX_NODES, not by the size of the file. Only one may be open for a path at a time.
     """
 
     def __init__(
         self, root: Cid, path: Path, max_bytes: int, progress: Callable[[int], None] | None = None
     ) -> None:
-        """`max_bytes` bounds the file; `progress` gets the bytes of the file that each block adds."""
+        """`max_bytes` limits the file; `progress` gets the bytes of the file that each block adds."""
         self.at = 0
         """Bytes of the file that are verified and written."""
         self._root = root
@@ -56,7 +52,7 @@ class Retrieval:
         self._files = contextlib.ExitStack()
         self._out = self._open(path)
         self._tree = self._open(_tree_of(path))
-        self._go_over_what_is_there()
+        self._verify_existing()
         self._progress = progress
 
     def __enter__(self) -> "Retrieval":
@@ -65,14 +61,14 @@ class Retrieval:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files, and remove them where nothing is in them."""
+        """Close the files, and remove them if they are empty."""
         self._files.close()
         if not self.whole and not self.at:
             _tree_of(self._path).unlink()
             self._path.unlink()
 
     def move_to(self, destination: Path) -> None:
-        """Put the file, which is whole and closed, in the place of another."""
+        """Move the file, which must be complete and closed, to `destination`, replacing any file there."""
         move(self._path, destination)
         _tree_of(self._path).unlink()
 
@@ -81,14 +77,15 @@ class Retrieval:
         return not self._expected
 
     def feed(self, pieces: Iterable[bytes], patience: float = 60.0) -> int:
-        """Go on with a CAR that arrives in `pieces`; returns the bytes of the file, which is whole then.
+        """Complete the file from a CAR that arrives in `pieces`; returns the size of the file in bytes.
 
-        Blocks may come in any order, once or repeatedly; what was verified before may come again or be left
-        out. A block ahead of its turn waits on disk. What follows the last block is not read. Raises
-        IntegrityError where a block is not what its CID says, the tree is malformed, its sizes do not add
-        up, the file is larger than allowed, or the stream holds something else; CutShortError where it
-        ends early; NotFoundError where it ends without a block; SlowError as `Pace` with `patience`, where blocks
-        count that are new or come for the first time.
+        Blocks may come in any order, once or repeatedly; those already verified may be left out. A block that comes
+        early waits on disk. The stream is not read beyond the last block that is needed.
+
+        Raises IntegrityError if a block does not match its CID, the tree is malformed, its sizes do not add up, the
+        file is larger than allowed, or the stream has blocks of something else; CutShortError if it ends early;
+        NotFoundError if it has no block at all; SlowError like `Pace` with `patience`, where repeated blocks do not
+        count.
         """
         aside = self._path.with_name(f"{self._path.name}.aside")
         pace = Pace(patience, longest_seconds(self._max_bytes))
@@ -98,7 +95,7 @@ class Retrieval:
                 if self._repeat():
                     continue
                 size = self._max_bytes if self._size is None else self._size
-                # gateways leave identity blocks out, as the CID itself holds the bytes
+                # gateways omit identity blocks, as the CID itself has the bytes
                 block = cid.digest if cid.hash_name == "identity" else stream.find(cid, 2 * size + _SPARE)
                 if block is None:
                     raise self._missing(stream)
@@ -110,9 +107,9 @@ class Retrieval:
         self._files.callback(os.close, file)
         return file
 
-    def _go_over_what_is_there(self) -> None:
-        """Walk over what an earlier walk left, as far as it is right, and cut off the rest."""
-        # what is wrong with the tree itself is told when the stream sends it
+    def _verify_existing(self) -> None:
+        """Verify the files of an earlier retrieval, and truncate them after the verified part."""
+        # errors in the tree itself are reported when the stream sends it
         with contextlib.suppress(IntegrityError):
             while self._expected:
                 if self._repeat():
@@ -134,7 +131,7 @@ class Retrieval:
         return os.pread(self._tree, length, self._tree_at + 4) if length <= MAX_SECTION else b""
 
     def _accept(self, block: bytes) -> None:
-        """Take the verified block of the CID that was expected next."""
+        """Write the verified block of the CID that was expected next."""
         cid, promised = self._expected[-1]
         node = FileNode(block, (), len(block)) if cid.codec == "raw" else decode_file_node(block)
         self._check_size(cid, node.size, promised)
@@ -155,7 +152,7 @@ class Retrieval:
         self._tell(len(node.data))
 
     def _repeat(self) -> bool:
-        """Write what was written before once more, where that is expected next."""
+        """Copy the next expected part of the tree from earlier in the file, if it was written there."""
         cid, promised = self._expected[-1]
         if _place_key(cid) not in self._places:
             return False
@@ -174,7 +171,7 @@ class Retrieval:
             self._progress(count)
 
     def _check_size(self, cid: Cid, size: int, promised: int | None) -> None:
-        """The root has no promised size; as all others keep theirs, its own bounds the whole file."""
+        """Raise IntegrityError for a wrong size. Only the root has no promised size, and its size is the file's."""
         if promised is None and size > self._max_bytes:
             raise IntegrityError(f"the file has {size} bytes, more than the {self._max_bytes} allowed")
         if promised is not None and size != promised:
@@ -183,7 +180,7 @@ class Retrieval:
     def _missing(self, stream: "_Stream") -> ResourceError:
         cid, _ = self._expected[-1]
         if not stream.began:
-            # what a node sends that has announced a CAR before it found out that it has no block
+            # a node may start a CAR before it finds out that it does not have the block
             return NotFoundError(f"the CAR of {self._root} holds no block")
         pending = {_key(expected) for expected, _ in self._expected}
         stranger = next((sent for key, sent in stream.waiting.items() if key not in pending), None)
@@ -195,14 +192,14 @@ class Retrieval:
 
 
 class _Stream:
-    """The blocks of one CAR, to be asked for by CID. Those that come ahead of their turn wait in a file."""
+    """Looks up the blocks of one CAR by CID. Those that come early wait in a file."""
 
     def __init__(self, pieces: Iterable[bytes], aside: Path, seen: set[bytes], pace: Pace) -> None:
         self.waiting: dict[bytes, Cid] = {}
         self.began = False
         self._sections = read_car(pieces)
         self._aside = aside
-        # a killed process may have left one, with who knows what in it
+        # a killed process may have left one
         aside.unlink(missing_ok=True)
         self._seen = seen
         self._pace = pace
@@ -220,9 +217,9 @@ class _Stream:
         self._aside.unlink(missing_ok=True)
 
     def find(self, cid: Cid, most_extra: int) -> bytes | None:
-        """The verified block of `cid`, or None where the stream does not have it.
+        """The verified block of `cid`, or None if the stream does not have it.
 
-        `most_extra` bounds the bytes of all other blocks that are gone over. Raises IntegrityError.
+        `most_extra` limits the bytes of all other blocks. Raises IntegrityError.
         """
         wanted = _key(cid)
         if wanted in self._places:
@@ -242,7 +239,7 @@ class _Stream:
             self._pace.add(0 if key in self._again or key in self._places else len(block))
             if key in self._seen:
                 self._again.add(key)
-            # a block of no bytes has a name all the same
+            # an empty block still has a CID
             self._extra += len(block) + len(bytes(sent))
             most_places = min(MAX_NODES, _SPARE_BLOCKS + most_extra // _SMALL_BLOCK)
             if self._extra > most_extra or len(self._places) >= most_places:
@@ -262,12 +259,12 @@ class _Stream:
 
 
 def _key(cid: Cid) -> bytes:
-    """What names the bytes of a block, in whatever version and codec of a CID."""
+    """Identifies the bytes of a block, whatever the version and codec of its CID."""
     return cid.hash_name.encode() + cid.digest
 
 
 def _place_key(cid: Cid) -> bytes:
-    # a block of the tree may be a raw leaf elsewhere in it
+    # the same bytes may be a raw leaf elsewhere in the tree
     return cid.codec.encode() + _key(cid)
 
 
@@ -276,7 +273,7 @@ def _tree_of(path: Path) -> Path:
 
 
 def _write(file: int, data: bytes, at: int) -> None:
-    """Write all of `data` at a place; raises OSError where the disk is full."""
+    """Write all of `data` at offset `at`. Raises OSError, for example if the disk is full."""
     while data:
         written = os.pwrite(file, data, at)
         data, at = data[written:], at + written

@@ -1,8 +1,4 @@
-"""Files as trees of blocks: the dag-pb and UnixFS formats, and the tree that Kubo makes of a file.
-
-Belongs here: encoding and decoding of a file's blocks, and the blocks of a local file. Does not:
-directories (`resources.ipfs.directory`), and how blocks travel (`resources.ipfs.car`).
-"""
+"""Files as trees of blocks: the dag-pb and UnixFS formats, and the tree that Kubo makes of a file."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +14,13 @@ from resources.ipfs.cid import Cid
 _Link = TypeVar("_Link")
 
 KUBO_CHUNK = 262144
-"""Bytes of file in a leaf, by Kubo's default chunker size-262144."""
+"""Bytes of the file in each leaf, with Kubo's default chunker size-262144."""
 KUBO_WIDTH = 174
-"""Links of an inner node, by Kubo's default balanced layout."""
+"""Links of each inner node, in Kubo's default balanced layout."""
 _CHUNKS = {0: (KUBO_CHUNK,), 1: (KUBO_CHUNK, 1 << 20)}
-"""Bytes of file in a leaf by CID version, as Kubo and Helia add files by default, the likely one first."""
+"""Bytes of the file in each leaf, by CID version: the defaults of Kubo and Helia, the more likely first."""
 _MAX_CHUNK = 2 << 20
-"""The largest block that bitswap carries."""
+"""The largest block that bitswap transfers."""
 
 _VARINT, _BYTES = 0, 2
 _RAW, _FILE = 0, 2
@@ -33,7 +29,7 @@ _KINDS = {1: "a directory", 3: "metadata", 4: "a symbolic link", 5: "a sharded d
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A child of an inner node: `size` bytes of file, `total` bytes of blocks (Tsize)."""
+    """A child of an inner node: `size` counts bytes of the file, `total` bytes of all its blocks (Tsize)."""
 
     cid: Cid
     size: int
@@ -42,7 +38,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class FileNode:
-    """A node of a file's tree: its own bytes of the file, then those of its links, `size` in all."""
+    """A node of a file's tree: its own bytes, then those of its links; `size` bytes of the file in all."""
 
     data: bytes
     links: tuple[Link, ...]
@@ -50,9 +46,9 @@ class FileNode:
 
 
 def fields(message: bytes, what: str) -> Iterator[tuple[int, int, int | bytes]]:
-    """Field number, wire type and value of each field, for messages of varints and byte strings.
+    """Field number, wire type and value of each field of a protobuf message of varints and byte strings.
 
-    Raises IntegrityError, naming `what`, where the protobuf message is malformed or has other fields.
+    Raises IntegrityError, naming `what`, if the message is malformed or has fields of other types.
     """
     at = 0
     while at < len(message):
@@ -89,7 +85,10 @@ def _decode_link(message: bytes) -> tuple[Cid, int]:
 
 
 def decode_node(block: bytes, decode_link: Callable[[bytes], _Link]) -> tuple[list[_Link], bytes]:
-    """The links of a dag-pb node, each as `decode_link` reads it, and its UnixFS data. Raises IntegrityError."""
+    """The links of a dag-pb node, each decoded by `decode_link`, and its UnixFS data.
+
+    Raises IntegrityError if the node is malformed.
+    """
     links: list[_Link] = []
     unixfs: bytes | None = None
     for number, _, value in fields(block, "dag-pb node"):
@@ -106,10 +105,10 @@ def decode_node(block: bytes, decode_link: Callable[[bytes], _Link]) -> tuple[li
 
 
 def decode_file_node(block: bytes) -> FileNode:
-    """The node of a file's tree in a dag-pb block.
+    """Decode a dag-pb block of a file's tree.
 
-    Raises IntegrityError where the block is malformed, is no part of a file, or where its sizes do not
-    add up: one block size per link, and own bytes plus block sizes equal to the file size.
+    Raises IntegrityError if the block is malformed, is not part of a file, or if its sizes do not add up: it must
+    have one block size per link, and its own bytes plus the block sizes must equal the file size.
     """
     links, unixfs = decode_node(block, _decode_link)
 
@@ -128,7 +127,7 @@ def decode_file_node(block: bytes) -> FileNode:
             case 4, int():
                 sizes.append(value)
             case ((5 | 6 | 7), int()):
-                pass  # hash type, fan-out and mode say nothing about a file's bytes
+                pass  # hash type, fan-out and mode do not affect a file's bytes
             case 8, bytes():
                 pass  # modification time
             case _:
@@ -146,14 +145,14 @@ def decode_file_node(block: bytes) -> FileNode:
 
 
 def field(number: int, value: int | bytes) -> bytes:
-    """One field of a protobuf message, as varint or as byte string."""
+    """Encode one field of a protobuf message, as a varint or a byte string."""
     if isinstance(value, int):
         return varint.encode(number << 3 | _VARINT) + varint.encode(value)
     return varint.encode(number << 3 | _BYTES) + varint.encode(len(value)) + value
 
 
 def encode_file_node(data: bytes, links: Sequence[Link]) -> bytes:
-    """The dag-pb block of a node, byte for byte as Kubo writes it: links first, each with an empty name."""
+    """Encode a node as a dag-pb block, byte for byte like Kubo: links first, each with an empty name."""
     out = [field(2, field(1, bytes(k.cid)) + field(2, b"") + field(3, k.total)) for k in links]
     unixfs = [field(1, _FILE)]
     if data:
@@ -164,10 +163,10 @@ def encode_file_node(data: bytes, links: Sequence[Link]) -> bytes:
 
 
 class FileDag:
-    """The blocks of a local file in a balanced tree, by default that of `ipfs add --cid-version=1`.
+    """The blocks of a local file in a balanced tree, by default like `ipfs add --cid-version=1`.
 
-    The file is read once to hash it, and again wherever its blocks are asked for; CIDs and inner nodes
-    are held, the file's bytes are not. A file that changes in between no longer fits its CIDs.
+    The file is read once to hash it, and again whenever its blocks are requested. CIDs and inner nodes are kept in
+    memory, the file's bytes are not. If the file changes in between, its blocks no longer match their CIDs.
     """
 
     def __init__(
@@ -179,12 +178,12 @@ class FileDag:
     ) -> None:
         """Hash the file at `path`.
 
-        `chunk_size`: bytes of file in a leaf, 1 to 2 MiB. `version`: 1 has raw leaves, 0 dag-pb ones.
-        `width`: links of an inner node, at least 2. Raises ValueError outside these bounds, OSError
-        where the file cannot be read.
+        `chunk_size`: bytes of the file in each leaf, from 1 to 2 MiB. `version`: of the CIDs; leaves are raw in
+        version 1, dag-pb in version 0. `width`: links of each inner node, at least 2. Raises ValueError outside
+        these bounds and OSError if the file cannot be read.
         """
         if not 1 <= chunk_size <= _MAX_CHUNK:
-            raise ValueError(f"chunk_size is {chunk_size}, and must lie from 1 to {_MAX_CHUNK} bytes")
+            raise ValueError(f"chunk_size is {chunk_size}, and must be from 1 to {_MAX_CHUNK} bytes")
         if width < 2:
             raise ValueError(f"width is {width}, and must be at least 2")
         self._path = path
@@ -215,13 +214,13 @@ class FileDag:
 
     @property
     def total(self) -> int:
-        """Bytes of all blocks, equal ones each time: the Tsize of a link to the root."""
+        """Bytes of all blocks, repeated ones included: the Tsize of a link to the root."""
         return self._top.total
 
     def blocks(self, repeats: bool = True, start: int = 0) -> Iterator[tuple[Cid, bytes]]:
-        """All blocks, depth first from the root; with `repeats` off, only the first of equal ones.
+        """All blocks, depth first from the root; without `repeats`, each of them once.
 
-        `start` leaves out what is not needed for the bytes of the file from there on.
+        `start` skips blocks that are not needed for the bytes of the file from that offset on.
         """
         seen: set[Cid] = set()
         with open(self._path, "rb", opener=no_follow) as file:
@@ -233,7 +232,7 @@ class FileDag:
                 yield cid, self._inner[cid] if leaf is None else self._read_leaf(file.fileno(), leaf)
 
     def block(self, cid: Cid) -> bytes | None:
-        """The block named `cid`, or None where it is none of this file's."""
+        """The block `cid`, or None if it is not part of this file."""
         if cid in self._inner:
             return self._inner[cid]
         if cid not in self._leaf_index:
@@ -242,7 +241,7 @@ class FileDag:
             return self._read_leaf(file.fileno(), self._leaf_index[cid])
 
     def cids(self) -> Iterator[Cid]:
-        """The CID of each block once, in no particular order."""
+        """The CIDs of all blocks, each once, in no particular order."""
         yield from self._inner
         yield from self._leaf_index
 
@@ -277,14 +276,14 @@ class FileDag:
 
 
 def file_cid(path: Path, chunk_size: int = KUBO_CHUNK, version: Literal[0, 1] = 1) -> str:
-    """The CID of the file at `path`, as `ipfs add` gives it with these options. Bounds as in FileDag."""
+    """The CID that `ipfs add` gives the file at `path` with these options. Bounds and errors as in FileDag."""
     return str(FileDag(path, chunk_size, version).root)
 
 
 def matches_cid(path: Path, cid: str) -> bool:
-    """Whether the file has this CID in one of the layouts in common use: Kubo's of both versions, and Helia's.
+    """Whether the file has this CID in a common layout: that of Kubo in either version, or of Helia.
 
-    A file that was added in another layout does not match, though its bytes may be right.
+    A file that was added in another layout does not match, although its bytes may be right.
     """
     version = Cid.parse(cid).version
     return any(file_cid(path, chunk, version) == cid for chunk in _CHUNKS[version])

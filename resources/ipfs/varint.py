@@ -1,7 +1,4 @@
-"""Unsigned LEB128 integers, as CIDs, CAR files and protobuf write them.
-
-Belongs here: this one encoding. Does not: anything that is made of it.
-"""
+"""Unsigned LEB128 integers (varints), as in CIDs, CAR files and protobuf."""
 
 from resources.errors import IntegrityError
 
@@ -10,7 +7,7 @@ _MAX_BYTES = 9
 
 
 def encode(value: int) -> bytes:
-    """`value`, from 0 to 2**63 - 1, in as few bytes as it takes."""
+    """`value`, from 0 to 2**63 - 1, in as few bytes as possible."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -20,10 +17,10 @@ def encode(value: int) -> bytes:
 
 
 def decode(data: bytes, at: int = 0) -> tuple[int, int]:
-    """The integer at offset `at` of `data`, and the offset behind it.
+    """The integer at offset `at` of `data`, and the offset after it.
 
-    Raises IntegrityError where `data` ends within it, where it is longer than 9 bytes, or where it is
-    padded with zero bits, as then one number had two spellings.
+    Raises IntegrityError if `data` ends inside it, if it is longer than 9 bytes, or if it is padded with zeros,
+    which would give one number several encodings.
     """
     value = 0
     for index, byte in enumerate(data[at : at + _MAX_BYTES]):
