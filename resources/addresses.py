@@ -1,8 +1,8 @@
-r"""Network addresses: one reading of them, for every client, link, redirect and check.
+r"""Parses URLs, in one way for every client, link, redirect and check.
 
-Two parsers may see two hosts in one address: in `https://other\@allowed/x`, urllib.parse finds `allowed` and urllib3
-connects to `other`. What they could read in two ways is therefore no address here, and nothing else in the project
-takes addresses apart (a lint rule forbids it). `resources.http` reads each request again as it is sent.
+Two parsers may see different hosts in one URL: in `https://other\@allowed/x`, urllib.parse finds `allowed` and urllib3
+connects to `other`. Such ambiguous URLs are refused here, and no other module parses URLs (a lint rule forbids it).
+`resources.http` checks each request again as it is sent.
 """
 
 import ipaddress
@@ -25,12 +25,12 @@ _MAX_ADDRESSES = 32
 
 
 class AddressError(IntegrityError, ValueError):
-    """What should be an address is none that is asked. The message repeats neither its login nor its query."""
+    """A URL is invalid or not allowed. The message does not repeat its login or query."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """An http(s) address without a login. `url` is as requests sends it; `host` is in lower case, without brackets."""
+    """An http(s) URL without a login. `url` is as requests sends it; `host` is in lower case, unbracketed."""
 
     url: str
     scheme: str
@@ -49,19 +49,19 @@ class Address:
 
     @property
     def place(self) -> str:
-        """Its host, with its port where that is not the usual one, or on this machine: an entry of a list of hosts."""
+        """Its host, with its port if that is unusual or on this machine; usable as an entry of a list of hosts."""
         if self.has_usual_port and not self.is_loopback:
             return self.host
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def is_one_of(self, hosts: Collection[str]) -> bool:
-        """Whether it is on one of the hosts. One that is named with a port (`host:8443`) is on that port alone; one
-        without is on the usual port of https or http, or on any port of this machine.
+        """Whether it is on one of the hosts. An entry with a port (`host:8443`) matches only that port; one without
+        matches the usual port of https or http, and any port of this machine.
         """
         return any(self.host == host and self._has(port) for host, port in map(_host_and_port, hosts))
 
     def is_at(self, hosts: Collection[str]) -> bool:
-        """Whether it is on one of the hosts or below it, with ports as for `is_one_of`."""
+        """Whether it is on one of the hosts or a subdomain, with ports as in `is_one_of`."""
         return any(
             (self.host == host or self.host.endswith(f".{host}")) and self._has(port)
             for host, port in map(_host_and_port, filter(None, hosts))
@@ -72,9 +72,9 @@ class Address:
 
 
 def read(url: str, plain_http: bool = False) -> Address:
-    """The address that a text is. Raises AddressError.
+    """Parse a URL. Raises AddressError if it is invalid or ambiguous.
 
-    It is https, or http to this machine; with `plain_http`, to any. A host is a name of ASCII letters (xn--… for
+    It must be https, or http to this machine; with `plain_http`, http to any host. A host is an ASCII name (xn--… for
     others), or an IP address in its usual form.
     """
     # here and below: messages of errors show addresses, also where nothing is asked of a network
@@ -95,8 +95,8 @@ def read(url: str, plain_http: bool = False) -> Address:
 
 
 def configured(url: str, plain_http: bool = False) -> Address:
-    """The address of a server as the environment names it. Raises AddressError as `read`, and for one with a query:
-    keys stand there, and messages name the server.
+    """The URL of a server from the configuration. Raises AddressError like `read`, and for a URL with a query, because
+    it may have a key and messages repeat the URL.
     """
     address = read(url, plain_http)
     if "?" in url or "#" in url:
@@ -105,21 +105,21 @@ def configured(url: str, plain_http: bool = False) -> Address:
 
 
 def require_local(path: str) -> str:
-    """A path as it is configured. Raises AddressError for an address, which messages would repeat with its login."""
+    """A configured local path. Raises AddressError for a URL, whose login messages would repeat."""
     if is_url(path):
         raise _refused(path, "a local path is needed")
     return path
 
 
 def require_no_login(path: str) -> str:
-    """A path as it is configured, local or of an object store. Raises AddressError for one with a login."""
+    """A configured path, local or of an object store. Raises AddressError if it has a login."""
     if is_url(path) and "@" in path.split("://", 1)[1].split("/")[0]:
         raise _refused(path, "it has a user name")
     return path
 
 
 def join(base: str, link: str) -> Address:
-    """The address that a link leads to from the address `base`. Raises AddressError."""
+    """The target of a link on the page `base`. Raises AddressError if it is invalid."""
     # urljoin would drop some control characters
     _require_plain_text(link)
     try:
@@ -131,12 +131,12 @@ def join(base: str, link: str) -> Address:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is meant as an address, and not as a path."""
+    """Whether a text is meant as a URL, and not as a path."""
     return "://" in text
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its name: localhost, 127.0.0.0/8, ::1."""
+    """Whether a host names this machine: localhost, 127.0.0.0/8, ::1."""
     name = host.lower().rstrip(".")
     try:
         address = ipaddress.ip_address(name.strip("[]"))
@@ -147,7 +147,7 @@ def is_loopback(host: str) -> bool:
 
 
 def same_site(url: str, target: str) -> bool:
-    """Whether `target` is an address on the host of `url` or below it and on the same port, and as safe as `url`."""
+    """Whether `target` is on the host of `url` or a subdomain, on the same port, and not http if `url` is https."""
     try:
         old, new = read(url, plain_http=True), read(target, plain_http=True)
     except AddressError:
@@ -157,7 +157,7 @@ def same_site(url: str, target: str) -> bool:
 
 
 def leads_to(url: str, hosts: Collection[str]) -> bool:
-    """Whether a text is an address, https or of this machine, on one of the hosts or below it."""
+    """Whether a text is a URL, https or of this machine, on one of the hosts or a subdomain."""
     try:
         return read(url).is_at(hosts)
     except AddressError:
@@ -165,7 +165,7 @@ def leads_to(url: str, hosts: Collection[str]) -> bool:
 
 
 def require_host(url: str, hosts: Collection[str]) -> Address:
-    """The address, which is on one of the hosts. Raises AddressError, and IntegrityError for another host."""
+    """Parse a URL of one of the hosts. Raises AddressError if it is invalid, IntegrityError if it has another host."""
     address = read(url)
     if not address.is_one_of(hosts):
         raise IntegrityError(
@@ -176,12 +176,12 @@ def require_host(url: str, hosts: Collection[str]) -> Address:
 
 
 def safe_elsewhere(url: str, target: str) -> bool:
-    """Whether a redirect of `url` to `target`, on whatever host, may be followed where what comes is checked.
+    """Whether a redirect from `url` to `target` on any host may be followed, for content that is verified.
 
-    It must be https or stay on the site of `url`, as safe as `url`, and lead no further into the user's own network:
-    from a public address not to a private one, and to loopback only from loopback. All addresses of a name count, and
-    a name without any is refused, unless a proxy looks it up. One that has another address a moment later does
-    no harm: whatever is at an inner address has no certificate of that name.
+    It must be https or stay on the site of `url` without a downgrade to http, and must not lead further into the
+    user's own network: from a public address never to a private one, and to loopback only from loopback. All addresses
+    of a name count, and a name without any is refused, unless a proxy resolves it. A name that resolves differently a
+    moment later does no harm, as no host of an inner network has a certificate for it.
     """
     try:
         old, new = read(url, plain_http=True), read(target, plain_http=True)
@@ -189,7 +189,7 @@ def safe_elsewhere(url: str, target: str) -> bool:
         return False
     if new.host == old.host and _on_one_port(old, new):
         return _as_safe(old, new)
-    # a source of unknown place has no more rights than a public one
+    # a source that cannot be resolved has no more rights than a public one
     source, destination = min(_depths(url)) % _NOWHERE, max(_depths(target))
     local = source == destination == _LOOPBACK and new.scheme == old.scheme == "http" and new.port == old.port
     allowed = new.scheme == "https" or local or same_site(url, target)
@@ -216,7 +216,7 @@ _PUBLIC, _PRIVATE, _LOOPBACK, _NOWHERE = range(4)
 
 
 def _depths(url: str) -> set[int]:
-    """How deep in the user's own network a host's addresses are: _NOWHERE where no redirect should lead to."""
+    """How deep in the user's own network a host's addresses are; _NOWHERE for those that no redirect may lead to."""
     address = read(url, plain_http=True)
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
@@ -226,7 +226,7 @@ def _depths(url: str) -> set[int]:
         proxied = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
         return {_PUBLIC if proxied else _NOWHERE}
     if len(found) > _MAX_ADDRESSES:
-        # they would be tried one after another
+        # a connection would try them one after another
         return {_NOWHERE}
     return {_depth_of(ipaddress.ip_address(place[0])) for *_, place in found}
 
@@ -248,7 +248,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def shown(url: str) -> str:
-    """An address for a message: without its login and query, in ASCII, and of bounded length."""
+    """A URL for a message: without its login and query, printable, and shortened."""
     before, login, rest = url.rpartition("@")
     scheme = re.match(r"[a-z]{1,9}://", before, re.I) if login else None
     text = re.split(r"[?#]", rest)[0]
@@ -259,7 +259,7 @@ def shown(url: str) -> str:
 
 
 def _parsed(url: str) -> Address:
-    """The address by its text alone. Raises AddressError."""
+    """Parse a URL without preparing a request. Raises AddressError."""
     from urllib3.util import parse_url
 
     _require_plain_text(url)
@@ -294,7 +294,7 @@ def _is_host(host: str) -> bool:
     if host.startswith("["):
         return _is_ip(host.strip("[]"), ipaddress.IPv6Address)
     labels = host.split(".")
-    # the system reads 0x7f.1, 127.1 and 2130706433 as 127.0.0.1
+    # the system resolves 0x7f.1, 127.1 and 2130706433 to 127.0.0.1
     if _NUMBER.fullmatch(labels[-1]):
         return _is_ip(host, ipaddress.IPv4Address)
     return all(map(_LABEL.fullmatch, labels))
@@ -309,7 +309,7 @@ def _is_ip(text: str, kind: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Add
 
 
 def _require_plain_text(url: str) -> None:
-    """Raise AddressError for characters that parsers drop or end a host at, and for too many of them."""
+    """Raise AddressError for characters that parsers drop or that may end a host, and for too long a text."""
     if len(url) > _MAX_LENGTH:
         raise _refused(url, f"it has {len(url):,} characters")
     if "\\" in url:

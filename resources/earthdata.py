@@ -1,7 +1,4 @@
-"""LP DAAC downloads with an Earthdata login.
-
-Belongs here: authorised HTTPS downloads. Does not: which files are wanted (`crop_assets.bands`).
-"""
+"""Downloads from LP DAAC over HTTPS with an Earthdata login."""
 
 import netrc
 import os
@@ -41,7 +38,7 @@ _LOGIN_SECONDS = 10.0
 class LpDaac(Settings):
     """HTTPS downloads from LP DAAC, with a bearer token or, without one, the login in ~/.netrc.
 
-    The token goes to LP DAAC alone, not along to the storage that it redirects to.
+    The token is sent only to LP DAAC, not to the storage that it redirects to.
     """
 
     token: str = Field(
@@ -52,7 +49,7 @@ class LpDaac(Settings):
     )
     storage_hosts: list[str] = Field(
         default=["cloudfront.net", "amazonaws.com"],
-        description="Hosts, with all below them, that redirects to presigned storage may lead to.",
+        description="Hosts, with their subdomains, that redirects to presigned storage may lead to.",
     )
     login_host: str = Field(
         default="urs.earthdata.nasa.gov",
@@ -99,11 +96,11 @@ class LpDaac(Settings):
         progress: Callable[[int], None],
         brief: bool = False,
     ) -> bool:
-        """Download the file at `wanted.url`; True where it has the CID, in a layout in common use.
+        """Download the file at `wanted.url`; returns True if it has the CID, in a common layout.
 
-        What broke off before is gone on with, where the server tells versions apart. Raises IntegrityError for
-        another host, a link that `addresses.read` refuses, too many or too few bytes; ResourceError that says how
-        to log in on 401 and 403; NotFoundError; UnavailableError.
+        Resumes a partial download if the server identifies versions. Raises IntegrityError for another host, a link
+        that `addresses.read` refuses, or too many bytes; CutShortError for too few; LoginError (401) or ForbiddenError
+        (403) with how to log in; NotFoundError; UnavailableError.
         """
         url = wanted.url
         require_host(url, self.hosts)
@@ -115,7 +112,7 @@ class LpDaac(Settings):
             try:
                 self._get(wanted, path, token, progress, seconds)
             except LoginError:
-                # a token of the login in netrc may have run out since
+                # the token of the login in netrc may have expired
                 if not token or fresh or self.token.strip():
                     raise
                 self._login.forget(token)
@@ -151,16 +148,16 @@ class LpDaac(Settings):
         return leads_to(target, [*self.hosts, *self.storage_hosts])
 
     def _bearer(self) -> tuple[str, bool]:
-        """The token as configured or of the login in netrc, or ""; and whether it is a new one."""
+        """The configured token, or that of the login in netrc, or ""; and whether it is new."""
         token = self.token.strip()
-        # http.client would refuse it as well, with the token in its words
+        # http.client would refuse it too, with the token in its message
         if not _is_token(token):
             raise ResourceError("EARTHDATA_TOKEN has characters that no token has; copy it again")
         return (token, False) if token else self._login.token(self.login_host)
 
 
 class _Login:
-    """The token that Earthdata Login gives for the login in netrc, asked for once for all threads."""
+    """The Earthdata token of the login in netrc, requested once for all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -168,10 +165,10 @@ class _Login:
         self._refused: ForbiddenError | None = None
 
     def token(self, host: str) -> tuple[str, bool]:
-        """The token, or "" where netrc has no login for `host`; and whether it was asked for just now.
+        """The token, or "" if netrc has no login for `host`; and whether it was requested just now.
 
-        Raises ForbiddenError where the login is not taken, also later on, for repeated attempts lock an account;
-        TryAgainError where the login server is in trouble.
+        Raises LoginError or ForbiddenError if the login is refused, and again on each later call without another
+        attempt, because repeated attempts lock an account; TryAgainError if the login server fails.
         """
         with self._lock:
             if self._refused:
@@ -186,7 +183,7 @@ class _Login:
             return self._token, True
 
     def forget(self, token: str) -> None:
-        """Ask for another one next, unless that was done already."""
+        """Request another token next time, unless `token` was already replaced."""
         with self._lock:
             if self._token == token:
                 self._token = None
@@ -196,28 +193,28 @@ def _netrc_token(host: str) -> str:
     try:
         path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     except RuntimeError:
-        # neither HOME nor an entry of this user, as in a container with a user id of its own
+        # no HOME and no passwd entry, as in a container with an arbitrary user id
         return ""
     try:
         login = netrc.netrc(path).hosts.get(host) if path.is_file() else None
     except (OSError, UnicodeDecodeError, netrc.NetrcParseError) as error:
         raise ForbiddenError(
-            f"{path} cannot be read ({type(error).__name__}); mend it, or set EARTHDATA_TOKEN"
+            f"{path} cannot be read ({type(error).__name__}); fix it, or set EARTHDATA_TOKEN"
         ) from None
     return _new_token(host, login[0], login[2]) if login else ""
 
 
 def _new_token(host: str, user: str, password: str) -> str:
-    """A token of the account, by one POST to Earthdata Login: one of its two at most, or a new one.
+    """Find or create a token of the account, by one POST to Earthdata Login.
 
-    Errors repeat nothing that the server says, which may hold the login. Raises LoginError for 401, ForbiddenError for
-    any other answer without a token, TryAgainError where the server is in trouble.
+    No error quotes the response, which may repeat the login. Raises LoginError for 401, ForbiddenError for any other
+    response without a token, TryAgainError if the server fails.
     """
     url = f"https://{host}/api/users/find_or_create_token"
     auth = requests.auth.HTTPBasicAuth(user.encode(), password.encode())
     status = 0
     try:
-        # not streamed: the session then reads all of the answer, within bounds
+        # not streamed, so the session reads the complete response, within its limits
         with (
             translate_errors(f"https://{host}"),
             RestrictedSession(lambda *_: False, login_hosts=[host]) as session,
@@ -246,7 +243,7 @@ def _is_token(token: str) -> bool:
 
 
 class _Bearer(requests.auth.AuthBase):
-    """An auth object, because a login in ~/.netrc would replace a plain Authorization header."""
+    """An auth object, because requests would replace a plain Authorization header by a login in ~/.netrc."""
 
     def __init__(self, token: str) -> None:
         self._token = token

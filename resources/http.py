@@ -1,7 +1,4 @@
-"""HTTP as every resource here speaks it: bounded retries, bounded answers, known hosts only.
-
-Belongs here: sessions, what answers and failures mean, and size limits. Does not: any service's protocol.
-"""
+"""HTTP for all clients here: sessions with limited retries, responses and hosts, and errors by what to do."""
 
 import base64
 import contextlib
@@ -52,28 +49,28 @@ USER_AGENT = "crop-assets"
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _MAX_DATE = 100
 _MIN_SECRET = 4
-"""Characters; shorter ones would be found in any text."""
+"""Characters; shorter secrets would match in any text."""
 _USUAL_SECONDS = 60.0
-"""The time-out of requests that name none."""
+"""The timeout of requests without one."""
 _MAX_REDIRECTS = 5
 _PIECE = 1 << 18
 _FREE_PIECES = 10_000
 _SMALL_PIECE = 128
-"""Bytes that the pieces of an answer have on the average after the free ones: packets of a network have 500 or more."""
+"""Least average bytes of a response's pieces after the free ones: network packets have 500 or more."""
 _WORDS_SECONDS = 3.0
 _WHOLE_PATIENCES = 10
-"""Time-outs within which an answer must come that is no file: ten minutes for a page of 10 MB."""
+"""Timeouts within which a response other than a file must be complete: ten minutes for a page of 10 MB."""
 _MAX_WASTE = 1 << 20
 _MAX_WASTE_RATIO = 9
-"""Bytes that may come for each of use. It takes six where each is a chunk of its own; extensions take any number."""
+"""Received bytes allowed for each useful one. One-byte chunks take six; chunk extensions can take any number."""
 _MAX_WHOLE_BYTES = 4 << 20
-"""The most bytes of an answer that is not read piece by piece, such as that of a login."""
+"""Limit of a response that is not streamed, such as that of a login."""
 
 Auth = Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
 
 def retry_rule(attempts: int) -> Retry:
-    """Retries with exponential backoff and jitter; Retry-After is honoured up to two minutes."""
+    """Retries with exponential backoff and jitter. Obeys Retry-After up to two minutes."""
     return _StoppableRetry(
         total=attempts - 1,
         backoff_factor=0.5,
@@ -87,8 +84,8 @@ def retry_rule(attempts: int) -> Retry:
 
 
 def new_session(attempts: int, allowed: Callable[[str, str], bool] | None = None) -> requests.Session:
-    """A session for catalogues: retries by `retry_rule`, no login, redirects that `allowed` lets through, as in
-    `RestrictedSession`; by default those on the same site.
+    """A session for catalogues: retries by `retry_rule`, no login, and redirects that `allowed` permits, as in
+    `RestrictedSession`; by default those within the same site.
     """
     return RestrictedSession(allowed or same_site, attempts)
 
@@ -99,19 +96,19 @@ def mount(
     login_hosts: Collection[str] = (),
     plain_hosts: Collection[str] = (),
 ) -> None:
-    """Let a session go to this machine directly, and name the proxy and the CA bundle in what fails.
+    """Make a session connect to this machine without a proxy, and name the proxy and the CA bundle in errors.
 
-    A login goes to no other hosts than `login_hosts`, and plain http to none but this machine and `plain_hosts`, with
-    those below them; ports count as in `Address.is_one_of`.
+    Logins are sent only to `login_hosts`, and plain http only to this machine and to `plain_hosts` and their
+    subdomains; ports count as in `Address.is_one_of`.
     """
     for scheme in ("https://", "http://"):
         session.mount(scheme, _Adapter(retries, login_hosts, plain_hosts))
 
 
 class _Adapter(HTTPAdapter):
-    """What sends a request, or a redirect, to its host or through the proxy that the environment names.
+    """Sends a request or redirect to its host, directly or through the proxy of the environment.
 
-    All requests pass here, as they are sent: whatever came past other checks is refused here. Raises AddressError.
+    The last check of every request, as it is sent. Raises AddressError if its address is refused.
     """
 
     def __init__(
@@ -139,13 +136,13 @@ class _Adapter(HTTPAdapter):
         address = read(url, plain_http=True)
         if not address.is_at(self._plain_hosts):
             read(url)
-        # urllib3 itself tells a proxy its login; requests adds it to redirects, whoever they go to
+        # urllib3 sends a proxy its login; requests also adds it to redirects, to whatever host
         request.headers.pop("Proxy-Authorization", None)
         if "Authorization" in request.headers and not address.is_one_of(self._login_hosts):
             raise AddressError(f"no login is sent to {address.place}")
         if address.is_loopback:
             proxies = {}
-        # None would be for ever
+        # None would wait for ever
         timeout = _seconds(timeout)
         proxy = _shown_proxy(select_proxy(url, proxies) or "")
         if isinstance(verify, str) and url.startswith("https:") and not Path(verify).exists():
@@ -163,14 +160,14 @@ class _Adapter(HTTPAdapter):
             raise
         vars(answer)["proxy"] = proxy
         if not stream:
-            # requests would read it without bounds
+            # requests would read it without a limit
             answer._content = _whole(answer, timeout[1])
         return answer
 
 
 @contextlib.contextmanager
 def _reading(url: str) -> Iterator[None]:
-    """Turn what libraries raise of their own at numbers, dates and texts of an answer into IntegrityError."""
+    """Turn the errors that libraries raise for malformed numbers, dates and texts of a response into IntegrityError."""
     try:
         yield
     except (ResourceError, requests.RequestException, urllib3.exceptions.HTTPError, OSError):
@@ -183,8 +180,8 @@ def _reading(url: str) -> Iterator[None]:
 
 
 class _Answer(http.client.HTTPResponse):
-    """An answer that has to come before `until`, however it drips: its status line and headers (those of a proxy too)
-    within the time-out of the request, and then what `_read` asks for. Raises TimeoutError.
+    """A response with a deadline for each read, however slowly bytes come: its status line and headers (a proxy's too)
+    within the timeout of the request, and then what `_read` requests. Raises TimeoutError.
     """
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
@@ -194,7 +191,7 @@ class _Answer(http.client.HTTPResponse):
 
     @property
     def received(self) -> int:
-        """Bytes that have come so far, with all that frames and packs the body."""
+        """Bytes received so far, with framing and compressed as sent."""
         return self._raw.received
 
     def wait_until(self, until: float) -> None:
@@ -202,7 +199,7 @@ class _Answer(http.client.HTTPResponse):
 
 
 class _RawAnswer(io.RawIOBase):
-    """The bytes from a socket until a moment of `time.monotonic`; it ends with the run as well."""
+    """The bytes of a socket until a moment of `time.monotonic`, or until the run is stopped."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw, self._sock = raw, sock
@@ -253,7 +250,7 @@ def _bundle_variable() -> str:
 
 
 class _StoppableRetry(Retry):
-    """Retries whose pauses end when the run is stopped, and that do not read what is not wanted."""
+    """Retries whose pauses end when the run is stopped, and that do not read the bodies of errors."""
 
     def increment(
         self,
@@ -270,7 +267,7 @@ class _StoppableRetry(Retry):
         return following
 
     def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
-        # urllib3's own fails at some numbers and dates
+        # urllib3's own method fails for some numbers and dates
         return min(_asked_pause(response.headers.get("Retry-After", "")), self.retry_after_max) or None
 
     def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
@@ -281,12 +278,12 @@ class _StoppableRetry(Retry):
 
 
 class RestrictedSession(requests.Session):
-    """A session that goes only where `allowed` lets it, and sends a login to the first host alone.
+    """A session that follows only redirects that `allowed` permits, and sends a login only to the first host.
 
-    `allowed(url, target)` says whether a redirect of `url` to `target` may be followed. The login is the `auth` of a
-    request: none is taken from a netrc file, and none goes along to another host. `login_hosts` and `plain_hosts` are
-    those of `mount`. A request with all its redirects begins to be answered within its time-out, or within that of all
-    `attempts`. Used by one thread at a time.
+    `allowed(url, target)` returns whether a redirect from `url` to `target` may be followed. The login is the `auth` of
+    a request; none is read from a netrc file, and none is sent on to another host. `login_hosts` and `plain_hosts` are
+    those of `mount`. The response to a request, with all its redirects, must begin within its timeout, multiplied by
+    `attempts`. Use it in one thread at a time.
     """
 
     def __init__(
@@ -303,7 +300,7 @@ class RestrictedSession(requests.Session):
         self.headers["User-Agent"] = USER_AGENT
         self.headers["Accept-Encoding"] = "identity"
         self.max_redirects = _MAX_REDIRECTS
-        # a callable that adds nothing keeps requests from looking for credentials in a netrc file
+        # an auth that does nothing keeps requests from reading a netrc file
         self.auth = _no_login
         mount(self, retry_rule(attempts) if attempts > 1 else 0, login_hosts, plain_hosts)
 
@@ -314,11 +311,11 @@ class RestrictedSession(requests.Session):
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         check()
         connect, patience = _seconds(kwargs.get("timeout"))
-        # redirects come here as well
+        # redirects are sent by this method too
         left = min(self._began + self._attempts * patience, last_moment()) - time.monotonic()
         if left <= 0:
             raise requests.ReadTimeout("redirects, or requests before this one, took too long")
-        # it reads the cookies of redirects
+        # this also parses the cookies of redirects
         with _reading(request.url or ""):
             return super().send(request, **kwargs | {"timeout": (min(connect, left), min(patience, left))})
 
@@ -329,7 +326,7 @@ class RestrictedSession(requests.Session):
             raise RefusedError("redirects to an address that is not followed: it is not UTF-8") from None
         if target is None:
             return None
-        # requests reads the body of a redirect before it goes on, however long that is
+        # requests would read the body of a redirect, however long it is
         resp.close()
         resp._content = b""
         try:
@@ -340,7 +337,7 @@ class RestrictedSession(requests.Session):
             ) from None
         if not self._allowed(resp.url, address.url):
             raise RefusedError(f"redirects to {address.place[:80]}, which is not followed")
-        # not the target, which requests would read and join in its own way
+        # not the target, which requests would parse and join differently
         return address.url
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
@@ -360,7 +357,7 @@ class RestrictedSession(requests.Session):
 
 
 def _seconds(timeout: Any) -> tuple[float, float]:
-    """The seconds to connect, and for an answer to begin, of a time-out as requests takes it."""
+    """The timeouts in seconds to connect, and for a response to begin, from a timeout in the form of requests."""
     connect, patience = timeout if isinstance(timeout, tuple) else (timeout, timeout)
     return connect or CONNECT_SECONDS, patience or _USUAL_SECONDS
 
@@ -371,9 +368,9 @@ def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 @contextlib.contextmanager
 def translate_errors(url: str = "") -> Iterator[None]:
-    """Turn what requests and urllib3 raise into UnreachableError, SlowError, CutShortError and the like.
+    """Translate the errors of requests and urllib3 into UnreachableError, SlowError, CutShortError and others here.
 
-    Their own words are left out but for the system's, as they repeat addresses that may be signed.
+    Of their messages only the operating system's text is kept, because they repeat URLs that may be signed.
     """
     try:
         yield
@@ -405,8 +402,9 @@ def translate_errors(url: str = "") -> Iterator[None]:
 
 
 def check_status(answer: requests.Response, url: str = "", not_found: bool = False, words: str = "") -> None:
-    """Raise what a status other than 200 and 206 means, with the server's words; `words` are those that were read
-    already, `not_found` where they tell so.
+    """Raise the error that a status other than 200 and 206 stands for, with the server's message.
+
+    `words` is that message if it was already read; `not_found` is whether it means that there is no such content.
     """
     status = answer.status_code
     if status in (200, 206):
@@ -427,13 +425,13 @@ def check_status(answer: requests.Response, url: str = "", not_found: bool = Fal
         said = f"{shown(url)} answered {status}".strip()
         raise kind(f"{said}: not allowed with these credentials" + (f": {words}" if words else ""))
     if status in RETRIED_STATUSES or status >= 500:
-        # a gateway that has looked elsewhere for as long as it may, and heard nothing
+        # 504: a gateway whose own search has timed out
         raise (SlowError if status == 504 else TryAgainError)(said, retry_after(answer))
     raise RefusedError(said)
 
 
 def retry_after(answer: requests.Response) -> float:
-    """Seconds that the server asks for, at most 60."""
+    """Seconds of the Retry-After header, at most 60."""
     return min(_asked_pause(answer.headers.get("Retry-After", "")), _MAX_RETRY_AFTER_SECONDS)
 
 
@@ -449,14 +447,14 @@ def _asked_pause(text: str) -> float:
 
 
 def first_words(answer: requests.Response) -> str:
-    """What the server says in the body of an error, in short and without secrets."""
+    """The message in the body of an error response, shortened and without secrets."""
     sent = [one.request for one in (answer, *answer.history) if one.request is not None]
     logins = (request.headers.get("Authorization", "") for request in sent)
     return server_words(first_bytes(answer), tuple(login.split(" ", 1)[-1] for login in logins))
 
 
 def first_bytes(answer: requests.Response) -> bytes:
-    """The first 16 KiB of an answer, or what came of it in a few seconds, to say what it is."""
+    """The first 16 KiB of a response, or what comes within a few seconds, for an error message."""
     data = bytearray()
     until = time.monotonic() + _WORDS_SECONDS
     with contextlib.suppress(Exception):
@@ -470,15 +468,15 @@ def first_bytes(answer: requests.Response) -> bytes:
 
 
 def require_no_page(answer: requests.Response, data: bytes, what: str, url: str = "") -> None:
-    """Raise NotAFileError where a good answer is a web page: by its first bytes, or its type."""
+    """Raise NotAFileError if a successful response is a web page, by its first bytes or its content type."""
     found = document(data, answer.headers.get("Content-Type", ""))
     if found and (what == "a file" or found.startswith("a web page")):
         raise NotAFileError(f"{shown(url)} answered with {found} instead of {what}".strip())
 
 
 def body(answer: requests.Response, patience: float, longest: float = LONGEST_SECONDS) -> Iterator[bytes]:
-    """The answer's bytes as they arrive, unpacked. Raises SlowError as `Pace` does, and IntegrityError for an encoding
-    that was not asked for, and for much more around the bytes than there are of them.
+    """The response's bytes as they arrive, decompressed. Raises SlowError like `Pace`, and IntegrityError for an
+    encoding that was not requested, or if framing takes many times more bytes than the content.
     """
     _require_asked_encoding(answer)
     return in_time(_pieces(answer, patience), patience, longest)
@@ -505,7 +503,7 @@ def _require_asked_encoding(answer: requests.Response) -> None:
 
 
 def _read(answer: requests.Response, size: int, until: float) -> bytes:
-    """The next bytes of an answer, b"" at its end. Sizes of chunks and what is compressed can drip without any."""
+    """The next bytes of a response, b"" at its end, by the deadline `until` even if only framing arrives."""
     original: Any = answer.raw._original_response
     original.wait_until(until)
     piece: bytes = answer.raw.read1(size, decode_content=True)
@@ -513,8 +511,8 @@ def _read(answer: requests.Response, size: int, until: float) -> bytes:
 
 
 def in_time(pieces: Iterator[bytes], patience: float, longest: float = LONGEST_SECONDS) -> Iterator[bytes]:
-    """The pieces as they arrive, all of whose bytes are useful. Raises SlowError as `Pace` does, and IntegrityError for
-    very many very small ones, each of which costs as much as a large one.
+    """The pieces as they arrive. Raises SlowError like `Pace`, counting all bytes as useful, and IntegrityError for
+    very many tiny pieces, as each costs as much time as a large one.
     """
     pace = Pace(patience, longest)
     received = 0
@@ -528,7 +526,7 @@ def in_time(pieces: Iterator[bytes], patience: float, longest: float = LONGEST_S
 
 
 def _whole(answer: requests.Response, patience: float, max_bytes: int = _MAX_WHOLE_BYTES) -> bytes:
-    """All of an answer. Raises as `body`, and IntegrityError above `max_bytes`."""
+    """The complete response. Raises like `body`, and IntegrityError above `max_bytes`."""
     data = bytearray()
     try:
         for piece in body(answer, patience, _WHOLE_PATIENCES * patience):
@@ -542,7 +540,7 @@ def _whole(answer: requests.Response, patience: float, max_bytes: int = _MAX_WHO
 
 
 def get_bytes(session: requests.Session, url: str, timeout: float, max_bytes: int) -> bytes:
-    """The body of a GET. Raises as `ask`."""
+    """The body of a GET. Raises like `ask`."""
     return ask(session, "GET", url, timeout, max_bytes)[0]
 
 
@@ -557,11 +555,11 @@ def ask(
     json: Any = None,
     page: bool = False,
 ) -> tuple[bytes, requests.Response]:
-    """The body of an answer, refused above `max_bytes`, and the answer, for its headers and its last address.
+    """The body of a response, of at most `max_bytes`, and the response, for its headers and final URL.
 
-    It may come packed by gzip, as text becomes a tenth by it, and within ten times `timeout`.
-    Raises NotAFileError for a web page, unless `page` says that one is asked for; NotFoundError, ForbiddenError,
-    RefusedError, UnavailableError, CutShortError, IntegrityError.
+    Accepts gzip, which makes text a tenth as large. The body must be complete within ten times `timeout` seconds.
+    Raises NotAFileError for a web page, unless `page` allows one; NotFoundError, ForbiddenError, RefusedError,
+    UnavailableError, CutShortError, IntegrityError.
     """
     with (
         translate_errors(url),
@@ -583,7 +581,7 @@ def ask(
 
 
 class RateLimit:
-    """At most so many requests a second over all threads: each waits for its turn."""
+    """Limits the requests per second of all threads together; each waits for its turn."""
 
     def __init__(self, per_second: float) -> None:
         self._between = 1 / per_second
@@ -610,12 +608,12 @@ def get_file(
     auth: Auth | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Stream a GET into `path`, behind what an earlier call left there of the same version; returns its size.
+    """Stream a GET into `path`, resuming a partial download of the same version; returns the size in bytes.
 
-    The version is the server's strong ETag (RFC 9110, 8.8.3), kept in `<path>.etag` until the file is whole; without
-    one, the file is fetched from its start. Raises IntegrityError above `max_bytes`, CutShortError where
-    fewer bytes come than announced, NotAFileError where a web page or a message comes, and otherwise as `check_status`
-    and `translate_errors` do.
+    The version is the server's strong ETag (RFC 9110, 8.8.3), kept in `<path>.etag` until the file is complete;
+    without one, the file is fetched from its start. Raises IntegrityError above `max_bytes`, CutShortError for fewer
+    bytes than announced, NotAFileError for a web page or a message, and otherwise like `check_status` and
+    `translate_errors`.
     """
     note = path.with_name(f"{path.name}.etag")
     headers = {"Accept-Encoding": "identity"}
@@ -640,7 +638,7 @@ def get_file(
         size = had if answer.status_code == 206 else 0
         part = answer.headers.get("Content-Range", "")
         if answer.status_code == 206 and not (had and part.startswith(f"bytes {had}-")):
-            # so that the next try asks for all of it, and not for this again
+            # so that the next attempt fetches the complete file
             note.unlink(missing_ok=True)
             raise IntegrityError(f"{shown(url)} answered with another part than the one asked for")
         if answer.status_code == 206 and tag not in ("", version):
@@ -651,11 +649,11 @@ def get_file(
         pieces = body(answer, timeout, longest_seconds(most))
         first = next(pieces, b"")
         if not size:
-            # so that nothing that is there of the file is lost to a page
+            # before writing, so that a web page does not replace a partial download
             require_no_page(answer, first, "a file", url)
         with path.open("ab") as file:
             file.truncate(size)
-            # only now, for it must not stand beside bytes of another version
+            # only now, so that it never describes bytes of another version
             if tag.startswith('"'):
                 note.write_text(tag)
             else:
@@ -687,9 +685,7 @@ def _reason(error: Exception) -> object:
 
 
 def _short(error: Exception) -> str:
-    """The system's words below an error that requests and urllib3 have wrapped, or the kind of error. Those of a proxy
-    may be among them.
-    """
+    """The operating system's message (or a proxy's) inside an error of requests or urllib3, else the error's class."""
     told = type(error).__name__
     inner: BaseException | None = error
     while inner is not None:
@@ -700,7 +696,7 @@ def _short(error: Exception) -> str:
 
 
 def _proxy_logins() -> tuple[str, ...]:
-    """The logins of the environment's proxies, as they stand there and as they are sent."""
+    """The logins of the environment's proxies, as written there and as sent."""
     found: set[str] = set()
     for proxy in (value for name, value in os.environ.items() if name.lower().endswith("_proxy")):
         login = proxy.rpartition("@")[0].rpartition("//")[2]

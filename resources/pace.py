@@ -1,4 +1,4 @@
-"""How slowly bytes may come before a server counts as silent, and when requests have to be over."""
+"""Minimum transfer rates, and deadlines of requests."""
 
 import contextlib
 import math
@@ -9,22 +9,23 @@ from contextvars import ContextVar
 from resources.errors import SlowError
 
 SLOWEST = 4096
-"""Useful bytes a second; a read time-out alone would let a byte a minute pass."""
+"""Useful bytes per second. A read timeout alone would permit one byte a minute."""
 LONGEST_SECONDS = 6 * 3600.0
-"""What one request may take in all. 2 GB, as a CDL archive has, come in that time by 100 kB a second, and by less in
-several requests, each of which resumes the one before.
+"""Maximum duration of one request: enough for the 2 GB of a CDL archive at 100 kB/s. At a lower rate it takes several
+requests, each of which resumes the one before.
 """
 _LONGEST_OF_NOTHING = 600.0
 _SLOWEST_IN_ALL = 32 << 10
-"""Bytes a second of a whole file."""
+"""Bytes per second, over a complete file."""
 
 _last_moment: ContextVar[float] = ContextVar("last_moment", default=math.inf)
 
 
 @contextlib.contextmanager
 def until(moment: float) -> Iterator[None]:
-    """The requests of the block that this thread makes, with all retries and pauses, raise SlowError at a moment of
-    `time.monotonic`, or at that of a block around it which ends sooner.
+    """Set a deadline, a moment of `time.monotonic`, for this thread's requests in the block, with retries and pauses.
+
+    They raise SlowError after it. An earlier deadline of an enclosing block still applies.
     """
     token = _last_moment.set(min(moment, _last_moment.get()))
     try:
@@ -34,17 +35,17 @@ def until(moment: float) -> Iterator[None]:
 
 
 def last_moment() -> float:
-    """The moment of the innermost `until`, for another thread of the same work; infinity outside of any."""
+    """The current deadline set by `until`, to pass on to another thread; infinity if there is none."""
     return _last_moment.get()
 
 
 def longest_seconds(most_bytes: int) -> float:
-    """What a request for so many bytes may take in all: 20 minutes for a band of 20 MB."""
+    """Maximum duration of a request for so many bytes: 20 minutes for a band of 20 MB."""
     return min(_LONGEST_OF_NOTHING + most_bytes / _SLOWEST_IN_ALL, LONGEST_SECONDS)
 
 
 class Pace:
-    """The useful bytes of an answer over time. What is sent needlessly does not count, however much it is."""
+    """Checks the rate of a response's useful bytes; those sent needlessly do not count."""
 
     def __init__(self, patience: float, longest: float = LONGEST_SECONDS) -> None:
         self._patience = patience
@@ -53,8 +54,8 @@ class Pace:
         self._received = 0
 
     def add(self, useful: int) -> None:
-        """Count useful bytes, or none. Raises SlowError after `patience` seconds with fewer than SLOWEST a second, and
-        after `longest` seconds in all.
+        """Count useful bytes, possibly 0. Raises SlowError after `patience` seconds at a rate below SLOWEST, and after
+        `longest` seconds in all.
         """
         now = time.monotonic()
         self._received += useful

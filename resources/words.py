@@ -1,7 +1,4 @@
-"""What a server says in words: an error's text, or a web page that came instead of a file.
-
-Belongs here: excerpts that are short, on one line, and free of secrets. Does not: what follows from them.
-"""
+"""Excerpts of servers' error messages and web pages: short, on one line, and without secrets."""
 
 import html
 import json
@@ -13,7 +10,7 @@ from resources.addresses import AddressError, read
 from resources.plain_text import plain_text
 
 MAX_BYTES = 16 << 10
-"""The most bytes of an answer that are looked at."""
+"""Bytes of a response that are read for its message."""
 _MAX_WORDS = 300
 _MAX_LINK = 400
 _MAX_DEPTH = 4
@@ -21,7 +18,7 @@ _MAX_DEPTH = 4
 _LINK_KEYS = ("resolution_url", "resolutionurl", "help_url", "url", "documentation_url", "type")
 _WORD_KEYS: tuple[str, ...] = ("error_description", "message", "msg", "error", "errors", "detail", "details")
 _WORD_KEYS += ("description", "title", "reason", "fault", "faultstring", "code")
-# none of these goes over the same text again and again, whatever it is
+# none of these backtracks without limit, whatever the text
 _XML_WORDS = re.compile(
     r"<(?:\w{1,40}:)?(message|code|error|detail|faultstring|reason)\b[^>]{0,400}>([^<]+)<", re.I
 )
@@ -39,7 +36,7 @@ _SECRETS = (
         rf"((?:{_NAMED})[\w-]{{0,60}}[\"']?\s{{0,9}}[=:]\s*)(?:(?:bearer|basic)\s+)?[\"']?[^\s\"',;&)]+", re.I
     ),
     re.compile(r"\b(bearer\s+|basic\s+(?=[\w+/-]*[\d=]))[\w.~+/=-]{8,}", re.I),
-    # a JSON web token, and the ids of keys of AWS
+    # JSON web tokens, and AWS access key ids
     re.compile(r"()\beyJ[\w-]{4,}(?:\.[\w-]+)*"),
     re.compile(r"()\b(?:AKIA|ASIA)[A-Z0-9]{8,}"),
 )
@@ -47,10 +44,10 @@ _SECRET_PARAMETER = re.compile(rf"{_NAMED}|x-amz|key|code\Z|policy|session", re.
 
 
 def server_words(data: bytes, secrets: tuple[str, ...] = ()) -> str:
-    """The words of an error's body (JSON, XML, HTML or text) on one line, at most 300 characters, with the https link
-    that they give; "" where there are none, as in a binary body.
+    """The message in the body of an error (JSON, XML, HTML or text) on one line of at most 300 characters, with its
+    https link, if any; "" if there is no message, as in a binary body.
 
-    What looks like a token or password is left out, and so are `secrets`.
+    Leaves out `secrets` and what looks like a token or password.
     """
     text = data[:MAX_BYTES].decode(errors="replace")
     if text.count("\0") or text.count("�") > len(text) // 20:
@@ -71,8 +68,8 @@ def server_words(data: bytes, secrets: tuple[str, ...] = ()) -> str:
 
 
 def document(data: bytes, kind: str = "") -> str:
-    """What a body is that came in place of a file, for a message: a web page, or a text with its words. "" where its
-    first bytes are not those of HTML, XML or JSON. `kind` is its Content-Type, if known.
+    """Describe, for an error, a body that came instead of a file: a web page, or a message with its text. "" unless it
+    begins like HTML, XML or JSON. `kind` is its Content-Type, if known.
     """
     text = data[:MAX_BYTES].decode(errors="replace")
     start = text.lstrip("\ufeff \t\r\n")[:1]
@@ -85,7 +82,7 @@ def document(data: bytes, kind: str = "") -> str:
 
 
 def redacted(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """The text without what looks like a token, a password or a signature, and with https links alone."""
+    """The text without what looks like a token, a password or a signature, and without links other than https."""
     for secret in filter(None, secrets):
         text = text.replace(secret, "…")
     text = _URL.sub(lambda match: _safe_link(match[0]), text)
@@ -95,7 +92,7 @@ def redacted(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def _safe_link(link: str) -> str:
-    """An https link without parameters that hold secrets; "…" for any other."""
+    """An https link without parameters that may be secret; "…" for any other link."""
     try:
         address = read(link)
     except AddressError:
@@ -117,7 +114,7 @@ def _of_json(text: str) -> tuple[str, str]:
     try:
         found = list(_pairs(json.loads(text), _MAX_DEPTH))
     except (ValueError, RecursionError):
-        # cut short, for it is long
+        # JSON that was cut at the limit
         found = [(key.lower(), json.loads(value, strict=False)) for key, value in _JSON_WORDS.findall(text)]
         if not found:
             return text, ""
@@ -133,7 +130,7 @@ def _of_json(text: str) -> tuple[str, str]:
 
 
 def _pairs(value: Any, depth: int, key: str = "message") -> Iterator[tuple[str, str]]:
-    """The texts of a JSON value, each with its key; those of a list have the list's."""
+    """The texts in a JSON value, each with its key, or the key of its list."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, Mapping) and depth:
@@ -145,6 +142,6 @@ def _pairs(value: Any, depth: int, key: str = "message") -> Iterator[tuple[str, 
 
 
 def _short(text: str, most: int) -> str:
-    """The text on one line, its end left out."""
+    """The text on one line, cut to `most` characters."""
     line = " ".join(text.split())
     return plain_text(line if len(line) <= most else f"{line[: most - 1]}…", most)

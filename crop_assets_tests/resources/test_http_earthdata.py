@@ -988,7 +988,7 @@ def test_a_netrc_that_cannot_be_read_is_told(
 ) -> None:
     netrc.write_bytes(content)
     with pytest.raises(
-        ForbiddenError, match=r"netrc cannot be read.*mend it, or set EARTHDATA_TOKEN"
+        ForbiddenError, match=r"netrc cannot be read.*fix it, or set EARTHDATA_TOKEN"
     ) as error:
         fetch(LpDaac(), URL)
     assert "Passw" not in told(error.value)
