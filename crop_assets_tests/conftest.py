@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from crop_assets.tiles.grid import official_grid_path, read_tile_grid
 from crop_assets_tests.once import made_once
+from crop_assets_tests.small_world import begun as begun
 from crop_assets_tests.small_world import finished as finished
 from crop_assets_tests.small_world import finished_graph as finished_graph
 from crop_assets_tests.small_world import graph as graph

@@ -419,24 +419,37 @@ class Finished:
     runs: dict[str, Run]
 
 
-@pytest.fixture(scope="session")
-def labelled(setting: Setting, served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the labels alone; nobody changes it."""
-    root = tmp_path_factory.mktemp("labelled")
-    with new_graph(root, setting, served.server) as graph:
-        assert graph.run("labels_job").success
-    return root
+@dataclass(frozen=True)
+class Begun:
+    """A graph that has run for its labels alone, and a copy of its store as it was then; nobody changes the copy."""
+
+    graph: Graph
+    run: Run
+    copy: Path
 
 
 @pytest.fixture(scope="session")
-def finished(
-    setting: Setting, served: Served, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Finished]:
+def begun(setting: Setting, served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
     with new_graph(tmp_path_factory.mktemp("finished"), setting, served.server) as graph:
-        runs = {job: graph.run(job) for job in ("labels_job", "tiles_job", "dataset_job")}
-        for run in runs.values():
-            assert run.success, run.failure
-        yield Finished(graph, runs)
+        run = graph.run("labels_job")
+        assert run.success, run.failure
+        copy = tmp_path_factory.mktemp("labelled") / "store"
+        shutil.copytree(graph.root, copy)
+        yield Begun(graph, run, copy)
+
+
+@pytest.fixture(scope="session")
+def labelled(begun: Begun) -> Path:
+    """A store with the labels alone; nobody changes it."""
+    return begun.copy
+
+
+@pytest.fixture(scope="session")
+def finished(begun: Begun) -> Finished:
+    runs = {"labels_job": begun.run, **{job: begun.graph.run(job) for job in ("tiles_job", "dataset_job")}}
+    for run in runs.values():
+        assert run.success, run.failure
+    return Finished(begun.graph, runs)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -29,6 +31,7 @@ from crop_assets_tests.small_world import (
     Traffic,
     digests,
     ledger,
+    new_graph,
     recipe,
 )
 from resources.downloads import Downloads
@@ -38,6 +41,23 @@ from resources.stac import SceneStac
 
 def stages_of(run: Run, tile: str) -> list[str]:
     return [stage for stage, partition in run.made if partition == f"{YEAR}|{tile}"]
+
+
+@pytest.fixture(scope="module")
+def labelled_three(
+    setting: Setting, served: Served, three_tiles: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A store with the labels of the three tiles alone; nobody changes it."""
+    root = tmp_path_factory.mktemp("labelled_three")
+    with new_graph(root, setting, served.server) as graph:
+        assert graph.run("labels_job", **three_tiles).success
+    return root
+
+
+@pytest.fixture
+def graph_of_three(graph: Graph, labelled_three: Path) -> Graph:
+    shutil.copytree(labelled_three, graph.root)
+    return graph
 
 
 @pytest.fixture
@@ -124,9 +144,9 @@ def test_a_file_that_cannot_be_had_stops_its_tile_and_the_dataset_says_so(
 
 
 def test_a_dataset_is_not_made_without_a_tile_that_nobody_allowed_to_be_missing(
-    graph: Graph, traffic: Traffic, three_tiles: dict[str, Any]
+    graph_of_three: Graph, traffic: Traffic, three_tiles: dict[str, Any]
 ) -> None:
-    assert graph.run("labels_job", **three_tiles).success
+    graph = graph_of_three
     assert graph.table("tile_map").groupby("tile")["chip_id"].agg(sorted).to_dict() == THREE_TILES
     traffic.broken["/cmr/search"] = traffic.broken["/cmr/stac"] = 503
     graph.run("tiles_job", tiles=[SOUTH], **three_tiles)
@@ -241,10 +261,10 @@ def test_what_no_later_attempt_changes_is_tried_once(
 
 
 def test_of_three_tiles_those_alone_are_worked_on_again_whose_cause_may_pass(
-    graph: Graph, setting: Setting, traffic: Traffic, three_tiles: dict[str, Any]
+    graph_of_three: Graph, setting: Setting, traffic: Traffic, three_tiles: dict[str, Any]
 ) -> None:
     """The eastern tile's file comes in the second attempt, the western one's never does, as it is wrong."""
-    assert graph.run("labels_job", **three_tiles).success
+    graph = graph_of_three
     east = setting.scene(EAST, MIDDLE[EAST]).files["Fmask"].cid
     west = setting.scene(WEST, MIDDLE[WEST]).files["Fmask"].cid
     traffic.broken[f"/ipfs/{east}"], traffic.broken["/lpdaac/"] = 503, 503
@@ -337,9 +357,9 @@ def test_the_causes_of_many_missing_tiles_take_few_queries() -> None:
 
 @pytest.mark.parametrize("deleted", [(TILE, EAST), (TILE, WEST), (CDL_YEAR, str(YEAR))])
 def test_a_partition_that_is_deleted_during_the_run_takes_no_tile_along(
-    graph: Graph, traffic: Traffic, three_tiles: dict[str, Any], deleted: tuple[str, str]
+    graph_of_three: Graph, traffic: Traffic, three_tiles: dict[str, Any], deleted: tuple[str, str]
 ) -> None:
-    assert graph.run("labels_job", **three_tiles).success
+    graph = graph_of_three
     traffic.silent.add("/cmr/")
 
     def delete() -> None:
