@@ -1,7 +1,4 @@
-"""Coordinate reference systems of input files: whether one says where on Earth a place is, and whether PROJ works.
-
-Belongs here: checks whose errors name the cause. Does not: transforming anything.
-"""
+"""Checks of coordinate reference systems: whether one is tied to the Earth, and whether PROJ works."""
 
 import os
 

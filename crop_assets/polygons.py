@@ -6,39 +6,39 @@ from numpy.typing import NDArray
 
 from crop_assets.errors import InputError
 
-MOST_VERTICES = 2_000_000
-MOST_CROSSINGS = 1000
+MAX_VERTICES = 2_000_000
+MAX_CROSSINGS = 1000
 """How often a polygon's outline may cross itself: 1,000 times take 0.7 s to sort out, and ten times as many 40 s."""
-MOST_CROSSINGS_OF_ALL = 20_000
+MAX_CROSSINGS_OF_ALL = 20_000
 """How often the outlines of valid polygons may cross one another: a join of them takes 2 s."""
 _SEGMENTS_AT_ONCE, _PAIRS_AT_ONCE = 256, 100_000
-_MOST_NEAR = 10_000_000
+_MAX_NEAR = 10_000_000
 """Pairs of segments with bounds that share a point: looking at them takes 4 s. An outline of 2,000,000 short segments
 has 6,000,000, each with itself and its neighbours."""
 
 
-def make_valid(shapes: NDArray[np.object_], most_crossings: int = MOST_CROSSINGS) -> NDArray[np.object_]:
+def make_valid(shapes: NDArray[np.object_], most_crossings: int = MAX_CROSSINGS) -> NDArray[np.object_]:
     """The geometries as `shapely.make_valid` repairs them, [n].
 
-    Raises InputError for more than `MOST_VERTICES` vertices, and where the outlines of those that are not valid cross
+    Raises InputError for more than `MAX_VERTICES` vertices, and where the outlines of those that are not valid cross
     or touch themselves more than `most_crossings` times in all.
     """
     vertices = int(shapely.get_num_coordinates(shapes).sum())
-    if vertices > MOST_VERTICES:
-        raise InputError(f"{vertices:,} vertices are more than {MOST_VERTICES:,}; simplify the polygons")
+    if vertices > MAX_VERTICES:
+        raise InputError(f"{vertices:,} vertices are more than {MAX_VERTICES:,}; simplify the polygons")
     valid: NDArray[np.object_] = shapes.copy()
     left = most_crossings
     for i in np.flatnonzero(~shapely.is_valid(shapes)):
         left -= _crossings(shapes[i : i + 1], left)
         if left < 0:
             raise InputError(
-                f"outlines cross themselves more than {most_crossings:,} times; draw them anew, or simplify them"
+                f"outlines cross themselves more than {most_crossings:,} times; redraw or simplify them"
             )
         valid[i] = shapely.make_valid(shapes[i])
     return valid
 
 
-def join(shapes: NDArray[np.object_], most_crossings: int = MOST_CROSSINGS_OF_ALL) -> shapely.Geometry:
+def join(shapes: NDArray[np.object_], most_crossings: int = MAX_CROSSINGS_OF_ALL) -> shapely.Geometry:
     """The union of valid polygons. Raises InputError where their outlines cross more than `most_crossings` times."""
     if _crossings(shapes, most_crossings) > most_crossings:
         raise InputError(
@@ -50,7 +50,7 @@ def join(shapes: NDArray[np.object_], most_crossings: int = MOST_CROSSINGS_OF_AL
 def _crossings(shapes: NDArray[np.object_], most: int) -> int:
     """How many pairs of segments that are no neighbours share a point; counting ends above `most`.
 
-    Raises InputError where more than `_MOST_NEAR` pairs would have to be looked at.
+    Raises InputError where more than `_MAX_NEAR` pairs would have to be looked at.
     """
     rings = shapely.get_rings(shapely.get_parts(shapes))
     points, ring = shapely.get_coordinates(rings, return_index=True)
@@ -61,7 +61,7 @@ def _crossings(shapes: NDArray[np.object_], most: int) -> int:
         some = segments[start : start + at_once]
         mine, others = tree.query(some)
         looked_at += len(mine)
-        if looked_at > _MOST_NEAR:
+        if looked_at > _MAX_NEAR:
             raise InputError("outlines have too many long edges side by side; simplify the polygons")
         # each shares a point with itself and its two neighbours, and each pair is found from both sides
         found -= 3 * len(some)

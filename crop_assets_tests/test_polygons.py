@@ -4,7 +4,7 @@ import shapely
 from numpy.typing import NDArray
 
 from crop_assets.errors import InputError
-from crop_assets.polygons import MOST_CROSSINGS, MOST_VERTICES, join, make_valid
+from crop_assets.polygons import MAX_CROSSINGS, MAX_VERTICES, join, make_valid
 
 
 def scribble(vertices: int, seed: int = 1) -> shapely.Polygon:
@@ -63,11 +63,11 @@ def test_an_outline_that_crosses_itself_without_end_is_refused(shape: shapely.Ge
 
 
 def test_vertices_are_bounded() -> None:
-    angles = np.linspace(0, 2 * np.pi, MOST_VERTICES + 1)
+    angles = np.linspace(0, 2 * np.pi, MAX_VERTICES + 1)
     circle = shapely.Polygon(np.stack([np.cos(angles), np.sin(angles)], axis=1))
     with pytest.raises(InputError, match=r"4,000,00\d vertices are more than 2,000,000"):
         make_valid(array(circle, circle))
-    assert MOST_CROSSINGS == 1000
+    assert MAX_CROSSINGS == 1000
 
 
 def test_polygons_that_cross_one_another_without_end_are_not_joined() -> None:

@@ -50,18 +50,18 @@ Driver = Literal["GTiff", "HFA", "VRT"]
 _RASTERS: Mapping[str, Driver] = {".tif": "GTiff", ".tiff": "GTiff", ".img": "HFA", ".vrt": "VRT"}
 _ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
 """What keeps GDAL from files beside the one that it opens."""
-# without this a strip of all rows is told as strips of one row, for each of which GDAL may decode it from its start
+# without this GDAL presents a strip of all rows as strips of one row, and may decode it from its start for each
 _AS_STORED = {"GDAL_ENABLE_TIFF_SPLIT": "NO"}
 _COMPRESSIONS = ("DEFLATE", "LZW", "PACKBITS", "ZSTD")
 """HLS v2.0 is deflated; these are the other general ones. Those for pictures make gigabytes of some hundred bytes."""
 _OPENED_BY_CONTENT = (".ovr", ".msk")
-_MOST_BANDS = 100
-_MOST_BLOCK_BYTES = 64 << 20
-_MOST_BLOCKS = 1 << 20
+_MAX_BANDS = 100
+_MAX_BLOCK_BYTES = 64 << 20
+_MAX_BLOCKS = 1 << 20
 """The whole country in blocks of 128 x 128 has 910,000."""
-_MOST_TIMES_PADDED = 4
+_MAX_TIMES_PADDED = 4
 """Blocks reach beyond the edges of a raster; those of 1024 x 1024 pixels of an HLS tile come to 1.3 times it."""
-_MOST_NESTED = 4
+_MAX_NESTED = 4
 _WARNING = threading.Lock()
 
 
@@ -78,7 +78,7 @@ def open_geotiff(path: str | Path) -> rasterio.DatasetReader:
 
 
 def open_raster(path: Path) -> rasterio.DatasetReader:
-    """A local raster of a person's own, by its suffix: a GeoTIFF, an .img or a .vrt, with the files beside it.
+    """A local raster, by its suffix: a GeoTIFF, an .img or a .vrt, with the files beside it.
 
     The sources of a .vrt are such rasters too, in its folder or below it. Raises RasterioIOError for other suffixes,
     for what the suffix does not say, and for what leads elsewhere.
@@ -131,21 +131,21 @@ def _require_plain(path: str | Path, raster: rasterio.DatasetReader) -> None:
     if raster.tags(ns="OVERVIEWS"):
         # GDAL opens that file by its content
         raise RasterioIOError(f"{path} has its overviews in a file that its metadata name")
-    if raster.count > _MOST_BANDS:
-        raise RasterioIOError(f"{path} has {raster.count} bands; the most is {_MOST_BANDS}")
-    anew = f"run: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {shell_file(path)} and a new name"
+    if raster.count > _MAX_BANDS:
+        raise RasterioIOError(f"{path} has {raster.count} bands; the most is {_MAX_BANDS}")
+    again = f"run: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE {shell_file(path)} and a new name"
     compression = raster.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION")
     if raster.driver == "GTiff" and compression not in (None, *_COMPRESSIONS):
-        raise RasterioIOError(f"{path} is compressed by {compression[:50]}, which is not read here; {anew}")
+        raise RasterioIOError(f"{path} is compressed by {compression[:50]}, which is not read here; {again}")
     for (rows, cols), dtype in zip(raster.block_shapes, raster.dtypes, strict=True):
         blocks = -(-raster.height // rows) * -(-raster.width // cols)
         block = rows * cols * np.dtype(dtype).itemsize
         pixels = raster.height * raster.width * np.dtype(dtype).itemsize
-        padded = blocks * block > _MOST_TIMES_PADDED * pixels + _MOST_BLOCK_BYTES
-        if block > _MOST_BLOCK_BYTES or blocks > _MOST_BLOCKS or padded:
+        padded = blocks * block > _MAX_TIMES_PADDED * pixels + _MAX_BLOCK_BYTES
+        if block > _MAX_BLOCK_BYTES or blocks > _MAX_BLOCKS or padded:
             raise RasterioIOError(
                 f"{path} has {blocks:,} blocks of {cols:,} x {rows:,} pixels, which takes too long or too much memory "
-                f"to read; {anew}"
+                f"to read; {again}"
             )
 
 
@@ -176,14 +176,14 @@ def _open_inside(path: Path, driver: Driver, folder: Path) -> rasterio.DatasetRe
 
 
 def _require_geotiff(path: Path) -> None:
-    """Raise as `open_geotiff`; its place may be told by files beside it."""
+    """Raise as `open_geotiff`; its georeference may be in files beside it."""
     with _WARNING, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         _open(path, "GTiff", _ALONE).close()
 
 
 def _described(
-    path: Path, folder: Path, depth: int = _MOST_NESTED, known: dict[Path, Source] | None = None
+    path: Path, folder: Path, depth: int = _MAX_NESTED, known: dict[Path, Source] | None = None
 ) -> tuple[Source, list[Path]]:
     """A .vrt as GDAL may have it, and the files that it names.
 

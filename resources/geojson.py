@@ -1,7 +1,5 @@
 """GeoJSON, read without GDAL, which asks any host that a `crs` member names, and takes a name that it does not know for
 degrees.
-
-Belongs here: features, their geometries and their CRS. Does not: what they are for.
 """
 
 import json
@@ -44,7 +42,7 @@ _GEOMETRIES = (
 class GeoJson:
     """A FeatureCollection, a Feature or a geometry, as one layer. Its CRS is EPSG:4326 unless a `crs` member names one.
 
-    Raises IntegrityError for what is none, and for a CRS that is not given by the name that an authority has for it.
+    Raises IntegrityError if it is not GeoJSON, and for a CRS that is not given by an authority's name.
     """
 
     def __init__(self, data: bytes, name: str) -> None:

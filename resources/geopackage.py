@@ -2,8 +2,6 @@
 
 A database brings what is run as it is read: views, triggers, generated columns, tables of other kinds. Here its plain
 tables are read, column by column, and nothing else.
-
-Belongs here: layers, their geometries and their CRS. Does not: what they are for.
 """
 
 import contextlib
@@ -101,7 +99,7 @@ class _PlainTables:
             table,
         )
         if len(found) != 1 or found[0][0] != "table" or not str(found[0][1]).startswith("CREATE TABLE "):
-            raise IntegrityError(f"it has no plain table {table!r}; save it anew, with its layers as tables")
+            raise IntegrityError(f"it has no plain table {table!r}; save it again, with its layers as tables")
         return {
             str(name): bool(key) and str(kind).upper() == "INTEGER"
             for _, name, kind, _, _, key, hidden in self._run(f"PRAGMA table_xinfo({_quoted(table)})")
@@ -134,8 +132,8 @@ class _PlainTables:
 def _may(action: int, first: str | None, second: str | None, schema: str | None, source: str | None) -> int:
     """Whether SQLite may do something; the source is the view or trigger that it does it for."""
     plain = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
-    told = action == sqlite3.SQLITE_PRAGMA and first == "table_xinfo"
-    return sqlite3.SQLITE_OK if (plain or told) and source is None else sqlite3.SQLITE_DENY
+    columns = action == sqlite3.SQLITE_PRAGMA and first == "table_xinfo"
+    return sqlite3.SQLITE_OK if (plain or columns) and source is None else sqlite3.SQLITE_DENY
 
 
 def _geometry_column(database: _PlainTables, layer: str) -> tuple[str, Any]:

@@ -2,8 +2,6 @@
 
 GDAL's reading of XML is its own: attributes count as elements, names in any case, and the name of a file may be a
 connection, or a description again. So the author's is read here, and what is not known of it is refused.
-
-Belongs here: one band of bytes, put together of others. Does not: where they may lie (`resources.geodata`).
 """
 
 import html

@@ -1,8 +1,4 @@
-"""STAC catalogues: a STAC API, or an ItemCollection in a local file.
-
-Belongs here: searching items completely and politely, and reading the documents that items link to; what has no id is
-named by its place. Does not: what the items mean (`crop_assets.scenes`, `crop_assets.bands`).
-"""
+"""STAC catalogues: a STAC API, or an ItemCollection in a local file. An item without an id is named by its place."""
 
 import datetime as dt
 import math
@@ -135,7 +131,7 @@ class _StacCatalogue(Settings):
         because CMR-STAC answers 500 to polygons that are not axis-aligned. What a server sends beyond what it was
         asked for is left out; an item whose day or place cannot be read is not. What has no id is named by its place
         in the answer and says in `SET_ASIDE` why. Raises UnavailableError where the catalogue keeps failing or
-        gives fewer items than it has matched, IntegrityError where it is none: a partial answer is never returned.
+        gives fewer items than it has matched, IntegrityError for a malformed answer: a partial one is never returned.
         """
         area = box(*bbox)
         around = _MAX_TILES_AROUND * most_scenes(start, end) * len(collections)
@@ -225,7 +221,7 @@ class SceneStac(_StacCatalogue):
     )
     granule_search: str = Field(
         default="",
-        description="Address of a granule search like CMR's, which tells the metadata of a tile's granules at once. "
+        description="Address of a granule search like CMR's, which returns all granules of a tile at once. "
         "Empty for CMR's own where the catalogue is CMR-STAC; elsewhere each granule's document is read.",
     )
     metadata_hosts: list[str] = Field(
@@ -256,7 +252,7 @@ class SceneStac(_StacCatalogue):
 
         `short_name` is the collection's, such as HLSS30. None where there is no granule search, which is so for a
         catalogue in a file. Of a record that is far larger than any there is, its name is left, and `SET_ASIDE` says
-        why. Raises UnavailableError, and IntegrityError where the answer is none: a partial answer is never returned.
+        why. Raises UnavailableError, and IntegrityError for a malformed answer: a partial one is never returned.
         """
         address = self.search_address
         if self.is_file or not address:
@@ -306,7 +302,7 @@ class SceneStac(_StacCatalogue):
             after = {_SEARCH_AFTER: token}
         if len(found) < total:
             raise UnavailableError(
-                f"{address} told of {total} granules and gave {len(found)}; try again later"
+                f"{address} reported {total} granules and returned {len(found)}; try again later"
             )
         return [found[name] for name in sorted(found)]
 
@@ -397,11 +393,11 @@ class _Io(StacApiIO):
             links = [link for link in objects(page.get("links")) if link.get("rel") == "next"]
             target = Link.from_dict(dict(links[0])) if links else ""
         if len(came) < matched:
-            raise UnavailableError(f"it matched {matched} items and gave {len(came)}")
+            raise UnavailableError(f"it matched {matched} items and returned {len(came)}")
 
 
 class IpfsStac(_StacCatalogue):
-    """The catalogue that tells the CID of each band file: the EASIER STAC by default."""
+    """The catalogue with the CID of each band file: the EASIER STAC by default."""
 
     url: str = Field(
         default="https://stac.easierdata.info",
@@ -436,7 +432,7 @@ class Bounds:
                 self._require(what, self._found[what])
 
     def expect(self, records: int) -> None:
-        """Raise IntegrityError where a server tells of more records than there may be."""
+        """Raise IntegrityError where a server reports more records than there can be."""
         self._require("records", records)
 
     def _require(self, what: str, number: int) -> None:
@@ -463,8 +459,8 @@ def _features(page: Any) -> list[Any]:
 
 def _matched(page: Mapping[str, Any]) -> int:
     """How many items the server has matched: `numberMatched`, or `context.matched` as older ones say; 0 for unknown."""
-    told = page.get("numberMatched"), mapping(page.get("context")).get("matched")
-    return max(count(number) or 0 for number in told)
+    reported = page.get("numberMatched"), mapping(page.get("context")).get("matched")
+    return max(count(number) or 0 for number in reported)
 
 
 def _once(items: Iterable[Item]) -> list[Item]:

@@ -1,7 +1,4 @@
-"""Where the Sentinel-2 tile grid is read from.
-
-Belongs here: the address of the file. Does not: what is in it (`crop_assets.tiles.grid`).
-"""
+"""Where the Sentinel-2 tile grid is read from."""
 
 from pydantic import Field, field_validator
 

@@ -80,7 +80,7 @@ class _OfGdal:
         with _reading():
             features = pyogrio.read_info(self.source, layer=layer)["features"]
             if features > self.size:
-                raise ValueError(f"{self.source} tells of {features:,} features, and has {self.size:,} bytes")
+                raise ValueError(f"{self.source} reports {features:,} features in {self.size:,} bytes")
             found: pd.DataFrame = pyogrio.read_dataframe(self.source, layer=layer, columns=list(columns))
             return found
 
@@ -111,7 +111,7 @@ def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
 
 
 def _vector(path: Path, max_bytes: int) -> Vector:
-    """An unpacked vector file. pyogrio, which cannot be told a driver, gets what one alone takes by its first bytes."""
+    """An unpacked vector file. pyogrio cannot be given a driver, so one driver alone takes its first bytes."""
     suffix = path.suffix.lower()
     if not path.is_file():
         raise IntegrityError(f"{path}: No such file or directory")
@@ -127,7 +127,7 @@ def _vector(path: Path, max_bytes: int) -> Vector:
         with path.open("rb") as file:
             head = file.read(72)
         if not head.startswith(_MAGIC[suffix]) or (suffix == ".gpkg" and head[68:72] not in _GEOPACKAGE):
-            raise IntegrityError(f"{path} does not begin as a {suffix} file does; save it anew")
+            raise IntegrityError(f"{path} does not begin as a {suffix} file does; save it again")
         if suffix == ".gpkg":
             return GeoPackage(path)
     beside = [path.with_suffix(other) for other in _SHAPEFILE] if suffix == ".shp" else []

@@ -14,7 +14,7 @@ import shapely
 from crop_assets.errors import InputError
 
 MOST_BYTES = 4_000_000
-MOST_VERTICES = 10_000
+MAX_VERTICES = 10_000
 
 _DIGITS = 7
 """Decimals of a degree that are kept: 1 cm."""
@@ -51,7 +51,7 @@ def read_drawing(data: bytes) -> Drawing:
     """The drawing in a GeoJSON FeatureCollection; it may have no features.
 
     Raises InputError for what is not one, is in another CRS, holds anything but polygons, or is beyond `MOST_BYTES` or
-    `MOST_VERTICES`. A polygon may intersect itself: it is repaired where it is used, not here.
+    `MAX_VERTICES`. A polygon may intersect itself: it is repaired where it is used, not here.
     """
     if len(data) > MOST_BYTES:
         raise InputError(f"{len(data):,} bytes of GeoJSON are too many; the most is {MOST_BYTES:,}")
@@ -70,8 +70,8 @@ def read_drawing(data: bytes) -> Drawing:
             raise InputError(f"it is in the CRS {name!r}; it must be in longitude and latitude (EPSG:4326)")
     drawing = Drawing([_feature(number, feature) for number, feature in enumerate(features, start=1)])
     vertices = sum(len(ring) for feature in drawing.features for ring in _rings(feature["geometry"]))
-    if vertices > MOST_VERTICES:
-        raise InputError(f"{vertices:,} vertices are too many; the most is {MOST_VERTICES:,}")
+    if vertices > MAX_VERTICES:
+        raise InputError(f"{vertices:,} vertices are too many; the most is {MAX_VERTICES:,}")
     return drawing
 
 

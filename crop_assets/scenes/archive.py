@@ -1,8 +1,4 @@
-"""What the archive knows of a tile's season: asked once, and kept in the store.
-
-Belongs here: which questions are asked, and keeping the whole answer. Does not: how a catalogue is asked
-(`resources.stac`), nor what the answer means (`granules`).
-"""
+"""What the archive knows of a tile's season: asked once, and kept in the store."""
 
 import datetime as dt
 import hashlib
@@ -145,7 +141,7 @@ def _by_place(
             with until(moment):
                 data = stac.document(url)
         except (NotFoundError, IntegrityError, NotAFileError) as error:
-            log(f"{error}; what only it tells of the scene stays unknown")
+            log(f"{error}; what only it reports about the scene stays unknown")
             return ""
         bounds.add(bytes=len(data))
         return data.decode(errors="replace")

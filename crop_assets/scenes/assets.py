@@ -1,8 +1,4 @@
-"""A tile -> three scenes: `scene_metadata` and `selected_scenes`.
-
-Belongs here: the glue between the graph and the scene logic. Does not: the logic (`archive`, `granules`,
-`selection`, `plots`).
-"""
+"""A tile -> three scenes: `scene_metadata` and `selected_scenes`."""
 
 import pandas as pd
 

@@ -19,7 +19,7 @@ from resources.errors import IntegrityError
 from resources.json_values import MALFORMED, count, mapping, number, objects, parse, text
 from resources.stac import SET_ASIDE
 
-_MOST_CROSSINGS = 100
+_MAX_CROSSINGS = 100
 """A footprint has some ten vertices, and a question some hundred footprints."""
 _LP_DAAC = "data.lpdaac.earthdatacloud.nasa.gov"
 
@@ -192,7 +192,7 @@ def _chip_coverage(item: dict[str, Any], chips: NDArray[np.object_]) -> float | 
         return None
     try:
         shape = shapely.geometry.shape(item["geometry"])
-        (footprint,) = make_valid(np.array([shape], dtype=object), _MOST_CROSSINGS)
+        (footprint,) = make_valid(np.array([shape], dtype=object), _MAX_CROSSINGS)
         if not np.isfinite(footprint.bounds).all():
             return None
         shared = shapely.area(shapely.intersection(chips, footprint)).sum()

@@ -1,7 +1,4 @@
-"""The picture of a tile's season: which scenes there were, and which three were chosen.
-
-Belongs here: drawing a table of `scenes.selection`. Does not: choosing.
-"""
+"""The picture of a tile's season: which scenes there were, and which three were chosen."""
 
 import datetime as dt
 import functools

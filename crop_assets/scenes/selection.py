@@ -2,8 +2,6 @@
 
 Two strategies: `select_scenes` takes the first, middle and last fit scene, as the specification asks;
 `spread_scenes` takes the three that are jointly best for the tile's chips.
-
-Belongs here: the rules, on tables. Does not: where the scenes' metadata comes from.
 """
 
 import datetime as dt

@@ -1,7 +1,4 @@
-"""A chip box -> an HLS tile: `tile_grid`, `tile_map`.
-
-Belongs here: the glue between the graph and the tile logic. Does not: the logic (`grid`, `mapping`).
-"""
+"""A chip box -> an HLS tile: `tile_grid`, `tile_map`."""
 
 import hashlib
 from collections.abc import Mapping
@@ -24,7 +21,9 @@ from resources.tile_grid import TileGridSource
 def _grid_file(tile_grid_source: TileGridSource) -> Source:
     path = Path(tile_grid_source.path) if tile_grid_source.path else official_grid_path()
     if not path.is_file():
-        raise InputError(f"the tile grid {path} is not there; mend CROP_ASSETS_TILE_GRID or leave it unset")
+        raise InputError(
+            f"the tile grid {path} does not exist; correct CROP_ASSETS_TILE_GRID or leave it unset"
+        )
     with path.open("rb") as file:
         return Source(path, hashlib.file_digest(file, "sha256").hexdigest(), {"source": path.name})
 

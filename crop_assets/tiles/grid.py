@@ -24,8 +24,8 @@ from resources.plain_text import plain_text
 from resources.vectors import Vector, open_vector
 
 _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
-_MOST_ARCHIVE_BYTES = 1 << 30
-_MOST_CROSSINGS = 100
+_MAX_ARCHIVE_BYTES = 1 << 30
+_MAX_CROSSINGS = 100
 """Of the outlines of a tile's pieces, which share an edge."""
 
 
@@ -144,7 +144,7 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
             file = Parquet(path.read_bytes())
             features = file.frame([_name_column(path, file.schema.names)])
         else:
-            with open_vector(path, _MOST_ARCHIVE_BYTES) as vector:
+            with open_vector(path, _MAX_ARCHIVE_BYTES) as vector:
                 features = _features(path, vector)
     except InputError:
         raise
@@ -215,7 +215,7 @@ def _polygons(
         if across[i]:
             mine = np.array([_unwrapped(part) for part in mine], dtype=object)
         try:
-            polygons[i] = join(make_valid(mine, _MOST_CROSSINGS), _MOST_CROSSINGS)
+            polygons[i] = join(make_valid(mine, _MAX_CROSSINGS), _MAX_CROSSINGS)
         except InputError as error:
             raise InputError(f"tile grid {path}: the pieces of {names[i]}: {error}") from None
     _refuse(

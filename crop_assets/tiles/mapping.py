@@ -1,8 +1,4 @@
-"""The HLS tile of each chip box.
-
-Belongs here: the nearest tile, and whether the box lies inside that tile's raster. Does not: reading
-the tile grid (`grid`).
-"""
+"""The HLS tile of each chip box."""
 
 from functools import lru_cache
 from typing import Any, Literal

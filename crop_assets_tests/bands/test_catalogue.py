@@ -83,7 +83,7 @@ def test_a_malformed_item_costs_no_other_and_is_asked_for_again(
 
 def test_a_partial_answer_is_unavailable_and_not_kept(archive: Cmr, store: DatasetStore) -> None:
     archive.page, archive.one_page = 2, True
-    with pytest.raises(UnavailableError, match="matched 3 items and gave 2"):
+    with pytest.raises(UnavailableError, match="matched 3 items and returned 2"):
         ask(archive, store, FIRST, SECOND, THIRD)
     archive.one_page = False
     assert ask(archive, store, FIRST, SECOND, THIRD) == [FIRST, SECOND, THIRD]

@@ -471,7 +471,7 @@ def test_fewer_items_than_were_matched_are_no_answer(faulty: Faulty, told: dict[
     pages[on][2].update(told)
     stac = faulty.says(*pages)
     with pytest.raises(
-        UnavailableError, match=r"matched (4|1000) items and gave 3; materialize this tile again"
+        UnavailableError, match=r"matched (4|1000) items and returned 3; materialize this tile again"
     ):
         stac.search(ANYWHERE, *SEASON)
 
@@ -479,7 +479,7 @@ def test_fewer_items_than_were_matched_are_no_answer(faulty: Faulty, told: dict[
 @pytest.mark.parametrize("told", [{"numberMatched": 9}, {"context": {"matched": 9}}])
 def test_an_empty_page_of_something_is_no_answer(faulty: Faulty, told: dict[str, Any]) -> None:
     status, headers, body = faulty.page()
-    with pytest.raises(UnavailableError, match="matched 9 items and gave 0"):
+    with pytest.raises(UnavailableError, match="matched 9 items and returned 0"):
         faulty.says((status, headers, body | told)).search(ANYWHERE, *SEASON)
 
 
@@ -503,7 +503,7 @@ def test_items_without_an_id_count_each(faulty: Faulty) -> None:
     found = stac.search(ANYWHERE, *SEASON)
     assert ids(found) == ["a", "b", *(f"item {place} of the answer" for place in (2, 3, 4, 6, 7, 8))]
     stac = faulty.says((status, headers, first | {"numberMatched": 9}), (status, headers, second))
-    with pytest.raises(UnavailableError, match="matched 9 items and gave 8"):
+    with pytest.raises(UnavailableError, match="matched 9 items and returned 8"):
         stac.search(ANYWHERE, *SEASON)
 
 

@@ -118,7 +118,7 @@ def test_a_catalogue_that_gives_one_page_of_several_has_not_answered(
     cmr.one_page, cmr.page = True, 20
     stac = catalogue(cmr, **({} if search else {"granule_search": ""}))
     with pytest.raises(
-        UnavailableError, match=r"it matched \d+ items and gave 20; materialize this tile again"
+        UnavailableError, match=r"it matched \d+ items and returned 20; materialize this tile again"
     ):
         ask(cmr, store, stac)
     assert kept(store) == []
@@ -131,7 +131,9 @@ def test_a_search_that_tells_of_more_than_it_gives_has_not_answered(
     cmr: Cmr, store: DatasetStore, more: int
 ) -> None:
     cmr.hits = len(cmr.in_season(HOME)) + more
-    with pytest.raises(UnavailableError, match=rf"told of {cmr.hits} granules and gave {cmr.hits - more};"):
+    with pytest.raises(
+        UnavailableError, match=rf"reported {cmr.hits} granules and returned {cmr.hits - more};"
+    ):
         ask(cmr, store, catalogue(cmr))
     assert kept(store) == []
 
@@ -376,7 +378,7 @@ def test_what_a_granule_search_promises_and_does_not_give_is_no_answer(
 ) -> None:
     record = Cmr.record
     monkeypatch.setattr(Cmr, "record", lambda self, name: record(self, cmr.in_season(HOME)[0]))
-    with pytest.raises(UnavailableError, match=r"told of \d+ granules and gave 1;"):
+    with pytest.raises(UnavailableError, match=r"reported \d+ granules and returned 1;"):
         ask(cmr, store, catalogue(cmr))
 
 
