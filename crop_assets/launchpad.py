@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import dagster as dg
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from crop_assets.errors import InputError, problems
+from crop_assets.errors import InputError, item_type, number_range, problems
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.variables import FIELDS
 from resources.settings import Settings
@@ -28,7 +29,7 @@ def launchable(key: str, resource: Settings) -> dg.ResourceDefinition:
     schema = {}
     for name, field in kind.model_fields.items():
         if _harmless(key, name, kind, field.annotation):
-            shown = dg.Field(_config_type(field.annotation), own[name], False, field.description)
+            shown = dg.Field(_config_type(field.annotation), own[name], False, _described(field))
         else:
             variable = FIELDS[f"{key}.{name}"]
             # an enumeration of nothing, for its name is part of the message that refuses a value
@@ -56,12 +57,18 @@ def _harmless(key: str, name: str, kind: type, annotation: Any) -> bool:
     return annotation in (bool, int, float)
 
 
+def _described(field: FieldInfo) -> str:
+    """What a field means, and the range of a number."""
+    words = number_range(field.metadata)
+    return f"{field.description} A number {words}." if words else str(field.description)
+
+
 def _config_type(annotation: Any) -> Any:
     """Dagster's type of a field's values."""
     of = get_args(annotation)
     if get_origin(annotation) is Literal:
         return dg.Enum(f"'one of {', '.join(of)}'", [dg.EnumValue(value) for value in of])
     if get_origin(annotation) is list:
-        return dg.Array(*of)
+        return dg.Array(_config_type(item_type(annotation)[0]))
     # Dagster's short form of a map
-    return dict([of]) if get_origin(annotation) is dict else annotation
+    return {of[0]: item_type(annotation)[0]} if get_origin(annotation) is dict else annotation

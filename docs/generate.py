@@ -1,6 +1,5 @@
 """The recipe and asset references, written from the code: `python docs/generate.py`."""
 
-import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +8,7 @@ import dagster as dg
 from pydantic_core import PydanticUndefined
 
 from crop_assets.definitions import build_defs, environment_resources
+from crop_assets.errors import item_type, number_range
 from crop_assets.recipe import DatasetRecipe
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -39,7 +39,8 @@ Every asset is a Parquet table; its rows name the files that belong to them. Inp
 def recipe_reference() -> str:
     """A table of the recipe's fields: meaning, type and default."""
     rows = [
-        f"| `{name}` | {_cell(field.description)} ({_type(field.annotation)}, default: {_default(field.default)}) |\n"
+        f"| `{name}` | {_cell(field.description)} "
+        f"({_type(field.annotation, field.metadata)}, default: {_default(field.default)}) |\n"
         for name, field in DatasetRecipe.model_fields.items()
     ]
     return RECIPE + "".join(rows)
@@ -69,12 +70,13 @@ def asset_reference() -> str:
     return text
 
 
-def _type(annotation: Any) -> str:
-    if typing.get_origin(annotation) is Literal:
+def _type(annotation: Any, metadata: list[Any]) -> str:
+    kind = typing.get_origin(annotation)
+    if kind is Literal:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
-    if isinstance(annotation, types.GenericAlias):
-        return str(annotation)
-    return str(annotation.__name__)
+    if kind in (list, dict):
+        return ("list of " if kind is list else "map of names to ") + _type(*item_type(annotation))
+    return f"{annotation.__name__} {number_range(metadata)}".strip()
 
 
 def _default(value: Any) -> str:

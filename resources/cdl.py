@@ -51,7 +51,7 @@ from resources.json_values import count
 from resources.pace import until
 from resources.partials import Partials
 from resources.plain_text import plain_text
-from resources.settings import Settings
+from resources.settings import Attempts, Settings, TimeoutSeconds
 from resources.store import require_room
 
 INDEX = "https://www.nass.usda.gov/Research_and_Science/Cropland/Release/"
@@ -110,16 +110,8 @@ class CdlReleases(Settings):
         description="Hosts, with all below them, that links of the page and redirects may lead to over https, beside "
         "the page's own.",
     )
-    attempts: int = Field(
-        default=4, ge=1, le=20, description="How often a request is tried before it is given up."
-    )
-    timeout: float = Field(
-        default=60,
-        ge=0.01,
-        le=600,
-        allow_inf_nan=False,
-        description="Seconds without an answer after which a request fails.",
-    )
+    attempts: Attempts = 4
+    timeout: TimeoutSeconds = 60
 
     _is_local = field_validator("source")(require_local)
 

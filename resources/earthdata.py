@@ -29,7 +29,7 @@ from resources.http import (
 from resources.ipfs.unixfs import matches_cid
 from resources.json_values import mapping, parse, text
 from resources.partials import Partials, move
-from resources.settings import Settings
+from resources.settings import Seconds, Settings, TimeoutSeconds
 from resources.sources import Wanted
 
 _LOGIN_SECONDS = 10.0
@@ -55,18 +55,9 @@ class LpDaac(Settings):
         default="urs.earthdata.nasa.gov",
         description="Earthdata Login's host, by which ~/.netrc names the login.",
     )
-    timeout_seconds: float = Field(
-        default=60,
-        ge=0.01,
-        le=600,
-        allow_inf_nan=False,
-        description="Most seconds to wait for the next bytes.",
-    )
-    first_seconds: float = Field(
+    timeout_seconds: TimeoutSeconds = 60
+    first_seconds: Seconds = Field(
         default=15,
-        ge=0.01,
-        le=600,
-        allow_inf_nan=False,
         description="Most seconds to wait for the next bytes while other sources may have the file. After these, a "
         "silent LP DAAC is asked with `timeout_seconds`.",
     )

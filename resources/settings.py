@@ -1,8 +1,16 @@
 """How the outside world is configured, by whoever makes a client: the environment, a test, or a run in Dagster."""
 
 from functools import cached_property
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+Attempts = Annotated[
+    int, Field(ge=1, le=20, description="How often a request is tried before it is given up.")
+]
+Seconds = Annotated[float, Field(ge=0.01, le=600, allow_inf_nan=False)]
+"""How long to wait for an answer."""
+TimeoutSeconds = Annotated[Seconds, Field(description="Most seconds to wait for the next bytes.")]
 
 
 class Settings(BaseModel):

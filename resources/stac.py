@@ -33,7 +33,7 @@ from resources.errors import (
 from resources.http import RateLimit, ask, get_bytes, new_session
 from resources.json_values import MALFORMED, count, mapping, objects, parse, size, text, values_in
 from resources.pace import until
-from resources.settings import Settings
+from resources.settings import Attempts, Settings, TimeoutSeconds
 
 Item = dict[str, Any]
 
@@ -78,16 +78,8 @@ class _StacCatalogue(Settings):
         default=False,
         description="Ask again, even where an earlier answer is stored and nothing else changed.",
     )
-    timeout_seconds: float = Field(
-        default=60,
-        ge=0.01,
-        le=600,
-        allow_inf_nan=False,
-        description="Most seconds to wait for the next bytes.",
-    )
-    attempts: int = Field(
-        default=6, ge=1, le=20, description="Tries of a request that fails with 408, 429 or 5xx."
-    )
+    timeout_seconds: TimeoutSeconds = 60
+    attempts: Attempts = 6
     requests_per_second: float = Field(
         default=10,
         ge=0.01,

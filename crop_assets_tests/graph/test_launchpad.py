@@ -186,6 +186,18 @@ def test_every_number_has_a_range_and_its_error_names_both(field: str) -> None:
         assert getattr(made(field, kind(value)), name) == value
 
 
+def test_the_launchpad_shows_ranges_and_words() -> None:
+    fields = (
+        build_defs(environment_resources()).resolve_job_def("tiles_job").run_config_schema.config_type.fields
+    )
+    fields = fields["resources"].config_type.fields
+    recipe, stac = (fields[key].config_type.fields["config"].config_type.fields for key in ("recipe", "stac"))
+    assert recipe["chips"].description.endswith("A number from 1 to 10,000,000.")
+    assert recipe["train_share"].description.endswith("A number between 0 and 1.")
+    assert stac["timeout_seconds"].description.endswith("A number from 0.01 to 600.")
+    assert recipe["sensors"].config_type.inner_type.given_name == "'one of S30, L30'"
+
+
 @pytest.mark.parametrize("field", [field for field in TEXTS if field not in FIELDS])
 def test_every_text_of_a_run_is_bounded_and_so_is_the_error(field: str) -> None:
     kind = FIELDS_OF_RUNS[field].annotation

@@ -15,7 +15,7 @@ from resources.errors import (
 from resources.ipfs.cid import Cid
 from resources.ipfs.directory import resolve_path
 from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, IpfsSource, KuboNode
-from resources.settings import Settings
+from resources.settings import Seconds, Settings, TimeoutSeconds
 from resources.sources import Memory, PutOffError, as_resource_error, verdict
 
 _ATTEMPTS = 3
@@ -33,26 +33,14 @@ class IpfsContent(Settings):
         "block is checked against its CID.",
     )
     command: str = Field(default="ipfs", description="Name or path of the `ipfs` command line tool.")
-    timeout_seconds: float = Field(
-        default=60.0,
-        ge=0.01,
-        le=600,
-        allow_inf_nan=False,
-        description="Longest wait for the next bytes of an answer, in seconds.",
-    )
-    first_seconds: float = Field(
+    timeout_seconds: TimeoutSeconds = 60.0
+    first_seconds: Seconds = Field(
         default=5.0,
-        ge=0.01,
-        le=600,
-        allow_inf_nan=False,
         description="Longest wait for the first block of a file, in seconds, while other sources may have it. "
         "After these, a silent source is asked with `timeout_seconds`.",
     )
-    probe_seconds: float = Field(
+    probe_seconds: Seconds = Field(
         default=20.0,
-        ge=0.01,
-        le=600,
-        allow_inf_nan=False,
         description="Longest wait for a single block, in seconds, as a check of availability asks.",
     )
 
