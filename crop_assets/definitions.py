@@ -1,7 +1,4 @@
-"""The code location: gathers assets, jobs and resources; nothing else.
-
-Belongs here: what Dagster loads. Does not: any logic.
-"""
+"""The code location that Dagster loads: assets, jobs, sensors and resources, without any logic."""
 
 import logging
 import os
@@ -38,8 +35,8 @@ _MAX_TILES_PER_RUN = 100_000
 def environment_resources() -> dict[str, Any]:
     """The resources as the environment configures them; docs/operating.md lists the variables.
 
-    A variable that is unset leaves the resource's own default, which is the real service. Raises InputError
-    where the recipe file or a number is wrong.
+    If a variable is unset, the resource has its default, which is the real service. Raises InputError if the
+    recipe file or a variable is invalid.
     """
     data = os.environ.get("CROP_ASSETS_DATA", "data")
     cdl = "data/cdl" if "://" in data else f"{data}/cdl"
@@ -59,7 +56,7 @@ def environment_resources() -> dict[str, Any]:
 
 
 def _of_environment(key: str, kind: type[Settings], **values: Any) -> Settings:
-    """A resource with `values`, but for what its variables set. Raises InputError that names a wrong variable."""
+    """A resource with `values`, or those of its variables. Raises InputError that names an invalid variable."""
     for name, field in kind.model_fields.items():
         text = os.environ.get(FIELDS.get(f"{key}.{name}", ""))
         if text is not None and field.annotation is str:
@@ -73,11 +70,11 @@ def _of_environment(key: str, kind: type[Settings], **values: Any) -> Settings:
         raise InputError("; ".join(wrong)) from None
 
 
-def _count(variable: str, most: int) -> int:
+def _count(variable: str, maximum: int) -> int:
     text = os.environ.get(variable) or "0"
     # Python's numbers may have digits of any script
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
-        raise InputError(f"{variable} is {text!r}, and must be a whole number up to {most:,}, or unset")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= maximum):
+        raise InputError(f"{variable} is {text!r}, and must be a whole number up to {maximum:,}, or unset")
     return int(text)
 
 

@@ -1,7 +1,7 @@
 """What a run may configure: numbers, switches, and the recipe's choices.
 
-Whoever reaches the UI, or gets a web page to launch a run there, writes a run's configuration. So no run says where
-something is, who is asked, with which token, or what is executed: the environment does (`crop_assets.variables`).
+Anyone who reaches the UI, or has a web page launch a run there, writes that run's configuration. So paths, addresses,
+hosts, tokens and commands are set only by the environment (`crop_assets.variables`).
 """
 
 import inspect
@@ -18,11 +18,11 @@ from resources.settings import Settings
 
 
 def launchable(key: str, resource: Settings) -> dg.ResourceDefinition:
-    """The resource under its key in the definitions, of which a run may change what is harmless.
+    """A Dagster resource of which a run may change the harmless fields; `key` is its name in the definitions.
 
     Fields that a run does not set are those of `resource`. A launch that sets another field is refused with the
-    variable to set instead. Plain types of Dagster's, for what it makes of a class takes {"env": "ANY_VARIABLE"} for a
-    value. Raises KeyError for a field that neither a run nor a variable sets.
+    variable to set instead. The schema is of Dagster's plain types, because Dagster's own resources made of a class
+    accept {"env": "ANY_VARIABLE"} as a value. Raises KeyError for a field that neither a run nor a variable can set.
     """
     kind = type(resource)
     own = {name: getattr(resource, name) for name in kind.model_fields}
@@ -32,7 +32,7 @@ def launchable(key: str, resource: Settings) -> dg.ResourceDefinition:
             shown = dg.Field(_config_type(field.annotation), own[name], False, _described(field))
         else:
             variable = FIELDS[f"{key}.{name}"]
-            # an enumeration of nothing, for its name is part of the message that refuses a value
+            # an empty enumeration, because the message that refuses a value shows its name
             nothing = dg.Enum(f"'set by the variable {variable}, and not by a run'", [])
             shown = dg.Field(
                 nothing, is_required=False, description=f"{field.description} Set by {variable}."

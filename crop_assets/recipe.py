@@ -1,7 +1,6 @@
-"""DatasetRecipe: every number that decides what a dataset is, and its fingerprint.
+"""DatasetRecipe: every choice that changes the bytes of a dataset, and its fingerprint.
 
-Belongs here: choices that change the bytes of the dataset. Does not: where files lie or which
-servers are asked (`resources/`), nor how fast the work is done.
+Paths, servers and speed are settings of the clients in `resources/`.
 """
 
 import datetime as dt
@@ -25,7 +24,7 @@ from resources.settings import Settings
 _PATHS = {"aoi", "chip_boxes"}
 _MAX_PATH = 4096
 _DATASET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-"""It is the name of a folder in a store of any kind, and part of addresses and logs."""
+"""A dataset's name is that of a folder in any kind of store, and part of addresses and logs."""
 
 
 class DatasetRecipe(Settings):
@@ -251,7 +250,7 @@ class DatasetRecipe(Settings):
     def season(self, year: int) -> tuple[dt.date, dt.date]:
         """First and last day of the season of `year`, both included.
 
-        Raises InputError where the year has no such day (02-29).
+        Raises InputError if the year has no such day (02-29).
         """
         try:
             start, end = (
@@ -266,14 +265,14 @@ class DatasetRecipe(Settings):
     def values(self, fields: Iterable[str] | None = None) -> dict[str, Any]:
         """The named fields, or all, as plain JSON values in the order of their names.
 
-        Of a file only the name counts here; its content is identified by the assets that read it.
+        Only the name of a file is included; the assets that read it identify its content.
         """
         names = sorted(type(self).model_fields if fields is None else fields)
         values = {name: getattr(self, name) for name in names}
         return {name: Path(value).name if name in _PATHS else value for name, value in values.items()}
 
     def fingerprint(self) -> str:
-        """SHA-256 of all fields, 16 hex digits: two datasets of one fingerprint follow one recipe."""
+        """SHA-256 of all fields, 16 hex digits: datasets with the same fingerprint follow the same recipe."""
         return _fingerprint(self.values())
 
 
@@ -285,12 +284,12 @@ def _read_yaml(path: str) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
-        # of a value that is not of its tag, such as a date of month 13, the constructors' own errors come out
+        # constructors raise errors of their own if a value does not fit its tag, such as a date in month 13
         raise InputError(f"recipe {path} is not YAML: {error}") from None
 
 
 def load_recipe(path: str) -> DatasetRecipe:
-    """The recipe in a YAML file of `field: value` lines, or the default recipe where `path` is empty.
+    """The recipe in a YAML file of `field: value` lines, or the default recipe if `path` is empty.
 
     Raises InputError that names the file and the field.
     """
@@ -308,16 +307,16 @@ def load_recipe(path: str) -> DatasetRecipe:
             )
         for name in _PATHS & set(values):
             if isinstance(values[name], str) and values[name] and "://" not in values[name]:
-                # as the one who wrote the recipe meant it, wherever Dagster runs
+                # relative to the recipe, wherever Dagster runs
                 values[name] = str(Path(path).absolute().parent / values[name])
         return DatasetRecipe(**values)
     except FileNotFoundError:
-        raise InputError(f"recipe {path}: no such file; mend CROP_ASSETS_RECIPE or --recipe") from None
+        raise InputError(f"recipe {path}: no such file; correct CROP_ASSETS_RECIPE or --recipe") from None
     except OSError as error:
         raise InputError(
-            f"recipe {path} cannot be read: {error.strerror}; mend CROP_ASSETS_RECIPE or --recipe"
+            f"recipe {path} cannot be read: {error.strerror}; correct CROP_ASSETS_RECIPE or --recipe"
         ) from None
     except ValidationError as error:
         wrong = problems(error, DatasetRecipe)
-        told = "; ".join(f"{name or 'recipe'}: {message}" for name, message in wrong.items())
-        raise InputError(f"recipe {path}: {told}") from None
+        words = "; ".join(f"{name or 'recipe'}: {message}" for name, message in wrong.items())
+        raise InputError(f"recipe {path}: {words}") from None

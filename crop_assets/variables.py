@@ -1,4 +1,4 @@
-"""The environment variables of this project: what each of them sets, and which name is misspelt."""
+"""The environment variables of this project: the field that each one sets, and misspelt names."""
 
 from collections.abc import Iterable
 
@@ -27,12 +27,12 @@ FIELDS = {
     "lp_daac.login_host": "CROP_ASSETS_EARTHDATA_HOST",
     "mirror.folder": "CROP_ASSETS_BANDS",
 }
-"""The variable of each resource field that says where something is, who is asked, or what is run. No run sets these."""
+"""The variable of each resource field that is a path, an address, a host, a token or a command. No run sets these."""
 VARIABLES = {"CROP_ASSETS_TILES_PER_RUN", "CROP_ASSETS_WORKERS"} | set(FIELDS.values()) - {"EARTHDATA_TOKEN"}
 
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
-    """The variables that look like this project's and that nothing reads, each with what may have been meant."""
+    """The variables with this project's prefix that nothing reads, each with a suggestion."""
     unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in VARIABLES)
     known = sorted(name.removeprefix(PREFIX) for name in VARIABLES)
     return [f"{name}{did_you_mean(name.removeprefix(PREFIX), known, PREFIX)}" for name in unknown]

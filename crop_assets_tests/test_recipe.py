@@ -251,7 +251,7 @@ def test_a_file_that_is_no_recipe_is_refused(load: Load, text: str | bytes, mess
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(InputError, match=f"recipe {re.escape(str(path))}.* mend CROP_ASSETS_RECIPE"):
+        with pytest.raises(InputError, match=f"recipe {re.escape(str(path))}.* correct CROP_ASSETS_RECIPE"):
             load_recipe(str(path))
 
 

@@ -49,8 +49,8 @@ from resources.geodata import SourceError, raster_sources, translated
 from resources.http import ask, get_file, new_session
 from resources.json_values import count
 from resources.pace import until
-from resources.partials import Partials
 from resources.plain_text import plain_text
+from resources.resume import PartialFiles
 from resources.settings import Attempts, Settings, TimeoutSeconds
 from resources.store import require_room
 
@@ -183,9 +183,9 @@ class CdlReleases(Settings):
         require_own_links(path, self._shared_folders)
         return path
 
-    def partials(self, year: int) -> Partials:
+    def partials(self, year: int) -> PartialFiles:
         """Where what is not finished yet of a year's raster is kept."""
-        return Partials.below(self.raster_path(year).parent)
+        return PartialFiles.below(self.raster_path(year).parent)
 
     def find(self, year: int) -> Path:
         """The raster of a year. Raises NotFoundError that says where to get it and where to put it."""

@@ -1,7 +1,4 @@
-"""Downloads: how politely and how persistently files are fetched, from whatever source.
-
-Belongs here: that configuration. Does not: the sources and their order (`resources.sources`).
-"""
+"""How many requests, attempts and retries downloads may take, whatever their source (`resources.sources`)."""
 
 from collections.abc import Sequence
 
@@ -15,20 +12,20 @@ from resources.sources import Memory, Source, Sources
 
 
 class Downloads(Settings):
-    """Bounds on fetching files, over all sources and all tiles of a run, and on retries of tiles."""
+    """Limits on downloads, over all sources and all tiles of a run, and on retries of tiles."""
 
     per_host: int = Field(default=4, ge=1, le=64, description="Most requests to one host at once.")
     attempts: int = Field(
         default=4,
         ge=1,
         le=20,
-        description="How often the sources are gone through before a file is given up.",
+        description="How often all sources are tried before a file is given up.",
     )
     tile_retries: int = Field(
         default=2,
         ge=0,
         le=5,
-        description="How often a run works again on tiles that failed for what may pass: a server that cannot be "
+        description="How often a run retries tiles that failed for a transient reason: a server that cannot be "
         "reached, keeps failing, or is too slow.",
     )
     tile_pause_seconds: float = Field(
@@ -40,9 +37,9 @@ class Downloads(Settings):
     )
 
     def of(self, order: Sequence[str], ipfs: IpfsContent, lp_daac: LpDaac, mirror: BandMirror) -> Sources:
-        """The sources of these kinds in their order: mirror, kubo, gateways, ipfs_cli, lp_daac.
+        """The sources of these kinds, in their order: mirror, kubo, gateways, ipfs_cli, lp_daac.
 
-        Raises ValueError for an address that is none.
+        Raises ValueError if an address is invalid.
         """
         found: list[Source] = []
         for kind in order:

@@ -28,9 +28,9 @@ from resources.http import (
 )
 from resources.ipfs.unixfs import matches_cid
 from resources.json_values import mapping, parse, text
-from resources.partials import Partials, move
+from resources.resume import PartialFiles, move
 from resources.settings import Seconds, Settings, TimeoutSeconds
-from resources.sources import Wanted
+from resources.sources import FileRequest
 
 _LOGIN_SECONDS = 10.0
 
@@ -76,24 +76,24 @@ class LpDaac(Settings):
     def by_cid(self) -> bool:
         return False
 
-    def offers(self, wanted: Wanted) -> bool:
-        return bool(wanted.url)
+    def offers(self, request: FileRequest) -> bool:
+        return bool(request.url)
 
     def fetch(
         self,
-        wanted: Wanted,
+        request: FileRequest,
         destination: Path,
-        partials: Partials,
+        partials: PartialFiles,
         progress: Callable[[int], None],
         brief: bool = False,
     ) -> bool:
-        """Download the file at `wanted.url`; returns True if it has the CID, in a common layout.
+        """Download the file at `request.url`; returns True if it has the CID, in a common layout.
 
         Resumes a partial download if the server identifies versions. Raises IntegrityError for another host, a link
         that `addresses.read` refuses, or too many bytes; CutShortError for too few; LoginError (401) or ForbiddenError
         (403) with how to log in; NotFoundError; UnavailableError.
         """
-        url = wanted.url
+        url = request.url
         require_host(url, self.hosts)
         token, fresh = self._bearer()
         if not hasattr(self._local, "session"):
@@ -101,23 +101,23 @@ class LpDaac(Settings):
         seconds = min(self.first_seconds if brief else self.timeout_seconds, self.timeout_seconds)
         with partials.holding(url) as path:
             try:
-                self._get(wanted, path, token, progress, seconds)
+                self._get(request, path, token, progress, seconds)
             except LoginError:
                 # the token of the login in netrc may have expired
                 if not token or fresh or self.token.strip():
                     raise
                 self._login.forget(token)
-                self._get(wanted, path, self._bearer()[0], progress, seconds)
+                self._get(request, path, self._bearer()[0], progress, seconds)
             move(path, destination)
-        return bool(wanted.cid) and matches_cid(destination, wanted.cid)
+        return bool(request.cid) and matches_cid(destination, request.cid)
 
     def _get(
-        self, wanted: Wanted, path: Path, token: str, progress: Callable[[int], None], seconds: float
+        self, request: FileRequest, path: Path, token: str, progress: Callable[[int], None], seconds: float
     ) -> None:
         bearer = _Bearer(token) if token else None
         session = self._local.session
         try:
-            get_file(session, wanted.url, seconds, wanted.max_bytes, path, bearer, progress)
+            get_file(session, request.url, seconds, request.max_bytes, path, bearer, progress)
         except ResourceError as error:
             advice = f"set EARTHDATA_TOKEN to a token from {self.login_host}, or put that host's login into ~/.netrc"
             if isinstance(error, NotAFileError):

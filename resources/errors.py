@@ -1,16 +1,15 @@
-"""What can go wrong with the outside world, told apart by what a caller should do about it.
+"""Errors of protocols and servers, by what the caller should do about them.
 
-Belongs here: errors of protocols and servers. Does not: errors of a dataset's own inputs
-(`crop_assets.errors`).
+`crop_assets.errors` has those of a dataset's own inputs.
 """
 
 from resources.plain_text import plain_text
 
 
 class ResourceError(Exception):
-    """The outside world did not give what was asked of it. The message says what, where, and what to do.
+    """A request to the outside world failed. The message says what, where, and what to do.
 
-    It is bounded and on one line, whatever of the outside world it repeats.
+    It is bounded and on one line, whatever it repeats of a response.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -18,19 +17,19 @@ class ResourceError(Exception):
 
 
 class ForbiddenError(ResourceError):
-    """The server does not give it to this login, or to none."""
+    """The server refuses it to this login, or without one."""
 
 
 class LoginError(ForbiddenError):
-    """The server does not take the login, or wants one. Another login may help."""
+    """The server refuses the login, or requires one. Another login may help."""
 
 
 class StoreError(ResourceError):
-    """The object store does not do what is asked until a setting is changed: no such bucket, or a refused request."""
+    """The object store cannot be used before a setting is changed: no such bucket, or a refused request."""
 
 
 class RefusedError(ResourceError):
-    """The server does not do it, whoever asks: a status such as 400, a redirect that is not followed."""
+    """The server refuses the request, whoever sends it: a status such as 400, a redirect that is not followed."""
 
 
 class UnavailableError(ResourceError):
@@ -38,7 +37,7 @@ class UnavailableError(ResourceError):
 
 
 class NotAFileError(RefusedError):
-    """A server answered 200 with a web page or a message in place of what was asked for, as of a login or a proxy."""
+    """A server answered 200 with a web page or a message instead of the file, such as a login page."""
 
 
 class TryAgainError(UnavailableError):
@@ -50,11 +49,11 @@ class TryAgainError(UnavailableError):
 
 
 class UnreachableError(TryAgainError):
-    """No connection came about."""
+    """The connection failed."""
 
 
 class SlowError(TryAgainError):
-    """A server took the request, and then kept silent or dripped."""
+    """A server accepted the request, and then was silent or too slow."""
 
 
 class NotFoundError(ResourceError):
@@ -62,15 +61,15 @@ class NotFoundError(ResourceError):
 
 
 class IntegrityError(ResourceError):
-    """Bytes are not what they were promised to be: wrong hash, too large, malformed."""
+    """The bytes are wrong: another hash, too large, malformed."""
 
 
 class DamagedError(IntegrityError):
-    """Bytes were damaged on their way, or where they come from. Fetching them again may help."""
+    """The bytes were damaged in transit or at their source. Fetching them again may help."""
 
 
 class CutShortError(TryAgainError):
-    """The stream ended before what it carried did."""
+    """The stream ended too early."""
 
 
 class UnsafeNameError(ResourceError):

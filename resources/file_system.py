@@ -1,8 +1,5 @@
-"""What is asked of a file system beyond reading and writing: locks and flushes, which those of some clusters lack, and
-that nobody else leads a write astray.
-
-Belongs here: going on without locks and flushes, with one warning about it; folders of one user, and no following of
-links. Does not: what is locked or written.
+"""Locks and flushes, with one warning where a file system has none, as on some clusters; and reading and writing that
+follow no links, in folders that others may write to.
 """
 
 import contextlib
@@ -31,9 +28,9 @@ _warning = threading.Lock()
 
 
 def lock(file: IO[Any], wait: bool = True) -> bool:
-    """Lock an open file until it is closed; False where its file system has no locks, which is logged once.
+    """Lock an open file until it is closed; False if its file system has no locks, which is logged once.
 
-    Raises BlockingIOError where another holds the lock and `wait` is false.
+    Raises BlockingIOError if someone else holds the lock and `wait` is false.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,9 +47,9 @@ def lock(file: IO[Any], wait: bool = True) -> bool:
 
 
 def flush(file: IO[Any]) -> None:
-    """Flush a written file to the disk; that its file system cannot do that is logged once.
+    """Flush a written file to the disk; if its file system cannot do that, it is logged once.
 
-    Raises OSError where the disk fails or is full.
+    Raises OSError if the disk fails or is full.
     """
     try:
         os.fsync(file.fileno())
@@ -67,9 +64,9 @@ def flush(file: IO[Any]) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make a folder that is this user's alone, unless it is there.
+    """Make a folder that only this user can read and write, if it does not exist.
 
-    Raises UnsafeNameError where it belongs to somebody else, others may write to it, or a link is in its place.
+    Raises UnsafeNameError if it belongs to someone else, others may write to it, or a link is in its place.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -77,8 +74,8 @@ def private_folder(folder: Path) -> None:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise UnsafeNameError(
-            f"{folder} belongs to others, who could change what is in it, or is no folder; remove it, for it holds "
-            "unfinished files only. Where it comes back like this, its file system keeps no owners or permissions: "
+            f"{folder} belongs to others, who could change what is in it, or is not a folder; remove it: it holds only "
+            "unfinished files. If it comes back like this, its file system keeps no owners or permissions: "
             "mount that with this user as the owner and a umask of 077"
         )
     if status.st_mode & 0o077:
@@ -86,34 +83,34 @@ def private_folder(folder: Path) -> None:
 
 
 def no_follow(path: str, flags: int, folder: int | None = None) -> int:
-    """An `opener` of `open` that raises OSError (ELOOP) for a link in place of the file; in a folder by its handle."""
+    """An `opener` of `open` that raises OSError (ELOOP) if the file is a link; `folder` is a handle."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666, dir_fd=folder)
 
 
 def copy_plain(source: Path, destination: Path) -> None:
-    """Copy a file's bytes; a link in the place of the destination is not followed (OSError, ELOOP)."""
+    """Copy a file's bytes. Raises OSError (ELOOP) if the destination is a link."""
     with source.open("rb") as file, open(destination, "wb", opener=no_follow) as out:
         shutil.copyfileobj(file, out, 1 << 20)
 
 
-def read_plain(path: Path, most: int) -> bytes:
-    """The bytes of a small file of one's own.
+def read_plain(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a small local file.
 
-    Raises OSError where it cannot be read, also for a link; UnsafeNameError where it is no file, IntegrityError where
-    it has more than `most` bytes.
+    Raises OSError if it cannot be read or is a link, UnsafeNameError if it is not a file, and IntegrityError if it has
+    more than `max_bytes`.
     """
-    # a pipe in its place would be waited for
+    # without O_NONBLOCK, opening a pipe would wait for a writer
     with open(path, "rb", opener=lambda name, flags: no_follow(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise UnsafeNameError(f"{path} is no file; remove it")
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise IntegrityError(f"{path} has more than {most:,} bytes")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise IntegrityError(f"{path} has more than {max_bytes:,} bytes")
     return data
 
 
 def is_own_file(status: os.stat_result) -> bool:
-    """Whether what `lstat` told is a regular file of this user that has no other name."""
+    """Whether the `lstat` of a file is that of a regular file of this user, without other hard links."""
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and status.st_nlink == 1
 
 
@@ -143,10 +140,10 @@ def remove_abandoned(folder: int, prefix: str) -> None:
 
 @contextlib.contextmanager
 def folder_below(root: Path, parts: Sequence[str], make: bool = False) -> Iterator[int]:
-    """A handle of a folder below `root`, for the `dir_fd` of functions of `os`: nobody can put a link in its place.
+    """A handle of a folder below `root`, for `dir_fd` of the functions of `os`: nobody can put a link in its place.
 
-    With `make` the folders below the root are made where there are none. Raises FileNotFoundError where there is none,
-    and UnsafeNameError where a part of it is a link or a file.
+    With `make`, missing folders below the root are made. Raises FileNotFoundError if the folder is missing, and
+    UnsafeNameError if a part of its path is a link or a file.
     """
     handle = os.open(root, _FOLDER)
     try:
@@ -171,9 +168,9 @@ def folder_below(root: Path, parts: Sequence[str], make: bool = False) -> Iterat
 
 
 def require_no_links(root: Path, parts: Sequence[str]) -> None:
-    """Raise UnsafeNameError where a part of a path below `root` is a link, or neither a file nor a folder.
+    """Raise UnsafeNameError if a part of a path below `root` is a link, or neither a file nor a folder.
 
-    All parts but the last must be folders. The root itself may be a link. What is not there yet is no error.
+    All parts but the last must be folders. The root itself may be a link. Parts may be missing.
     """
     path = root
     for number, part in enumerate(parts, 1):
@@ -194,9 +191,9 @@ def require_no_links(root: Path, parts: Sequence[str]) -> None:
 
 
 def require_own_links(path: Path, folders: int = 1) -> None:
-    """Raise UnsafeNameError where a file, or one of the innermost folders that it is in, is a link of somebody else's.
+    """Raise UnsafeNameError if a file, or one of the innermost `folders` of its path, is a link of another user.
 
-    Those of this user and of root are followed, as a file of many gigabytes lies where there is room.
+    Links of this user and of root are followed, because a file of many gigabytes is put where there is room.
     """
     for place in (*reversed(list(path.parents)[:folders]), path):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,4 @@
-"""The machine that a run is on: how many threads may compute at once.
-
-Belongs here: the choice by cores and memory, and the pool of threads. Does not: what they compute.
-"""
+"""How many threads may compute at once on this machine, by its cores and memory."""
 
 import contextlib
 import os
@@ -20,12 +17,12 @@ MAX_WORKERS = 1024
 _BYTES_PER_THREAD = 512 << 20
 """More than the peak of a whole process that works on one tile, which the benchmarks measure."""
 _GDAL_CACHE_BYTES = 64 << 20
-"""For decoded blocks; GDAL's own default, a twentieth of the memory, grows with the machine and serves nobody here."""
+"""For decoded blocks. GDAL's default, 5 % of the memory, grows with the machine to no use here."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Machine(Settings):
-    """Bounds what a run takes of its machine."""
+    """Limits on what a run takes of its machine."""
 
     workers: int = Field(
         default=0,
@@ -41,13 +38,13 @@ class Machine(Settings):
 
     @contextlib.contextmanager
     def pool(self) -> Iterator[Executor]:
-        """Threads for the length of the block, during which GDAL's cache is bounded."""
+        """A pool of threads; within the block, GDAL's cache is limited."""
         with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES), StoppablePool(self.threads) as pool:
             yield pool
 
 
 def _cores() -> int:
-    # not os.cpu_count(), which counts cores that a scheduler keeps for others
+    # os.cpu_count() also counts cores that a scheduler has given to others
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = _container_limit("cpu.max").partition(" ")
     return min(cores, max(1, int(quota) // int(period))) if quota.isdigit() else cores
@@ -60,7 +57,7 @@ def _memory() -> int:
 
 
 def _container_limit(name: str) -> str:
-    """A limit of the container that this process is in, by cgroup v2; "" or "max" where there is none."""
+    """A limit of this process's container (cgroup v2); "" or "max" if there is none."""
     try:
         return (_CGROUP / name).read_text().strip()
     except OSError:

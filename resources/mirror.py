@@ -1,7 +1,6 @@
 """A local folder of files that a user already has.
 
-Belongs here: finding a file by its name, and checking it against its CID. Does not: deciding whether one without a
-CID may be used (`crop_assets.bands`).
+`crop_assets.bands` decides whether a file without a CID may be used.
 """
 
 import errno
@@ -14,13 +13,13 @@ from resources.addresses import require_local
 from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.file_system import copy_plain
 from resources.ipfs.unixfs import matches_cid
-from resources.partials import Partials
+from resources.resume import PartialFiles
 from resources.settings import Settings
-from resources.sources import Wanted
+from resources.sources import FileRequest
 
 
 class BandMirror(Settings):
-    """A folder with <scene id>/<scene id>.<band>.tif, or the files side by side. It is only read."""
+    """A folder with <scene id>/<scene id>.<band>.tif, or the files side by side. Nothing is written to it."""
 
     folder: str = Field(default="", description="Path of the folder, or empty for none.")
 
@@ -38,34 +37,34 @@ class BandMirror(Settings):
     def by_cid(self) -> bool:
         return False
 
-    def offers(self, wanted: Wanted) -> bool:
+    def offers(self, request: FileRequest) -> bool:
         return bool(self.folder)
 
     def fetch(
         self,
-        wanted: Wanted,
+        request: FileRequest,
         destination: Path,
-        partials: Partials,
+        partials: PartialFiles,
         progress: Callable[[int], None],
         brief: bool = False,
     ) -> bool:
-        """Copy the file; True where it has the CID. Raises NotFoundError, IntegrityError for one of another content."""
+        """Copy the file; True if it matches a CID. Raises NotFoundError, and IntegrityError if its content is wrong."""
         try:
-            path = self._find(wanted)
+            path = self._find(request)
             copy_plain(path, destination)
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise
-            raise ResourceError(f"{wanted.file_name} cannot be copied: {error.strerror}") from None
-        # the copy, for the folder may be somebody's who is filling it
-        if wanted.cid and not matches_cid(destination, wanted.cid):
-            raise IntegrityError(f"{path.name} does not match {wanted.cid}")
-        return bool(wanted.cid)
+            raise ResourceError(f"{request.file_name} cannot be copied: {error.strerror}") from None
+        # the copy is checked, because someone may be writing to the folder
+        if request.cid and not matches_cid(destination, request.cid):
+            raise IntegrityError(f"{path.name} does not match {request.cid}")
+        return bool(request.cid)
 
-    def _find(self, wanted: Wanted) -> Path:
-        for path in (Path(self.folder) / wanted.name, Path(self.folder) / wanted.file_name):
+    def _find(self, request: FileRequest) -> Path:
+        for path in (Path(self.folder) / request.name, Path(self.folder) / request.file_name):
             if path.is_file():
-                if path.stat().st_size > wanted.max_bytes:
-                    raise IntegrityError(f"{path.name} is larger than {wanted.max_bytes:,} bytes")
+                if path.stat().st_size > request.max_bytes:
+                    raise IntegrityError(f"{path.name} is larger than {request.max_bytes:,} bytes")
                 return path
-        raise NotFoundError(f"has no {wanted.file_name}")
+        raise NotFoundError(f"has no {request.file_name}")

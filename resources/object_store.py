@@ -1,7 +1,4 @@
-"""What goes wrong with an object store, in words: which bucket and key, why, and what to set.
-
-Belongs here: the errors of s3fs, botocore and GDAL. Does not: reading and writing (`resources.store`).
-"""
+"""Errors of an object store (of s3fs, botocore and GDAL), translated: which bucket and key, why, and what to set."""
 
 import contextlib
 import os
@@ -69,11 +66,11 @@ _SET_GDAL = "GDAL wants AWS_S3_ENDPOINT, AWS_HTTPS and AWS_VIRTUAL_HOSTING, or a
 
 @contextlib.contextmanager
 def translated(place: str) -> Iterator[None]:
-    """Turn what s3fs, botocore and GDAL raise about `place` (s3://bucket/key, /vsis3/bucket/key) into a ResourceError.
+    """Turn errors of s3fs, botocore and GDAL about `place` (s3://bucket/key, /vsis3/bucket/key) into a ResourceError.
 
-    Raises LoginError, ForbiddenError or StoreError where trying again does not help, and UnreachableError or
-    TryAgainError where it may. A file that is not there stays a FileNotFoundError, and a damaged raster a
-    RasterioError. Other errors, and those of any other place, are left as they are.
+    Raises LoginError, ForbiddenError or StoreError if trying again does not help, and UnreachableError or
+    TryAgainError if it may. A missing file still raises FileNotFoundError, and a damaged raster RasterioError.
+    Other errors, and errors of other places, are not changed.
     """
     if not place.startswith((_S3, _GDAL)):
         yield
@@ -90,22 +87,22 @@ def translated(place: str) -> Iterator[None]:
         found = _of_gdal(path, error) if isinstance(error, RasterioError) else _of_s3fs(path, error)
         if found is None:
             raise
-        # what botocore and Dagster would show of it is long and says less
+        # the chain that botocore and Dagster would show is long and less clear
         raise found from None
 
 
 def _of_s3fs(path: "UPath", error: Exception) -> ResourceError | None:
-    # with the first request to an object store they are imported anyway
+    # imported only if an object store is used
     import aiohttp
     from botocore import exceptions as boto
 
     raised = _first(error, (boto.BotoCoreError, boto.ClientError))
     if isinstance(raised, boto.ClientError):
         return _of_answer(path, raised)
-    said = _words(raised or error)
+    reason = _words(raised or error)
     if isinstance(raised, boto.SSLError):
         return UnreachableError(
-            f"{path}: {_server(raised)} cannot be reached ({said}); where a proxy or firewall signs certificates, "
+            f"{path}: {_server(raised)} cannot be reached ({reason}); where a proxy or firewall signs certificates, "
             "set AWS_CA_BUNDLE to its authority's, and GDAL_CURL_CA_BUNDLE to the same for GDAL"
         )
     if isinstance(
@@ -116,62 +113,64 @@ def _of_s3fs(path: "UPath", error: Exception) -> ResourceError | None:
             f"(or AWS_REGION), and HTTPS_PROXY"
         )
     passing = (TimeoutError, ConnectionError, aiohttp.ClientError)
-    # a ValueError is the client's own, as for an address that it does not take
+    # a ValueError is raised by the client itself, for example for an invalid address
     unusable = isinstance(getattr(raised, "kwargs", {}).get("error"), ValueError)
     broke_off = isinstance(raised, boto.HTTPClientError | boto.IncompleteReadError) and not unusable
     if broke_off or isinstance(error, passing):
-        return TryAgainError(f"{path}: the object store was silent or broke off ({said}); try again later")
+        return TryAgainError(f"{path}: the object store was silent or broke off ({reason}); try again later")
     logins = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
     if isinstance(raised, (*logins, boto.TokenRetrievalError, boto.SSOError, boto.ProfileNotFound)):
-        return LoginError(f"{path}: there is no login for the object store ({said}); {_SET_LOGIN}")
+        return LoginError(f"{path}: there is no login for the object store ({reason}); {_SET_LOGIN}")
     if raised is not None or str(error).startswith("Invalid endpoint"):
         return StoreError(
-            f"{path}: it cannot be used ({said}); check its name, AWS_REGION, and AWS_ENDPOINT_URL (http://host:port)"
+            f"{path}: it cannot be used ({reason}); check its name, AWS_REGION, and AWS_ENDPOINT_URL (http://host:port)"
         )
     return None
 
 
 def _of_answer(path: "UPath", error: "ClientError") -> ResourceError | None:
-    """What a server's refusal means; None for a key that is not there."""
+    """The error that a server's refusal means; None if the key does not exist."""
     code, status = _code(error)
     if code.isdecimal() and status != 404 and (status < 500 or status == 501):
         error = _with_words(path, error)
         code, status = _code(error)
-    said = f"{code}: {_words(error)}"
+    reason = f"{code}: {_words(error)}"
     bucket = path.path.split("/", 1)[0]
-    # answers to HEAD have no code
+    # responses to HEAD have no code
     if code == "NoSuchKey" or (status == 404 and error.operation_name == "HeadObject"):
         return None
-    # what is no object store answers 404 to all
+    # a server that is not an object store answers 404 to everything
     if code in ("NoSuchBucket", "InvalidBucketName") or status == 404:
         return StoreError(
-            f"{path}: there is no bucket {bucket} at {_server()} ({said}); create it, or correct CROP_ASSETS_DATA "
+            f"{path}: there is no bucket {bucket} at {_server()} ({reason}); create it, or correct CROP_ASSETS_DATA "
             "(--data), AWS_ENDPOINT_URL or AWS_REGION"
         )
     if code in _BAD_LOGIN or status == 401:
-        return LoginError(f"{path}: the object store does not take the login ({said}); {_SET_LOGIN}")
+        return LoginError(f"{path}: the object store does not take the login ({reason}); {_SET_LOGIN}")
     if code in _WRONG_CLOCK:
-        return StoreError(f"{path}: refused ({said}); set this machine's clock")
+        return StoreError(f"{path}: refused ({reason}); set this machine's clock")
     if code in _ELSEWHERE or status in (301, 307):
         return StoreError(
-            f"{path}: the bucket {bucket} is in another region ({said}); set AWS_REGION to it, or AWS_ENDPOINT_URL"
+            f"{path}: the bucket {bucket} is in another region ({reason}); set AWS_REGION to it, or AWS_ENDPOINT_URL"
         )
     if code in _BUSY or status in _BUSY_STATUSES or (status >= 500 and code not in _CHECKSUMS):
-        return TryAgainError(f"{path}: the object store is busy or failing ({said}); try again later")
-    if code in _CHECKSUMS or (status == 400 and _CHECKSUM_WORDS.search(said)):
+        return TryAgainError(f"{path}: the object store is busy or failing ({reason}); try again later")
+    if code in _CHECKSUMS or (status == 400 and _CHECKSUM_WORDS.search(reason)):
         return StoreError(
-            f"{path}: the object store refuses a request's headers, such as its checksums ({said}); {_SET_CHECKSUMS}"
+            f"{path}: the object store refuses a request's headers, such as its checksums ({reason}); {_SET_CHECKSUMS}"
         )
     if status == 403:
         return ForbiddenError(
-            f"{path}: access is denied ({said}); the login needs s3:ListBucket, s3:GetObject, s3:PutObject and "
+            f"{path}: access is denied ({reason}); the login needs s3:ListBucket, s3:GetObject, s3:PutObject and "
             f"s3:DeleteObject in the bucket {bucket}; grant these, or {_SET_LOGIN}"
         )
-    return StoreError(f"{path}: the object store refuses it ({said}); check AWS_ENDPOINT_URL and AWS_REGION")
+    return StoreError(
+        f"{path}: the object store refuses it ({reason}); check AWS_ENDPOINT_URL and AWS_REGION"
+    )
 
 
 def _with_words(path: "UPath", error: "ClientError") -> "ClientError":
-    """The error of a listing in place of that of HEAD, whose answers have no body and so no reason."""
+    """The error of a listing instead of HEAD, whose responses have no body and so no reason."""
     from botocore.exceptions import ClientError
 
     bucket, _, key = path.path.partition("/")
@@ -184,9 +183,9 @@ def _with_words(path: "UPath", error: "ClientError") -> "ClientError":
 
 
 def _of_gdal(path: "UPath", error: Exception) -> ResourceError | None:
-    """Why GDAL could not read an object; None where the object store is not to blame.
+    """Why GDAL could not read an object; None if the object store is not the cause.
 
-    GDAL calls a missing bucket "not a supported file format", so s3fs is asked what is wrong.
+    GDAL reports a missing bucket as "not a supported file format", so s3fs is asked for the cause.
     """
     try:
         with translated(str(path)):
@@ -199,12 +198,12 @@ def _of_gdal(path: "UPath", error: Exception) -> ResourceError | None:
     while error.__cause__ is not None:
         error = error.__cause__  # type: ignore[assignment]
         texts.append(str(error))
-    said = server_words("; ".join(texts).encode(), _secrets())
+    reason = server_words("; ".join(texts).encode(), _secrets())
     unset = bool(_endpoint()) and not os.environ.get("AWS_S3_ENDPOINT")
-    if _GDAL_BUSY.search(said) and not unset:
-        return TryAgainError(f"{path}: the object store is busy or failing ({said}); try again later")
-    if unset or _GDAL_REFUSED.search(said):
-        return StoreError(f"{path}: GDAL cannot read it, but s3fs can ({said}); {_SET_GDAL}")
+    if _GDAL_BUSY.search(reason) and not unset:
+        return TryAgainError(f"{path}: the object store is busy or failing ({reason}); try again later")
+    if unset or _GDAL_REFUSED.search(reason):
+        return StoreError(f"{path}: GDAL cannot read it, but s3fs can ({reason}); {_SET_GDAL}")
     return None
 
 
@@ -218,7 +217,7 @@ def _first(error: BaseException | None, kinds: tuple[type[Exception], ...]) -> E
 
 
 def _code(error: "ClientError") -> tuple[str, int]:
-    """A refusal's code, such as NoSuchBucket, or its status where the answer had no body; and its status."""
+    """The code of a refusal, such as NoSuchBucket, or its status if the response has no body; and its status."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return code, int(status or (code if code.isdecimal() else 0))

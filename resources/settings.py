@@ -1,4 +1,4 @@
-"""How the outside world is configured, by whoever makes a client: the environment, a test, or a run in Dagster."""
+"""The base of all clients' settings, and types that several of them share."""
 
 from functools import cached_property
 from typing import Annotated
@@ -14,7 +14,7 @@ TimeoutSeconds = Annotated[Seconds, Field(description="Most seconds to wait for 
 
 
 class Settings(BaseModel):
-    """Settings of a client, checked when it is made and never changed. No error shows their values: some are secret."""
+    """Settings of a client, checked when it is made and then frozen. Errors do not show values, which may be secret."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, ignored_types=(cached_property,)

@@ -1,7 +1,7 @@
-"""Sources of files behind one interface: each is asked in turn until one gives what was promised.
+"""Sources of files behind one interface: they are asked in turn until one has the right file.
 
-Belongs here: which source is asked when, how many at once, when it is asked again or left to rest, and telling
-what each of them said. Does not: any source's protocol.
+This module decides which source is asked when, how many requests it gets at once, when it is asked again or spared for
+a while, and combines the errors of all sources into one.
 """
 
 import contextlib
@@ -30,22 +30,22 @@ from resources.errors import (
     UnavailableError,
     UnreachableError,
 )
-from resources.partials import Partials
+from resources.resume import PartialFiles
 from resources.words import server_words
 
 _logger = logging.getLogger(__name__)
 _LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _REST_SECONDS = 60.0
-_LONGEST_REST_SECONDS = 600.0
+_MAX_REST_SECONDS = 600.0
 _BACKOFF_SECONDS = 0.5
 _MAX_BACKOFF_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A file that is wanted.
+class FileRequest:
+    """A file to fetch.
 
-    `name` is `<scene id>/<file name>`; `cid` and `url` are "" where none is known; `max_bytes` bounds it.
+    `name` is `<scene id>/<file name>`; `cid` and `url` are "" if unknown; `max_bytes` limits its size.
     """
 
     name: str
@@ -59,47 +59,47 @@ class Wanted:
 
 
 class Source(Protocol):
-    """One place that files can be had from. Threads may use it at once."""
+    """One source of files. Several threads may use it at once."""
 
     @property
     def name(self) -> str:
-        """How people know it: an address, or a word."""
+        """What messages call it: an address, or a word."""
         ...
 
     @property
     def host(self) -> str:
-        """What bounds on requests are counted by; "" for this machine, which has none."""
+        """The host that requests are counted for; "" for this machine, which has no limit."""
         ...
 
     @property
     def by_cid(self) -> bool:
-        """Whether all that it gives is named by a CID, so that others of its kind would give the same."""
+        """Whether it finds files by their CIDs, so that others of its kind would give the same bytes."""
         ...
 
-    def offers(self, wanted: Wanted) -> bool:
-        """Whether it makes sense to ask; asks nobody."""
+    def offers(self, request: FileRequest) -> bool:
+        """Whether it can be asked for the file; sends no request."""
         ...
 
     def fetch(
         self,
-        wanted: Wanted,
+        request: FileRequest,
         destination: Path,
-        partials: Partials,
+        partials: PartialFiles,
         progress: Callable[[int], None],
         brief: bool = False,
     ) -> bool:
-        """Write the file to `destination`; True where its bytes are those that the CID promises.
+        """Write the file to `destination`; True if its bytes match the CID.
 
-        Asks once. Tells `progress` of bytes as they arrive. `brief` where others may have the file too: a source
-        that looks for what it lacks then waits a few seconds only. Raises SlowError where it is silent,
-        TryAgainError where asking again may help, else another ResourceError.
+        Asks once. `progress` gets the number of bytes as they arrive. `brief` means that others may have the file too:
+        a source that has to look for the file then waits only a few seconds. Raises SlowError if the source is silent,
+        TryAgainError if asking again may help, otherwise another ResourceError.
         """
         ...
 
 
 @dataclass(frozen=True)
-class Obtained:
-    """How a file came: from which source, and whether its bytes are verified against its CID."""
+class FetchResult:
+    """The source of a file, and whether its bytes are verified against its CID."""
 
     source: str
     verified: bool
@@ -107,7 +107,7 @@ class Obtained:
 
 @dataclass
 class _Health:
-    """What is remembered of a source: until when it is left out, not asked, or asked after the others."""
+    """Until when a source is skipped, paused, or asked after the others."""
 
     unreachable_until: float = 0.0
     busy_until: float = 0.0
@@ -116,17 +116,17 @@ class _Health:
     failures: int = 0
 
     def rest(self) -> float:
-        """Seconds to spare a source that cannot be reached or is silent: a minute, twice as long each time."""
+        """Seconds to spare a source that cannot be reached or is silent: a minute, doubled each time."""
         self.failures += 1
-        return min(_REST_SECONDS * 2.0 ** (self.failures - 1), _LONGEST_REST_SECONDS)
+        return min(_REST_SECONDS * 2.0 ** (self.failures - 1), _MAX_REST_SECONDS)
 
 
 class PutOffError(SlowError):
-    """A source was found silent by others while this one waited for its turn; it was not asked."""
+    """Others found the source silent while this request waited for its turn; it was not sent."""
 
 
 class Asked(Protocol):
-    """What a memory knows of a source, or of a node that is asked for single blocks."""
+    """A source, or a node that is asked for single blocks."""
 
     @property
     def name(self) -> str: ...
@@ -139,11 +139,10 @@ _Some = TypeVar("_Some", bound=Asked)
 
 
 class Memory:
-    """How sources fared, and at most `per_host` requests to a host at once, over all threads and all that they ask for.
+    """The recent failures of sources, and at most `per_host` requests to a host at once, over all threads.
 
-    A source that cannot be reached is left out for a minute, and longer each time, up to ten; one that is silent is
-    asked last for as long; one that asks for a pause gets it; one that failed otherwise is asked after the others for
-    a minute.
+    A source that cannot be reached is skipped for a minute, and longer each time, up to ten; a silent source is asked
+    last for as long; a source that asks for a pause gets it; after other failures it is asked last for a minute.
     """
 
     def __init__(self, per_host: int) -> None:
@@ -154,9 +153,9 @@ class Memory:
 
     @contextlib.contextmanager
     def asking(self, source: Asked, brief: bool = False) -> Iterator[None]:
-        """Wait for a turn at the source's host, and forgive it what was before if it answers.
+        """Wait for a turn at the source's host, and forget its failures if it answers.
 
-        Raises TryAgainError where it has asked for a pause meanwhile and, if `brief`, PutOffError where it was silent.
+        Raises TryAgainError if it has asked for a pause meanwhile and, if `brief`, PutOffError if it was silent.
         """
         silent = self.silent(source)
         with self._slot(source):
@@ -169,22 +168,22 @@ class Memory:
         health.unreachable_until, health.late_until, health.silent_until, health.failures = 0.0, 0.0, 0.0, 0
 
     def busy(self, source: Asked) -> float:
-        """Seconds for which the source has asked to be left alone."""
+        """Seconds left of the pause that the source has asked for."""
         return self._health[source.name].busy_until - time.monotonic()
 
     def silent(self, source: Asked) -> bool:
         return self._health[source.name].silent_until > time.monotonic()
 
-    def in_order(self, sources: Iterable[_Some], said: dict[str, ResourceError]) -> list[_Some]:
-        """The sources to ask, those that failed lately after the others, and those that were silent last; those that
-        rest say why in `said`.
+    def in_order(self, sources: Iterable[_Some], errors: dict[str, ResourceError]) -> list[_Some]:
+        """The sources to ask: first those without recent failures, last those that were silent. `errors` gets an error
+        for each that is skipped.
         """
         now = time.monotonic()
         awake = []
         for source in sources:
             rest = self._health[source.name].unreachable_until - now
             if rest > 0:
-                said[source.name] = UnavailableError(f"unreachable lately, asked again in {rest:.0f} s")
+                errors[source.name] = UnavailableError(f"unreachable lately, asked again in {rest:.0f} s")
             else:
                 awake.append(source)
         return sorted(
@@ -192,10 +191,10 @@ class Memory:
         )
 
     def failed(self, source: Asked, error: ResourceError) -> None:
-        """Spare others the wait, or the wrong bytes, that this one had."""
+        """Remember a failure, which spares others the wait or the wrong bytes."""
         health, now = self._health[source.name], time.monotonic()
         if isinstance(error, UnreachableError):
-            # several threads may find it out at once
+            # several threads may notice at once
             if health.unreachable_until <= now:
                 health.unreachable_until = now + health.rest()
         elif isinstance(error, TryAgainError) and error.retry_after:
@@ -214,37 +213,36 @@ class Memory:
 
 @dataclass(frozen=True)
 class Sources:
-    """Sources in the order in which they are asked, but for what the memory of how they fared says.
+    """Sources in the order in which they are asked, except as the memory of their failures changes it.
 
-    While there are others to ask, a source is asked briefly, and with all its time after them.
+    While others are left, a source is asked briefly, and with its full time after them.
     """
 
     sources: Sequence[Source]
     attempts: int
-    """How often the sources are gone through before a file is given up."""
+    """How often all sources are tried before a file is given up."""
     memory: Memory
 
     def obtain(
         self,
-        wanted: Wanted,
+        request: FileRequest,
         destination: Path,
-        partials: Partials,
+        partials: PartialFiles,
         check: Callable[[Path, bool], None],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         progress: Callable[[int], None] | None = None,
-    ) -> Obtained:
+    ) -> FetchResult:
         """Write the file to `destination` from the first source that has it.
 
-        `check` gets the path and whether it is verified, and raises IntegrityError for what is unfit. Time-outs,
+        `check` gets the path and whether it is verified, and raises IntegrityError if the file is unfit. Time-outs,
         resets, cut streams, 408, 425, 429 and 5xx lead to another turn, after a growing pause with jitter or the
-        server's Retry-After. Raises UnavailableError where a source may have it later, otherwise IntegrityError where
-        one gave wrong bytes, otherwise NotFoundError, ForbiddenError or RefusedError; each tells what every source
-        said.
+        server's Retry-After. Raises UnavailableError if a source may have it later, otherwise IntegrityError if one
+        sent wrong bytes, otherwise NotFoundError, ForbiddenError or RefusedError, with the error of every source.
         """
-        said: dict[str, ResourceError] = {}
-        left = self.memory.in_order((source for source in self.sources if source.offers(wanted)), said)
+        errors: dict[str, ResourceError] = {}
+        left = self.memory.in_order((source for source in self.sources if source.offers(request)), errors)
 
-        def turn() -> Obtained | None:
+        def turn() -> FetchResult | None:
             queue = sorted(left, key=self.memory.silent)
             briefly: list[Source] = []
             while queue:
@@ -253,14 +251,16 @@ class Sources:
                     continue
                 brief = bool(queue) and source not in briefly
                 if (pause := self.memory.busy(source)) > 0:
-                    said.setdefault(source.name, UnavailableError(f"asked for a pause of {pause:.0f} s"))
+                    errors.setdefault(source.name, UnavailableError(f"asked for a pause of {pause:.0f} s"))
                     continue
                 try:
-                    return self._ask(source, wanted, destination, partials, check, progress or _ignore, brief)
+                    return self._ask(
+                        source, request, destination, partials, check, progress or _ignore, brief
+                    )
                 except Exception as raised:
                     error = as_resource_error(source.name, raised)
-                    said[source.name] = error
-                    # a mirror that is wrong about one file costs the others nothing
+                    errors[source.name] = error
+                    # a wrong file in a mirror does not count against its other files
                     if source.host or source.by_cid:
                         self.memory.failed(source, error)
                     if isinstance(error, SlowError) and brief:
@@ -270,10 +270,10 @@ class Sources:
                         left[:] = [other for other in left if not other.by_cid and other is not source]
                     elif not isinstance(error, TryAgainError):
                         left.remove(source)
-                # a folder that lacks a file is no news
-                if source.host or not isinstance(said[source.name], NotFoundError):
+                # that a folder lacks a file is not worth a line
+                if source.host or not isinstance(errors[source.name], NotFoundError):
                     later = "; asked again, for longer, if no other source has it" if source in queue else ""
-                    say(f"{wanted.file_name}: {source.name}: {said[source.name]}{later}")
+                    log(f"{request.file_name}: {source.name}: {errors[source.name]}{later}")
             return None
 
         backoff = tenacity.wait_exponential(
@@ -293,42 +293,42 @@ class Sources:
         found = retrying(turn)
         if found is None:
             why = (
-                f" by its CID {wanted.cid}"
-                if wanted.cid
+                f" by its CID {request.cid}"
+                if request.cid
                 else ""
-                if wanted.url
+                if request.url
                 else " without a CID or a link"
             )
-            raise verdict(f"{wanted.file_name} could not be had{why}", said)
+            raise combined_error(f"{request.file_name} could not be had{why}", errors)
         return found
 
     def _ask(
         self,
         source: Source,
-        wanted: Wanted,
+        request: FileRequest,
         destination: Path,
-        partials: Partials,
+        partials: PartialFiles,
         check: Callable[[Path, bool], None],
         progress: Callable[[int], None],
         brief: bool,
-    ) -> Obtained:
+    ) -> FetchResult:
         with self.memory.asking(source, brief):
-            verified = source.fetch(wanted, destination, partials, progress, brief)
+            verified = source.fetch(request, destination, partials, progress, brief)
         try:
             check(destination, verified)
         except IntegrityError as error:
             raise (_UnfitError if verified else IntegrityError)(str(error)) from error
-        return Obtained(source.name, verified)
+        return FetchResult(source.name, verified)
 
 
 class _UnfitError(IntegrityError):
-    """The bytes are those of the CID, and yet not what they should be."""
+    """The bytes match the CID, and yet are not the right file."""
 
 
 def as_resource_error(source: str, error: Exception) -> ResourceError:
-    """The error; or, for one that no source should raise, what stands for it, so that the others are asked all the
-    same: it is logged as a warning with its place in the code. Raises `error` where no other source can help: no room
-    on the disk, or one that cannot be written.
+    """The error, if it is a ResourceError. An unexpected one is logged as a warning with its place in the code, and
+    replaced by a ResourceError, so that the other sources are asked. Raises `error` if no other source can help: the
+    disk is full or cannot be written.
     """
     if isinstance(error, ResourceError):
         return error
@@ -345,22 +345,22 @@ def _ignore(count: int) -> None:
     pass
 
 
-def verdict(what: str, said: dict[str, ResourceError]) -> ResourceError:
-    """One error that names what each source said, of the class that tells most."""
-    if not said:
+def combined_error(what: str, errors: dict[str, ResourceError]) -> ResourceError:
+    """One error with the messages of all sources, by their names, of the class that is most useful to the caller."""
+    if not errors:
         return NotFoundError(
-            f"{what}: there is no source to ask. It needs a CID or a link, and the recipe sources that take them."
+            f"{what}: there is no source to ask. It needs a CID or a link, and sources in the recipe that take them."
         )
-    words = f"{what}: " + "; ".join(f"{name}: {error}" for name, error in said.items())
-    errors = said.values()
-    if any(isinstance(error, UnavailableError) for error in errors):
+    words = f"{what}: " + "; ".join(f"{name}: {error}" for name, error in errors.items())
+    found = errors.values()
+    if any(isinstance(error, UnavailableError) for error in found):
         return UnavailableError(f"{words}. Run again later, or name other sources.")
-    if any(isinstance(error, IntegrityError) for error in errors):
+    if any(isinstance(error, IntegrityError) for error in found):
         return IntegrityError(
             f"{words}. Nothing that fits was sent: check the CID in the catalogue, or leave out the "
             "source that sends wrong bytes."
         )
-    if all(isinstance(error, NotFoundError) for error in errors):
+    if all(isinstance(error, NotFoundError) for error in found):
         return NotFoundError(f"{words}. Check the catalogue, or name a source that has it.")
-    refused = ForbiddenError if any(isinstance(error, ForbiddenError) for error in errors) else RefusedError
+    refused = ForbiddenError if any(isinstance(error, ForbiddenError) for error in found) else RefusedError
     return refused(f"{words}. Do what these ask for, or name other sources in the recipe.")

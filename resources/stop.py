@@ -1,10 +1,9 @@
-"""Stopping a run: its threads end, whatever they wait for.
+"""Stopping the threads of a run that is terminated.
 
-Dagster interrupts the main thread of a run, and nothing else. Work that other threads do is therefore given to a
-`StoppablePool`. When an interrupt leaves the block of a pool, `check` and `pause` raise StoppedError in its threads,
-and in those of the pools that they opened: before each request and piece of work, and in the pauses between them.
-A thread that hangs in a call of the system (a silent socket, GDAL) is not waited for longer than `GRACE_SECONDS`, and
-does not keep the process from ending, which ends it too.
+Dagster interrupts only the main thread of a run, so other threads belong to a `StoppablePool`. When an interrupt leaves
+the block of a pool, `check` and `pause` raise StoppedError in its threads and in those of pools opened by them: before
+each request and piece of work, and in the pauses between them. A thread that hangs in a system call (a silent socket,
+GDAL) is waited for no longer than `GRACE_SECONDS`, and ends with the process.
 """
 
 import contextvars
@@ -25,15 +24,15 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 _stopped: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stopped", default=None)
-"""Of the run that a thread works for. Each run has its own, for the next one in the process is not stopped."""
+"""Set when the run that the thread works for is stopped. Each run has its own: the next run of the process goes on."""
 
 
 class StoppedError(BaseException):
-    """The run is stopped. Like KeyboardInterrupt it is no Exception, so that nothing retries or records it."""
+    """The run is stopped. Like KeyboardInterrupt it is not an Exception, so that nothing retries or records it."""
 
 
 def check() -> None:
-    """Raise StoppedError in a run that is stopped."""
+    """Raise StoppedError if the run is stopped."""
     stopped = _stopped.get()
     if stopped is not None and stopped.is_set():
         raise StoppedError
@@ -52,8 +51,8 @@ def pause(seconds: float) -> None:
 def uninterrupted() -> Iterator[None]:
     """Hold back the signals by which a run is interrupted (SIGINT, SIGTERM) until the end of the block.
 
-    For writes of the main thread to a database: one that is cut off can leave its transaction open, and then every
-    later write waits for it (30 s each on Dagster's SQLite). In other threads, which are not interrupted, it does
+    For writes of the main thread to a database: an interrupted write can leave its transaction open, and every later
+    write then waits for it (30 s each on Dagster's SQLite). In other threads, which are not interrupted, it does
     nothing.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -76,16 +75,16 @@ def uninterrupted() -> Iterator[None]:
 
 
 class StoppablePool(Executor):
-    """A pool of at most `threads`, to be used in a `with` block, that an interrupt stops with the pools inside it.
+    """A pool of at most `threads`, for a `with` block; an interrupt stops it and the pools inside it.
 
-    Like ThreadPoolExecutor's, its threads start as work comes; unlike those, they do not keep the process from ending.
+    Like ThreadPoolExecutor's, its threads start as work comes; unlike those, they do not keep the process alive.
     """
 
     def __init__(self, threads: int) -> None:
         self._stopped = _stopped.get() or threading.Event()
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._closed = False
-        self._most = threads
+        self._max_threads = threads
         self._threads: list[threading.Thread] = []
         self._idle = threading.Semaphore(0)
         self._starting = threading.Lock()
@@ -103,15 +102,15 @@ class StoppablePool(Executor):
 
     def _start_thread(self) -> None:
         with self._starting:
-            if len(self._threads) == self._most:
+            if len(self._threads) == self._max_threads:
                 return
             thread = threading.Thread(target=self._run, daemon=True)
-            # before it starts, for an interrupt may come while it does
+            # before it starts, because an interrupt may come meanwhile
             self._threads.append(thread)
             try:
                 thread.start()
             except RuntimeError:
-                # the system has no more; those that there are do the work
+                # the system has no more threads; the existing ones do the work
                 self._threads.remove(thread)
                 if not self._threads:
                     raise
@@ -133,7 +132,7 @@ class StoppablePool(Executor):
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            # else the last result stays in memory while there is nothing to do
+            # otherwise the last result stays in memory while the thread is idle
             del item, future, call
 
     def __enter__(self) -> "StoppablePool":
@@ -163,7 +162,7 @@ class StoppablePool(Executor):
             self._stopped.set()
             raise
         finally:
-            # no thread is alive by now, unless the run is stopped
+            # only if the run is stopped are threads still alive
             until = time.monotonic() + GRACE_SECONDS
             for thread in filter(threading.Thread.is_alive, self._threads):
                 thread.join(max(0.0, until - time.monotonic()))

@@ -1,7 +1,6 @@
-"""The dataset store: a folder, on a disk or in an object store, with atomic writes.
+"""The dataset store: named files below one root, on a disk or in an object store, with atomic writes.
 
-Belongs here: reading, writing, hashing and removing named files below one root. Does not: which
-files a dataset has (`crop_assets.layout`).
+`crop_assets.layout` names the files of a dataset.
 """
 
 import contextlib
@@ -32,25 +31,25 @@ from resources.file_system import (
     require_no_links,
 )
 from resources.object_store import translated
-from resources.partials import Partials
+from resources.resume import PartialFiles
 from resources.settings import Settings
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".writing-"
 _MAX_HASHED_BYTES = 1 << 40
-_LONGEST_NAME, _LONGEST_PATH = 255, 1024
-"""Bytes that a file system takes for a name, and an object store for a key."""
+_MAX_NAME, _MAX_PATH = 255, 1024
+"""Most bytes of a name in a file system, and of a key in an object store."""
 
 
 class DatasetStore(Settings):
     """All files of all datasets, named by POSIX paths relative to `root`.
 
-    A write is seen whole or not at all: it goes to a folder that is this user's alone, and is renamed (local disk) or
-    uploaded in one request (object store) from there. What a killed process leaves of it is removed a week later, by
-    the next write of this user. On a local disk no link below the root is followed, for others may share it: reading
-    one raises UnsafeNameError, and writing in the place of one replaces it. A folder where a file belongs, or a file
-    where a folder does, is UnsafeNameError too.
-    All that asks an object store raises what `resources.object_store.translated` does.
+    Writes are atomic: a file is written in a folder that only this user can write to, then renamed (local disk) or
+    uploaded in one request (object store). What a killed process leaves of it is removed a week later, by the next
+    write of this user. On a local disk no link below the root is followed, because others may share the disk: reading
+    a link raises UnsafeNameError, and writing replaces it. A folder in place of a file, or a file in place of a
+    folder, raises UnsafeNameError too. Methods that ask an object store raise the errors of
+    `resources.object_store.translated`.
     """
 
     root: str = Field(
@@ -60,11 +59,11 @@ class DatasetStore(Settings):
     _swept: set[Path] = PrivateAttr(default_factory=set)
 
     def path(self, name: str) -> UPath:
-        """The path of `name` below the root. Raises UnsafeNameError for a name that leads out of it, or over a link."""
+        """The path of `name` below the root. Raises UnsafeNameError if the name leads out of it, or over a link."""
         return self._checked(name, len)
 
     def _target(self, name: str) -> UPath:
-        """The path of a file that is going to be replaced, whatever it is; its folders are as `path` wants them."""
+        """The path of a file that will be replaced, whatever it is; its folders are checked as in `path`."""
         return self._checked(name, lambda parts: len(parts) - 1)
 
     def _checked(self, name: str, count: Callable[[Sequence[str]], int]) -> UPath:
@@ -74,8 +73,8 @@ class DatasetStore(Settings):
         try:
             longest = max(len(os.fsencode(part)) for part in parts)
         except UnicodeEncodeError:
-            raise UnsafeNameError(f"{name!r:.200} is no text that a file system has for a name") from None
-        if longest > _LONGEST_NAME or len(name) > _LONGEST_PATH:
+            raise UnsafeNameError(f"{name!r:.200} cannot be a name in a file system") from None
+        if longest > _MAX_NAME or len(name) > _MAX_PATH:
             raise UnsafeNameError(f"{name!r:.200} is longer than names of files may be")
         if self.is_local:
             require_no_links(Path(self._place.path), parts[: count(parts)])
@@ -83,7 +82,7 @@ class DatasetStore(Settings):
 
     @cached_property
     def _place(self) -> UPath:
-        # a remembered listing would hide what other machines have written since
+        # a cached listing would hide what other machines have written since
         return UPath(self.root) if self.is_local else UPath(self.root, use_listings_cache=False)
 
     @cached_property
@@ -91,7 +90,7 @@ class DatasetStore(Settings):
         return UPath(self.root).protocol in ("", "file")
 
     def gdal_path(self, name: str) -> str:
-        """What GDAL opens `name` by: a local path, or /vsis3/ and its like."""
+        """The name by which GDAL opens the file: a local path, or one in /vsis3/ and the like."""
         path = self.path(name)
         if self.is_local:
             return path.path
@@ -114,30 +113,30 @@ class DatasetStore(Settings):
         with translated(str(path)):
             return int(path.stat().st_size)
 
-    def read_bytes(self, name: str, most: int | None = None) -> bytes:
-        """The bytes of a file. Raises IntegrityError where they are more than `most`."""
-        if most is not None and (size := self.size(name)) > most:
-            raise IntegrityError(f"{name} has {size:,} bytes; the most is {most:,}")
+    def read_bytes(self, name: str, max_bytes: int | None = None) -> bytes:
+        """The bytes of a file. Raises IntegrityError if there are more than `max_bytes`."""
+        if max_bytes is not None and (size := self.size(name)) > max_bytes:
+            raise IntegrityError(f"{name} has {size:,} bytes; the most is {max_bytes:,}")
         if self.is_local:
             with self.reading(name) as file:
-                found = file.read() if most is None else file.read(most + 1)
-            if most is not None and len(found) > most:
-                raise IntegrityError(f"{name} has more than {most:,} bytes")
+                found = file.read() if max_bytes is None else file.read(max_bytes + 1)
+            if max_bytes is not None and len(found) > max_bytes:
+                raise IntegrityError(f"{name} has more than {max_bytes:,} bytes")
             return found
         path = self.path(name)
         with translated(str(path)):
-            # one request, so that an object which is replaced meanwhile is read whole all the same
+            # in one request, because the object may be replaced meanwhile
             data: bytes = path.fs.cat_file(path.path)
         return data
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:
-        """A file open for reading. Raises FileNotFoundError where there is none."""
+        """A file open for reading. Raises FileNotFoundError if there is none."""
         path = self.path(name)
         if self.is_local:
             *folders, last = PurePosixPath(name).parts
             with folder_below(Path(self._place.path), folders) as folder:
-                # a pipe in its place would be waited for
+                # without O_NONBLOCK, opening a pipe would wait for a writer
                 handle = no_follow(last, os.O_RDONLY | os.O_NONBLOCK, folder)
             mode = os.fstat(handle).st_mode
             if not stat.S_ISREG(mode):
@@ -155,7 +154,7 @@ class DatasetStore(Settings):
             yield file
 
     def sha256(self, name: str) -> str:
-        """SHA-256 of a file's bytes in hex, read in pieces of 1 MiB. Raises IntegrityError for a terabyte or more."""
+        """SHA-256 of a file in hex, read in pieces of 1 MiB. Raises IntegrityError if it has a terabyte or more."""
         if (size := self.size(name)) >= _MAX_HASHED_BYTES:
             raise IntegrityError(f"{name} has {size:,} bytes, which no file of a dataset has")
         digest = hashlib.sha256()
@@ -168,7 +167,7 @@ class DatasetStore(Settings):
     def writing(self, name: str) -> Iterator[Path]:
         """A local path to write to, which becomes `name` when the block ends without an error.
 
-        The path has the suffix of `name`. After an error nothing is left of it.
+        The path has the suffix of `name`. After an error, nothing is written.
         """
         target = self._target(name)
         folder = self._writing_folder
@@ -177,9 +176,9 @@ class DatasetStore(Settings):
         local.touch(exist_ok=False)
         try:
             yield local
-            # what was put there meanwhile, and no link
+            # the block may have put another file there, but no link
             require_no_links(folder, [local.name])
-            # only read: a link to another file of the store may not be writable
+            # opened for reading, because a hard link to another file of the store may not be writable
             with open(local, "rb", opener=no_follow) as file:
                 flush(file)
             if self.is_local:
@@ -191,13 +190,13 @@ class DatasetStore(Settings):
             local.unlink(missing_ok=True)
 
     def _rename(self, local: Path, name: str) -> None:
-        """Put a file in the place of `name`, over no link; on another disk, which may be mounted there, by a copy."""
+        """Move a file to `name` without following links; onto another disk, which may be mounted there, by a copy."""
         *folders, last = PurePosixPath(name).parts
         place = Path(self._place.path)
         with folder_below(place, folders, make=True) as folder:
             status = os.fstat(folder)
             if status.st_mode & stat.S_ISGID:
-                # as a file that was made there would have it
+                # as if the file had been made there
                 with contextlib.suppress(OSError):
                     os.chown(local, -1, status.st_gid, follow_symlinks=False)
             try:
@@ -223,7 +222,7 @@ class DatasetStore(Settings):
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A local path to read `name` from: the file itself, or a copy for the length of the block."""
+        """A local path to read `name` from: the file itself, or a copy that is removed when the block ends."""
         if self.is_local:
             yield Path(self.path(name).path)
             return
@@ -239,9 +238,9 @@ class DatasetStore(Settings):
             file.write(data)
 
     def copy_file(self, source: str, name: str) -> None:
-        """Give a file a second name; on a local disk as a hard link, which takes no room.
+        """Copy a file; on a local disk as a hard link, which takes no room.
 
-        Files of the store are replaced and never changed in place, so that a link stays what it was.
+        Files of the store are replaced and never changed in place, so the copy does not change with the original.
         """
         with self.writing(name) as local:
             if self.is_local:
@@ -253,15 +252,15 @@ class DatasetStore(Settings):
                 shutil.copyfileobj(file, out, _CHUNK)
 
     @cached_property
-    def partials(self) -> Partials:
+    def partials(self) -> PartialFiles:
         """Where unfinished downloads are kept: below a local root, else in this machine's temporary folder."""
         if self.is_local:
-            return Partials.below(Path(self._place.path))
-        return Partials(self._own_temporary)
+            return PartialFiles.below(Path(self._place.path))
+        return PartialFiles(self._own_temporary)
 
     @property
     def _writing_folder(self) -> Path:
-        """Where files are written: on the disk of a local root, so that they can be renamed from there."""
+        """The folder in which files are written: on the disk of a local root, so that they can be renamed."""
         if not self.is_local:
             return self._own_temporary
         outer = Path(self._place.path) / f".partial-{os.getuid()}"
@@ -271,17 +270,17 @@ class DatasetStore(Settings):
 
     @property
     def _own_temporary(self) -> Path:
-        """This user's own folder among the temporary ones of this machine."""
+        """This user's own folder in this machine's folder for temporary files."""
         folder = Path(tempfile.gettempdir()) / f"crop-assets-{os.getuid()}"
         private_folder(folder)
         return folder
 
     def require_room(self, count: int) -> None:
-        """Raise OSError where the disk of a local store, or of the temporary folder, has no room for `count` bytes."""
+        """Raise OSError if the disk of a local store, or of the temporary folder, has no room for `count` bytes."""
         require_room(Path(self._place.path) if self.is_local else Path(tempfile.gettempdir()), count)
 
     def remove(self, name: str) -> None:
-        """Remove a file. One that is not there is no error, and a folder in its place stays."""
+        """Remove a file, if it is there. A folder in its place stays."""
         path = self.path(name)
         if not self.is_local:
             with contextlib.suppress(FileNotFoundError), translated(str(path)):
@@ -295,7 +294,7 @@ class DatasetStore(Settings):
                 os.unlink(last, dir_fd=folder)
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names of the files and folders right below `folder`, relative to the root; none if it is no folder."""
+        """Sorted names of the files and folders in `folder`, relative to the root; none if it is not a folder."""
         path = self.path(folder)
         if self.is_local:
             found = [entry.name for entry in path.iterdir()] if path.is_dir() else []
@@ -319,7 +318,7 @@ def _temporary_name(suffix: str) -> str:
 
 
 def _copy_and_rename(local: Path, name: str, folder: int) -> None:
-    """What `os.replace` does on one disk, from another; `folder` is a handle."""
+    """Like `os.replace`, but from another disk; `folder` is a handle."""
     writing = _temporary_name("")
     try:
         with (
@@ -337,12 +336,12 @@ def _copy_and_rename(local: Path, name: str, folder: int) -> None:
 
 
 def require_room(folder: Path, count: int) -> None:
-    """Raise OSError where the disk of a folder, which need not be there yet, has no room for `count` bytes."""
+    """Raise OSError if the disk of a folder, which need not exist yet, has no room for `count` bytes."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < count:
         raise OSError(
             errno.ENOSPC,
-            f"{count / 1e6:,.0f} MB are to be written, and {folder} has room for {free / 1e6:,.0f} MB; make room",
+            f"{folder} has {free / 1e6:,.0f} MB free, and {count / 1e6:,.0f} MB are needed; make room",
         )

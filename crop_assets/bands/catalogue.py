@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crop_assets.hls import collection_of
-from resources.answers import read_answer, write_answer
+from resources.response_cache import read_response, write_response
 from resources.stac import SET_ASIDE, IpfsStac
 from resources.store import DatasetStore
 
@@ -29,7 +29,7 @@ def catalogue_items(
     name = f"answers/{tile}-cids-{hashlib.sha256(catalogue.url.encode()).hexdigest()[:16]}.json.gz"
     known: dict[str, dict[str, Any]] = {}
     if not catalogue.is_file:
-        known = read_answer(store, name, _are_items, log) or {}
+        known = read_response(store, name, _are_items, log) or {}
     wanted = sorted(set(scene_ids) - (set() if catalogue.refresh else set(known)))
     unread: list[dict[str, Any]] = []
     if wanted:
@@ -43,7 +43,7 @@ def catalogue_items(
             complete = {
                 scene_id: item for scene_id, item in known.items() if isinstance(item.get("assets"), dict)
             }
-            write_answer(store, name, complete)
+            write_response(store, name, complete)
     return [known[scene_id] for scene_id in sorted(set(scene_ids)) if scene_id in known] + unread
 
 

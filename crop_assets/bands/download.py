@@ -12,7 +12,7 @@ from crop_assets.bands.files import check_band
 from crop_assets.hls import parse_scene_id
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.ipfs.unixfs import matches_cid
-from resources.sources import Sources, Wanted
+from resources.sources import FileRequest, Sources
 from resources.store import DatasetStore
 
 IN_STORE = "already in the store"
@@ -77,7 +77,7 @@ def obtain_band(
     def check(path: Path, verified: bool) -> None:
         check_band(path, file.band, file.tile, every_block=not verified)
 
-    wanted = Wanted(file.scene_file, file.cid, file.http, file.max_bytes)
+    wanted = FileRequest(file.scene_file, file.cid, file.http, file.max_bytes)
     with store.writing(file.name) as local:
         got = sources.obtain(wanted, local, store.partials, check, log, progress)
     note = "" if got.verified else UNKNOWN_LAYOUT if file.cid else NO_CID

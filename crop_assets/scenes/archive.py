@@ -10,10 +10,10 @@ from typing import Any
 
 from crop_assets.hls import parse_scene_id, tile_in
 from crop_assets.scenes.granules import document_url, parse_document, unusable
-from resources.answers import read_answer, write_answer
 from resources.errors import IntegrityError, NotAFileError, NotFoundError, UnavailableError
 from resources.json_values import text
 from resources.pace import last_moment, until
+from resources.response_cache import read_response, write_response
 from resources.stac import SET_ASIDE, Bounds, SceneStac, most_scenes
 from resources.stop import StoppablePool
 from resources.store import DatasetStore
@@ -63,13 +63,13 @@ def tile_answer(
     UnavailableError, also where the catalogue lacks a granule that the search has told of; IntegrityError.
     """
     name = _name(question, stac)
-    if not stac.refresh and not stac.is_file and (kept := read_answer(store, name, _is_whole, log)):
+    if not stac.refresh and not stac.is_file and (kept := read_response(store, name, _is_whole, log)):
         return TileAnswer(kept["items"], kept["documents"], asked=False, whole=True)
     collections = [f"HLS{sensor}_2.0" for sensor in question.sensors]
     with until(time.monotonic() + _MAX_TILE_SECONDS):
         answer = _by_granules(question, stac, collections, log) or _by_place(question, stac, collections, log)
     if answer.whole and not stac.is_file:
-        write_answer(store, name, {"items": answer.items, "documents": answer.documents})
+        write_response(store, name, {"items": answer.items, "documents": answer.documents})
     return answer
 
 

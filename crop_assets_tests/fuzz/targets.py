@@ -61,7 +61,6 @@ from crop_assets_tests.forged import forge, table_of
 from crop_assets_tests.resources.footers import as_json, footer_of, of_json, with_footer, written
 from crop_assets_tests.scenes.cmr import SEASON, Cmr, scene_ids
 from resources.addresses import read as read_address
-from resources.answers import read_answer
 from resources.archives import members, unpack
 from resources.cdl import CdlReleases, archive_links, same_release
 from resources.earthdata import LpDaac
@@ -73,7 +72,8 @@ from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag, decode_file_node
 from resources.pace import until
 from resources.parquet import Parquet
-from resources.sources import Wanted
+from resources.response_cache import read_response
+from resources.sources import FileRequest
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, read_table, stored_table, write_table
@@ -327,7 +327,7 @@ def kept_answer(data: bytes) -> None:
     """An answer that was kept, damaged on its disk."""
     store = _store()
     store.write_bytes("answers/kept.json.gz", data)
-    answer = read_answer(store, "answers/kept.json.gz", lambda _: True, _silent)
+    answer = read_response(store, "answers/kept.json.gz", lambda _: True, _silent)
     assert answer is None or isinstance(answer, dict)
 
 
@@ -406,7 +406,7 @@ def http_answer(data: bytes) -> None:
         lambda: _stac().document(f"{server.address}/a"),
         lambda: _again().document(f"{server.address}/a"),
         lambda: LpDaac(token="t", hosts=["127.0.0.1"], timeout_seconds=5).fetch(
-            Wanted("a/a.tif", "", f"{server.address}/a.tif", 1 << 20),
+            FileRequest("a/a.tif", "", f"{server.address}/a.tif", 1 << 20),
             _folder() / "b",
             _store().partials,
             _silent,
@@ -819,7 +819,10 @@ def login_file(data: bytes) -> None:
     try:
         # nothing listens there
         source.fetch(
-            Wanted("a/a.tif", "", "http://127.0.0.1:1/a.tif", 9), _folder() / "b", _store().partials, _silent
+            FileRequest("a/a.tif", "", "http://127.0.0.1:1/a.tif", 9),
+            _folder() / "b",
+            _store().partials,
+            _silent,
         )
     finally:
         if before is None:

@@ -605,9 +605,9 @@ def test_a_recipe_file_that_is_none_is_refused(tmp_path: Path, data: bytes, mess
 
 
 def test_a_recipe_that_cannot_be_read_names_the_variable(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file; mend CROP_ASSETS_RECIPE or --recipe"):
+    with pytest.raises(InputError, match="no such file; correct CROP_ASSETS_RECIPE or --recipe"):
         load_recipe(str(tmp_path / "none.yaml"))
-    with pytest.raises(InputError, match="cannot be read: Is a directory; mend CROP_ASSETS_RECIPE"):
+    with pytest.raises(InputError, match="cannot be read: Is a directory; correct CROP_ASSETS_RECIPE"):
         load_recipe(str(tmp_path))
 
 

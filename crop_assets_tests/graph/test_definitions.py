@@ -311,7 +311,7 @@ def test_a_recipe_that_is_nowhere_fails_when_the_definitions_are_asked_for(
 ) -> None:
     monkeypatch.setenv("CROP_ASSETS_RECIPE", "/nowhere/recipe.yaml")
     with pytest.raises(
-        InputError, match=r"^recipe /nowhere/recipe\.yaml: no such file; mend CROP_ASSETS_RECIPE"
+        InputError, match=r"^recipe /nowhere/recipe\.yaml: no such file; correct CROP_ASSETS_RECIPE"
     ):
         defs()
 

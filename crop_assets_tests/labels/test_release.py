@@ -287,7 +287,7 @@ def test_a_fetched_archive_outlasts_a_failed_run_but_not_a_damaged_one(
     room = shutil._ntuple_diskusage(1, 1, len(data) * 3 // 2)
     with monkeypatch.context() as patch:
         patch.setattr(store_module.shutil, "disk_usage", lambda _: room)
-        with pytest.raises(OSError, match=r"MB are to be written, and .* has room for"):
+        with pytest.raises(OSError, match=r"MB free, and .* MB are needed; make room"):
             obtain()
     made = obtain()
     assert ARCHIVE not in nass.asked_for("GET"), "it was there already"

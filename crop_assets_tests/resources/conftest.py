@@ -8,7 +8,7 @@ from crop_assets_tests.resources.gateways import World
 from crop_assets_tests.resources.loopback import serving
 from resources import sources as sources_module
 from resources.ipfs.unixfs import file_cid
-from resources.partials import Partials
+from resources.resume import PartialFiles
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +39,8 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def partials(tmp_path: Path) -> Partials:
-    return Partials(tmp_path / "partials")
+def partials(tmp_path: Path) -> PartialFiles:
+    return PartialFiles(tmp_path / "partials")
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from resources.earthdata import LpDaac
 from resources.errors import IntegrityError, NotFoundError, RefusedError, ResourceError
 from resources.http import RestrictedSession, get_file
 from resources.ipfs.nodes import Gateway, KuboNode
-from resources.partials import Partials
-from resources.sources import Wanted
+from resources.resume import PartialFiles
+from resources.sources import FileRequest
 from resources.stac import IpfsStac, SceneStac
 from resources.words import redacted
 
@@ -287,7 +287,10 @@ def test_the_token_does_not_reach_a_host_that_only_one_parser_sees(
     source = LpDaac(token=TOKEN, hosts=["localhost"], storage_hosts=[], timeout_seconds=5)
     with pytest.raises(IntegrityError):
         source.fetch(
-            Wanted("B02.tif", "", url, 100), tmp_path / "out", Partials(tmp_path / "p"), lambda _: None
+            FileRequest("B02.tif", "", url, 100),
+            tmp_path / "out",
+            PartialFiles(tmp_path / "p"),
+            lambda _: None,
         )
     assert other.asked == []
     assert own.asked == []
@@ -300,9 +303,9 @@ def test_the_token_does_not_follow_a_redirect_there(
     own, other = listeners
     own.location = link.format(own=own.port, other=other.port)
     source = LpDaac(token=TOKEN, hosts=["localhost"], storage_hosts=[], timeout_seconds=5)
-    wanted = Wanted("B02.tif", "", f"http://localhost:{own.port}/x.tif", 100)
+    wanted = FileRequest("B02.tif", "", f"http://localhost:{own.port}/x.tif", 100)
     with pytest.raises(RefusedError, match="not followed"):
-        source.fetch(wanted, tmp_path / "out", Partials(tmp_path / "p"), lambda _: None)
+        source.fetch(wanted, tmp_path / "out", PartialFiles(tmp_path / "p"), lambda _: None)
     assert other.asked == []
     assert own.asked == [("/x.tif", f"Bearer {TOKEN}")]
 
@@ -491,9 +494,9 @@ def test_the_token_goes_to_no_other_port_of_its_host(
     ):
         get_file(session, "https://a.example:8443/x.tif", 5, 100, tmp_path / "out", login)
     source = LpDaac(token=TOKEN, hosts=hosts, storage_hosts=[], timeout_seconds=5)
-    wanted = Wanted("B02.tif", "", f"http://localhost:{other.port}/x.tif", 100)
+    wanted = FileRequest("B02.tif", "", f"http://localhost:{other.port}/x.tif", 100)
     with pytest.raises(IntegrityError, match="not among the configured hosts"):
-        source.fetch(wanted, tmp_path / "out", Partials(tmp_path / "p"), lambda _: None)
+        source.fetch(wanted, tmp_path / "out", PartialFiles(tmp_path / "p"), lambda _: None)
     assert own.asked == [("/x.tif", f"Bearer {TOKEN}")]
     assert other.asked == []
 

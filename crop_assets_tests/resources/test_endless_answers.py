@@ -33,8 +33,8 @@ from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag
 from resources.json_values import parse
 from resources.pace import longest_seconds, until
-from resources.partials import Partials
-from resources.sources import Wanted
+from resources.resume import PartialFiles
+from resources.sources import FileRequest
 from resources.stac import IpfsStac, SceneStac
 from resources.words import document, server_words
 
@@ -365,8 +365,8 @@ def test_no_size_of_a_chunk_makes_an_error_of_a_library(
 
 
 def fetch_from(node: Gateway | KuboNode, root: Cid, tmp_path: Path) -> None:
-    wanted = Wanted("B02.tif", str(root), "", 64 * MIB)
-    IpfsSource(node).fetch(wanted, tmp_path / "out", Partials(tmp_path / "partials"), lambda _: None)
+    wanted = FileRequest("B02.tif", str(root), "", 64 * MIB)
+    IpfsSource(node).fetch(wanted, tmp_path / "out", PartialFiles(tmp_path / "partials"), lambda _: None)
 
 
 def section(cid: Cid, block: bytes) -> bytes:
@@ -403,11 +403,11 @@ def test_blocks_that_add_nothing_are_given_up(
             time.sleep(pause)
 
     server = endless(answer)
-    wanted = Wanted("B02.tif", str(ROOT), "", MIB)
+    wanted = FileRequest("B02.tif", str(ROOT), "", MIB)
     expected = SlowError if pause else (SlowError, IntegrityError)
     with within(), pytest.raises(expected):
         IpfsSource(node(server.address, PATIENCE)).fetch(
-            wanted, tmp_path / "out", Partials(tmp_path / "partials"), lambda _: None
+            wanted, tmp_path / "out", PartialFiles(tmp_path / "partials"), lambda _: None
         )
 
 

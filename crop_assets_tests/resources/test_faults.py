@@ -45,8 +45,8 @@ from resources.errors import (
 from resources.ipfs.car import DFS_CONTENT_TYPE
 from resources.ipfs.nodes import Gateway, IpfsSource, KuboNode
 from resources.ipfs.unixfs import KUBO_CHUNK, file_cid
-from resources.partials import Partials
-from resources.sources import Memory, Obtained, Source, Sources, Wanted
+from resources.resume import PartialFiles
+from resources.sources import FetchResult, FileRequest, Memory, Source, Sources
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -125,16 +125,16 @@ class Getting:
     def lp_daac(self, proxy: FaultProxy) -> LpDaac:
         return LpDaac(token=TOKEN, hosts=["127.0.0.1"], timeout_seconds=patience(proxy))
 
-    def wanted(self) -> Wanted:
-        return Wanted("scene/B02.tif", self.archive.cid, "", LIMIT)
+    def wanted(self) -> FileRequest:
+        return FileRequest("scene/B02.tif", self.archive.cid, "", LIMIT)
 
-    def wanted_of(self, proxy: FaultProxy, cid: str = "") -> Wanted:
-        return Wanted("scene/B02.tif", cid, f"{proxy.address}/B02.tif", LIMIT)
+    def wanted_of(self, proxy: FaultProxy, cid: str = "") -> FileRequest:
+        return FileRequest("scene/B02.tif", cid, f"{proxy.address}/B02.tif", LIMIT)
 
-    def by_cid(self, *sources: Source, attempts: int = 1) -> Obtained:
+    def by_cid(self, *sources: Source, attempts: int = 1) -> FetchResult:
         return self._obtain(self.wanted(), sources, attempts)
 
-    def by_link(self, proxy: FaultProxy, attempts: int = 1, cid: str = "") -> Obtained:
+    def by_link(self, proxy: FaultProxy, attempts: int = 1, cid: str = "") -> FetchResult:
         return self._obtain(self.wanted_of(proxy, cid), [self.lp_daac(proxy)], attempts)
 
     def nothing_wrong(self) -> bool:
@@ -149,9 +149,11 @@ class Getting:
         (path,) = (path for path in self.folder.iterdir() if path.suffix == suffix)
         return path
 
-    def _obtain(self, wanted: Wanted, sources: list[Source] | tuple[Source, ...], attempts: int) -> Obtained:
+    def _obtain(
+        self, wanted: FileRequest, sources: list[Source] | tuple[Source, ...], attempts: int
+    ) -> FetchResult:
         return Sources(sources, attempts, Memory(4)).obtain(
-            wanted, self.out, Partials(self.folder), _check, self.said.append, self.progress.append
+            wanted, self.out, PartialFiles(self.folder), _check, self.said.append, self.progress.append
         )
 
 
@@ -225,7 +227,7 @@ def test_each_fault_of_a_gateway_has_its_error_and_leaves_nothing_wrong(
 ) -> None:
     expected = OF_A_GATEWAY[name]
     proxy.faults = [FAULTS[name]]
-    elsewhere = Partials(get.folder.with_name("elsewhere"))
+    elsewhere = PartialFiles(get.folder.with_name("elsewhere"))
     with pytest.raises(ResourceError) as error:
         get.gateway(proxy).fetch(get.wanted(), get.out, elsewhere, get.progress.append)
     assert type(error.value) is expected
@@ -405,8 +407,10 @@ def test_a_kubo_node_that_breaks_off_sends_all_of_it_again(get: Getting, world: 
     with fault_proxy(world.gateway("kubo")) as proxy:
         proxy.faults = [fault]
         source = IpfsSource(KuboNode(proxy.address, patience(proxy)))
-        wanted = Wanted("scene/B02.tif", world.cid, "", LIMIT)
-        Sources([source], 2, Memory(4)).obtain(wanted, get.out, Partials(get.folder), _check, get.said.append)
+        wanted = FileRequest("scene/B02.tif", world.cid, "", LIMIT)
+        Sources([source], 2, Memory(4)).obtain(
+            wanted, get.out, PartialFiles(get.folder), _check, get.said.append
+        )
         assert proxy.sent > 400_000 + len(world.data)
     assert get.whole(world.data)
 
@@ -420,7 +424,7 @@ def test_each_fault_of_lp_daac_has_its_error_and_leaves_nothing_wrong(
 ) -> None:
     expected = OF_LP_DAAC[name]
     proxy.faults = [FAULTS[name]]
-    elsewhere = Partials(get.folder.with_name("elsewhere"))
+    elsewhere = PartialFiles(get.folder.with_name("elsewhere"))
     with pytest.raises(ResourceError) as error:
         get.lp_daac(proxy).fetch(get.wanted_of(proxy), get.out, elsewhere, get.progress.append)
     assert type(error.value) is expected

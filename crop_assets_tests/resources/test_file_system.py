@@ -15,8 +15,8 @@ from affine import Affine
 from crop_assets_tests.resources.gateways import World
 from resources import file_system
 from resources.ipfs.resource import IpfsContent
-from resources.partials import Partials
-from resources.sources import Memory, Sources, Wanted
+from resources.resume import PartialFiles
+from resources.sources import FileRequest, Memory, Sources
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, read_table, write_table
 
@@ -49,7 +49,7 @@ def download(world: World, store: DatasetStore, cid: str, name: str) -> None:
     ipfs = IpfsContent(kubo_api="", gateways=[world.gateway("good")], timeout_seconds=10)
     sources = Sources(ipfs.sources("gateways"), attempts=1, memory=Memory(4))
     with store.writing(name) as local:
-        sources.obtain(Wanted(name, cid, "", 1 << 20), local, store.partials, lambda *_: None, print)
+        sources.obtain(FileRequest(name, cid, "", 1 << 20), local, store.partials, lambda *_: None, print)
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -113,8 +113,8 @@ def test_without_locks_each_download_has_a_file_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer(monkeypatch, flock=errno.ENOSYS)
-    partials = Partials(tmp_path)
-    with partials.holding("a") as first, Partials(tmp_path).holding("a") as second:
+    partials = PartialFiles(tmp_path)
+    with partials.holding("a") as first, PartialFiles(tmp_path).holding("a") as second:
         first.write_bytes(b"first")
         second.write_bytes(b"second")
         assert first.read_bytes() == b"first"
@@ -124,7 +124,7 @@ def test_without_locks_each_download_has_a_file_of_its_own(
 def test_without_locks_a_release_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, flock=errno.ENOLCK)
     said: list[str] = []
-    with Partials(tmp_path).alone("2022", said.append):
+    with PartialFiles(tmp_path).alone("2022", said.append):
         (tmp_path / "raster").write_bytes(b"x")
     assert said == []
 
@@ -146,5 +146,5 @@ def test_a_disk_that_fails_or_is_full_is_an_error_and_leaves_nothing(
 
 def test_a_lock_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, flock=errno.EIO)
-    with pytest.raises(OSError, match="Input/output"), Partials(tmp_path).holding("a"):
+    with pytest.raises(OSError, match="Input/output"), PartialFiles(tmp_path).holding("a"):
         pytest.fail("the block was entered")

@@ -57,8 +57,8 @@ from resources.http import (
 )
 from resources.ipfs.unixfs import file_cid
 from resources.mirror import BandMirror
-from resources.partials import Partials
-from resources.sources import Memory, Obtained, Sources, Wanted
+from resources.resume import PartialFiles
+from resources.sources import FetchResult, FileRequest, Memory, Sources
 
 TOKEN = "eyJ0eXAi.secret-token.c2lnbmF0dXJl"
 GIVEN = "eyJ0eXAi.secret-token-of-the-login.c2lnbmF0dXJl"
@@ -196,17 +196,17 @@ class Fetching:
     """Fetches into one place, with what was left of earlier times."""
 
     out: Path
-    partials: Partials
+    partials: PartialFiles
     progress: list[int] = field(default_factory=list)
 
     def __call__(self, source: LpDaac, url: str, most: int = LIMIT, cid: str = "") -> bool:
         return source.fetch(
-            Wanted("scene/B02.tif", cid, url, most), self.out, self.partials, self.progress.append
+            FileRequest("scene/B02.tif", cid, url, most), self.out, self.partials, self.progress.append
         )
 
 
 @pytest.fixture
-def fetch(out: Path, partials: Partials) -> Fetching:
+def fetch(out: Path, partials: PartialFiles) -> Fetching:
     return Fetching(out, partials)
 
 
@@ -236,8 +236,8 @@ def test_a_file_with_its_cid_is_verified(archive: Server, fetch: Fetching, tmp_p
 
 def test_what_has_a_link_is_offered() -> None:
     source = lp_daac()
-    assert source.offers(Wanted("a/b", "", "https://example.org/b", 1))
-    assert not source.offers(Wanted("a/b", "bafy", "", 1))
+    assert source.offers(FileRequest("a/b", "", "https://example.org/b", 1))
+    assert not source.offers(FileRequest("a/b", "bafy", "", 1))
     assert (source.name, source.host, source.by_cid) == ("LP DAAC", "127.0.0.1", False)
     assert LpDaac().host == ARCHIVE
 
@@ -713,18 +713,18 @@ def test_an_error_of_storage_does_not_repeat_the_signature(
 
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["mirrored", "not-mirrored"])
 def test_a_silent_lp_daac_is_waited_for_briefly_while_another_may_have_the_file(
-    archive: Server, out: Path, partials: Partials, tmp_path: Path, elsewhere: bool
+    archive: Server, out: Path, partials: PartialFiles, tmp_path: Path, elsewhere: bool
 ) -> None:
     source = lp_daac(first_seconds=0.3, timeout_seconds=60)
     path = tmp_path / "mirror" / "B02.tif"
     path.parent.mkdir()
     path.write_bytes(BAND)
     url = archive.says(Answer(body=BAND, after=20 if elsewhere else 1))
-    wanted = Wanted("scene/B02.tif", file_cid(path), url, LIMIT)
+    wanted = FileRequest("scene/B02.tif", file_cid(path), url, LIMIT)
     mirror = BandMirror(folder=str(path.parent if elsewhere else tmp_path / "none"))
     said: list[str] = []
     got = Sources([source, mirror], 1, Memory(4)).obtain(wanted, out, partials, lambda *_: None, said.append)
-    assert got == Obtained("mirror" if elsewhere else "LP DAAC", True)
+    assert got == FetchResult("mirror" if elsewhere else "LP DAAC", True)
     assert out.read_bytes() == BAND
     assert len(archive.asked) == (1 if elsewhere else 2)
     assert "is too slow" in said[0]
@@ -802,14 +802,16 @@ def test_no_login_goes_over_a_line_that_others_can_read(fetch: Fetching, token: 
     assert not fetch.out.exists()
 
 
-def test_threads_fetch_at_once_with_one_source(archive: Server, tmp_path: Path, partials: Partials) -> None:
+def test_threads_fetch_at_once_with_one_source(
+    archive: Server, tmp_path: Path, partials: PartialFiles
+) -> None:
     source = lp_daac()
     for i in range(12):
         archive.says(Answer(body=BAND[: 100_000 + i]), path=f"/{i}")
 
     def ask(i: int) -> bytes:
         out = tmp_path / str(i)
-        source.fetch(Wanted("a/b", "", archive.url(f"/{i}"), LIMIT), out, partials, lambda count: None)
+        source.fetch(FileRequest("a/b", "", archive.url(f"/{i}"), LIMIT), out, partials, lambda count: None)
         return out.read_bytes()
 
     with ThreadPoolExecutor(6) as pool:
@@ -941,15 +943,15 @@ def test_the_login_in_netrc_gives_a_token_that_is_used_again(nasa: Server, fetch
 
 
 @pytest.mark.usefixtures("login")
-def test_threads_share_one_login(nasa: Server, tmp_path: Path, partials: Partials) -> None:
+def test_threads_share_one_login(nasa: Server, tmp_path: Path, partials: PartialFiles) -> None:
     nasa.says(GIVES_A_TOKEN, path=TOKEN_PATH)
     nasa.says(Answer(body=b"x"), path=f"{ARCHIVE}{PATH}")
     alone = LpDaac()
-    alone.fetch(Wanted("a/b", "", URL, LIMIT), tmp_path / "alone", partials, lambda count: None)
+    alone.fetch(FileRequest("a/b", "", URL, LIMIT), tmp_path / "alone", partials, lambda count: None)
     once = len(nasa.asked) - 1
     nasa.asked.clear()
     source = LpDaac()
-    wanted = Wanted("a/b", "", URL, LIMIT)
+    wanted = FileRequest("a/b", "", URL, LIMIT)
     with ThreadPoolExecutor(6) as pool:
         list(
             pool.map(
@@ -1003,13 +1005,13 @@ def test_a_user_without_a_home_or_a_name_can_download(archive: Server, tmp_path:
     shared.chmod(0o777)
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from resources.earthdata import LpDaac; from resources.partials import Partials\n"
-        "from resources.sources import Memory, Sources, Wanted\n"
+        "from resources.earthdata import LpDaac; from resources.resume import PartialFiles\n"
+        "from resources.sources import Memory, Sources, FileRequest\n"
         "os.setgid(12345); os.setuid(12345)\n"
         "url, folder, token = sys.argv[1:]\n"
         "source = LpDaac(token=token, hosts=['127.0.0.1'])\n"
-        "got = Sources([source], 1, Memory(1)).obtain(Wanted('a/b', '', url, 1 << 22), Path(folder, 'b'),\n"
-        "    Partials(Path(folder, 'parts')), lambda path, verified: None, print)\n"
+        "got = Sources([source], 1, Memory(1)).obtain(FileRequest('a/b', '', url, 1 << 22), Path(folder, 'b'),\n"
+        "    PartialFiles(Path(folder, 'parts')), lambda path, verified: None, print)\n"
         "print(got.source, os.getuid())\n"
     )
     try:
@@ -1170,11 +1172,11 @@ def test_a_token_of_the_login_that_has_run_out_is_asked_for_anew(nasa: Server, f
 
 @pytest.mark.usefixtures("login")
 def test_threads_whose_token_has_run_out_share_one_new_login(
-    nasa: Server, tmp_path: Path, partials: Partials
+    nasa: Server, tmp_path: Path, partials: PartialFiles
 ) -> None:
     nasa.says(GIVES_A_TOKEN, path=TOKEN_PATH)
     nasa.says(Answer(body=b"x"), path=f"{ARCHIVE}{PATH}")
-    source, wanted = LpDaac(), Wanted("a/b", "", URL, LIMIT)
+    source, wanted = LpDaac(), FileRequest("a/b", "", URL, LIMIT)
 
     def fetch(name: str) -> bool:
         return source.fetch(wanted, tmp_path / name, partials, lambda count: None)

@@ -48,8 +48,8 @@ from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION, read
 from resources.ipfs.cid import Cid
 from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, IpfsSource, KuboNode
 from resources.ipfs.unixfs import FileDag
-from resources.partials import Partials
-from resources.sources import Wanted
+from resources.resume import PartialFiles
+from resources.sources import FileRequest
 
 LIMIT = 1 << 20
 MIB = 1 << 20
@@ -72,11 +72,11 @@ def fetch(
     node: IpfsNode,
     cid: str,
     out: Path,
-    partials: Partials,
+    partials: PartialFiles,
     most: int = LIMIT,
     progress: list[int] | None = None,
 ) -> bool:
-    wanted = Wanted("scene/B02.tif", cid, "", most)
+    wanted = FileRequest("scene/B02.tif", cid, "", most)
     told = [] if progress is None else progress
     return IpfsSource(node).fetch(wanted, out, partials, told.append)
 
@@ -224,7 +224,7 @@ def redirecting(target: Callable[[Request], str], certificate: trustme.LeafCert)
 def test_a_gateway_that_redirects_over_https_to_another_is_followed_without_a_login(
     world: World,
     tmp_path: Path,
-    partials: Partials,
+    partials: PartialFiles,
     certificate: trustme.LeafCert,
     monkeypatch: pytest.MonkeyPatch,
     host: str,
@@ -415,7 +415,7 @@ def test_a_connection_is_used_again(world: World) -> None:
 
 
 def test_a_file_is_written_where_it_should_be_and_its_bytes_are_told(
-    world: World, out: Path, partials: Partials
+    world: World, out: Path, partials: PartialFiles
 ) -> None:
     told: list[int] = []
     assert fetch(gateway(world, "good"), world.cid, out, partials, progress=told) is True
@@ -424,7 +424,7 @@ def test_a_file_is_written_where_it_should_be_and_its_bytes_are_told(
     assert [path for path in out.parent.rglob("*") if path.is_file()] == [out], "nothing else is left"
 
 
-def test_the_mode_of_a_file_follows_the_umask(world: World, out: Path, partials: Partials) -> None:
+def test_the_mode_of_a_file_follows_the_umask(world: World, out: Path, partials: PartialFiles) -> None:
     before = os.umask(0o027)
     try:
         fetch(gateway(world, "good"), world.cid, out, partials)
@@ -434,7 +434,7 @@ def test_the_mode_of_a_file_follows_the_umask(world: World, out: Path, partials:
 
 
 def test_a_file_is_the_groups_to_write_where_the_umask_lets_it(
-    world: World, out: Path, partials: Partials
+    world: World, out: Path, partials: PartialFiles
 ) -> None:
     before = os.umask(0o002)
     try:
@@ -456,7 +456,7 @@ def test_a_file_is_the_groups_to_write_where_the_umask_lets_it(
     ],
 )
 def test_wrong_bytes_never_get_to_the_destination(
-    world: World, out: Path, partials: Partials, fault: str, expected: type[ResourceError], why: str
+    world: World, out: Path, partials: PartialFiles, fault: str, expected: type[ResourceError], why: str
 ) -> None:
     with pytest.raises(expected, match=why) as error:
         # with patience enough for a slow machine to read all that an endless answer may hold
@@ -465,7 +465,7 @@ def test_wrong_bytes_never_get_to_the_destination(
     assert nothing_wrong_at(out)
 
 
-def test_blocks_may_come_in_another_order(world: World, out: Path, partials: Partials) -> None:
+def test_blocks_may_come_in_another_order(world: World, out: Path, partials: PartialFiles) -> None:
     fetch(gateway(world, "backwards"), world.cid, out, partials)
     assert out.read_bytes() == world.data
     assert not [path for path in (out.parent / "partials").iterdir() if path.is_file()]
@@ -473,7 +473,7 @@ def test_blocks_may_come_in_another_order(world: World, out: Path, partials: Par
 
 @pytest.mark.parametrize("left", [1, 262_144, 2_000_000])
 def test_blocks_that_a_killed_process_had_set_aside_are_not_trusted(
-    world: World, out: Path, partials: Partials, left: int
+    world: World, out: Path, partials: PartialFiles, left: int
 ) -> None:
     with partials.holding(world.cid) as path:
         path.with_name(f"{path.name}.aside").write_bytes(bytes(left))
@@ -483,21 +483,21 @@ def test_blocks_that_a_killed_process_had_set_aside_are_not_trusted(
 
 
 def test_what_a_gateway_sends_after_the_file_does_no_harm(
-    world: World, out: Path, partials: Partials
+    world: World, out: Path, partials: PartialFiles
 ) -> None:
     assert fetch(gateway(world, "chatty"), world.cid, out, partials)
     assert out.read_bytes() == world.data
 
 
 def test_a_gateway_that_does_not_end_its_answer_does_no_harm(
-    world: World, out: Path, partials: Partials
+    world: World, out: Path, partials: PartialFiles
 ) -> None:
     assert fetch(gateway(world, "lingering", timeout_seconds=0.3), world.cid, out, partials)
     assert out.read_bytes() == world.data
 
 
 def test_a_file_larger_than_allowed_is_refused_at_its_root(
-    world: World, out: Path, partials: Partials
+    world: World, out: Path, partials: PartialFiles
 ) -> None:
     with pytest.raises(IntegrityError, match="700000 bytes, more than the 699999 allowed"):
         fetch(gateway(world, "good"), world.cid, out, partials, most=len(world.data) - 1)
@@ -505,7 +505,7 @@ def test_a_file_larger_than_allowed_is_refused_at_its_root(
 
 
 def test_a_malformed_cid_is_refused_before_anyone_is_asked(
-    world: World, out: Path, partials: Partials
+    world: World, out: Path, partials: PartialFiles
 ) -> None:
     with pytest.raises(IntegrityError, match="'bafy' is not a CID"):
         fetch(gateway(world, "good"), "bafy", out, partials)
@@ -513,7 +513,7 @@ def test_a_malformed_cid_is_refused_before_anyone_is_asked(
 
 
 def test_a_file_that_is_whole_but_was_not_moved_away_is_not_asked_for_again(
-    world: World, out: Path, partials: Partials
+    world: World, out: Path, partials: PartialFiles
 ) -> None:
     with pytest.raises(IsADirectoryError):
         fetch(gateway(world, "good"), world.cid, Path(out.parent), partials)
@@ -526,7 +526,7 @@ def test_a_file_that_is_whole_but_was_not_moved_away_is_not_asked_for_again(
 @pytest.mark.parametrize("cid", ["", UNKNOWN])
 def test_a_node_is_a_source_of_what_has_a_cid(world: World, cid: str) -> None:
     source = IpfsSource(gateway(world, "good"))
-    assert source.offers(Wanted("a/b", cid, "https://example.org/b", 1)) is bool(cid)
+    assert source.offers(FileRequest("a/b", cid, "https://example.org/b", 1)) is bool(cid)
     assert (source.name, source.host, source.by_cid) == (world.gateway("good"), "127.0.0.1", True)
     assert not world.asked
 
@@ -534,7 +534,7 @@ def test_a_node_is_a_source_of_what_has_a_cid(world: World, cid: str) -> None:
 # Kubo nodes
 
 
-def test_a_kubo_node_gives_a_file_as_a_car(world: World, out: Path, partials: Partials) -> None:
+def test_a_kubo_node_gives_a_file_as_a_car(world: World, out: Path, partials: PartialFiles) -> None:
     fetch(kubo(world), world.cid, out, partials)
     assert out.read_bytes() == world.data
     assert world.query == f"arg={world.cid}"
@@ -771,7 +771,7 @@ def car_folder(world: World, tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("no_process_is_left")
 def test_the_command_gives_a_file_as_a_car(
-    world: World, car_folder: Path, command: Callable[[str], IpfsCommand], out: Path, partials: Partials
+    world: World, car_folder: Path, command: Callable[[str], IpfsCommand], out: Path, partials: PartialFiles
 ) -> None:
     ipfs = command(CAT.format(folder=str(car_folder)))
     assert fetch(ipfs, world.cid, out, partials)
@@ -784,7 +784,7 @@ def test_the_command_gives_a_file_as_a_car(
 
 @pytest.mark.usefixtures("no_process_is_left")
 def test_the_command_says_what_it_does_not_have(
-    command: Callable[[str], IpfsCommand], out: Path, partials: Partials
+    command: Callable[[str], IpfsCommand], out: Path, partials: PartialFiles
 ) -> None:
     ipfs = command(MISSING)
     with pytest.raises(NotFoundError, match=f"ended with code 1: Error: block was not found.*{UNKNOWN}"):
@@ -844,7 +844,7 @@ def test_what_a_command_gave_before_it_broke_off_is_kept(
     car_folder: Path,
     command: Callable[..., IpfsCommand],
     out: Path,
-    partials: Partials,
+    partials: PartialFiles,
     then: str,
     expected: type[ResourceError],
 ) -> None:

@@ -36,8 +36,8 @@ from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, KuboNode
 from resources.ipfs.resource import IpfsContent
 from resources.ipfs.unixfs import file_cid
 from resources.mirror import BandMirror
-from resources.partials import Partials
-from resources.sources import Memory, Wanted
+from resources.resume import PartialFiles
+from resources.sources import FileRequest, Memory
 
 
 class Scripted:
@@ -235,10 +235,10 @@ def test_tiles_at_once_keep_to_the_bound_of_a_host_for_blocks_and_files_together
 ) -> None:
     ipfs = content(world, "crowded")
     sources = Downloads(per_host=2).of(["gateways"], ipfs, LpDaac(), BandMirror())
-    partials = Partials(tmp_path / "partials")
+    partials = PartialFiles(tmp_path / "partials")
 
     def tile(at: int) -> None:
-        wanted = Wanted("scene/B02.tif", world.cid, "", 1 << 20)
+        wanted = FileRequest("scene/B02.tif", world.cid, "", 1 << 20)
         if at == 0:
             for _ in range(2):
                 sources.obtain(wanted, tmp_path / "B02.tif", partials, lambda *_: None, print)
@@ -260,13 +260,13 @@ def test_a_node_that_is_silent_to_blocks_or_files_is_asked_last_by_both(
     with dripping(b"", b"") as (address, asked):
         ipfs = content(world, address, "good", probe_seconds=0.5, first_seconds=0.5)
         sources = Downloads(per_host=1).of(["gateways"], ipfs, LpDaac(), BandMirror())
-        partials, cids = Partials(tmp_path / "partials"), list(world.files)[:3]
+        partials, cids = PartialFiles(tmp_path / "partials"), list(world.files)[:3]
 
         def block(at: int) -> str:
             return ipfs.find_block(Cid.parse(cids[at]), nodes_of(ipfs), sources.memory)[0]
 
         def file(at: int) -> str:
-            wanted, path = Wanted(f"scene/{at}.tif", cids[at], "", 1 << 20), tmp_path / f"{at}.tif"
+            wanted, path = FileRequest(f"scene/{at}.tif", cids[at], "", 1 << 20), tmp_path / f"{at}.tif"
             source = sources.obtain(wanted, path, partials, lambda *_: None, print).source
             assert path.read_bytes() == world.files[cids[at]].read_bytes()
             return source

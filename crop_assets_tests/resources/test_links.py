@@ -21,8 +21,8 @@ from resources.ipfs.cid import Cid
 from resources.ipfs.directory import FolderDag
 from resources.ipfs.retrieve import Retrieval
 from resources.mirror import BandMirror
-from resources.partials import Partials, move
-from resources.sources import Wanted
+from resources.resume import PartialFiles, move
+from resources.sources import FileRequest
 from resources.store import DatasetStore
 
 NAME = "training_datasets/a/2022/chips/chip_1.tif"
@@ -46,7 +46,7 @@ def store(tmp_path: Path) -> DatasetStore:
 
 
 @pytest.fixture
-def partials(store: DatasetStore) -> Partials:
+def partials(store: DatasetStore) -> PartialFiles:
     with store.partials.holding("another"):
         return store.partials
 
@@ -157,7 +157,9 @@ def test_a_download_is_not_written_through_a_link_to_where_it_goes(
     copied = tmp_path / "copied"
     copied.symlink_to(home / "authorized_keys")
     with pytest.raises(ResourceError, match="symbolic links"):
-        mirror.fetch(Wanted("a/a.tif", "", "", 9), copied, Partials(tmp_path / "partials"), lambda _: None)
+        mirror.fetch(
+            FileRequest("a/a.tif", "", "", 9), copied, PartialFiles(tmp_path / "partials"), lambda _: None
+        )
     assert untouched(home)
 
 
@@ -396,7 +398,7 @@ def test_a_link_in_the_place_of_the_folder_of_partial_files_is_refused(
     bare: DatasetStore, home: Path, use: Callable[[DatasetStore], None]
 ) -> None:
     own(bare).symlink_to(home)
-    with pytest.raises(UnsafeNameError, match="remove it, for it holds unfinished files only"):
+    with pytest.raises(UnsafeNameError, match="remove it: it holds only unfinished files"):
         use(bare)
     assert untouched(home)
 
@@ -445,7 +447,7 @@ def test_users_who_share_a_store_have_folders_of_their_own(
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
 @pytest.mark.parametrize("suffix", ["", ".lock", ".tree", ".aside", ".etag", ".tif", ".whole"])
 def test_links_among_partial_files_are_removed(
-    store: DatasetStore, partials: Partials, home: Path, kind: str, suffix: str
+    store: DatasetStore, partials: PartialFiles, home: Path, kind: str, suffix: str
 ) -> None:
     with partials.holding("key") as path:
         planted = path.with_name(f"{path.name}{suffix}")
@@ -459,7 +461,7 @@ def test_links_among_partial_files_are_removed(
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
 def test_a_link_in_the_place_of_what_one_run_waits_for_is_removed(
-    store: DatasetStore, partials: Partials, home: Path, kind: str
+    store: DatasetStore, partials: PartialFiles, home: Path, kind: str
 ) -> None:
     planted = own(store) / "2022.alone"
     plant = planted.symlink_to if kind == "symbolic" else planted.hardlink_to

@@ -10,8 +10,8 @@ from resources import mirror as mirror_module
 from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.ipfs.unixfs import file_cid, matches_cid
 from resources.mirror import BandMirror
-from resources.partials import Partials
-from resources.sources import Memory, Sources, Wanted
+from resources.resume import PartialFiles
+from resources.sources import FileRequest, Memory, Sources
 
 SCENE = "HLS.S30.T14SMG.2022112T172221.v2.0"
 FILE = f"{SCENE}.B02.tif"
@@ -32,13 +32,13 @@ def file(request: pytest.FixtureRequest, folder: Path) -> Path:
     return path
 
 
-def fetch(folder: Path, out: Path, partials: Partials, cid: str = "", most: int = 1 << 20) -> bool:
-    wanted = Wanted(f"{SCENE}/{FILE}", cid, "", most)
+def fetch(folder: Path, out: Path, partials: PartialFiles, cid: str = "", most: int = 1 << 20) -> bool:
+    wanted = FileRequest(f"{SCENE}/{FILE}", cid, "", most)
     return BandMirror(folder=str(folder)).fetch(wanted, out, partials, lambda count: None)
 
 
 def test_a_file_is_found_by_its_scene_or_beside_others(
-    folder: Path, file: Path, out: Path, partials: Partials
+    folder: Path, file: Path, out: Path, partials: PartialFiles
 ) -> None:
     assert fetch(folder, out, partials) is False, "there is no CID to verify it by"
     assert out.read_bytes() == DATA
@@ -48,14 +48,14 @@ def test_a_file_is_found_by_its_scene_or_beside_others(
 
 @pytest.mark.parametrize("version", [0, 1])
 def test_a_file_with_its_cid_is_verified(
-    folder: Path, file: Path, out: Path, partials: Partials, version: Literal[0, 1]
+    folder: Path, file: Path, out: Path, partials: PartialFiles, version: Literal[0, 1]
 ) -> None:
     assert fetch(folder, out, partials, file_cid(file, version=version)) is True
     assert out.read_bytes() == DATA
 
 
 def test_a_file_of_another_content_is_refused(
-    folder: Path, file: Path, out: Path, partials: Partials
+    folder: Path, file: Path, out: Path, partials: PartialFiles
 ) -> None:
     cid = file_cid(file)
     file.write_bytes(DATA[:-1] + b"!")
@@ -63,14 +63,14 @@ def test_a_file_of_another_content_is_refused(
         fetch(folder, out, partials, cid)
 
 
-def test_the_folder_of_the_scene_comes_first(folder: Path, out: Path, partials: Partials) -> None:
+def test_the_folder_of_the_scene_comes_first(folder: Path, out: Path, partials: PartialFiles) -> None:
     (folder / SCENE / FILE).write_bytes(b"of the scene")
     (folder / FILE).write_bytes(b"beside")
     fetch(folder, out, partials)
     assert out.read_bytes() == b"of the scene"
 
 
-def test_a_file_that_is_not_there_is_not_found(folder: Path, out: Path, partials: Partials) -> None:
+def test_a_file_that_is_not_there_is_not_found(folder: Path, out: Path, partials: PartialFiles) -> None:
     (folder / FILE).mkdir()
     for place in (folder, folder / "nowhere"):
         with pytest.raises(NotFoundError, match=f"has no {FILE}"):
@@ -78,7 +78,7 @@ def test_a_file_that_is_not_there_is_not_found(folder: Path, out: Path, partials
 
 
 def test_a_file_larger_than_allowed_is_refused(
-    folder: Path, file: Path, out: Path, partials: Partials
+    folder: Path, file: Path, out: Path, partials: PartialFiles
 ) -> None:
     assert fetch(folder, out, partials, most=len(DATA)) is False
     with pytest.raises(IntegrityError, match=f"{FILE} is larger than 599,999 bytes"):
@@ -86,7 +86,7 @@ def test_a_file_larger_than_allowed_is_refused(
 
 
 def test_without_a_folder_there_is_no_mirror() -> None:
-    wanted = Wanted(f"{SCENE}/{FILE}", UNKNOWN, "https://example.org/a", 1)
+    wanted = FileRequest(f"{SCENE}/{FILE}", UNKNOWN, "https://example.org/a", 1)
     assert not BandMirror().offers(wanted)
     mirror = BandMirror(folder="/bands")
     assert mirror.offers(wanted)
@@ -94,7 +94,7 @@ def test_without_a_folder_there_is_no_mirror() -> None:
 
 
 def test_what_is_verified_is_what_was_copied(
-    folder: Path, file: Path, out: Path, partials: Partials, monkeypatch: pytest.MonkeyPatch
+    folder: Path, file: Path, out: Path, partials: PartialFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cid = file_cid(file)
 
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_read_is_passed_by(
     folder: Path,
     file: Path,
     out: Path,
-    partials: Partials,
+    partials: PartialFiles,
     monkeypatch: pytest.MonkeyPatch,
     place: object,
     name: str,
@@ -134,12 +134,12 @@ def test_a_folder_that_cannot_be_read_is_passed_by(
     sources = Sources([BandMirror(folder=str(folder))], 1, Memory(4))
     with pytest.raises(ResourceError, match="Permission denied"):
         sources.obtain(
-            Wanted(f"{SCENE}/{FILE}", "", "", 1 << 20), out, partials, lambda path, verified: None, print
+            FileRequest(f"{SCENE}/{FILE}", "", "", 1 << 20), out, partials, lambda path, verified: None, print
         )
 
 
 def test_a_disk_that_is_full_ends_it(
-    folder: Path, file: Path, out: Path, partials: Partials, monkeypatch: pytest.MonkeyPatch
+    folder: Path, file: Path, out: Path, partials: PartialFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -36,8 +36,8 @@ from resources.errors import (
 from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsSource, KuboNode
 from resources.ipfs.resource import IpfsContent
 from resources.mirror import BandMirror
-from resources.partials import Partials
-from resources.sources import Memory, Obtained, Source, Sources, Wanted, verdict
+from resources.resume import PartialFiles
+from resources.sources import FetchResult, FileRequest, Memory, Source, Sources, combined_error
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -61,14 +61,14 @@ class Scripted:
         self.briefly: list[bool] = []
         self.verifies = by_cid
 
-    def offers(self, wanted: Wanted) -> bool:
+    def offers(self, wanted: FileRequest) -> bool:
         return bool(wanted.cid if self.by_cid else wanted.url)
 
     def fetch(
         self,
-        wanted: Wanted,
+        wanted: FileRequest,
         destination: Path,
-        partials: Partials,
+        partials: PartialFiles,
         progress: Callable[[int], None],
         brief: bool,
     ) -> bool:
@@ -88,7 +88,7 @@ class Getting:
 
     def __init__(self, folder: Path, *sources: Source, attempts: int = 2, per_host: int = 4) -> None:
         self.sources = Sources(sources, attempts, Memory(per_host))
-        self.partials = Partials(folder / "partials")
+        self.partials = PartialFiles(folder / "partials")
         self.out = folder / "out"
         self.said: list[str] = []
         self.checked: list[tuple[bytes, bool]] = []
@@ -96,9 +96,9 @@ class Getting:
 
     def __call__(
         self, cid: str = UNKNOWN, url: str = "https://example.org/B02.tif", out: Path | None = None
-    ) -> Obtained:
+    ) -> FetchResult:
         return self.sources.obtain(
-            Wanted(NAME, cid, url, LIMIT), out or self.out, self.partials, self._check, self.said.append
+            FileRequest(NAME, cid, url, LIMIT), out or self.out, self.partials, self._check, self.said.append
         )
 
     def _check(self, path: Path, verified: bool) -> None:
@@ -140,7 +140,7 @@ def test_an_unexpected_error_of_a_source_does_not_keep_the_others_from_being_ask
 ) -> None:
     kind = type(error).__name__
     get = getting(Scripted("a", error), Scripted("b", b"x"))
-    assert get() == Obtained("b", True)
+    assert get() == FetchResult("b", True)
     assert get.said[0].startswith(f"{FILE}: a: failed unexpectedly ({kind}")
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -163,7 +163,7 @@ def test_a_full_disk_stops_all_sources(getting: Callable[..., Getting]) -> None:
 
 def test_the_first_source_that_has_a_file_gives_it(world: World, getting: Callable[..., Getting]) -> None:
     get = getting(*gateways(world, "good", "good-too"))
-    assert get(world.cid) == Obtained(world.gateway("good"), True)
+    assert get(world.cid) == FetchResult(world.gateway("good"), True)
     assert get.out.read_bytes() == world.data
     assert get.checked == [(world.data, True)]
     assert world.asked == {"good": 1}
@@ -247,8 +247,8 @@ def test_kinds_of_sources_are_asked_in_the_order_of_the_recipe() -> None:
 def test_a_source_that_does_not_offer_a_file_is_not_asked_for_it(getting: Callable[..., Getting]) -> None:
     by_cid, by_url = Scripted("a", b"x"), Scripted("b", b"y", by_cid=False)
     get = getting(by_cid, by_url)
-    assert get(cid="") == Obtained("b", False)
-    assert get(url="") == Obtained("a", True)
+    assert get(cid="") == FetchResult("b", False)
+    assert get(url="") == FetchResult("a", True)
     assert (by_cid.asked, by_url.asked) == (1, 1)
 
 
@@ -351,10 +351,10 @@ def test_a_file_is_not_found_only_where_those_that_pause_say_so_too(getting: Cal
 
 
 def test_files_that_wait_for_their_turn_at_a_host_respect_the_pause_as_well(tmp_path: Path) -> None:
-    coming: list[Wanted] = []
+    coming: list[FileRequest] = []
 
     class Busy(Scripted):
-        def offers(self, wanted: Wanted) -> bool:
+        def offers(self, wanted: FileRequest) -> bool:
             coming.append(wanted)
             return True
 
@@ -381,7 +381,7 @@ def test_a_file_that_was_on_its_way_does_not_end_the_pause(tmp_path: Path) -> No
     on_its_way, refused = threading.Event(), threading.Event()
 
     class Busy(Scripted):
-        def fetch(self, wanted: Wanted, destination: Path, *arguments: object) -> bool:
+        def fetch(self, wanted: FileRequest, destination: Path, *arguments: object) -> bool:
             self.asked += 1
             if self.asked == 1:
                 on_its_way.set()
@@ -491,10 +491,10 @@ def test_a_single_source_has_all_its_time_at_once(getting: Callable[..., Getting
 
 
 def test_files_that_wait_for_their_turn_do_not_wait_for_a_silent_source_too(tmp_path: Path) -> None:
-    coming: list[Wanted] = []
+    coming: list[FileRequest] = []
 
     class Silent(Scripted):
-        def offers(self, wanted: Wanted) -> bool:
+        def offers(self, wanted: FileRequest) -> bool:
             coming.append(wanted)
             return True
 
@@ -563,9 +563,9 @@ def test_a_node_that_lacks_the_content_and_goes_on_looking_costs_one_short_wait(
         (node,) = gateways(world, fault, timeout_seconds=60, first_seconds=0.3)
     get = getting(node, BandMirror(folder=str(mirror)))
     for path in sorted(mirror.iterdir()):
-        wanted = Wanted(f"{path.name[:-8]}/{path.name}", cids[int(path.name[-5])], "", LIMIT)
+        wanted = FileRequest(f"{path.name[:-8]}/{path.name}", cids[int(path.name[-5])], "", LIMIT)
         got = get.sources.obtain(wanted, get.out, get.partials, lambda path, verified: None, get.said.append)
-        assert got == Obtained("mirror", True)
+        assert got == FetchResult("mirror", True)
         assert get.out.read_bytes() == path.read_bytes()
     assert len(get.said) == 1
     assert "slow" in get.said[0] or "silent" in get.said[0]
@@ -638,7 +638,7 @@ def test_a_source_whose_answer_drips_before_its_content_is_asked_last(
             source = LpDaac(token="token", hosts=["127.0.0.1"], timeout_seconds=0.5)
         get = Getting(tmp_path, source, *gateways(world, "good"))
         for cid in list(world.files)[:3]:
-            assert get(cid, f"{address}/B02.tif") == Obtained(world.gateway("good"), True)
+            assert get(cid, f"{address}/B02.tif") == FetchResult(world.gateway("good"), True)
             assert get.out.read_bytes() == world.files[cid].read_bytes()
         assert len(asked) == len(get.said) == 1
         told = {"words": "answered 503", "gzip": "which was not asked for"}
@@ -719,7 +719,7 @@ def test_lp_daac_makes_good_what_nobody_has_by_its_cid(
     world: World, getting: Callable[..., Getting], link: str
 ) -> None:
     get = getting(*gateways(world, "good", "gone"), lp_daac())
-    assert get(UNKNOWN, link) == Obtained("LP DAAC", False)
+    assert get(UNKNOWN, link) == FetchResult("LP DAAC", False)
     assert get.checked == [(b"newer", False)]
 
 
@@ -728,7 +728,7 @@ def test_an_unfit_file_of_a_gateway_is_made_good_by_lp_daac(
 ) -> None:
     get = getting(*gateways(world, "good"), lp_daac())
     get.unfit = {world.data}
-    assert get(world.cid, link) == Obtained("LP DAAC", False)
+    assert get(world.cid, link) == FetchResult("LP DAAC", False)
     assert get.out.read_bytes() == b"newer"
     assert get.said == [f"{FILE}: {world.gateway('good')}: is no raster"]
 
@@ -758,7 +758,7 @@ def test_an_unfit_file_that_is_not_verified_may_be_right_elsewhere(
 ) -> None:
     get = getting(lp_daac(), *gateways(world, "good"))
     get.unfit = {b"newer"}
-    assert get(world.cid, link) == Obtained(world.gateway("good"), True)
+    assert get(world.cid, link) == FetchResult(world.gateway("good"), True)
     assert get.out.read_bytes() == world.data
     assert get.checked == [(b"newer", False), (world.data, True)]
 
@@ -831,8 +831,8 @@ SAID: dict[type[ResourceError], ResourceError] = {
 
 
 @pytest.mark.parametrize("kinds", list(itertools.combinations_with_replacement(SAID, 2)))
-def test_a_verdict_is_of_the_class_that_tells_most(kinds: tuple[type[ResourceError], ...]) -> None:
-    found = verdict("it could not be had", {f"{i}": SAID[kind] for i, kind in enumerate(kinds)})
+def test_a_combined_error_is_of_the_most_useful_class(kinds: tuple[type[ResourceError], ...]) -> None:
+    found = combined_error("it could not be had", {f"{i}": SAID[kind] for i, kind in enumerate(kinds)})
     expected: type[ResourceError] = UnavailableError
     if any(issubclass(kind, UnavailableError) for kind in kinds):
         pass
@@ -859,7 +859,7 @@ def test_no_host_has_more_requests_at_once_than_its_bound(
     both = [get.sources, Sources(get.sources.sources[::-1], 2, get.sources.memory)]
 
     def ask(i: int) -> None:
-        wanted = Wanted(NAME, world.cid, "", LIMIT)
+        wanted = FileRequest(NAME, world.cid, "", LIMIT)
         both[i % 2].obtain(
             wanted, tmp_path / str(i), get.partials, lambda path, verified: None, get.said.append
         )
@@ -915,8 +915,8 @@ def test_an_asset_uses_them(world: World, tmp_path: Path) -> None:
         downloads: dg.ResourceParam[Downloads],
     ) -> str:
         sources = downloads.of(["mirror", "gateways", "lp_daac"], ipfs, lp_daac, mirror)
-        wanted = Wanted(NAME, world.cid, "", LIMIT)
-        partials = Partials(tmp_path / "partials")
+        wanted = FileRequest(NAME, world.cid, "", LIMIT)
+        partials = PartialFiles(tmp_path / "partials")
         return sources.obtain(wanted, tmp_path / "out", partials, lambda path, verified: None, print).source
 
     resources = {

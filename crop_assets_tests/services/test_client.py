@@ -16,8 +16,8 @@ from resources.ipfs.nodes import Gateway, IpfsSource, KuboNode
 from resources.ipfs.resource import IpfsContent
 from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag, matches_cid
-from resources.partials import Partials
-from resources.sources import Memory, Obtained, Sources, Wanted
+from resources.resume import PartialFiles
+from resources.sources import FetchResult, FileRequest, Memory, Sources
 
 pytestmark = pytest.mark.xdist_group("services")
 
@@ -36,12 +36,12 @@ def anything(path: Path, verified: bool) -> None:
     assert verified
 
 
-def obtain(folder: Path, cid: str, *nodes: Gateway | KuboNode, said: list[str] | None = None) -> Obtained:
+def obtain(folder: Path, cid: str, *nodes: Gateway | KuboNode, said: list[str] | None = None) -> FetchResult:
     """Fetch `cid` into `folder`/got."""
     sources = Sources([IpfsSource(node) for node in nodes], attempts=1, memory=Memory(4))
-    wanted = Wanted("scene/band.tif", cid, "", LIMIT)
+    wanted = FileRequest("scene/band.tif", cid, "", LIMIT)
     say = (said if said is not None else []).append
-    return sources.obtain(wanted, folder / "got", Partials(folder / "partial"), anything, say)
+    return sources.obtain(wanted, folder / "got", PartialFiles(folder / "partial"), anything, say)
 
 
 @pytest.mark.parametrize("size", [0, 1, 262144, 3_000_000])
@@ -51,7 +51,7 @@ def test_what_kubo_was_given_comes_from_the_gateway(
     path = band(tmp_path, f"kubo {size}", size)
     cid = kubo.add(path)
     helia.dial(kubo.address)
-    assert obtain(tmp_path, cid, Gateway(helia.url, 10)) == Obtained(helia.url, True)
+    assert obtain(tmp_path, cid, Gateway(helia.url, 10)) == FetchResult(helia.url, True)
     assert (tmp_path / "got").read_bytes() == path.read_bytes()
 
 
@@ -122,8 +122,8 @@ def test_what_nobody_has_is_told_apart_from_nobody_being_there(
 
 
 def obtain_once(folder: Path, node: Gateway) -> None:
-    wanted = Wanted("scene/band.tif", UNKNOWN, "", LIMIT)
-    IpfsSource(node).fetch(wanted, folder / "got", Partials(folder / "partial"), lambda count: None)
+    wanted = FileRequest("scene/band.tif", UNKNOWN, "", LIMIT)
+    IpfsSource(node).fetch(wanted, folder / "got", PartialFiles(folder / "partial"), lambda count: None)
 
 
 def test_the_availability_of_a_file_is_known_by_its_first_block(helia: Helia, tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION
 from resources.ipfs.cid import Cid
 from resources.ipfs.retrieve import Retrieval
 from resources.json_values import parse
-from resources.partials import Partials
 from resources.plain_text import plain_text
-from resources.sources import Wanted
+from resources.resume import PartialFiles
+from resources.sources import FileRequest
 from resources.stop import check
 
 _RAW = "application/vnd.ipld.raw"
@@ -113,21 +113,21 @@ class IpfsSource:
     def host(self) -> str:
         return self.node.host
 
-    def offers(self, wanted: Wanted) -> bool:
-        return bool(wanted.cid)
+    def offers(self, request: FileRequest) -> bool:
+        return bool(request.cid)
 
     def fetch(
         self,
-        wanted: Wanted,
+        request: FileRequest,
         destination: Path,
-        partials: Partials,
+        partials: PartialFiles,
         progress: Callable[[int], None],
         brief: bool = False,
     ) -> bool:
         first_seconds = self.first_seconds if brief else None
-        root = Cid.parse(wanted.cid)
+        root = Cid.parse(request.cid)
         with partials.holding(str(root)) as path:
-            with Retrieval(root, path, wanted.max_bytes, progress) as retrieval:
+            with Retrieval(root, path, request.max_bytes, progress) as retrieval:
                 if not retrieval.whole:
                     with self.node.car(root, retrieval.at, first_seconds) as pieces:
                         retrieval.feed(pieces, self.node.timeout_seconds)

@@ -16,7 +16,7 @@ from resources.ipfs.cid import Cid
 from resources.ipfs.directory import resolve_path
 from resources.ipfs.nodes import Gateway, IpfsCommand, IpfsNode, IpfsSource, KuboNode
 from resources.settings import Seconds, Settings, TimeoutSeconds
-from resources.sources import Memory, PutOffError, as_resource_error, verdict
+from resources.sources import Memory, PutOffError, as_resource_error, combined_error
 
 _ATTEMPTS = 3
 
@@ -97,7 +97,7 @@ class IpfsContent(Settings):
                 memory.failed(node, error)
                 if isinstance(error, PutOffError):
                     queue.append(node)
-        raise verdict(f"block {cid}", said)
+        raise combined_error(f"block {cid}", said)
 
     def resolve(self, cid: Cid, path: Sequence[str], nodes: Sequence[IpfsNode], memory: Memory) -> Cid:
         """The CID of the file at `path` below the directory `cid`; verifies every directory on the way.

@@ -11,7 +11,7 @@ from resources.ipfs.car import MAX_SECTION, read_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileNode, decode_file_node
 from resources.pace import Pace, longest_seconds
-from resources.partials import move
+from resources.resume import move
 
 MAX_NODES = 1 << 18
 """Nodes of a file's tree: 64 GiB in leaves of 256 KiB. Limits the work and the memory (some 60 MB) that a hostile

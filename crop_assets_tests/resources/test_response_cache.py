@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from resources.answers import read_answer, write_answer
+from resources.response_cache import read_response, write_response
 from resources.store import DatasetStore
 
 NAME = "answers/14SMG.json.gz"
@@ -19,7 +19,7 @@ ANSWER = {"items": [{"id": f"scene {i}", "cloud": i / 7} for i in range(20)]}
 @pytest.fixture
 def store(tmp_path: Path) -> DatasetStore:
     store = DatasetStore(root=str(tmp_path / "store"))
-    write_answer(store, NAME, ANSWER)
+    write_response(store, NAME, ANSWER)
     return store
 
 
@@ -30,8 +30,8 @@ def is_one(answer: dict[str, Any]) -> bool:
 def read(store: DatasetStore) -> dict[str, Any] | None:
     """The answer; where there is none to use, that is said."""
     said: list[str] = []
-    answer = read_answer(store, NAME, is_one, said.append)
-    assert [f"the stored answer {NAME} is damaged" in line and "asking again" in line for line in said] == (
+    answer = read_response(store, NAME, is_one, said.append)
+    assert [f"the cached response {NAME} is damaged" in line and "asking again" in line for line in said] == (
         [True] if answer is None else []
     )
     return answer
@@ -102,7 +102,7 @@ def test_a_link_in_its_place_is_not_followed_and_replaced(store: DatasetStore, t
     before = (tmp_path / "elsewhere").read_bytes()
     kept.symlink_to(tmp_path / "elsewhere")
     assert read(store) is None
-    write_answer(store, NAME, {"items": []})
+    write_response(store, NAME, {"items": []})
     assert read(store) == {"items": []}
     assert (tmp_path / "elsewhere").read_bytes() == before
 

@@ -21,7 +21,7 @@ import pytest
 from crop_assets_tests.resources.loopback import serving
 from resources.errors import UnsafeNameError
 from resources.http import get_file, new_session
-from resources.partials import Partials, move
+from resources.resume import PartialFiles, move
 from resources.store import DatasetStore
 
 WEEK = 7 * 24 * 3600
@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def partials(folder: Path) -> Partials:
-    return Partials(folder)
+def partials(folder: Path) -> PartialFiles:
+    return PartialFiles(folder)
 
 
 def names(folder: Path) -> set[str]:
@@ -51,17 +51,19 @@ def later(patch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 def test_what_is_left_of_a_file_is_there_the_next_time(folder: Path) -> None:
-    with Partials(folder).holding("https://example.org/a") as path:
+    with PartialFiles(folder).holding("https://example.org/a") as path:
         assert not path.exists()
         path.write_bytes(b"begin")
         path.with_name(f"{path.name}.tree").write_bytes(b"tree")
-    with Partials(folder).holding("https://example.org/a") as again:
+    with PartialFiles(folder).holding("https://example.org/a") as again:
         assert again == path
         assert again.read_bytes() == b"begin"
     assert names(folder) == {path.name, f"{path.name}.tree"}, "no lock is left over"
 
 
-def test_keys_have_paths_of_their_own_that_no_key_can_lead_out_of(folder: Path, partials: Partials) -> None:
+def test_keys_have_paths_of_their_own_that_no_key_can_lead_out_of(
+    folder: Path, partials: PartialFiles
+) -> None:
     keys = ["a", "b", "../a", "/etc/passwd", "a/b", "a" * 5000, "", "ä"]
     with ExitStack() as stack:
         paths = [stack.enter_context(partials.holding(key)) for key in keys]
@@ -70,7 +72,7 @@ def test_keys_have_paths_of_their_own_that_no_key_can_lead_out_of(folder: Path, 
     assert names(folder) == set()
 
 
-def test_an_error_leaves_the_file_and_no_lock(folder: Path, partials: Partials) -> None:
+def test_an_error_leaves_the_file_and_no_lock(folder: Path, partials: PartialFiles) -> None:
     with pytest.raises(ZeroDivisionError), partials.holding("a") as path:
         path.write_bytes(b"begin")
         raise ZeroDivisionError
@@ -78,11 +80,13 @@ def test_an_error_leaves_the_file_and_no_lock(folder: Path, partials: Partials) 
 
 
 def test_nothing_is_made_before_it_is_needed(folder: Path) -> None:
-    Partials(folder)
+    PartialFiles(folder)
     assert not folder.exists()
 
 
-def test_a_file_that_was_moved_away_leaves_nothing(folder: Path, partials: Partials, tmp_path: Path) -> None:
+def test_a_file_that_was_moved_away_leaves_nothing(
+    folder: Path, partials: PartialFiles, tmp_path: Path
+) -> None:
     with partials.holding("a") as path:
         path.write_bytes(b"whole")
         move(path, tmp_path / "out")
@@ -113,10 +117,10 @@ def test_a_file_is_moved_to_another_disk(tmp_path: Path, monkeypatch: pytest.Mon
 # One at a time
 
 
-def test_who_comes_second_has_a_path_of_its_own_that_goes_away(folder: Path, partials: Partials) -> None:
+def test_who_comes_second_has_a_path_of_its_own_that_goes_away(folder: Path, partials: PartialFiles) -> None:
     with partials.holding("a") as first:
         first.write_bytes(b"first")
-        for other in (partials, Partials(folder)):
+        for other in (partials, PartialFiles(folder)):
             with other.holding("a") as second:
                 assert second != first
                 assert not second.exists(), "nothing of what the first has"
@@ -129,7 +133,7 @@ def test_who_comes_second_has_a_path_of_its_own_that_goes_away(folder: Path, par
 
 
 def test_the_path_of_the_second_goes_away_after_an_error_and_after_a_move(
-    folder: Path, partials: Partials, tmp_path: Path
+    folder: Path, partials: PartialFiles, tmp_path: Path
 ) -> None:
     with partials.holding("a"):
         with pytest.raises(ZeroDivisionError), partials.holding("a") as second:
@@ -141,7 +145,7 @@ def test_the_path_of_the_second_goes_away_after_an_error_and_after_a_move(
     assert names(folder) == set()
 
 
-def test_other_keys_are_not_waited_for(partials: Partials) -> None:
+def test_other_keys_are_not_waited_for(partials: PartialFiles) -> None:
     with partials.holding("a") as a, partials.holding("b") as b:
         a.write_bytes(b"a")
         b.write_bytes(b"b")
@@ -156,7 +160,7 @@ def test_no_two_threads_have_a_path_at_once(folder: Path) -> None:
 
     def hold(number: int) -> None:
         for turn in range(100):
-            with Partials(folder).holding(f"{turn % 2}") as path:
+            with PartialFiles(folder).holding(f"{turn % 2}") as path:
                 with guard:
                     if path in held:
                         shared.add(path)
@@ -173,7 +177,7 @@ def test_no_two_threads_have_a_path_at_once(folder: Path) -> None:
 
 @pytest.mark.parametrize("then", ["nothing", "the next holder's"])
 def test_a_lock_that_its_holder_removed_meanwhile_gives_a_path_of_ones_own(
-    folder: Path, partials: Partials, monkeypatch: pytest.MonkeyPatch, then: str
+    folder: Path, partials: PartialFiles, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     really = fcntl.flock
     removed: list[Path] = []
@@ -200,7 +204,7 @@ def test_a_lock_that_its_holder_removed_meanwhile_gives_a_path_of_ones_own(
 
 
 def _hold_for_ever(folder: Path, begun: Event) -> None:
-    with Partials(folder).holding("a") as path:
+    with PartialFiles(folder).holding("a") as path:
         path.write_bytes(b"of a process")
         begun.set()
         time.sleep(60)
@@ -225,7 +229,7 @@ def holder(folder: Path) -> Iterator[int]:
 # Python 3.12 warns of forks beside threads; the child only writes and sleeps
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_another_process_keeps_what_it_holds_until_it_is_killed(
-    folder: Path, partials: Partials, holder: int
+    folder: Path, partials: PartialFiles, holder: int
 ) -> None:
     with partials.holding("a") as path:
         path.write_bytes(b"mine")
@@ -249,24 +253,24 @@ def test_what_nobody_has_touched_for_a_week_goes(folder: Path, monkeypatch: pyte
     for seconds, left in ((WEEK - 60, kept), (WEEK + 60, set())):
         with monkeypatch.context() as patch:
             later(patch, seconds)
-            with Partials(folder).holding("a"):
+            with PartialFiles(folder).holding("a"):
                 pass
         assert names(folder) == {*left, "a folder"}
 
 
 def test_a_file_that_was_touched_is_young_whatever_its_times_are_set_to(folder: Path) -> None:
-    with Partials(folder).holding("a") as path:
+    with PartialFiles(folder).holding("a") as path:
         path.write_bytes(b"old")
     os.utime(path, (0, 0))
-    with Partials(folder).holding("a") as path:
+    with PartialFiles(folder).holding("a") as path:
         assert path.read_bytes() == b"old"
 
 
 def test_a_file_that_is_a_week_old_is_not_gone_on_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Partials(folder).holding("a") as path:
+    with PartialFiles(folder).holding("a") as path:
         path.write_bytes(b"old")
     later(monkeypatch, WEEK + 60)
-    with Partials(folder).holding("a") as path:
+    with PartialFiles(folder).holding("a") as path:
         assert not path.exists()
 
 
@@ -280,7 +284,7 @@ def test_a_file_that_cannot_be_removed_stops_nobody(folder: Path, monkeypatch: p
     later(monkeypatch, WEEK + 60)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refused)
-        with Partials(folder).alone("2022", print):
+        with PartialFiles(folder).alone("2022", print):
             pass
     assert names(folder) == {"old", "2022.alone"}
 
@@ -413,9 +417,7 @@ def test_room_is_looked_for_on_the_disk_of_the_store(tmp_path: Path, free: dict[
     free[tmp_path] = 1_000_000
     store.require_room(0)
     store.require_room(1_000_000)
-    with pytest.raises(
-        OSError, match=r"2 MB are to be written, and .* has room for 1 MB; make room"
-    ) as error:
+    with pytest.raises(OSError, match=r"has 1 MB free, and 2 MB are needed; make room") as error:
         store.require_room(2_000_000)
     assert error.value.errno == errno.ENOSPC
     assert str(tmp_path) in str(error.value)

@@ -1,7 +1,6 @@
-"""Files that are on their way, kept when a download breaks off or its process is killed.
+"""Partial downloads, kept when a download is interrupted or its process is killed, so that it can be resumed.
 
-Belongs here: where they lie, and that one process works on each. Does not: what is in them, and whether it is right
-(`resources.ipfs.retrieve`, `resources.http`).
+Each is used by one process at a time. `resources.ipfs.retrieve` and `resources.http` write and check them.
 """
 
 import contextlib
@@ -15,27 +14,27 @@ from pathlib import Path
 from resources.file_system import copy_plain, is_abandoned, is_own_file, lock, no_follow, private_folder
 
 
-class Partials:
-    """A folder of unfinished files, by a key that tells their content. Those that nobody has touched for a week go.
+class PartialFiles:
+    """A folder of unfinished files, by a key that identifies their content. A file not touched for a week is removed.
 
-    The folder is this user's alone, and what is in it but his own files is removed: links would lead elsewhere. Where
-    others could put something into it, UnsafeNameError is raised.
+    Only this user can write to the folder, and whatever else is in it, such as links, is removed. Methods raise
+    UnsafeNameError if others could write to it.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @classmethod
-    def below(cls, folder: Path) -> "Partials":
-        """Those of a folder that several users may share: each has a place of his own."""
+    def below(cls, folder: Path) -> "PartialFiles":
+        """The unfinished files in a folder that several users may share: each user has a subfolder."""
         return cls(folder / f".partial-{os.getuid()}")
 
     @contextlib.contextmanager
     def holding(self, key: str) -> Iterator[Path]:
-        """A path for the file of `key`, with what is there of it from before; no one else has it meanwhile.
+        """The path of the partial file of `key`, locked for the length of the block.
 
-        Where someone else has it, or the file system has no locks, the path is a new one and is removed at the end.
-        Files beside it may be named `<path>.<what>`. Move the file away when it is whole; else it stays.
+        If someone else has locked it, or the file system has no locks, the path is a new one and is removed at the end.
+        Files beside it may be named `<path>.<what>`. Move the file away when it is complete; otherwise it is kept.
         """
         self._make_ready()
         path = self._folder / hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -51,14 +50,14 @@ class Partials:
                     left.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def alone(self, name: str, say: Callable[[str], None]) -> Iterator[None]:
-        """Hold the block until no one else is in one of this name; `say` is told where that takes a while."""
+    def alone(self, name: str, log: Callable[[str], None]) -> Iterator[None]:
+        """Enter the block when no one else is in one of this name; a wait is logged."""
         self._make_ready()
         with open(self._folder / f"{name}.alone", "w", opener=no_follow) as file:
             try:
                 lock(file, wait=False)
             except BlockingIOError:
-                say(f"another run is at {name} already; waiting for it")
+                log(f"another run is working on {name}; waiting for it")
                 lock(file)
             yield
 
@@ -73,25 +72,25 @@ class Partials:
                 if not is_own_file(status):
                     path.unlink()
                 elif is_abandoned(status):
-                    # one that stays does no harm
+                    # if it stays, it does no harm
                     with contextlib.suppress(OSError):
                         path.unlink()
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Whether this block alone holds the lock file, which is removed at its end."""
+    """Whether this block alone holds the lock file, which is removed at the end."""
     with open(path, "w", opener=no_follow) as file:
         held = False
         with contextlib.suppress(BlockingIOError):
             held = lock(file, wait=False)
             if not held:
-                # without locks there is nobody who would remove it
+                # without locks, nobody else removes it
                 path.unlink(missing_ok=True)
         if not held:
             yield False
             return
-        # whoever held it before may have removed it since it was opened here
+        # its previous holder may have removed it since it was opened here
         alone = False
         with contextlib.suppress(FileNotFoundError):
             alone = path.stat().st_ino == os.fstat(file.fileno()).st_ino
@@ -103,7 +102,7 @@ def _locked(path: Path) -> Iterator[bool]:
 
 
 def move(path: Path, destination: Path) -> None:
-    """Put a file in the place of another, from whatever disk."""
+    """Move a file, replacing another, also from another disk."""
     try:
         path.replace(destination)
     except OSError:
