@@ -171,7 +171,7 @@ def bare(root: Path) -> Work:
             SimpleNamespace(**resources), frozenset().union(*(one.services for one in TILE_STAGES))
         )
         store, of_recipe, machine = (resources[name] for name in ("store", "recipe", "machine"))
-        work_of_tiles = TileWork(TILE_STAGES, names, store, of_recipe, machine, services)
+        work_of_tiles = TileWork(TILE_STAGES, names, names, store, of_recipe, machine, services)
         keys = [dg.MultiPartitionKey({CDL_YEAR: str(YEAR), TILE: tile}) for tile in TILES]
 
         def work() -> None:

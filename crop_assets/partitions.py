@@ -99,7 +99,7 @@ def tiles_per_run(count: int) -> dg.BackfillPolicy:
 def launched_keys(context: dg.AssetExecutionContext) -> list[dg.MultiPartitionKey]:
     """The pairs of CDL year and tile that a run was launched for.
 
-    These are the partitions for which Dagster recorded planned materializations, and not `context.partition_keys`: a
+    These are the partitions for which Dagster recorded planned materializations or checks, and not `context.partition_keys`: a
     run of a backfill that was launched from a job's page carries the tags of the backfill's first key beside those of
     its own range, and Dagster 1.13.27 takes the first key alone (`StepExecutionContext.partition_key_range`).
 
@@ -108,10 +108,7 @@ def launched_keys(context: dg.AssetExecutionContext) -> list[dg.MultiPartitionKe
     """
     tags = context.run.tags
     named = {tags[tag] for tag in (_PARTITION_TAG, *_RANGE_TAGS) if tag in tags}
-    logs = context.instance.all_logs(
-        context.run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
-    )
-    planned = {log.dagster_event.partition for log in logs if log.dagster_event} - {None}
+    planned = _planned(context.instance, context.run.run_id)
     if not named:
         # a run may also name the year and the tile by a tag each, for which Dagster plans nothing by partition
         planned = named = set(context.partition_keys)
@@ -132,6 +129,22 @@ def launched_keys(context: dg.AssetExecutionContext) -> list[dg.MultiPartitionKe
     if context.has_partition_key_range:
         _require_complete_backfill(context)
     return [year_tile_partitions.get_partition_key_from_str(key) for key in sorted(planned)]
+
+
+def _planned(instance: dg.DagsterInstance, run_id: str) -> set[str]:
+    """The partitions of the materializations that Dagster plans in a run or, in one of checks alone, of these."""
+    logs = instance.all_logs(run_id, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
+    planned = {event.partition for log in logs if (event := log.dagster_event) and event.partition}
+    if logs:
+        return planned
+    logs = instance.all_logs(run_id, dg.DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED)
+    events = [log.dagster_event.asset_check_planned_data for log in logs if log.dagster_event]
+    return {
+        key
+        for event in events
+        if event.partitions_subset
+        for key in event.partitions_subset.get_partition_keys()
+    }
 
 
 def _require_complete_backfill(context: dg.AssetExecutionContext) -> None:

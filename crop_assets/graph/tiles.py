@@ -11,7 +11,7 @@ import queue
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +65,8 @@ class TileWork:
     """The tile stages of a run, in their order, and what they have to work with."""
 
     stages: Sequence[Stage]
+    selected: Collection[str]
+    """Those whose tables are made; of the others the checks alone are executed."""
     tile_assets: frozenset[str]
     """All tile stages of the graph, in this run or not."""
     store: DatasetStore
@@ -127,10 +129,12 @@ def _check_spec(stage: Stage, check: Check) -> dg.AssetCheckSpec:
 def _materialize(context: dg.AssetExecutionContext, stages: Sequence[Stage], names: frozenset[str]) -> None:
     require_proj()
     selected = {key.to_user_string() for key in context.selected_asset_keys}
-    chosen = [stage for stage in stages if stage.name in selected]
+    # a check can be executed without its asset
+    checked = {key.asset_key.to_user_string() for key in context.selected_asset_check_keys}
+    chosen = [stage for stage in stages if stage.name in selected | checked]
     resources = context.resources
     services = services_of(resources, frozenset().union(*(stage.services for stage in chosen)))
-    work = TileWork(chosen, names, resources.store, resources.recipe, resources.machine, services)
+    work = TileWork(chosen, selected, names, resources.store, resources.recipe, resources.machine, services)
     retries, pause_seconds = resources.downloads.tile_retries, resources.downloads.tile_pause_seconds
     keys = launched_keys(context)
     earlier = _earlier_failures(context) if context.retry_number else {}
@@ -176,13 +180,19 @@ class _Done:
     metadata: dict[str, Any]
     inputs: dict[str, _Input]
     reused: bool
+
+
+@dataclass(frozen=True)
+class _Checked:
+    stage: Stage
+    partition: dg.MultiPartitionKey
     findings: list[tuple[Check, Finding]]
 
 
 def _run_tiles(
     context: dg.AssetExecutionContext, keys: Sequence[dg.MultiPartitionKey], work: TileWork
 ) -> list[_Failure]:
-    messages: queue.SimpleQueue[str | _Done | _Failure | None] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[str | _Done | _Checked | _Failure | None] = queue.SimpleQueue()
     years: dict[str, Lineage] = {}
     for key in keys:
         year = key.keys_by_dimension[CDL_YEAR]
@@ -208,7 +218,7 @@ def _run_tiles(
 
 def _record(
     context: dg.AssetExecutionContext,
-    messages: "queue.SimpleQueue[str | _Done | _Failure | None]",
+    messages: "queue.SimpleQueue[str | _Done | _Checked | _Failure | None]",
     tiles: int,
     stages: Sequence[str],
 ) -> list[_Failure]:
@@ -223,6 +233,7 @@ def _record(
                 context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
             elif isinstance(message, _Done):
                 context.log_event(_materialization(context.instance, message))
+            elif isinstance(message, _Checked):
                 for check, found in message.findings:
                     context.log_event(_evaluation(message, check, found))
             elif isinstance(message, _Failure):
@@ -248,7 +259,7 @@ def make_tile(
     key: dg.MultiPartitionKey,
     work: TileWork,
     of_year: Lineage | None,
-    report: Callable[[str | _Done | _Failure], None],
+    report: Callable[[str | _Done | _Checked | _Failure], None],
     pool: Executor,
 ) -> None:
     """Make the tables of a tile, one stage after the other, until one fails.
@@ -267,7 +278,11 @@ def make_tile(
 
             lineage = lineage or Lineage(work.store, Layout(work.recipe.dataset, year), work.recipe, of_year)
             run = TileRun(work.store, work.recipe, log, log, year, tile, pool)
-            report(_make(key, run, stage, work, lineage))
+            if stage.name in work.selected:
+                report(_make(key, run, stage, work, lineage))
+            if stage.checks:
+                table = lineage.read(stage.name, tile)
+                report(_Checked(stage, key, [(check, check.function(table, {})) for check in stage.checks]))
         except (InputError, ResourceError, OSError) as error:
             transient = isinstance(error, UnavailableError | ConnectionError | TimeoutError)
             report(_Failure(str(key), label, stage.name, plain_text(str(error)), "", transient))
@@ -312,8 +327,7 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
         stored = lineage.write(stage.name, run.tile, made.frame, {**record, "files": files})
         run.log(f"{stored.rows} rows in {time.monotonic() - started:.1f} s")
     described = table_metadata(run.store, stored, reused, time.monotonic() - started)
-    findings = [(check, check.function(lineage.read(stage.name, run.tile), {})) for check in stage.checks]
-    return _Done(stage, key, stored, {**metadata, **described}, inputs, reused, findings)
+    return _Done(stage, key, stored, {**metadata, **described}, inputs, reused)
 
 
 def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMaterialization:
@@ -340,7 +354,7 @@ def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMater
     )
 
 
-def _evaluation(done: _Done, check: Check, found: Finding) -> dg.AssetCheckEvaluation:
+def _evaluation(done: _Checked, check: Check, found: Finding) -> dg.AssetCheckEvaluation:
     return dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(done.stage.name),
         check_name=check.name,

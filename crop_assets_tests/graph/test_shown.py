@@ -9,10 +9,22 @@ import dagster as dg
 import requests
 from starlette.applications import Starlette
 
+from crop_assets.definitions import build_defs
 from crop_assets.graph.metadata import Picture, store_pictures
+from crop_assets.partitions import TILE
 from crop_assets.ui import picture_route
 from crop_assets_tests.resources.loopback import serving
-from crop_assets_tests.small_world import EAST, SOUTH, TILES, WEST, YEAR, Finished, Graph
+from crop_assets_tests.small_world import (
+    EAST,
+    SOUTH,
+    TILES,
+    WEST,
+    YEAR,
+    Finished,
+    Graph,
+    Run,
+    digests,
+)
 from resources.store import DatasetStore
 
 EMPTY = "14SPG"
@@ -48,6 +60,32 @@ def test_each_tile_has_a_result_of_its_own(graph: Graph, three_tiles: dict[str, 
             table = graph.table("filtered_chips", tile)
             assert counts[tile]["kept"] == table["kept"].sum() > 0
         assert {one.severity for one in found.values()} == {dg.AssetCheckSeverity.WARN}
+
+
+def test_a_check_is_executed_without_its_asset(finished_graph: Graph) -> None:
+    before = digests(finished_graph.root)
+    job = dg.define_asset_job("check", dg.AssetSelection.checks(CHECK))
+    defs = dg.Definitions.merge(build_defs(finished_graph.resources), dg.Definitions(jobs=[job]))
+    finished_graph.instance.add_dynamic_partitions(TILE, [WEST, EAST, SOUTH])
+
+    def execute(first: str, last: str) -> Run:
+        keys = {"start": f"{YEAR}|{first}", "end": f"{YEAR}|{last}"}
+        tags = {f"dagster/asset_partition_range_{name}": key for name, key in keys.items()}
+        result = defs.resolve_job_def("check").execute_in_process(
+            instance=finished_graph.instance, raise_on_error=False, tags=tags
+        )
+        return Run(result, finished_graph.instance)
+
+    run = execute(WEST, EAST)
+    assert run.success and not run.made
+    found = results(finished_graph, run.result.run_id)
+    kept = {tile: int(finished_graph.table("filtered_chips", tile)["kept"].sum()) for tile in (WEST, EAST)}
+    assert {tile: one.metadata["kept"].value for tile, one in found.items()} == kept
+    assert digests(finished_graph.root) == before
+    # a tile that was never made has nothing to check
+    run = execute(SOUTH, SOUTH)
+    assert not run.success
+    assert "filtered_chips/14SMF.parquet; materialize its asset first" in run.failure
 
 
 def test_events_hold_no_large_picture_and_the_store_does(finished: Finished) -> None:
