@@ -34,7 +34,7 @@ from benchmarks.world import write_cdl
 from crop_assets.chip_grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y, chip_id
 from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.demo.run import DAGSTER_YAML, server_environment
-from crop_assets.demo.scenes import BandFile, Scene
+from crop_assets.demo.scenes import DemoFile, Scene
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World
 from crop_assets.graph.lineage import Lineage
@@ -133,7 +133,7 @@ def _scene(root: Path, tile: str, day: int, outline: shapely.Polygon, cell: tupl
         ) as raster:
             raster.write(pixels, 1, window=around)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        files[band] = BandFile(path.stat().st_size, digest, file_cid(path))
+        files[band] = DemoFile(path.stat().st_size, digest, file_cid(path))
     sensed = dt.datetime(YEAR, 1, 1, 17, 20, 20, tzinfo=dt.UTC) + dt.timedelta(days=day - 1)
     ring = tuple(map(tuple, shapely.get_coordinates(outline).tolist()))
     return Scene(name, tile, epsg, left, top, sensed, 1, 100, ring, files)

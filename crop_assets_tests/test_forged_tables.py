@@ -319,7 +319,7 @@ def test_what_lies_outside_the_dataset_is_not_published(tmp_path: Path, name: st
         splits.loc[1] = [chip, chip]
         splits.loc[1, where] = name
     forge_table(tmp_path / LAYOUT.table("splits"), table_of("splits"), {"files": files})
-    with pytest.raises(IntegrityError, match=f"'{name}' is named by a table of .* and lies elsewhere"):
+    with pytest.raises(IntegrityError, match=f"a table of .* names '{name}', which is outside that folder"):
         published_names(store, LAYOUT, splits, ["splits"])
     kept = splits[~splits.isin([name]).any(axis=1)]
     forge_table(
@@ -346,7 +346,7 @@ def test_a_table_with_a_key_twice_is_refused_in_reading_and_writing(tmp_path: Pa
 
 
 def test_chips_that_lie_further_apart_than_a_tile_is_wide_make_no_raster() -> None:
-    with pytest.raises(InputError, match="lie 1,001 chips apart, and a tile is 17 wide"):
+    with pytest.raises(InputError, match="are up to 1,001 chips apart, but a tile is only 17 chips wide"):
         tile_geobox([], ["chip_000_000", "chip_000_1000"])
     with pytest.raises(InputError, match="is not a chip id"):
         chip_geobox(f"chip_{'9' * 400}_000")
@@ -374,7 +374,7 @@ def test_counts_of_no_class_give_no_weights() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "value", "why"),
-    [("int16", -9999, "every one of a band is missing"), ("uint8", 1, "is of uint8, and not of int16")],
+    [("int16", -9999, "all pixels of a band are missing"), ("uint8", 1, "has the type uint8, not int16")],
 )
 def test_images_of_nothing_or_of_another_type_give_no_statistics(
     tmp_path: Path, dtype: str, value: int, why: str

@@ -1,8 +1,5 @@
-"""A scene -> verified files: `band_cids`, `downloaded_fmasks`, `downloaded_bands`, `tile_payloads`,
+"""Stages from scenes to verified files: `band_cids`, `downloaded_fmasks`, `downloaded_bands`, `tile_payloads`,
 `cid_retrievability`, `missing_cids`.
-
-Belongs here: the glue between the graph and the band logic. Does not: the logic (`catalogue`, `cids`,
-`download`, `files`, `retrievability`, `transfer`).
 """
 
 import json
@@ -15,8 +12,8 @@ import pandas as pd
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.cids import tile_payloads as payloads_of
-from crop_assets.bands.download import BandFile, ObtainedBand, obtain_band
-from crop_assets.bands.retrievability import ask_cids
+from crop_assets.bands.download import BandRequest, StoredBand, fetch_band
+from crop_assets.bands.retrievability import check_cids
 from crop_assets.bands.transfer import Transfer, expected_bytes
 from crop_assets.graph.metadata import markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, TileRun, YearRun, stage
@@ -53,8 +50,8 @@ def band_cids(
     ipfs: IpfsContent,
     sources: Sources,
 ) -> Made:
-    """The CID of every file of the selected scenes, from the STAC catalogue with IPFS alternates; what is
-    missing or malformed is named, and its HTTPS link kept to fall back on.
+    """The CID of every file of the selected scenes, from the STAC catalogue with IPFS alternates. Missing and malformed
+    CIDs are reported; the HTTPS link is kept as a fallback.
     """
     scenes = chosen_scenes(selected_scenes)[["position", "scene_id", "date"]]
     if scenes.empty:
@@ -73,8 +70,8 @@ def band_cids(
 
 @stage("bands", DOWNLOADED_FMASKS, kinds={"ipfs", "geotiff"}, code_version="2")
 def downloaded_fmasks(run: TileRun, band_cids: pd.DataFrame, sources: Sources) -> Made:
-    """The Fmask files of the selected scenes in the store, fetched as `downloaded_bands` are: a seventh of the
-    bytes, which tells whether the rest is worth having.
+    """The Fmask files of the selected scenes, downloaded and verified like `downloaded_bands`. They are a seventh of
+    the bytes, and show whether the other bands are worth downloading.
     """
     return _download(run, band_cids[band_cids["band"] == QA_BAND], sources)
 
@@ -87,15 +84,15 @@ def downloaded_bands(
     chip_quality: pd.DataFrame,
     sources: Sources,
 ) -> Made:
-    """All band files of the selected scenes in the store, fetched from the recipe's sources and verified against
-    their CIDs; files that are already there are adopted if they check out. Under `fmask_first`, a tile
-    whose chips all fail by their Fmask gets no more than that.
+    """All band files of the selected scenes, downloaded from the recipe's sources and verified against their CIDs.
+    Files that are already in the store are used if they are valid. With `fmask_first`, a tile gets no other bands if
+    Fmask rules out all of its chips.
     """
     bands = band_cids[band_cids["band"] != QA_BAND]
     if run.recipe.fmask_first and len(chip_quality) and (chip_quality["reason"] != "").all():
         saved = sum(map(expected_bytes, bands["bytes"], bands["max_bytes"]))
         outcome = (
-            f"no chip can pass by its Fmask: {len(bands)} files, some {saved / 1e6:,.0f} MB, are not fetched"
+            f"Fmask rules out all chips: {len(bands)} files, about {saved / 1e6:,.0f} MB, are not downloaded"
         )
         run.log(outcome)
         return Made(
@@ -116,26 +113,26 @@ def downloaded_bands(
 
 def _download(run: TileRun, wanted: pd.DataFrame, sources: Sources) -> Made:
     rows: list[dict[str, Any]] = [dict(row) for _, row in wanted.iterrows()]
-    obtained: dict[int, ObtainedBand] = {}
+    stored: dict[int, StoredBand] = {}
     errors: list[ResourceError] = []
     missing = [row for row in rows if not run.store.exists(run.layout.band(row["scene_id"], row["band"]))]
     run.store.require_room(sum(expected_bytes(row["bytes"], row["max_bytes"]) for row in missing))
     transfer = Transfer(run.log, len(rows))
     with StoppablePool(FILES_AT_ONCE) as pool:
-        futures = {pool.submit(_obtain, run, row, sources, transfer): at for at, row in enumerate(rows)}
+        futures = {pool.submit(_fetch, run, row, sources, transfer): at for at, row in enumerate(rows)}
         for future in as_completed(futures):
             try:
-                obtained[futures[future]] = future.result()
+                stored[futures[future]] = future.result()
                 transfer.file_done()
             except ResourceError as error:
                 errors.append(error)
     if errors:
-        # what a later try cannot change first: it decides whether there is one, and what to do
+        # permanent errors first: the first error decides about retries, and its message says what to do
         errors.sort(key=lambda error: (isinstance(error, UnavailableError), str(error)))
-        told = " | ".join(map(str, errors[:3]))
-        raise type(errors[0])(f"{told} ({len(errors)} of {len(rows)} files are missing)")
-    table = _downloaded_rows(run, rows, obtained)
-    counts = pd.Series([o.source for o in obtained.values()], dtype=str).value_counts()
+        messages = " | ".join(map(str, errors[:3]))
+        raise type(errors[0])(f"{messages} ({len(errors)} of {len(rows)} files are missing)")
+    table = _downloaded_rows(run, rows, stored)
+    counts = pd.Series([band.source for band in stored.values()], dtype=str).value_counts()
     metadata = {
         "bytes": int(table["bytes"].sum()),
         "verified": int(table["verified"].sum()),
@@ -145,8 +142,8 @@ def _download(run: TileRun, wanted: pd.DataFrame, sources: Sources) -> Made:
     return Made(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
-def _obtain(run: TileRun, row: dict[str, Any], sources: Sources, transfer: Transfer) -> ObtainedBand:
-    file = BandFile(
+def _fetch(run: TileRun, row: dict[str, Any], sources: Sources, transfer: Transfer) -> StoredBand:
+    file = BandRequest(
         run.layout.band(row["scene_id"], row["band"]),
         run.layout.scene_file(row["scene_id"], row["band"]),
         row["band"],
@@ -154,12 +151,10 @@ def _obtain(run: TileRun, row: dict[str, Any], sources: Sources, transfer: Trans
         row["http"],
         row["max_bytes"],
     )
-    return obtain_band(file, run.store, sources, run.log, transfer.add)
+    return fetch_band(file, run.store, sources, run.log, transfer.add)
 
 
-def _downloaded_rows(
-    run: TileRun, rows: list[dict[str, Any]], obtained: dict[int, ObtainedBand]
-) -> pd.DataFrame:
+def _downloaded_rows(run: TileRun, rows: list[dict[str, Any]], stored: dict[int, StoredBand]) -> pd.DataFrame:
     if not rows:
         return DOWNLOADED_BANDS.empty()
     made = []
@@ -172,8 +167,8 @@ def _downloaded_rows(
                 "bytes": run.store.size(path),
                 "sha256": run.store.sha256(path),
                 "cid": row["cid"],
-                "verified": obtained[at].verified,
-                "note": obtained[at].note,
+                "verified": stored[at].verified,
+                "note": stored[at].note,
             }
         )
     return pd.DataFrame(made)
@@ -181,9 +176,7 @@ def _downloaded_rows(
 
 @stage("bands", TILE_PAYLOADS, kinds={"json", "ipfs"})
 def tile_payloads(run: YearRun, band_cids: AllTiles) -> Made:
-    """`tile_payloads.json`: for each selected scene of the year its files and their CIDs, over all tiles
-    that have them.
-    """
+    """`tile_payloads.json`: the files of each selected scene of the year and their CIDs, for all finished tiles."""
     cids = band_cids.frame
     file = run.write_text("tile_payloads.json", json.dumps(payloads_of(cids), indent=1) + "\n")
     grouped = cids.groupby("tile", as_index=False)
@@ -197,12 +190,12 @@ def _empties(cids: pd.Series) -> int:
 
 @stage("bands", CID_RETRIEVABILITY, kinds={"ipfs"}, again=lambda: True, job="retrievability_job")
 def cid_retrievability(run: TileRun, band_cids: pd.DataFrame, ipfs: IpfsContent, sources: Sources) -> Made:
-    """Whether the content of each CID can be had: the recipe's IPFS sources are asked for its first block, which
-    is verified; the rest is not downloaded. Each materialization asks anew.
+    """Whether the content of each CID is available: its first block is requested from the recipe's IPFS sources and
+    verified; the rest is not downloaded. Each materialization checks again.
     """
     nodes = ipfs.probes(run.recipe.sources)
     columns = [column.name for column in NAMED_FILE_COLUMNS]
-    rows = ask_cids(
+    rows = check_cids(
         band_cids[[*columns, "problem"]],
         lambda cid: ipfs.find_block(cid, nodes, sources.memory)[0],
         CIDS_AT_ONCE,
@@ -230,15 +223,15 @@ def _every_cid_is_retrievable(missing: pd.DataFrame, tiles: Mapping[str, AllTile
     checks=[
         Check(
             "every_cid_is_retrievable",
-            "Somebody gives the content of every CID that the dataset needs.",
+            "Some IPFS source has the content of every CID that the dataset needs.",
             _every_cid_is_retrievable,
         )
     ],
     job="missing_cids_job",
 )
 def missing_cids(run: YearRun, cid_retrievability: AllTiles) -> Made:
-    """`missing_cids.json`: the files of the year whose content could not be had when their tiles were asked, in the
-    form of `tile_payloads.json`, with what each source said.
+    """`missing_cids.json`: the files of the year whose content was not available when their tiles were checked, in the
+    format of `tile_payloads.json`, with the answer of each source.
     """
     asked = cid_retrievability.frame
     missing = asked[~asked["available"].astype(bool)].sort_values(["scene_id", "band"], ignore_index=True)

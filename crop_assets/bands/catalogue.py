@@ -1,8 +1,4 @@
-"""The items of the catalogue that tells CIDs: asked for once, and kept in the store.
-
-Belongs here: which items are known already. Does not: how a catalogue is asked (`resources.stac`), nor what its items
-say (`cids`).
-"""
+"""Requests the items of the catalogue of CIDs once, and caches them in the store."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -17,12 +13,12 @@ from resources.store import DatasetStore
 def catalogue_items(
     scene_ids: Sequence[str], tile: str, catalogue: IpfsStac, store: DatasetStore, log: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """The catalogue's items of these scenes of a tile, then the items that came without an id; none where there is no
+    """The catalogue's items of these scenes of a tile, followed by the malformed ones. An empty list if there is no
     catalogue.
 
-    Items that it gave before come from the store, unless they are to be asked for anew (`refresh`). What it did not
-    have, or not in the form of an item, is asked for each time, for it may have been published since. Raises
-    UnavailableError, IntegrityError.
+    Cached items come from the store, unless `refresh` is set. Items that the catalogue did not have, or that were
+    malformed, are requested every time, because they may have been published since. Raises UnavailableError and
+    IntegrityError.
     """
     if not catalogue.url:
         return []
@@ -48,5 +44,5 @@ def catalogue_items(
 
 
 def _are_items(kept: dict[str, Any]) -> bool:
-    """Whether a kept answer has items by their ids."""
+    """Whether a cached answer maps ids to items."""
     return all(isinstance(item, dict) and item.get("id") == name for name, item in kept.items())

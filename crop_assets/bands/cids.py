@@ -1,7 +1,4 @@
-"""The CID of each needed file, as catalogues with IPFS alternates write it.
-
-Belongs here: reading CIDs and sizes out of STAC items. Does not: asking for items, or fetching content.
-"""
+"""Reads the CID and size of each needed file from STAC items with IPFS alternates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,20 +13,20 @@ from resources.stac import SET_ASIDE
 
 Resolve = Callable[[Cid, Sequence[str]], Cid]
 
-MOST_BAND_BYTES = 256 << 20
-"""A deflated HLS band has some 15 to 20 MB; a file ten times as large is not one."""
-_LEAST_BAND_BYTES = 1 << 12
-"""An HLS band in which nothing was seen still has more; a smaller bound would refuse every file."""
-_LEAST_GRANULE_BYTES = 1 << 20
-"""A granule of which the metadata says that it is smaller than this has wrong metadata."""
+MAX_BAND_BYTES = 256 << 20
+"""A deflated HLS band has 15 to 20 MB; a file ten times as large is not a band."""
+_MIN_BAND_BYTES = 1 << 12
+"""Even an empty HLS band is larger. A smaller size in the catalogue is wrong, and would reject every file."""
+_MIN_GRANULE_BYTES = 1 << 20
+"""If the metadata of a granule give a smaller size, they are wrong."""
 
 
 def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: Resolve) -> pd.DataFrame:
     """One row per scene and needed file: scene_id, position, date, band, file, cid, problem, http, bytes, max_bytes.
 
-    `scenes` has scene_id, position, date, granule_bytes and the `<band>_http` links. Where no CID can be read, cid is
-    "" and problem says why. Of an address within a directory, `resolve` gives the file's own CID; what it raises but
-    for NotFoundError and IntegrityError is raised here. `bytes` is 0 where no size is known.
+    `scenes` has scene_id, position, date, granule_bytes and the `<band>_http` links. If no CID can be read, cid is ""
+    and problem has the reason. `resolve` returns the CID of a file given by a path in a directory; its errors are
+    raised, except NotFoundError and IntegrityError. `bytes` is 0 if the size is unknown.
     """
     by_id = {item["id"]: item for item in items}
     unread = [f"{item['id']} {item[SET_ASIDE]}" for item in items if SET_ASIDE in item]
@@ -52,22 +49,22 @@ def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: 
                     "problem": problem,
                     "http": scene[f"{band}_http"],
                     "bytes": size,
-                    "max_bytes": size or most_bytes(scene["granule_bytes"]),
+                    "max_bytes": size or max_file_bytes(scene["granule_bytes"]),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def most_bytes(granule_bytes: int) -> int:
-    """The most bytes that a file may have in a granule of this size; 0 where that is not known."""
-    return min(granule_bytes, MOST_BAND_BYTES) if granule_bytes >= _LEAST_GRANULE_BYTES else MOST_BAND_BYTES
+def max_file_bytes(granule_bytes: int) -> int:
+    """The maximum size of a file in a granule of this size, which is 0 if unknown."""
+    return min(granule_bytes, MAX_BAND_BYTES) if granule_bytes >= _MIN_GRANULE_BYTES else MAX_BAND_BYTES
 
 
 def _file_size(item: Mapping[str, Any] | None, band: str) -> int:
-    """The size that the catalogue tells (STAC file extension, file:size), 0 for none or one that no band has."""
+    """The size in the catalogue (STAC file extension, file:size); 0 if it is missing or impossible for a band."""
     asset = mapping(mapping(mapping(item).get("assets")).get(band))
-    size = count(asset.get("file:size"), MOST_BAND_BYTES) or 0
-    return size if size >= _LEAST_BAND_BYTES else 0
+    size = count(asset.get("file:size"), MAX_BAND_BYTES) or 0
+    return size if size >= _MIN_BAND_BYTES else 0
 
 
 def _band_cid(item: Mapping[str, Any], band: str, resolve: Resolve) -> tuple[str, str]:
@@ -102,7 +99,7 @@ def _candidates(asset: Any) -> list[str]:
 
 
 def tile_payloads(cids: pd.DataFrame, more: Sequence[str] = ()) -> dict[str, list[dict[str, str]]]:
-    """Scene id -> its files with filename, cid and band_name, as `tile_payloads.json` has them, and `more` columns."""
+    """Scene id -> its files with filename, cid, band_name and `more` columns: the content of `tile_payloads.json`."""
     payloads: dict[str, list[dict[str, str]]] = {}
     for row in cids.sort_values(["scene_id", "band"]).to_dict("records"):
         entry = {"filename": row["file"], "cid": row["cid"], "band_name": row["band"]}

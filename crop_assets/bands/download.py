@@ -1,8 +1,4 @@
-"""Getting one band file into the store, from wherever it can be had, and saying how far it is verified.
-
-Belongs here: what counts as verified, and when a file in the store is good enough. Does not: the sources
-(`resources.sources`), nor any source's protocol.
-"""
+"""Brings one band file into the store from any source, and verifies it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +17,10 @@ UNKNOWN_LAYOUT = "its CID is of a layout that cannot be told from the file"
 
 
 @dataclass(frozen=True)
-class BandFile:
-    """A needed file: where it goes, and what is known of where it comes from.
+class BandRequest:
+    """A needed file: its name in the store, and where it may come from.
 
-    `scene_file` is `<scene id>/<file name>`; `cid` and `http` are "" where none is known.
+    `scene_file` is `<scene id>/<file name>`; `cid` and `http` are "" if unknown.
     """
 
     name: str
@@ -40,36 +36,36 @@ class BandFile:
 
 
 @dataclass(frozen=True)
-class ObtainedBand:
-    """How a file came: `verified` says that its bytes are those that the CID promises, else `note` why not."""
+class StoredBand:
+    """Where a file came from; `verified` means that its bytes match its CID, otherwise `note` says why not."""
 
     source: str
     verified: bool
     note: str
 
 
-def obtain_band(
-    file: BandFile,
+def fetch_band(
+    file: BandRequest,
     store: DatasetStore,
     sources: Sources,
     log: Callable[[str], None],
     progress: Callable[[int], None] | None = None,
-) -> ObtainedBand:
-    """Make sure that the store has the file, whole; fetch it from one of `sources` if need be.
+) -> StoredBand:
+    """Make sure that the store has the complete file; fetch it from one of `sources` if it is missing or invalid.
 
-    A file is adopted, and what came from elsewhere than IPFS accepted, if it matches its CID; without a CID, if it is
-    a readable raster of the band's type; on its tile's grid in either case. Raises ResourceError that tells what each
-    source said; the store keeps what it had.
+    A file must be on the grid of its tile. In the store, and from any source other than IPFS, it must match its CID,
+    or without a CID be a readable raster of the band's type. Raises ResourceError with the answer of each source, and
+    then leaves the store unchanged.
     """
     try:
         if store.exists(file.name):
             if (size := store.size(file.name)) > file.max_bytes:
-                problem = f"{size:,} bytes, and the most is {file.max_bytes:,}"
+                problem = f"{size:,} bytes, but the limit is {file.max_bytes:,}"
             else:
                 with store.local(file.name) as local:
                     problem = _problem(local, file)
             if not problem:
-                return ObtainedBand(IN_STORE, bool(file.cid), "" if file.cid else NO_CID)
+                return StoredBand(IN_STORE, bool(file.cid), "" if file.cid else NO_CID)
             log(f"{IN_STORE}: {problem}; fetching it again")
     except UnsafeNameError as error:
         log(f"{error}; fetching it")
@@ -81,10 +77,10 @@ def obtain_band(
     with store.writing(file.name) as local:
         got = sources.obtain(wanted, local, store.partials, check, log, progress)
     note = "" if got.verified else UNKNOWN_LAYOUT if file.cid else NO_CID
-    return ObtainedBand(got.source, got.verified, note)
+    return StoredBand(got.source, got.verified, note)
 
 
-def _problem(path: Path, file: BandFile) -> str:
+def _problem(path: Path, file: BandRequest) -> str:
     try:
         if file.cid and not matches_cid(path, file.cid):
             return f"{path.name} does not match {file.cid}"

@@ -1,7 +1,4 @@
-"""Whether content can be had by its CID, without downloading it.
-
-Belongs here: asking for many CIDs at once, within bounds. Does not: how a source is asked (`resources.ipfs`).
-"""
+"""Checks whether content is available by its CID, without downloading it."""
 
 from collections.abc import Callable
 
@@ -13,19 +10,19 @@ from resources.ipfs.cid import Cid
 from resources.stop import StoppablePool
 
 
-def ask_cids(
+def check_cids(
     files: pd.DataFrame,
     ask: Callable[[Cid], str],
     at_once: int,
     log: Callable[[str], None],
 ) -> pd.DataFrame:
-    """The rows of `files` with available, source and problem: what came of asking for the CID's first block.
+    """The rows of `files` with available, source and problem: the result of requesting the first block of each CID.
 
-    `files` has cid ("" where none is known) and problem, why there is none. `ask` gives the name of a source that has
-    the block, or raises ResourceError. At most `at_once` CIDs are asked for at
-    a time; what cannot be had is a row, not an error.
+    `files` has cid ("" if unknown) and problem, the reason why it is unknown. `ask` returns the name of a source that
+    has the block, or raises ResourceError. At most `at_once` CIDs are checked concurrently. A CID that is not available
+    gives a row, not an error.
     """
-    progress = Progress(log, len(files), "CIDs asked for")
+    progress = Progress(log, len(files), "CIDs checked")
     answers = []
     with StoppablePool(at_once) as pool:
         asked = pool.map(lambda cid: _ask(cid, ask), files["cid"])
@@ -47,7 +44,7 @@ def _ask(cid: str, ask: Callable[[Cid], str]) -> tuple[str, str]:
         return "", ""
     try:
         root = Cid.parse(cid)
-        # an identity CID holds its content itself
+        # an identity CID contains its content
         return ("the CID itself" if root.hash_name == "identity" else ask(root)), ""
     except ResourceError as error:
         return "", str(error)

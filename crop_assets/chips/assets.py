@@ -1,7 +1,4 @@
-"""Files -> chips: `chip_quality`, `reprojected_tiles`, `chips`, `filtered_chips`.
-
-Belongs here: the glue between the graph and the chip logic. Does not: the logic (`fmask`, `warp`, `clip`, `quality`).
-"""
+"""Stages from band files to chips: `chip_quality`, `reprojected_tiles`, `chips`, `filtered_chips`."""
 
 import contextlib
 from typing import Any
@@ -12,7 +9,7 @@ from crop_assets.chips.clip import Chip, TileReader, chip_facts, write_chip
 from crop_assets.chips.fmask import fmask_facts
 from crop_assets.chips.plots import chip_picture
 from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
-from crop_assets.chips.reproject import BandFile, reproject_bands
+from crop_assets.chips.reproject import ReprojectionJob, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import Check, Finding, Made, TileRun, stage
@@ -30,8 +27,8 @@ _QA_FIELDS = ("qa_rule", "max_bad_percent", "max_na_pixels")
 
 @stage("chips", CHIP_QUALITY, kinds={"geotiff"}, fields=_QA_FIELDS)
 def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.DataFrame) -> Made:
-    """What the Fmask of the three dates tells of each chip box of the tile before its bands are fetched: bad and
-    missing pixels, and whether the chip can still be kept.
+    """Bad and missing pixels of each chip box of the tile, from the Fmask of the three dates alone, and whether the
+    chip can still be kept. This is known before the other bands are downloaded.
     """
     if downloaded_fmasks.empty:
         return Made(CHIP_QUALITY.empty(), {"outcome": "no scene is selected"})
@@ -45,34 +42,34 @@ def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.Dat
     table = judged.drop(columns=["na_count", "kept"]).merge(facts, on="chip_id")
     table = table[[column.name for column in CHIP_QUALITY.columns]]
     failing = int((table["reason"] != "").sum())
-    run.log(f"{failing} of {len(table)} chips cannot be kept by their Fmask")
+    run.log(f"Fmask rules out {failing} of {len(table)} chips")
     shown = table[["chip_id", "bad_percent_max", "na_count", "reason"]].round(2)
     return Made(table, {"may_be_kept": len(table) - failing, "chips": markdown(shown)})
 
 
 @stage("chips", REPROJECTED_TILES, kinds={"geotiff"}, fields=["coverage"], code_version="2")
 def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd.DataFrame) -> Made:
-    """Every band of the selected scenes on the CDL grid in EPSG:5070, bilinear, Fmask nearest: in sparse
-    GeoTIFFs the blocks under the tile's chips alone, or the whole tile under `coverage: full`.
+    """Every band of the selected scenes, resampled to the CDL grid in EPSG:5070 (bilinear; Fmask nearest). The GeoTIFFs
+    are sparse, with only the blocks under the tile's chips, or complete with `coverage: full`.
     """
     if downloaded_bands.empty:
         return Made(REPROJECTED_TILES.empty(), {"outcome": "no scene is selected"})
     if set(downloaded_bands["band"]) == {QA_BAND}:
-        return Made(REPROJECTED_TILES.empty(), {"outcome": "no chip can pass by its Fmask"})
+        return Made(REPROJECTED_TILES.empty(), {"outcome": "Fmask rules out all chips"})
     table = downloaded_bands[["scene_id", "position", "date", "band"]].copy()
     named = zip(table["scene_id"], table["band"], strict=True)
     table["path"] = [run.layout.reprojected(scene_id, band) for scene_id, band in named]
     chips = sorted(tile_map["chip_id"])
     files = [
-        BandFile(
+        ReprojectionJob(
             scene_id, band, parse_scene_id(scene_id).version, run.store.local(source), run.store.writing(path)
         )
         for scene_id, band, source, path in zip(
             table["scene_id"], table["band"], downloaded_bands["path"], table["path"], strict=True
         )
     ]
-    whole = run.recipe.coverage == "full"
-    made = reproject_bands(files, chips, {"TILE": run.tile}, run.pool, whole)
+    whole_tile = run.recipe.coverage == "full"
+    made = reproject_bands(files, chips, {"TILE": run.tile}, run.pool, whole_tile)
     table["bytes"] = [run.store.size(path) for path in table["path"]]
     table["sha256"] = in_parallel(run.pool, run.store.sha256, table["path"])
     table["blocks"] = made.blocks
@@ -93,8 +90,8 @@ def chips(
     cdl: pd.DataFrame,
     cdl_releases: CdlReleases,
 ) -> Made:
-    """One 18-band image, 13-class mask and Fmask stack per chip box of the tile, and what the filter needs
-    to know of each: valid, bad and missing pixels per date.
+    """One 18-band image, 13-class mask and Fmask stack per chip box of the tile, with the numbers that the filter
+    needs: valid, bad and missing pixels per date.
     """
     scenes = chosen_scenes(selected_scenes)
     fit = int(selected_scenes["fit"].sum())
@@ -104,7 +101,7 @@ def chips(
         return Made(_chip_table(unmade), {"outcome": f"{len(ids)} chips without three scenes"})
     if reprojected_tiles.empty:
         unmade = [{"chip_id": chip_id, "outcome": NOT_FETCHED, "fit_scenes": fit} for chip_id in ids]
-        return Made(_chip_table(unmade), {"outcome": f"{len(ids)} chips whose bands were not worth fetching"})
+        return Made(_chip_table(unmade), {"outcome": f"{len(ids)} chips ruled out by Fmask"})
     paths = {
         (row["position"], row["band"]): run.store.gdal_path(row["path"])
         for row in reprojected_tiles.to_dict("records")
@@ -188,8 +185,8 @@ def _any_chip_is_kept(chips: pd.DataFrame, _: object) -> Finding:
     ],
 )
 def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame) -> Made:
-    """The chips with few enough bad pixels on every date and no missing ones, copied to chips_filtered;
-    every other chip with the reason and the figure against it.
+    """The chips with few enough bad pixels on every date and no missing ones, copied to chips_filtered; for every
+    other chip the reason for its rejection, and the number behind it.
     """
     recipe = run.recipe
     facts = chips
@@ -199,14 +196,16 @@ def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame
     table = judge_chips(facts, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
     carried = [*(f"{p}_date" for p in POSITIONS), *CLASS_COLUMNS]
     table = table.merge(chips[["chip_id", "merged_sha256", "mask_sha256", *carried]], on="chip_id")
-    for name, place in (("merged", run.layout.merged), ("mask", run.layout.mask)):
-        targets = [place(chip_id, "chips_filtered") for chip_id in table["chip_id"]]
+    for name, file_of in (("merged", run.layout.merged), ("mask", run.layout.mask)):
+        targets = [file_of(chip_id, "chips_filtered") for chip_id in table["chip_id"]]
         table[f"{name}_path"] = [
             path if kept else "" for path, kept in zip(targets, table["kept"], strict=True)
         ]
         table.loc[~table["kept"], f"{name}_sha256"] = ""
         copies = [
-            (place(i), path) for i, path in zip(table["chip_id"], table[f"{name}_path"], strict=True) if path
+            (file_of(i), path)
+            for i, path in zip(table["chip_id"], table[f"{name}_path"], strict=True)
+            if path
         ]
         in_parallel(run.pool, lambda pair: run.store.copy_file(*pair), copies)
         in_parallel(run.pool, run.store.remove, sorted(set(targets) - set(table[f"{name}_path"])))

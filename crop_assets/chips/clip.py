@@ -1,7 +1,4 @@
-"""One chip from the reprojected bands and the CDL: the merged image, the mask, the Fmask bands.
-
-Belongs here: assembling and writing chips. Does not: reprojection (`warp`), judging quality (`quality`).
-"""
+"""Cuts chips from the reprojected bands and the CDL raster, and writes the merged image, the mask and the Fmask."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -18,7 +15,7 @@ from rasterio.errors import RasterioError
 
 from crop_assets.chip_grid import CHIP_SIZE, CRS, chip_geobox, chip_position, chip_window
 from crop_assets.chips.quality import quality_counts
-from crop_assets.chips.rasters import require_whole
+from crop_assets.chips.rasters import require_complete
 from crop_assets.classes import CLASS_COLUMNS, class_colormap, reclassify
 from crop_assets.errors import InputError
 from crop_assets.hls import NODATA, POSITIONS, QA_BAND, QA_NODATA, REFLECTANCE_BANDS
@@ -32,9 +29,9 @@ from resources.object_store import translated
 class Chip:
     """The pixels of one chip.
 
-    `image` is int16 (18, 224, 224), reflectance x 10,000 in time-major order, -9999 where missing and
-    never negative elsewhere; `mask` uint8 (224, 224), classes 0..13; `fmask` uint8 (3, 224, 224), 255 = fill;
-    `missing` the pixels of each date that lack a band or their Fmask, bool (3, 224, 224).
+    `image` is int16 (18, 224, 224), reflectance x 10,000 in time-major order, -9999 if missing, otherwise not
+    negative; `mask` is uint8 (224, 224), classes 0 to 13; `fmask` is uint8 (3, 224, 224), 255 = fill; `missing` marks
+    the pixels of each date without a value in some band or in Fmask, bool (3, 224, 224).
     """
 
     image: NDArray[np.int16]
@@ -44,22 +41,22 @@ class Chip:
 
 
 class TileReader(contextlib.ExitStack):
-    """The rasters of one tile: the reprojected bands of its three dates by (position, band), and the CDL.
+    """The rasters of one tile: the reprojected bands of its three dates by (position, band), and the CDL raster.
 
-    Each is opened once, by the thread that first reads it, and closed when the block ends.
+    A context manager: each raster is opened once, by the first thread that reads it, and closed at the end.
     """
 
     def __init__(self, bands: Mapping[tuple[str, str], str], cdl: str, unknown_codes: str = "refuse") -> None:
-        """`bands` and `cdl` are paths for GDAL. Raises InputError where `cdl` is no CDL raster, as `check_cdl`."""
+        """`bands` and `cdl` are paths for GDAL. Raises InputError if `cdl` is not a CDL raster (see `check_cdl`)."""
         super().__init__()
         self._bands = bands
         self._cdl = check_cdl(cdl, unknown_codes)
-        self._opened: dict[str, rasterio.DatasetReader] = {}
+        self._rasters: dict[str, rasterio.DatasetReader] = {}
 
     def read(self, chip_ids: Sequence[str], pool: Executor) -> list[Chip]:
-        """Read chips, each raster being read by one thread of `pool` at a time.
+        """Read chips. Each raster is read by only one thread of `pool` at a time.
 
-        Raises InputError for a CDL code without a class, or a raster that cannot be read.
+        Raises InputError for a CDL code without a class, and if a raster cannot be read.
         """
         count = len(chip_ids)
         images = np.empty((count, len(POSITIONS), len(REFLECTANCE_BANDS), CHIP_SIZE, CHIP_SIZE), np.int16)
@@ -68,8 +65,8 @@ class TileReader(contextlib.ExitStack):
         jobs: list[tuple[str, str, NDArray[Any]]] = [(self._cdl.path, "cdl", codes)]
         for (position, band), path in self._bands.items():
             at = POSITIONS.index(position)
-            place = fmasks[:, at] if band == QA_BAND else images[:, at, REFLECTANCE_BANDS.index(band)]
-            jobs.append((path, "reprojected_tiles", place))
+            out = fmasks[:, at] if band == QA_BAND else images[:, at, REFLECTANCE_BANDS.index(band)]
+            jobs.append((path, "reprojected_tiles", out))
         in_parallel(pool, lambda job: self._read_blocks(*job, chip_ids), jobs)
 
         table = self._cdl.table
@@ -83,17 +80,17 @@ class TileReader(contextlib.ExitStack):
     def _read_blocks(self, path: str, asset: str, out: NDArray[Any], chip_ids: Sequence[str]) -> None:
         try:
             with translated(path):
-                if path not in self._opened:
-                    # not `with`, which ties a raster to the thread that opened it
+                if path not in self._rasters:
+                    # `with` would tie the raster to the thread that opened it
                     raster = open_raster(Path(path)) if asset == "cdl" else open_geotiff(path)
-                    self._opened[path] = self.enter_context(contextlib.closing(raster))
-                raster = self._opened[path]
-                place = self._cdl.transform if asset == "cdl" else raster.transform
+                    self._rasters[path] = self.enter_context(contextlib.closing(raster))
+                raster = self._rasters[path]
+                transform = self._cdl.transform if asset == "cdl" else raster.transform
                 for chip_id, block in zip(chip_ids, out, strict=True):
-                    values = raster.read(1, window=chip_window(place, *chip_position(chip_id)))
+                    values = raster.read(1, window=chip_window(transform, *chip_position(chip_id)))
                     if values.shape != block.shape:
                         raise InputError(
-                            f"{chip_id} does not lie within {Path(path).name}; materialize {asset} again"
+                            f"{chip_id} is not inside {Path(path).name}; materialize {asset} again"
                         )
                     block[:] = values
         except RasterioError as error:
@@ -104,13 +101,13 @@ class TileReader(contextlib.ExitStack):
 
 def _chip(image: NDArray[np.int16], mask: NDArray[np.uint8], fmask: NDArray[np.uint8]) -> Chip:
     missing = (image == NODATA).any(axis=1) | (fmask == QA_NODATA)
-    # atmospheric correction leaves some dark pixels below zero; the published chips hold zero there
+    # atmospheric correction leaves some dark pixels below zero; they are zero in the published chips
     image[(image < 0) & (image != NODATA)] = 0
     return Chip(image.reshape(-1, CHIP_SIZE, CHIP_SIZE), mask, fmask, missing)
 
 
 def chip_facts(chip: Chip) -> dict[str, Any]:
-    """What the table says of a chip: counts per date, pixels missing on any date, and class counts."""
+    """The columns of a chip in the table: counts per date, pixels missing on any date, and class counts."""
     facts: dict[str, Any] = {}
     for at, position in enumerate(POSITIONS):
         counts = quality_counts(chip.fmask[at])
@@ -133,12 +130,12 @@ def write_chip(
 ) -> None:
     """Write the merged image, the mask and the Fmask bands as deflated GeoTIFFs in EPSG:5070.
 
-    The merged image is tagged with nodata -9999 and its bands are described as 2022-04-21_B02; the mask
-    carries the palette of the 13 classes and no nodata tag, for readers take a tagged 0 for missing. Raises OSError
-    where a file cannot be written whole.
+    The merged image has nodata -9999, and its bands have descriptions such as 2022-04-21_B02. The mask has the
+    palette of the 13 classes, but no nodata value, because readers would mask class 0. Raises OSError if a file cannot
+    be written completely.
     """
     names = [f"{date}_{band}" for date in dates for band in REFLECTANCE_BANDS]
-    # of reflectance, the first level of deflate makes no larger files than the sixth (measured on HLS bands)
+    # a higher level does not make reflectance smaller (measured on HLS bands)
     _write(
         merged, chip_id, chip.image, names, tags, nodata=NODATA, predictor=2, compress="zstd", zstd_level=1
     )
@@ -177,4 +174,4 @@ def _write(
             raster.write_colormap(1, colormap)
         else:
             raster.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (len(values) - 1)
-    require_whole(path, len(values))
+    require_complete(path, len(values))

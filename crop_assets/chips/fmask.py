@@ -1,8 +1,4 @@
-"""What a tile's Fmask files alone tell of its chips, before any band is there.
-
-Belongs here: reading Fmask under each chip, and counting. Does not: which counts are good enough (`quality`), nor
-the rasters that chips are cut from (`reproject`).
-"""
+"""Counts the Fmask values under each chip of a tile, before its other bands are downloaded."""
 
 import contextlib
 import functools
@@ -24,15 +20,15 @@ from crop_assets.parallel import in_parallel
 from resources.geodata import open_geotiff
 
 _CHIPS_AT_ONCE = 16
-"""Chips whose places in the files are held at once, at 3 MB each."""
+"""Chips whose source pixels are held in memory at once, at 3 MB each."""
 
 
 def fmask_facts(fmasks: Mapping[str, Path], chips: Sequence[str], pool: Executor) -> pd.DataFrame:
-    """One row per chip: chip_id, the counts of each position's Fmask, and na_count.
+    """One row per chip: chip_id, the counts of the Fmask at each position, and na_count.
 
-    `fmasks` are the Fmask files (uint8, fill 255, UTM) by position; na_count is how many pixels lack Fmask on any
-    date. The pixels are those of the chips' own Fmask bands: nearest on the CDL grid. Raises InputError where a file
-    cannot be read.
+    `fmasks` are the Fmask files (uint8, fill 255, UTM) by position; na_count is the number of pixels without Fmask on
+    any date. Pixels are resampled (nearest) to the CDL grid, exactly as in the Fmask bands of the chips. Raises
+    InputError if a file cannot be read.
     """
     with contextlib.ExitStack() as stack:
         rasters = [_Fmask(stack, path) for path in fmasks.values()]
@@ -40,11 +36,11 @@ def fmask_facts(fmasks: Mapping[str, Path], chips: Sequence[str], pool: Executor
         for start in range(0, len(chips), _CHIPS_AT_ONCE):
             some = [chip_geobox(chip_id) for chip_id in chips[start : start + _CHIPS_AT_ONCE]]
             # scenes of a tile nearly always share one grid
-            places = {
+            pixels_by_grid = {
                 source: in_parallel(pool, functools.partial(source_pixels, source=source), some)
                 for source in dict.fromkeys(raster.grid for raster in rasters)
             }
-            read = in_parallel(pool, lambda raster: raster.read(places[raster.grid]), rasters)  # noqa: B023
+            read = in_parallel(pool, lambda raster: raster.read(pixels_by_grid[raster.grid]), rasters)  # noqa: B023
             for found, more in zip(blocks, read, strict=True):
                 found += more
     by_position = dict(zip(fmasks, blocks, strict=True))
@@ -66,26 +62,26 @@ class _Fmask:
 
     def __init__(self, stack: contextlib.ExitStack, path: Path) -> None:
         self._name = path.name
-        with _telling(path.name):
-            # not `with`, which ties a raster to the thread that opened it
+        with _translate_errors(path.name):
+            # `with` would tie the raster to the thread that opened it
             self._raster = stack.enter_context(contextlib.closing(open_geotiff(path)))
         if self._raster.crs is None:
             raise InputError(f"{path.name} has no coordinate reference system")
         self.grid = raster_geobox(self._raster)
 
-    def read(self, places: Sequence[SourcePixels | None]) -> list[NDArray[np.uint8]]:
-        """The pixels of chips that lie at these places of the file, 224 x 224; fill where they do not."""
-        with _telling(self._name):
+    def read(self, chips: Sequence[SourcePixels | None]) -> list[NDArray[np.uint8]]:
+        """The pixels of each chip, 224 x 224; fill where they are outside the file."""
+        with _translate_errors(self._name):
             return [
                 np.full((CHIP_SIZE, CHIP_SIZE), QA_NODATA, np.uint8)
                 if at is None
                 else nearest(self._raster.read(1, window=at.window), at)
-                for at in places
+                for at in chips
             ]
 
 
 @contextlib.contextmanager
-def _telling(name: str) -> Iterator[None]:
+def _translate_errors(name: str) -> Iterator[None]:
     try:
         yield
     except RasterioError as error:

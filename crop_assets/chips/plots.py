@@ -1,8 +1,4 @@
-"""Pictures of chips.
-
-Belongs here: rendering chips for people to look at. Does not: charts (`crop_assets.dataset.plots`) or maps
-(`crop_assets.labels.plots`).
-"""
+"""Previews of chips."""
 
 import functools
 import io
@@ -17,16 +13,16 @@ from crop_assets.classes import CLASSES, class_colormap
 from crop_assets.hls import REFLECTANCE_BANDS
 
 _RED_GREEN_BLUE = [2, 1, 0]
-# reflectance x 10,000 that shows as full brightness: bright soil, below clouds
+# reflectance x 10,000 shown at full brightness: that of bright soil; clouds are brighter
 _WHITE = 3000
 _GAP, _TITLE, _LEGEND, _LINE = 10, 42, 190, 15
 
 
 def chip_picture(chip: Chip, chip_id: str, dates: Sequence[str]) -> bytes:
-    """The three dates of a chip in natural colour beside its mask and its legend, as a JPEG of some 70 kB.
+    """The three dates of a chip in natural colour, its mask and a legend, side by side, as a JPEG of about 70 kB.
 
-    Drawn by Pillow, for a chart of matplotlib takes longer than all other work on a tile, and a JPEG because
-    each tile's picture stays in the event log.
+    Drawn by Pillow, because a matplotlib figure takes longer than all other work on a tile, and saved as a JPEG
+    because the picture of each tile stays in the event log.
     """
     panels = [(date, _natural_colour(chip, at)) for at, date in enumerate(dates)]
     palette = np.array([class_colormap()[c][:3] for c in range(len(CLASSES))], np.uint8)

@@ -1,8 +1,4 @@
-"""What Fmask says of a chip, and which chips are good enough.
-
-Belongs here: counts from Fmask bits, and the rules of the specification on those counts. Does not:
-reading rasters.
-"""
+"""Counts Fmask bits, and decides by the rules of the specification which chips are good enough."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -22,15 +18,15 @@ _BAD = sum(BAD_BITS.values())
 
 KEPT, NO_SCENES, NA_PIXELS, BAD_QUALITY = "", "too_few_scenes", "na_pixels", "bad_quality"
 NOT_FETCHED = "bands_not_fetched"
-"""Outcome of a chip that was not made because its Fmask tells that it would not be kept."""
+"""Outcome of a chip that was not made because its Fmask already rules it out."""
 
 
 def quality_counts(fmask: NDArray[np.uint8]) -> dict[str, int]:
-    """Pixels of an Fmask array (any shape) that are cloud, shadow or snow (a pixel may be several), bad
-    (any of these), of the single most frequent bad value, and fill.
+    """Counts of the pixels of an Fmask array (any shape): cloud, shadow and snow (a pixel may be several of them), bad
+    (any of them), the most frequent bad value, and fill.
 
-    Fill has every bit set; it is not counted as cloud, shadow, snow or bad, but it is a bad *value*, as in
-    the published dataset.
+    Fill has all bits set. It does not count as cloud, shadow, snow or bad, but it is a bad *value*, as in the
+    published dataset.
     """
     histogram = np.bincount(fmask.ravel(), minlength=256)
     values = np.arange(256)
@@ -46,10 +42,10 @@ def quality_counts(fmask: NDArray[np.uint8]) -> dict[str, int]:
 
 
 def bad_percent(chips: "pd.DataFrame", position: str, rule: QaRule) -> "pd.Series":
-    """Bad pixels of each chip on one date in percent of its 224 x 224, by a rule of the recipe.
+    """Bad pixels of each chip on one date, in percent of 224 x 224 pixels, by a rule of the recipe.
 
-    `class`: the worst of cloud, shadow and snow; `value`: the most frequent bad Fmask value; `total`: all
-    bad pixels. Missing where the chip has no such date.
+    `class`: the worst of cloud, shadow and snow; `value`: the most frequent bad Fmask value; `total`: all bad pixels.
+    NaN if the chip does not have this date.
     """
     columns = {
         "class": [f"{name}_{position}" for name in BAD_BITS],
@@ -62,12 +58,11 @@ def bad_percent(chips: "pd.DataFrame", position: str, rule: QaRule) -> "pd.Serie
 def judge_chips(
     chips: "pd.DataFrame", rule: QaRule, max_bad_percent: float, max_na_pixels: int
 ) -> "pd.DataFrame":
-    """Keep or reject each chip, with the reason and the figure that decided.
+    """Keep or reject each chip, with the reason and the number that decided.
 
-    A chip is kept with at most `max_bad_percent` bad pixels on each of its dates and at most
-    `max_na_pixels` missing pixels; one that was not made (outcome) is not. Returns chip_id,
-    bad_percent_first, _middle, _last, bad_percent_max, na_count, kept, reason ("" where kept) and figure
-    (fit scenes, missing pixels, or percent).
+    A chip is kept if it was made (empty outcome), has at most `max_bad_percent` bad pixels on each date and at most
+    `max_na_pixels` missing pixels. Returns chip_id, bad_percent_first, _middle, _last, bad_percent_max, na_count,
+    kept, reason ("" if kept) and figure (fit scenes, missing pixels, or percent).
     """
     table = chips[["chip_id"]].copy()
     for position in POSITIONS:

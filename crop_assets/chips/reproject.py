@@ -1,8 +1,4 @@
-"""The reprojected rasters of one tile: every band of its scenes on the CDL grid.
-
-Belongs here: reading, checking and writing rasters, and sharing them out among threads. Does not: the arithmetic
-(`warp`), what chips are made of (`clip`).
-"""
+"""Reads the bands of a tile's scenes, and writes them on the CDL grid; `warp` has the arithmetic."""
 
 import contextlib
 import functools
@@ -34,7 +30,7 @@ from crop_assets.chip_grid import (
     transformer,
     wkt,
 )
-from crop_assets.chips.rasters import require_whole
+from crop_assets.chips.rasters import require_complete
 from crop_assets.chips.warp import (
     SourcePixels,
     bilinear,
@@ -47,13 +43,17 @@ from crop_assets.parallel import in_parallel
 from resources.geodata import create_raster, open_geotiff
 
 _CHIPS_ACROSS, _MAX_CHIPS_ACROSS = 17, 200
-"""Chips of 6,720 m over an HLS tile of 109,800 m; far from the CDL EPSG:5070 stretches one over a hundred of them."""
+"""Chips of 6,720 m in an HLS tile of 109,800 m. Far from the United States, EPSG:5070 stretches a tile to over a
+hundred chips."""
 _BLOCKS_AT_ONCE = 16
-"""Blocks whose weights are held at once, at 3 MB each, however many blocks a tile has."""
+"""Blocks whose weights are in memory at once, at 3 MB each."""
 
 
 def tile_geobox(sources: Sequence[GeoBox], chips: Sequence[str]) -> GeoBox:
-    """The grid of a tile's reprojected rasters: whole chips that cover the scenes and all of `chips`."""
+    """The grid of a tile's reprojected rasters: complete chips that cover the scenes and all of `chips`.
+
+    Raises InputError if the chips are too far apart for a tile.
+    """
     at = [chip_position(chip) for chip in chips]
     for source in sources:
         bounds = transformer(wkt(source), CRS).transform_bounds(*source.boundingbox.bbox, densify_pts=51)
@@ -63,14 +63,16 @@ def tile_geobox(sources: Sequence[GeoBox], chips: Sequence[str]) -> GeoBox:
     rows, cols = range(min(all_rows), max(all_rows) + 1), range(min(all_cols), max(all_cols) + 1)
     if max(len(rows), len(cols)) > _MAX_CHIPS_ACROSS:
         raise InputError(
-            f"the chips of the tile lie {max(len(rows), len(cols)):,} chips apart, and a tile is {_CHIPS_ACROSS} wide; "
-            "materialize tile_map again"
+            f"the chips of the tile are up to {max(len(rows), len(cols)):,} chips apart, but a tile is only "
+            f"{_CHIPS_ACROSS} chips wide; materialize tile_map again"
         )
     return chip_blocks(rows, cols)
 
 
 def fill_value(raster: rasterio.DatasetReader, band: str, version: str) -> float:
-    """The file's own nodata tag, else the fill of its HLS version (-1000 before v2.0, then -9999; Fmask 255)."""
+    """The nodata value of the file, or else the fill value of its HLS version: -1000 before v2.0, -9999 since; Fmask
+    255.
+    """
     if raster.nodata is not None:
         return float(raster.nodata)
     if band == QA_BAND:
@@ -79,9 +81,9 @@ def fill_value(raster: rasterio.DatasetReader, band: str, version: str) -> float
 
 
 @dataclass(frozen=True)
-class BandFile:
-    """One band to reproject: its scene, name and HLS version, and contexts that give the local file to read and the
-    one to write, as those of the dataset store do.
+class ReprojectionJob:
+    """One band to reproject: its scene, name and HLS version, and context managers for the local file to read and the
+    one to write, such as those of the dataset store.
     """
 
     scene: str
@@ -93,30 +95,30 @@ class BandFile:
 
 @dataclass(frozen=True)
 class Reprojection:
-    """The grid of a tile's reprojected rasters, and how many blocks each of them stores."""
+    """The grid of a tile's reprojected rasters, and the number of blocks stored in each."""
 
     grid: GeoBox
     blocks: list[int]
 
 
 def reproject_bands(
-    files: Sequence[BandFile],
+    files: Sequence[ReprojectionJob],
     chips: Sequence[str],
     tags: Mapping[str, str],
     pool: Executor,
     whole_tile: bool = False,
 ) -> Reprojection:
-    """Reproject the bands of one tile to the CDL grid: the blocks under `chips`, or all that the scenes reach.
+    """Reproject the bands of one tile to the CDL grid: the blocks under `chips`, or the `whole_tile`.
 
-    Each destination is a sparse GeoTIFF in EPSG:5070, compressed by Zstandard, whose 224 x 224 blocks are the
-    chips: int16 with nodata -9999, Fmask uint8 with nodata 255. Blocks that were not computed, or that
-    hold no data, are not stored and read as nodata. `pool` shares out blocks and bands. Raises InputError
-    that names the file where a band cannot be read, or has not the grid of its scene's others; OSError where
-    a file cannot be written whole.
+    Each destination is a sparse GeoTIFF in EPSG:5070, compressed with Zstandard, whose 224 x 224 blocks are the
+    chips: int16 with nodata -9999; Fmask is uint8 with nodata 255. Blocks without data, or that were not computed, are
+    not stored and read as nodata. Blocks and bands are distributed over `pool`. Raises InputError, naming the file, if
+    a band cannot be read or is on another grid than the other bands of its scene; OSError if a file cannot be written
+    completely.
     """
     with contextlib.ExitStack() as stack:
         bands = [stack.enter_context(_Band(file)) for file in files]
-        # scenes of a tile may differ in their grid, as a cropped one does; the bands of one scene may not
+        # the scenes of a tile may have different grids, for example if one is cropped; the bands of a scene must not
         leaders = {band.file.scene: band for band in reversed(bands)}
         boxes = list(dict.fromkeys(leader.box for leader in leaders.values()))
         grid = tile_geobox(boxes, chips)
@@ -126,11 +128,11 @@ def reproject_bands(
             last = start + _BLOCKS_AT_ONCE >= len(blocks)
             windows = [chip_window(grid.affine, *at) for at in some]
             targets = [chip_blocks(range(row, row + 1), range(col, col + 1)) for row, col in some]
-            places = {
+            pixels_by_grid = {
                 box: in_parallel(pool, functools.partial(source_pixels, source=box), targets) for box in boxes
             }
             jobs = [
-                (band, leader, list(zip(windows, places[leader.box], strict=True)), last)
+                (band, leader, list(zip(windows, pixels_by_grid[leader.box], strict=True)), last)
                 for band in bands
                 for leader in [leaders[band.file.scene]]
             ]
@@ -139,12 +141,12 @@ def reproject_bands(
 
 
 class _Band:
-    """One band on its way: its files are opened by the thread that first needs them, and closed by the last.
+    """One band being reprojected: the first thread that needs its files opens them, and the last one closes them.
 
-    Left with an error, a destination is given up; left without one, it is there.
+    A context manager: the destination is discarded after an error, and kept otherwise.
     """
 
-    def __init__(self, file: BandFile) -> None:
+    def __init__(self, file: ReprojectionJob) -> None:
         self.file = file
         self._open = contextlib.ExitStack()
         self._source: rasterio.DatasetReader | None = None
@@ -167,7 +169,7 @@ class _Band:
         if self._source is None:
             path = self._open.enter_context(self.file.source)
             try:
-                # not `with`, which ties a raster to the thread that opened it
+                # `with` would tie the raster to the thread that opened it
                 self._source = self._open.enter_context(contextlib.closing(open_geotiff(path)))
             except RasterioError as error:
                 raise InputError(
@@ -193,22 +195,22 @@ class _Band:
         blocks: Iterable[tuple[Window, SourcePixels | None]],
         last: bool,
     ) -> None:
-        """Compute blocks, and write those that hold data."""
+        """Compute blocks, and write those with data."""
         if not same_pixels(self.box, leader.box):
             raise InputError(
-                f"{self.name} has {grid_text(self.box)}, but {leader.name} of the same scene {grid_text(leader.box)}; "
-                "delete the wrong one and materialize downloaded_bands again"
+                f"{self.name} has {grid_text(self.box)}, but {leader.name} of the same scene has "
+                f"{grid_text(leader.box)}; delete the wrong one and materialize downloaded_bands again"
             )
-        target = self._created(grid, tags)
+        target = self._target_on(grid, tags)
         for window, at in blocks:
-            # GDAL would leave a block of fill out of a sparse file as well
+            # skip empty blocks, as GDAL does in a sparse file
             if at is not None and ((pixels := self._warp(at)) != target.nodata).any():
                 target.write(pixels, 1, window=window)
                 self.stored += 1
         if last:
-            # here, in a thread of the pool, most blocks are compressed
+            # closing compresses most blocks, so do it in a thread of the pool
             target.close()
-            require_whole(Path(target.name), self.stored)
+            require_complete(Path(target.name), self.stored)
             self._open.close()
 
     def _warp(self, at: SourcePixels) -> NDArray[Any]:
@@ -222,7 +224,7 @@ class _Band:
             return nearest(values, at)
         return bilinear(values, at, fill_value(self.source, self.file.band, self.file.version))
 
-    def _created(self, grid: GeoBox, tags: Mapping[str, str]) -> rasterio.io.DatasetWriter:
+    def _target_on(self, grid: GeoBox, tags: Mapping[str, str]) -> rasterio.io.DatasetWriter:
         if self._target is None:
             is_qa = self.file.band == QA_BAND
             target = create_raster(

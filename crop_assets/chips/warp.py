@@ -1,10 +1,8 @@
-"""Exact resampling of a scene's bands onto the CDL grid, chip block by chip block.
+"""Exact resampling of a scene's bands to the CDL grid, one chip block at a time, on arrays.
 
-A pixel has the same value whatever is computed beside it: each block is computed by itself, from source
-coordinates that are pyproj's. GDAL's default warp approximates coordinates per chunk. The scenes of a tile
-share one grid, so the coordinates of a block are computed once for all of its bands and dates.
-
-Belongs here: coordinates and interpolation, of arrays. Does not: files (`reproject`).
+The value of a pixel does not depend on what else is computed: each block is computed on its own, with pyproj's
+coordinates, while GDAL's default warp approximates coordinates per chunk. The scenes of a tile share one grid, so the
+coordinates of a block are computed once for all bands and dates.
 """
 
 import functools
@@ -25,20 +23,20 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 _NODES = 6
-"""Chebyshev nodes on each axis of a target grid. From Albers to UTM is so smooth a step that four leave no more
-than 1e-8 pixel over a block, and six over a whole tile (measured)."""
+"""Chebyshev nodes on each axis of a target grid. The transformation from Albers to UTM is so smooth that the error is
+at most 1e-8 pixel with four nodes for a block, and with six for a complete tile (measured)."""
 _ROUNDING = 1e-9
-"""Weights of four neighbours that are all data add up to 1 but for this."""
+"""The weights of four neighbours with data add up to 1 within this."""
 
 
 @dataclass(frozen=True)
 class SourcePixels:
-    """Where the pixels of a target grid (h x w) lie in a source raster, computed once for all of its bands.
+    """The source pixels for each pixel of a target grid (h x w), computed once for all bands.
 
-    `window` is the part of the source to read. `weights` takes its pixels, flattened, to the bilinear mean of the
-    four around each target pixel: float64 (h * w, pixels of the window), with 0 for those beyond the source.
-    `nearest` is the index of the nearest pixel of the window, intp (h, w), and `inside` whether it lies in the
-    source; `within` is whether each target pixel has all its four neighbours in the source.
+    `window` is the part of the source to read. `weights` maps its flattened pixels to the bilinear mean of the four
+    neighbours of each target pixel: float64 (h * w, pixels of the window), 0 for neighbours outside the source.
+    `nearest` is the index of the nearest pixel of the window, intp (h, w), and `inside` whether that pixel is in the
+    source; `within` is true if all four neighbours of every target pixel are in the source.
     """
 
     window: Window
@@ -49,12 +47,12 @@ class SourcePixels:
 
 
 def source_coordinates(target: GeoBox, source: GeoBox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rows and columns in `source` of the pixel centres of `target`, float64 (h, w), as pyproj has them.
+    """Rows and columns in `source` of the pixel centres of `target`, float64 (h, w), by pyproj.
 
-    0.0 is the centre of the first pixel. pyproj is asked at 6 x 6 Chebyshev nodes; the polynomial through them
-    is within 1e-6 pixel for a target up to the size of a tile, in a tenth of the time. It is evaluated
-    by additions and products alone, which are the same on every machine. Not finite where the
-    projection of `source` has no such place.
+    0.0 is the centre of the first pixel. pyproj transforms 6 x 6 Chebyshev nodes, and a polynomial interpolates
+    between them: the error is below 1e-6 pixel for a target up to the size of a tile, in a tenth of the time. Only
+    additions and products are used, which give the same result on every machine. Not finite where the projection of
+    `source` is not defined.
     """
     height, width = target.shape
     nodes: NDArray[Any] = chebyshev.chebpts1(_NODES)
@@ -69,7 +67,7 @@ def source_coordinates(target: GeoBox, source: GeoBox) -> tuple[NDArray[np.float
 
 @functools.lru_cache(maxsize=4)
 def _basis(size: int) -> NDArray[np.float64]:
-    """What the value at each Chebyshev node adds to each of `size` pixels: float64 (nodes, size)."""
+    """The weight of each Chebyshev node at each of `size` pixels: float64 (nodes, size)."""
     values = chebyshev.chebvander(chebyshev.chebpts1(_NODES), _NODES - 1) * (2 / _NODES)
     values[:, 0] /= 2
     pixels = chebyshev.chebvander((np.arange(size) + 0.5) * 2 / size - 1, _NODES - 1)
@@ -79,7 +77,7 @@ def _basis(size: int) -> NDArray[np.float64]:
 def _spread(
     at_nodes: NDArray[np.float64], down: NDArray[np.float64], across: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    # no matrix product, whose last bits depend on the processor
+    # not a matrix product: its last bits depend on the processor
     rows = (at_nodes[:, :, None] * across).sum(axis=1)
     spread = np.zeros((down.shape[1], across.shape[1]))
     for node in range(_NODES):
@@ -88,7 +86,7 @@ def _spread(
 
 
 def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels | None:
-    """Where each pixel centre of `target` lies in `source`; None where none is inside of it."""
+    """The source pixels for each pixel of `target`; None if `target` is completely outside `source`."""
     # only this step needs scipy, which takes 0.3 s to import
     from scipy.sparse import csr_array
 
@@ -123,13 +121,13 @@ def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels | None:
 def _along(
     coordinates: NDArray[np.float64], size: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float64], int, int]:
-    """On one axis: the pixel before each coordinate, counted from the window's start, the share of the way to the
-    next, and the window's start and size (not above 0 where no coordinate is near the source).
+    """For one axis: the pixel before each coordinate, relative to the start of the window; the fraction of the way to
+    the next pixel; and the start and size of the window (size 0 or less if no coordinate is near the source).
     """
     before = np.floor(coordinates)
     start = max(0, int(before.min()))
     stop = min(size, int(before.max()) + 2)
-    # so that a far coordinate cannot overflow; it is beyond the window all the same
+    # clip far coordinates so that they do not overflow; they stay outside the window
     near = (before - start).clip(-2, size + 1).astype(np.int32)
     return near, coordinates - before, start, stop - start
 
@@ -143,13 +141,13 @@ def bilinear(
 ) -> NDArray[np.int16]:
     """Bilinear interpolation of the window `at.window` of a source at exact coordinates, rounded half up.
 
-    A target pixel is data if its nearest source pixel is; it is then the mean of those of its four
-    neighbours that are data, by their bilinear weights, so that fill never bleeds into data. Where all
-    four are data that is plain bilinear interpolation. Elsewhere the result is `nodata`.
+    A target pixel has data if its nearest source pixel has. Its value is the mean of its neighbours with data, by
+    their bilinear weights, so fill never bleeds into data; if all four have data, that is plain bilinear
+    interpolation. All other pixels are `nodata`.
     """
     pixels = values.ravel()
     is_data = pixels != fill
-    # one product in scipy takes less time than the steps of an interpolation in numpy, and threads share it well
+    # one product in scipy is faster than the steps of an interpolation in numpy, and scales well with threads
     mean: NDArray[np.float64] = at.weights @ np.where(is_data, pixels, 0).astype(np.float64)
     if not (at.within and is_data.all()):
         weight = at.weights @ is_data.astype(np.float64)
@@ -161,5 +159,5 @@ def bilinear(
 
 
 def nearest(values: NDArray[np.uint8], at: SourcePixels, nodata: int = QA_NODATA) -> NDArray[np.uint8]:
-    """The nearest source pixel in the window `at.window`; `nodata` outside of the source."""
+    """The nearest source pixel in the window `at.window`; `nodata` outside the source."""
     return np.where(at.inside, values.ravel().take(at.nearest), nodata).astype(np.uint8)

@@ -1,7 +1,5 @@
-"""Chips -> a training set: `splits`, `band_stats`, `class_weights`, `class_distribution`, `published_dataset`.
-
-Belongs here: the glue between the graph and the dataset logic. Does not: the logic (`splits`,
-`statistics`, `weights`, `funnel`, `plots`, `publish`).
+"""Stages from chips to a training set: `splits`, `band_stats`, `class_weights`, `class_distribution` and
+`published_dataset`.
 """
 
 import contextlib
@@ -37,8 +35,8 @@ from resources.tables import TableSchema
 @stage("dataset", SPLITS, kinds={"csv"}, fields=["train_share", "seed"])
 def splits(run: YearRun, filtered_chips: AllTiles, tile_map: pd.DataFrame) -> Made:
     """The kept chips, split into training and validation by a seeded hash of their ids: `train_ids.csv`,
-    `val_ids.csv`, `train_data.txt`, `validation_data.txt`; and `rejected_chips.csv`, which says of
-    every other chip box why it is not in the dataset.
+    `val_ids.csv`, `train_data.txt`, `validation_data.txt`; and `rejected_chips.csv`, which lists every other chip box
+    with the reason why it is not in the dataset.
     """
     judged = filtered_chips.frame
     ledger = reject_ledger(tile_map, judged, filtered_chips.missing)
@@ -47,14 +45,14 @@ def splits(run: YearRun, filtered_chips: AllTiles, tile_map: pd.DataFrame) -> Ma
         run.write_text("rejected_chips.csv", _ledger_text(ledger))
         raise InputError(
             f"none of the {len(tile_map)} chip boxes of {run.year} is kept: "
-            f"{ledger['reason'].value_counts().to_dict()}; rejected_chips.csv has them one by one"
+            f"{ledger['reason'].value_counts().to_dict()}; rejected_chips.csv lists them all"
         )
     funnel = yield_funnel(tile_map, ledger)
     split = split_chips(kept["chip_id"], run.recipe.train_share, run.recipe.seed)
     counts = split["split"].value_counts()
     table = kept.merge(split, on="chip_id").sort_values("chip_id", ignore_index=True)
     files = _write_splits(run, table, ledger)
-    _remove_strangers(run, set(tile_map["chip_id"]))
+    _remove_old_chips(run, set(tile_map["chip_id"]))
     metadata = {
         "funnel": markdown(funnel),
         "funnel_chart": Picture(funnel_png(funnel), "funnel"),
@@ -79,32 +77,33 @@ def _ledger_text(ledger: pd.DataFrame) -> str:
     return str(ledger.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
-def _remove_strangers(run: YearRun, chip_ids: set[str]) -> None:
-    """Remove from chips_filtered what is no chip box of the year any more: files of an earlier recipe's chips.
+def _remove_old_chips(run: YearRun, chip_ids: set[str]) -> None:
+    """Remove files from chips_filtered that belong to chips of an earlier recipe.
 
-    Files of a box of the year belong to its tile, which may be at work on them.
+    Files of current chip boxes are left to their tiles, whose runs may be writing them.
     """
     for name in run.store.names(run.layout.file("chips_filtered")):
         chip_id = name.rsplit("/", 1)[-1].removesuffix("_merged.tif").removesuffix(".mask.tif")
         if chip_id not in chip_ids:
-            run.warn(f"{name} belongs to no chip box of the year any more; removing it")
+            run.warn(f"{name} no longer belongs to a chip box of the year; removing it")
             run.store.remove(name)
 
 
 def _chosen(run: YearRun, splits: pd.DataFrame) -> pd.DataFrame:
-    """The chips that statistics are taken over, by the recipe. Raises InputError where there are none."""
+    """The chips to compute statistics from, by the recipe. Raises InputError if there are none."""
     chosen = splits if run.recipe.statistics_over == "kept" else splits[splits["split"] == TRAIN]
     if chosen.empty:
         raise InputError(
-            f"no chip of {run.year} trains: {len(splits)} kept; choose more chips or a larger train_share"
+            f"no chip of {run.year} is in the training split, and only {len(splits)} are kept; choose more chips or a "
+            "larger train_share"
         )
     return chosen
 
 
 @stage("dataset", BAND_STATS, kinds={"numpy"}, fields=["statistics_over", "band_values_binary"])
 def band_stats(run: YearRun, splits: pd.DataFrame, machine: Machine) -> Made:
-    """Mean, standard deviation, and minimum and maximum (1.5 % clipped) of each of the six bands over the
-    three dates: text files and a binary of all values in `band_stats/`, and `global_stats.txt`.
+    """Mean, standard deviation, minimum and maximum (1.5 % clipped at either end) of each of the six bands over the
+    three dates: text files and binaries of all values in `band_stats/`, and `global_stats.txt`.
     """
     chosen = _chosen(run, splits)
     numbers = range(1, len(REFLECTANCE_BANDS) + 1) if run.recipe.band_values_binary else ()
@@ -140,7 +139,7 @@ def _global_stats(statistics: list[BandStatistics]) -> str:
 
 @stage("dataset", CLASS_WEIGHTS, kinds={"csv"}, fields=["statistics_over"])
 def class_weights(run: YearRun, splits: pd.DataFrame) -> Made:
-    """`class_weights.csv`: balanced weights that sum to 1; class 0 and classes without a pixel weigh 0."""
+    """`class_weights.csv`: balanced weights that sum to 1; class 0 and classes without pixels have weight 0."""
     pixels = _chosen(run, splits)[CLASS_COLUMNS].sum().astype("int64")
     weights = balanced_weights(list(pixels))
     lines = "".join(f"{c}, {weight}\n" for c, weight in enumerate(weights))
@@ -150,7 +149,7 @@ def class_weights(run: YearRun, splits: pd.DataFrame) -> Made:
     )
     absent = [CLASSES[c] for c in range(1, len(CLASSES)) if pixels.iloc[c] == 0]
     if absent:
-        run.warn(f"no chip holds {', '.join(absent)}; their weight is 0")
+        run.warn(f"no chip has pixels of {', '.join(absent)}; the weight is 0")
     return Made(table, {"weights": markdown(table.round(4)), "absent": ", ".join(absent)}, [file])
 
 
@@ -172,7 +171,7 @@ def class_distribution(run: YearRun, splits: pd.DataFrame) -> Made:
 
 
 class Publishing(dg.Config):
-    """Where a dataset is published to."""
+    """Where to publish a dataset."""
 
     to: Literal["car", "kubo"] = Field(
         default="car",
@@ -201,8 +200,8 @@ def published_dataset(
     config: Publishing,
     ipfs: IpfsContent,
 ) -> Made:
-    """The finished dataset as a folder in IPFS, so that others can fetch the same bytes by one CID: in a CAR file, or
-    imported into a Kubo node. The same dataset has the same CID. Band values (.npy) are left out.
+    """The finished dataset as a folder in IPFS, so that others can download the same bytes by a single CID: in a CAR
+    file, or imported into a Kubo node. The same dataset has the same CID. Band values (.npy) are left out.
     """
     names = published_names(run.store, run.layout, splits, _PUBLISHED)
     report = Progress(run.log, len(names), "files hashed")
@@ -210,17 +209,17 @@ def published_dataset(
         local = {name: stack.enter_context(run.store.local(file)) for name, file in names.items()}
         dag = FolderDag(local, progress=report)
         run.log(f"{dag.root}: {len(names)} files, {dag.size:,} bytes")
-        place, files = ipfs.kubo_api, []
+        published_to, files = ipfs.kubo_api, []
         if config.to == "kubo":
             ipfs.kubo().import_car(write_car(dag, repeats=False), dag.root)
         else:
-            place = run.layout.file(f"{dag.root}.car")
-            files = [place]
-            _write_pieces(stack.enter_context(run.store.writing(place)), dag)
+            published_to = run.layout.file(f"{dag.root}.car")
+            files = [published_to]
+            _write_pieces(stack.enter_context(run.store.writing(published_to)), dag)
     table = pd.DataFrame(
-        [(str(dag.root), config.to, place, len(names), dag.size)], columns=_columns(PUBLISHED_DATASET)
+        [(str(dag.root), config.to, published_to, len(names), dag.size)], columns=_columns(PUBLISHED_DATASET)
     )
-    return Made(table, {"root_cid": str(dag.root), "published_to": place, "bytes": dag.size}, files)
+    return Made(table, {"root_cid": str(dag.root), "published_to": published_to, "bytes": dag.size}, files)
 
 
 def _write_pieces(path: Path, dag: FolderDag) -> None:

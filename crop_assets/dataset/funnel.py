@@ -1,7 +1,4 @@
-"""From chip boxes to the dataset: how many are left after each step, and what became of the rest.
-
-Belongs here: the count and the ledger. Does not: the rules that reject (`crop_assets.chips.quality`).
-"""
+"""The ledger of chip boxes that are not in the dataset, and how many boxes are left after each step."""
 
 from collections.abc import Mapping
 
@@ -16,8 +13,8 @@ NO_TILE, TILE_MISSING = "no_tile", "tile_missing"
 def reject_ledger(tile_map: pd.DataFrame, filtered: pd.DataFrame, missing: Mapping[str, str]) -> pd.DataFrame:
     """Every chip box that is not in the dataset: chip_id, tile, reason, figure, detail, sorted by chip_id.
 
-    `missing` names the tiles that are not done, with the cause. Raises InputError if a chip box of
-    `tile_map` is neither in `filtered` nor in a missing tile, or twice in `filtered`.
+    `missing` has the tiles that are not done, with the cause. Raises InputError if a chip box of
+    `tile_map` is neither in `filtered` nor in a missing tile, or is in `filtered` twice.
     """
     rejected = filtered.loc[~filtered["kept"], ["chip_id", "tile", "reason", "figure"]].assign(detail="")
     waiting = tile_map.loc[tile_map["tile"].isin(list(missing)), ["chip_id", "tile"]]
@@ -30,7 +27,7 @@ def reject_ledger(tile_map: pd.DataFrame, filtered: pd.DataFrame, missing: Mappi
     lost = set(tile_map["chip_id"]) ^ set(seen)
     if lost or seen.duplicated().any():
         raise InputError(
-            f"chip boxes and results do not add up: {sorted(lost)[:5] or 'a chip comes twice'}; "
+            f"chip boxes and results do not match: {sorted(lost)[:5] or 'a chip occurs twice'}; "
             "materialize the tiles of this year again"
         )
     parts = [part for part in (rejected, waiting, outside) if len(part)]
@@ -39,7 +36,7 @@ def reject_ledger(tile_map: pd.DataFrame, filtered: pd.DataFrame, missing: Mappi
 
 
 def yield_funnel(tile_map: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
-    """The steps from chip boxes to kept chips: step, chips left, lost at the step, and why."""
+    """The steps from chip boxes to kept chips: step, chips left, chips lost at this step, and why."""
     lost = ledger["reason"].value_counts()
     left = len(tile_map)
     rows = [("chip boxes", left, 0, "")]

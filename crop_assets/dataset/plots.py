@@ -1,7 +1,4 @@
-"""Charts of a dataset.
-
-Belongs here: the yield funnel as PNG. Does not: counting, or the shares of classes (`crop_assets.labels.plots`).
-"""
+"""A chart of the yield funnel, as PNG."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +14,7 @@ _BAR = "#4c78a8"
 
 @png
 def funnel_png(funnel: pd.DataFrame) -> "Figure":
-    """The steps from chip boxes to kept chips, one bar a step."""
+    """The steps from chip boxes to kept chips, one bar per step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")

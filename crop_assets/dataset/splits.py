@@ -1,7 +1,4 @@
-"""Which chips train and which validate.
-
-Belongs here: the assignment of chips. Does not: the files that readers want (`assets`).
-"""
+"""Assigns chips to training and validation."""
 
 import hashlib
 from collections.abc import Iterable
@@ -14,8 +11,8 @@ TRAIN, VALIDATION = "train", "validation"
 def split_chips(chip_ids: Iterable[str], train_share: float, seed: int) -> pd.DataFrame:
     """Assign each chip to train or validation; columns chip_id and split, sorted by chip_id.
 
-    Chips are ranked by the SHA-256 of seed and id, and the first floor(train_share * n) train. So the
-    split depends on nothing but the set of ids, and stays the same on any machine and version.
+    Chips are ranked by the SHA-256 of seed and id, and the first floor(train_share * n) are for training. So the
+    split depends only on the set of ids and the seed, and is the same on any machine and with any version.
     """
     ids = sorted(set(chip_ids))
     ranked = sorted(ids, key=lambda chip_id: hashlib.sha256(f"{seed}:{chip_id}".encode()).digest())

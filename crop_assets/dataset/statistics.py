@@ -1,8 +1,4 @@
-"""Statistics of the six bands over many chips, in one pass and in memory that does not grow with them.
-
-Belongs here: partial statistics that add up, what is read off them, and the pass over the chips. Does not: which
-chips.
-"""
+"""Statistics of the six bands over many chips, in one pass and in constant memory."""
 
 import contextlib
 import os
@@ -27,9 +23,9 @@ _VALUES = len(POSITIONS) * CHIP_SIZE**2
 """Values of one band in a chip."""
 CHIPS_PER_TASK = 8
 _TASKS_AT_ONCE = 32
-"""Tasks whose histograms, of 3 MB each, are held at once."""
+"""Tasks whose histograms, at 3 MB each, are in memory at once."""
 CLIPPED_PERCENT = 1.5
-"""Share of values clipped at either end before minimum and maximum are taken (published statistics)."""
+"""Share of values clipped at either end for minimum and maximum, as in the published statistics."""
 
 
 @dataclass(frozen=True)
@@ -44,29 +40,29 @@ class BandStatistics:
 
 
 class BandHistogram:
-    """How often each int16 value occurs in a band: everything exact that its statistics need, in 512 KiB."""
+    """The count of each int16 value in a band: in 512 KiB all that exact statistics need."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(65536, dtype=np.int64)
 
     def add(self, values: NDArray[np.int16], nodata: int) -> None:
-        """Count an array of any shape; `nodata` pixels are left out."""
+        """Count the values of an array of any shape, without `nodata` pixels."""
         counts = np.bincount(values.ravel().view(np.uint16) ^ _OFFSET, minlength=65536)
         counts[nodata + _OFFSET] = 0
         self._counts += counts
 
     def merge(self, other: "BandHistogram") -> None:
-        """Add what another has counted; the order does not matter."""
+        """Add the counts of another histogram; the order does not matter."""
         self._counts += other._counts
 
     def statistics(self) -> BandStatistics:
         """Mean, population standard deviation, and the values at 1.5 and 98.5 percent, by linear interpolation.
 
-        Raises InputError where nothing was counted.
+        Raises InputError if there are no values.
         """
         total = int(self._counts.sum())
         if total == 0:
-            raise InputError("there are no pixels to take statistics of: every one of a band is missing")
+            raise InputError("there are no statistics, because all pixels of a band are missing")
         values = np.arange(65536, dtype=np.float64) - _OFFSET
         mean = float((values * self._counts).sum() / total)
         std = float(np.sqrt((self._counts * (values - mean) ** 2).sum() / total))
@@ -93,9 +89,9 @@ def measure_bands(
 ) -> list[BandStatistics]:
     """Statistics of each of the six bands over the merged images of chips (18 bands, int16, -9999 missing).
 
-    `images` are paths for GDAL. `binaries` are six files to write each band's values to on the way, missing ones
-    included, as a `.npy` of int16 (chips x 3 x 224 x 224) that numpy can map into memory. `progress` gets the
-    number of chips done. Raises InputError for an image that cannot be read, and where no pixel is data.
+    `images` are paths for GDAL. `binaries`, if given, are six files that get the values of each band, including
+    missing ones, as a `.npy` of int16 (chips x 3 x 224 x 224) that numpy can memory-map. `progress` is called with the
+    number of chips done. Raises InputError if an image cannot be read, and if a band has no data at all.
     """
     totals = [BandHistogram() for _ in REFLECTANCE_BANDS]
     with contextlib.ExitStack() as stack:
@@ -130,7 +126,7 @@ def _read(image: str) -> NDArray[np.int16]:
                 raise InputError(f"{Path(image).name} has the shape {shape}; materialize its tile again")
             if set(raster.dtypes) != {"int16"}:
                 raise InputError(
-                    f"{Path(image).name} is of {raster.dtypes[0]}, and not of int16; materialize its tile again"
+                    f"{Path(image).name} has the type {raster.dtypes[0]}, not int16; materialize its tile again"
                 )
             values: NDArray[np.int16] = raster.read()
     except RasterioError as error:
@@ -141,9 +137,9 @@ def _read(image: str) -> NDArray[np.int16]:
 
 
 def _value_file(stack: contextlib.ExitStack, path: Path, chips: int) -> tuple[int, int]:
-    """An open `.npy` of int16 values to write at any place, and where its values begin.
+    """Create a `.npy` of int16 values for random writes; returns its file descriptor, and the offset of the values.
 
-    Not a memory map: the pages of one count as memory of the process.
+    It is not a memory map, because mapped pages count as memory of the process.
     """
     file = stack.enter_context(path.open("wb"))
     header = {"descr": "<i2", "fortran_order": False, "shape": (chips * _VALUES,)}

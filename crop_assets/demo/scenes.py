@@ -111,7 +111,7 @@ class ScenePlan:
 
 
 @dataclass(frozen=True)
-class BandFile:
+class DemoFile:
     """A written file: bytes, SHA-256 in hex, and the CID that Kubo gives it."""
 
     size: int
@@ -139,7 +139,7 @@ class Scene:
     cloud_coverage: int
     spatial_coverage: int
     footprint: tuple[tuple[float, float], ...]
-    files: dict[str, BandFile]
+    files: dict[str, DemoFile]
 
     def file_name(self, band: str) -> str:
         return f"{self.scene_id}.{band}.tif"
@@ -164,7 +164,7 @@ def render_scene(plan: ScenePlan, cdl: Path, folder: Path) -> Scene:
     writing = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
-    files: dict[str, BandFile] = {}
+    files: dict[str, DemoFile] = {}
     for band, pixels in _reflectance(rng, plan, land, fmask, opacity):
         name = file_band(plan.scene_id, band)
         path = writing / f"{plan.scene_id}.{name}.tif"
@@ -563,7 +563,7 @@ def _write(path: Path, pixels: npt.NDArray[Any], frame: TileFrame, nodata: int, 
         raster.update_tags(**tags)
 
 
-def _measure(path: Path) -> BandFile:
+def _measure(path: Path) -> DemoFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return BandFile(path.stat().st_size, digest, file_cid(path))
+    return DemoFile(path.stat().st_size, digest, file_cid(path))

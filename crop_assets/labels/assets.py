@@ -1,7 +1,4 @@
-"""A CDL release -> chip boxes: `cdl`, `candidate_chips`, `chip_bboxes`.
-
-Belongs here: the glue between the graph and the label logic. Does not: the logic (the modules beside this one).
-"""
+"""Stages from a CDL raster to chip boxes: `cdl`, `candidate_chips`, `chip_bboxes`."""
 
 import hashlib
 from dataclasses import dataclass
@@ -41,7 +38,7 @@ from resources.machine import Machine
 from resources.object_store import translated
 
 _WHY = ("why_fewer", "why_crowded")
-"""What of a choice is a warning, by its name in the report and in the metadata."""
+"""The warnings of a `ChoiceReport`; the metadata have the same names."""
 
 
 def _raster(run: YearRun, cdl_releases: CdlReleases, machine: Machine) -> Source:
@@ -64,8 +61,9 @@ def _raster(run: YearRun, cdl_releases: CdlReleases, machine: Machine) -> Source
 
 @stage("labels", CDL, kinds={"geotiff"}, code_version="2", source=_raster)
 def cdl(run: YearRun, source: pd.DataFrame) -> Made:
-    """The Cropland Data Layer raster of the year: one's own, or the release that NASS lists, fetched and unpacked to a
-    tiled GeoTIFF with overviews; checked (EPSG:5070, 30 m, national grid), and described by its checksum.
+    """The Cropland Data Layer raster of the year: a local raster, or the release that NASS lists, downloaded and
+    converted to a tiled GeoTIFF with overviews. It is checked (EPSG:5070, 30 m, national grid) and identified by its
+    checksum.
     """
     return Made(source, {"raster": markdown(source.T.reset_index())})
 
@@ -79,8 +77,8 @@ def cdl(run: YearRun, source: pd.DataFrame) -> Made:
     warnings=["unknown_codes"],
 )
 def candidate_chips(run: YearRun, cdl: pd.DataFrame, cdl_releases: CdlReleases, machine: Machine) -> Made:
-    """Every 224 x 224 box of the national chip grid that the raster holds, with the pixels of each class. The raster is
-    read once for it, whatever is chosen from it and however often.
+    """Every 224 x 224 box of the national chip grid inside the raster, with its pixels per class. The raster is read
+    only once; chips can then be chosen again and again without it.
     """
     digest, unknown_codes = raster_digest(cdl), run.recipe.unknown_codes
     raster = check_cdl(cdl_releases.find_same(run.year, digest), unknown_codes)
@@ -88,20 +86,20 @@ def candidate_chips(run: YearRun, cdl: pd.DataFrame, cdl_releases: CdlReleases, 
     with machine.pool() as pool:
         histograms = chip_histograms(raster, pool, report)
     table = candidate_boxes(histograms)
-    # threads open the file one after the other: it must have been one and the same to the end
+    # threads opened the file at different times: make sure that nobody replaced it meanwhile
     cdl_releases.find_same(run.year, digest)
     histogram = Picture(class_histogram_png(table[CLASS_COLUMNS].sum().to_numpy()), "classes")
     metadata = {"with_no_data": int((table["class_0"] > 0).sum()), "class_histogram": histogram}
     if histograms.unknown:
         metadata["unknown_codes"] = (
-            f"the raster has {histograms.unknown}, made {unknown_codes!r} by the recipe"
+            f"the raster has {histograms.unknown}; the recipe turns them into {unknown_codes!r}"
         )
     return Made(table, metadata)
 
 
 def _area(run: YearRun) -> Source:
     aoi = read_aoi(run.recipe.aoi) if run.recipe.aoi else None
-    # of an area its polygons count, and not the files that hold them
+    # the polygons identify an area, not the file that they come from
     return Source(aoi, [_checksum(run.recipe.chip_boxes), "" if aoi is None else aoi_checksum(aoi)])
 
 
@@ -121,7 +119,7 @@ def _choice_fields(recipe: DatasetRecipe) -> list[str]:
     warnings=_WHY,
 )
 def chip_bboxes(run: YearRun, candidate_chips: pd.DataFrame, source: gpd.GeoDataFrame | None) -> Made:
-    """The chosen 224 x 224 chip boxes on the national chip grid, with the pixels of each class; also as
+    """The chosen 224 x 224 chip boxes on the national chip grid, with their pixels per class; also written as
     `chip_bbox.geojson` (EPSG:4326) and `chip_bbox_5070.geojson`.
     """
     recipe = run.recipe
@@ -144,9 +142,9 @@ def _balance(recipe: DatasetRecipe) -> Balance:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The chip boxes `inside` the area of interest, and those that were `chosen` of them.
+    """The chip boxes `inside` the area of interest, and the `chosen` ones among them.
 
-    `choices` are these and, beside them, those that 'evenness' and 'balanced' choose, by how they are chosen.
+    `choices` also has what 'evenness' and 'balanced' would choose, for comparison; its keys are the strategies.
     """
 
     inside: gpd.GeoDataFrame
@@ -159,13 +157,13 @@ class _Choice:
 
 
 def _choose(recipe: DatasetRecipe, landscape: gpd.GeoDataFrame, aoi: gpd.GeoDataFrame | None) -> _Choice:
-    """Raises InputError where the recipe chooses none, or the area of interest touches none."""
+    """Raises InputError if the recipe chooses no box, or the area of interest touches none."""
     boxes, balance = landscape, _balance(recipe)
     if recipe.chip_boxes:
         boxes = read_chip_geojson(recipe.chip_boxes, landscape)
     inside = boxes if aoi is None else boxes[inside_aoi(boxes, aoi)].reset_index(drop=True)
     if aoi is not None and inside.empty:
-        # says so, with the bounds of both
+        # raises, with the bounds of both
         filter_aoi(boxes if recipe.chip_boxes else boxes[boxes["class_0"] == 0], aoi)
     if recipe.chip_boxes:
         how, wanted, choices = "chip_boxes", len(boxes), {"chip_boxes": inside}
@@ -180,7 +178,7 @@ def _choose(recipe: DatasetRecipe, landscape: gpd.GeoDataFrame, aoi: gpd.GeoData
 
 
 def _counts(report: ChoiceReport) -> dict[str, Any]:
-    """What the operator sees of how many chips there are, and why."""
+    """Metadata: how many chips were chosen, and why not more."""
     found: dict[str, Any] = {
         "wanted": report.wanted,
         "inside_the_aoi": report.inside,
@@ -192,13 +190,13 @@ def _counts(report: ChoiceReport) -> dict[str, Any]:
 
 
 def _pictures(landscape: gpd.GeoDataFrame, choice: _Choice, balance: Balance) -> dict[str, Any]:
-    """What the operator sees of the choice: how good a dataset it makes, beside the other strategies."""
+    """Metadata: how good a dataset the choice makes, compared with the other strategies."""
     inside, choices = choice.inside, choice.choices
     pixels = {name: boxes[CLASS_COLUMNS].sum().to_numpy() for name, boxes in choices.items()}
     everything = {"all boxes": inside[CLASS_COLUMNS].sum().to_numpy()}
     return {
         "choices": markdown(compare_choices({**choices, "all boxes": inside}, balance)),
-        "distance_from_target": "share of the pixels that would have to be of another class, 0 at best",
+        "distance_from_target": "share of pixels that would need another class to match the target; 0 is best",
         "classes": Picture(choices_png(everything | pixels, balance.target), "classes"),
         "map": Picture(choice_maps_png(choices, landscape), "map of the chosen chips"),
         "richest": markdown(_richest(choice.chosen), rows=10),
@@ -211,13 +209,11 @@ def _richest(boxes: gpd.GeoDataFrame) -> pd.DataFrame:
 
 
 def _checksum(path: str) -> str:
-    """SHA-256 of a file that the recipe names, "" for none. Raises InputError where it is not there."""
+    """SHA-256 of a file that the recipe names, "" if it names none. Raises InputError if it cannot be read."""
     if not path:
         return ""
     try:
         with translated(path):
             return hashlib.sha256(UPath(path).read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(
-            f"{path}, which the recipe names, cannot be read: {error.strerror or error}"
-        ) from None
+        raise InputError(f"cannot read {path}, which the recipe names: {error.strerror or error}") from None

@@ -1,10 +1,7 @@
-"""A choice of boxes whose classes, taken together, come as near to a target as the landscape allows.
+"""Chooses boxes whose classes together come as close to a target as the landscape allows.
 
-Ranking boxes one by one, as `sampling.evenness` does, cannot do that: boxes that are even in themselves all hold the
-same common classes. Here the boxes are chosen for what they add up to.
-
-Belongs here: that choice, and measuring how near to the target any choice is. Does not: which boxes there are, or
-the other ways to choose (`sampling`).
+Ranking boxes one by one, as `sampling.evenness` does, cannot do that: the most even boxes all hold the same common
+classes. Here boxes are chosen for their sum.
 """
 
 import math
@@ -25,30 +22,30 @@ _PRICE_SCALE = 1 << 20
 
 @dataclass(frozen=True)
 class Balance:
-    """What a balanced choice aims at, and how far apart its boxes are to lie."""
+    """The target of a balanced choice, and how far its boxes are spread out."""
 
     target: tuple[float, ...] = (1 / 13,) * 13
-    """Shares of the classes 1 to 13, which add up to 1."""
+    """Shares of the classes 1 to 13; they add up to 1."""
     block_chips: int = 8
-    """Chips along the side of a block."""
+    """Side of a block in chips."""
     max_per_block: int = 8
-    """Most boxes of one block, unless that leaves too few."""
+    """Maximum number of boxes per block, unless that leaves too few."""
     seed: int = 42
 
 
 def choose_balanced(
     counts: NDArray[np.int32], rows: NDArray[np.int64], cols: NDArray[np.int64], chips: int, balance: Balance
 ) -> NDArray[np.intp]:
-    """Indices, ascending, of the `chips` boxes whose classes together are nearest to the target, or of all there are.
+    """Indices, ascending, of the `chips` boxes whose classes together come closest to the target; all if there are few.
 
-    `counts` is [n, 13], the pixels of classes 1 to 13 of boxes that hold 224 * 224 of them; `rows` and `cols` are [n],
-    their places on the chip grid. Near is by the sum of squares over the classes.
+    `counts` is [n, 13], the pixels of classes 1 to 13 of boxes without no-data pixels (224 * 224 each); `rows` and
+    `cols`, [n], are their positions on the chip grid. Closeness is the sum of squares over the classes.
 
-    The relaxed problem, in which a box may be taken in part, is convex and is solved by the Frank-Wolfe method
-    (Jaggi, ICML 2013): each step prices the classes by what is lacking and takes the boxes of the highest price. Its
-    answer is rounded, and then boxes are swapped for better ones. Equal boxes go by a hash of seed and place, all
-    sums over boxes are of whole numbers below 2^53, and so the choice is the same in any order of the boxes and on any
-    machine.
+    The relaxed problem, in which fractions of boxes may be taken, is convex and is solved by the Frank-Wolfe method
+    (Jaggi, ICML 2013): each step prices the classes by how much is lacking and takes the boxes of the highest price.
+    The solution is rounded, and then boxes are swapped for better ones. Ties are broken by a hash of seed and
+    position, and all sums over boxes are of integers below 2^53, so the choice depends neither on the order of the
+    boxes nor on the machine.
     """
     total = len(counts)
     if total <= chips:
@@ -58,26 +55,26 @@ def choose_balanced(
     classes = counts[shuffled].astype(np.float64)
     blocks = (rows // balance.block_chips << 16 | cols // balance.block_chips)[shuffled]
     _, block = np.unique(blocks, return_inverse=True)
-    limit = max(balance.max_per_block, _least_limit(np.bincount(block), chips))
-    aim = _whole(balance.target, chips * _PIXELS)
+    limit = max(balance.max_per_block, _smallest_limit(np.bincount(block), chips))
+    aim = _apportioned(balance.target, chips * _PIXELS)
     shares = _relaxed(classes, block, aim, chips, limit)
     chosen = _best(shares, block, chips, limit)
     return np.sort(shuffled[_swapped(classes, block, aim, chosen, limit)])
 
 
 def target_shares(wanted: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
-    """The share of each class that a dataset should have: equal ones, but for those that `wanted` weighs otherwise.
+    """The target share of each class; shares add up to 1.
 
-    A class weighs 1 where `wanted` does not name it; shares add up to 1.
+    `wanted` has weights by name of class; a class that it does not name weighs 1.
     """
     weights = [wanted.get(name, 1.0) for name in names]
     return tuple(weight / math.fsum(weights) for weight in weights)
 
 
 def distance(pixels: NDArray[np.int64], target: Sequence[float]) -> float:
-    """The share of pixels that would have to be of another class to reach `target`, 0 to 1.
+    """The share of pixels that would need another class to match `target`, 0 to 1.
 
-    `pixels` is [13], by class; this is the total variation distance of the two distributions.
+    `pixels` is [13], by class. This is the total variation distance of the two distributions.
     """
     shares = pixels / max(int(pixels.sum()), 1)
     return float(np.abs(shares - np.asarray(target)).sum() / 2)
@@ -86,7 +83,7 @@ def distance(pixels: NDArray[np.int64], target: Sequence[float]) -> float:
 def _relaxed(
     classes: NDArray[np.float64], block: NDArray[np.intp], aim: NDArray[np.float64], chips: int, limit: int
 ) -> NDArray[np.float64]:
-    """How much of each box the best mixture takes, 0 to 1."""
+    """The fraction of each box in the best mixture, 0 to 1."""
     common = np.maximum(classes.sum(axis=0), 1)
     prices = np.round(common.min() / common * _PRICE_SCALE)
     shares = np.zeros(len(classes))
@@ -118,7 +115,7 @@ def _swapped(
     chosen: NDArray[np.intp],
     limit: int,
 ) -> NDArray[np.intp]:
-    """`chosen` after swaps of the box that is most in excess for the one that then fits best, while they help."""
+    """`chosen`, after swapping the worst box for the one that then fits best, as long as that helps."""
     inside = np.zeros(len(classes), bool)
     inside[chosen] = True
     used = np.bincount(block[chosen], minlength=block.max() + 1)
@@ -139,7 +136,7 @@ def _swapped(
 
 
 def _best(worth: NDArray[np.float64], block: NDArray[np.intp], chips: int, limit: int) -> NDArray[np.intp]:
-    """The `chips` boxes of the greatest worth, at most `limit` of a block; the first of equal ones."""
+    """The `chips` boxes of the greatest worth, at most `limit` per block; ties go to the first."""
     ranked = np.argsort(-worth, kind="stable")
     by_block = np.argsort(block[ranked], kind="stable")
     in_order = block[ranked][by_block]
@@ -149,8 +146,8 @@ def _best(worth: NDArray[np.float64], block: NDArray[np.intp], chips: int, limit
     return ranked[rank_in_block < limit][:chips]
 
 
-def _least_limit(sizes: NDArray[np.intp], chips: int) -> int:
-    """The fewest boxes of each block that come to `chips`, where blocks have these sizes."""
+def _smallest_limit(sizes: NDArray[np.intp], chips: int) -> int:
+    """The smallest limit per block that leaves `chips` boxes, given the sizes of the blocks."""
     low, high = 1, int(sizes.max())
     while low < high:
         middle = (low + high) // 2
@@ -158,11 +155,11 @@ def _least_limit(sizes: NDArray[np.intp], chips: int) -> int:
     return low
 
 
-def _whole(target: Sequence[float], pixels: int) -> NDArray[np.float64]:
-    """`pixels` shared out by `target` in whole numbers, the largest remainders first."""
+def _apportioned(target: Sequence[float], pixels: int) -> NDArray[np.float64]:
+    """`pixels` distributed over the classes by `target` as integers (largest remainder method)."""
     exact = [share * pixels for share in target]
-    whole = [math.floor(value) for value in exact]
-    first = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
-    for i in first[: pixels - sum(whole)]:
-        whole[i] += 1
-    return np.array(whole, np.float64)
+    integers = [math.floor(value) for value in exact]
+    first = sorted(range(len(exact)), key=lambda i: (integers[i] - exact[i], i))
+    for i in first[: pixels - sum(integers)]:
+        integers[i] += 1
+    return np.array(integers, np.float64)

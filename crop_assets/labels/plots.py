@@ -1,8 +1,4 @@
-"""Pictures of the labels for the person at the UI: class shares and where the chips lie.
-
-Belongs here: drawing to PNG bytes. Does not: counting or choosing what is drawn, or drawing chips
-of imagery (`chips.plots`).
-"""
+"""Charts of class shares and maps of the chosen chips, as PNG."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -29,7 +25,7 @@ _CHOICE_COLOURS = ("#b8bec6", "#4c78a8", "#f2a541", "#7b9e6b")
 def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> "Figure":
     """A bar chart of the share of each class, as PNG.
 
-    `counts` are the pixels by class value, [14]; class 0 is left out.
+    `counts`, [14], are the pixels per class; class 0 is left out.
     """
     from matplotlib.figure import Figure
 
@@ -48,9 +44,9 @@ def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> "Figure":
 
 @png
 def choices_png(choices: Mapping[str, NDArray[np.int64]], target: Sequence[float]) -> "Figure":
-    """Bars of the share of each class side by side for several choices of chips, and a mark where the target is.
+    """A bar chart of the class shares of several choices of chips, side by side, with marks at the target.
 
-    `choices` holds the pixels by class value, [14], of each choice by its name; class 0 is left out.
+    `choices` has the pixels per class, [14], of each choice by its name; class 0 is left out.
     """
     from matplotlib.figure import Figure
 
@@ -68,17 +64,17 @@ def choices_png(choices: Mapping[str, NDArray[np.int64]], target: Sequence[float
     axes.hlines(wanted, places - 0.45, places + 0.45, colors="#d62728", linewidths=1.5, label="target")
     axes.set_xticks(places, CLASSES[1:], rotation=40, fontsize=8, ha="right")
     axes.set_ylabel("share of pixels, %")
-    # matplotlib looks for the best place inside the axes, and warns where that takes it over a second
+    # inside the axes, matplotlib searches for the best position, and warns if that takes over a second
     figure.legend(fontsize=8, ncols=len(choices) + 1, loc="outside upper center")
     return figure
 
 
 @png
 def choice_maps_png(choices: Mapping[str, gpd.GeoDataFrame], landscape: pd.DataFrame) -> "Figure":
-    """Maps in EPSG:5070, side by side, of the chips of several choices on all boxes there are.
+    """Maps in EPSG:5070, side by side, of the chips of several choices on top of all boxes.
 
-    A chip has the colour of its largest class. `choices` are frames of chip boxes by name, and `landscape` holds `row`,
-    `col` and `class_0` of all boxes; those without no-data are grey.
+    A chip has the colour of its largest class. `choices` are frames of chip boxes by name; `landscape` has `row`, `col`
+    and `class_0` of all boxes, and those without no-data pixels are grey.
     """
     from matplotlib.figure import Figure
 
@@ -109,7 +105,7 @@ def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
     """A map in EPSG:5070 of chip boxes, coloured by their largest class, on tile outlines, as PNG.
 
     `boxes` is a frame of chip boxes; `tiles` is any frame of polygons with a CRS, such as the rows
-    of the tile grid that the boxes are mapped to.
+    of the tile grid with the tiles of these boxes.
     """
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
@@ -129,25 +125,25 @@ def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
 
 
 def _percents(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The share of classes 1 to 13 in the pixels by class value, [14], without class 0."""
+    """Shares of classes 1 to 13 in percent, from the pixels per class, [14]; class 0 does not count."""
     return 100 * counts[1:] / max(int(counts[1:].sum()), 1)
 
 
 def _draw_chips(axes: "Axes", boxes: gpd.GeoDataFrame) -> NDArray[np.intp]:
-    """Draw the squares in the colour of their largest class, which is returned: [n], 1 to 13."""
+    """Draw the squares in the colour of their largest class, and return these classes: [n], 1 to 13."""
     from matplotlib.collections import PolyCollection
 
     counts = boxes[CLASS_COLUMNS[1:]].to_numpy()
     largest = counts.argmax(axis=1) + 1 if len(counts) else np.empty(0, np.intp)
     colours = [CLASS_COLOURS[value] for value in largest]
     squares = [shapely.get_coordinates(shape) for shape in boxes.geometry]
-    # an edge of its own colour keeps a chip visible where it is smaller than a picture's pixel
+    # an edge of the same colour keeps a chip visible if it is smaller than a pixel of the picture
     axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors=colours, linewidths=0.8))
     return largest
 
 
 def _class_patches(values: set[int]) -> "list[Patch]":
-    """What a legend shows of classes."""
+    """Legend entries of these classes."""
     from matplotlib.patches import Patch
 
     return [Patch(color=CLASS_COLOURS[value], label=CLASSES[value]) for value in sorted(values)]

@@ -1,8 +1,4 @@
-"""From the archive of a CDL release to the raster that everything else reads.
-
-Belongs here: checking what is in an archive, and the tiled raster with overviews that is made of it. Does not: where
-archives come from (`resources.cdl`), or what makes a raster a CDL (`cdl`).
-"""
+"""Converts the archive of a CDL release to a tiled GeoTIFF with overviews, the raster that everything else reads."""
 
 import json
 import math
@@ -36,15 +32,15 @@ from resources.file_system import flush, read_plain
 from resources.geodata import open_raster, raster_sources
 from resources.store import require_room
 
-_MOST_UNPACKED_BYTES = 40 << 30
-"""The national raster has 14.8 thousand million pixels of a byte; overviews and tables may come with it."""
-_MOST_NOTE_BYTES = 1 << 16
+_MAX_UNPACKED_BYTES = 40 << 30
+"""The national raster has 14.8 billion pixels of one byte; overviews and tables may come with it."""
+_MAX_RECORD_BYTES = 1 << 16
 _MEGABYTE = 1_000_000
 _COG = {
-    # a block is a chip, so that a scan for chips decodes each of them once
+    # blocks match the chips of the national grid, so a scan decodes each block once
     "BLOCKSIZE": CHIP_SIZE,
     "COMPRESS": "ZSTD",
-    # 3 % larger than by the default of 9, in two thirds of the time
+    # 3 % larger than with the default of 9, in two thirds of the time
     "LEVEL": 6,
     "OVERVIEWS": "IGNORE_EXISTING",
     "OVERVIEW_RESAMPLING": "NEAREST",
@@ -55,7 +51,7 @@ _COG = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Which release a raster was made of: noted beside it, so that a new release is told, and a file of one's own."""
+    """The release that a raster was made from, recorded next to it to recognize new releases and local rasters."""
 
     release: str
     """URL of the archive, or the name of a local one."""
@@ -66,73 +62,73 @@ class Origin:
 
 @dataclass(frozen=True)
 class YearRaster:
-    """The raster of a year as a local file, and the release that it was made of, if it is not one's own."""
+    """The raster of a year as a local file, and the release that it was made from; None if the user provided it."""
 
     path: Path
     sha256: str
     origin: Origin | None
 
 
-_NOTES = TypeAdapter(list[Origin])
+_ORIGINS = TypeAdapter(list[Origin])
 
 
 def obtain_raster(
     releases: CdlReleases,
     year: int,
     pool: Executor,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     warn: Callable[[str], None],
     unknown_codes: str = "refuse",
 ) -> YearRaster:
-    """The raster of a year: one's own, or that of the latest release, which is fetched and unpacked if it is new.
+    """The raster of a year: a local raster, or the latest release, which is downloaded and unpacked if it is new.
 
-    Where the index does not answer, the release that was fetched before serves; a fetch that breaks off is an error,
-    and goes on next time. An archive with the same bytes as before leaves the raster as it is. Of several runs that
-    want a new release, one fetches it and the others wait.
+    If the index does not answer, the release that was downloaded earlier is used. An interrupted download raises an
+    error, and the next call resumes it. If the archive is unchanged, so is the raster. If several runs need a new
+    release, one downloads it and the others wait.
 
-    Raises InputError for a release that is no CDL, IntegrityError for an archive that is damaged or unsafe, and
-    NotFoundError where there is no raster and none is listed, or the file that is named is another year's. Raises
-    UnavailableError where a retry may help, and ForbiddenError.
+    Raises InputError if the release is not a CDL raster, IntegrityError if the archive is damaged or unsafe, and
+    NotFoundError if there is no raster and none is listed, or the given file is for another year. Raises
+    UnavailableError if a retry may help, and ForbiddenError.
     """
     releases.require_year(year)
     raster = releases.raster_path(year)
-    there = _there(raster)
-    if there is not None and there.origin is None:
+    current = _current_raster(raster)
+    if current is not None and current.origin is None:
         if record_path(raster).is_file():
-            say(
-                f"{raster} is not the raster that {record_path(raster).name} tells of, so it is taken as your own and "
-                "no release is looked for; remove it to have the release"
+            log(
+                f"{raster} is not the raster recorded in {record_path(raster).name}, so it counts as your own and no "
+                "release is looked for; remove it to get the release"
             )
-        return YearRaster(releases.find(year), there.sha256, None)
-    release = _latest(releases, year, there, warn)
-    if there is not None and (
-        release is None or (there.origin and same_release(there.origin.version, release.version))
+        return YearRaster(releases.find(year), current.sha256, None)
+    release = _latest_release(releases, year, current, warn)
+    if current is not None and (
+        release is None or (current.origin and same_release(current.origin.version, release.version))
     ):
-        return there
+        return current
     if release is None:
-        # there is none to be found, which it says with where it belongs
+        # raises, and the message says where the raster should be
         return YearRaster(releases.find(year), "", None)
-    with releases.partials(year).alone(f"{year}", say):
-        before = _there(raster)
+    with releases.partials(year).alone(f"{year}", log):
+        before = _current_raster(raster)
         if before is not None and (
             before.origin is None or same_release(before.origin.version, release.version)
         ):
             return before
-        return _make_anew(releases, release, raster, before, pool, say, unknown_codes)
+        return _replace_raster(releases, release, raster, before, pool, log, unknown_codes)
 
 
-def _latest(
-    releases: CdlReleases, year: int, there: YearRaster | None, warn: Callable[[str], None]
+def _latest_release(
+    releases: CdlReleases, year: int, current: YearRaster | None, warn: Callable[[str], None]
 ) -> Release | None:
-    """The release that there should be; None where there is none, or none is to be had and a raster is there.
+    """The release to use; None if there is none, or if it is not available and there is a current raster.
 
-    Raises what `CdlReleases.release` raises, with what to do, where no raster is there.
+    Without a current raster, raises what `CdlReleases.release` raises, and adds what to do.
     """
     try:
         return releases.release(year)
     except ResourceError as error:
-        if there is None:
-            # the kind stays, for it says whether a retry can help
+        if current is None:
+            # keep the type: it decides whether a retry can help
             failed = type(error)(
                 f"there is no CDL raster of {year} at {releases.raster_path(year)}, and none could be fetched: "
                 f"{error}. Put {year}_30m_cdls.zip, or the GeoTIFF inside, there yourself"
@@ -141,40 +137,40 @@ def _latest(
             if isinstance(error, TryAgainError) and isinstance(failed, TryAgainError):
                 failed.retry_after = error.retry_after
             raise failed from None
-        warn(f"{error}; going on with the release that was fetched before")
+        warn(f"{error}; using the release that was downloaded earlier")
         return None
 
 
-def _make_anew(
+def _replace_raster(
     releases: CdlReleases,
     release: Release,
     raster: Path,
     before: YearRaster | None,
     pool: Executor,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     unknown_codes: str,
 ) -> YearRaster:
-    """Fetch and unpack a release in place of what is there."""
-    say(f"{release.place} is {'another release than before' if before else 'new'}; taking it")
+    """Download and unpack a release, and replace the current raster, if any."""
+    log(f"{release.place} is {'a newer release' if before else 'new'}; using it")
     earlier = before.origin if before else None
-    with releases.archive(release, _megabytes(say, "MB fetched", release.size)) as archive:
+    with releases.archive(release, _megabytes(log, "MB downloaded", release.size)) as archive:
         name = Path(release.place).name if release.is_local else release.place
         found = Origin(name, release.version, file_sha256(archive), earlier.raster_sha256 if earlier else "")
         if before and earlier and earlier.archive_sha256 == found.archive_sha256:
-            say("its bytes are those of before; nothing to unpack")
-            _note(releases, release.year, raster, found, None)
+            log("the archive is unchanged; nothing to unpack")
+            _write_record(releases, release.year, raster, found, None)
             return YearRaster(raster, before.sha256, found)
         with releases.partials(release.year).holding(f"the raster of {raster}") as path:
             new = path.with_name(f"{path.name}.tif")
             try:
-                _make_raster(archive, release, new, raster, pool, say, unknown_codes)
+                _make_raster(archive, release, new, raster, pool, log, unknown_codes)
                 found = replace(found, raster_sha256=file_sha256(new))
-                now = _there(raster)
+                now = _current_raster(raster)
                 if now is not None and now != before:
-                    say(f"{raster} was put there meanwhile; it is left as it is")
+                    log(f"{raster} appeared in the meantime and is kept")
                     return now
-                _note(releases, release.year, raster, found, earlier)
-                _put(new, raster)
+                _write_record(releases, release.year, raster, found, earlier)
+                _move_into_place(new, raster)
             finally:
                 new.unlink(missing_ok=True)
     return YearRaster(raster, raster_sha256(raster), found)
@@ -186,12 +182,12 @@ def _make_raster(
     raster: Path,
     target: Path,
     pool: Executor,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     unknown_codes: str,
 ) -> None:
-    """Unpack the archive of a release, check it, and write it to `raster` in blocks and with overviews.
+    """Unpack the archive of a release, check it, and write it to `raster`, tiled and with overviews.
 
-    `target` is where it is put later, as errors say.
+    `target` is its final path, for error messages.
     """
     name = f"{release.year}_30m_cdls"
     unpacked = raster.with_name(f"{raster.name}.unpacked")
@@ -200,18 +196,20 @@ def _make_raster(
         found = _raster_members(archive, name)
         require_room(raster.parent, 2 * sum(member.file_size for member in found.values()))
         for suffix, member in found.items():
-            # an .img finds its .ige by its own name where there is none by the name that it had
+            # if there is no .ige under the recorded name, GDAL looks for one named like the .img
             parts.append(unpacked.with_name(f"{unpacked.name}{suffix}"))
-            unpack(archive, member, parts[-1], _megabytes(say, "MB unpacked", member.file_size))
+            unpack(archive, member, parts[-1], _megabytes(log, "MB unpacked", member.file_size))
         unpacked, name = parts[0], f"{name}{parts[0].suffix}"
         if foreign := set(raster_sources(unpacked)) - set(parts):
-            raise InputError(f"{name} is read from {min(foreign).name}, which the archive does not hold")
+            raise InputError(f"{name} is read from {min(foreign).name}, which is not in the archive")
         cdl = check_cdl(unpacked, unknown_codes)
         if not (cdl.chip_rows and cdl.chip_cols):
-            raise InputError(f"{name} holds no whole chip of the national grid; it is not a national release")
-        check_codes(cdl, pool, Progress(say, 100, "% of the codes checked"))
-        say("writing it in blocks, with overviews; some minutes for the whole country")
-        # in a thread and with a handle of its own: GDAL does not let an interrupt through before it is done
+            raise InputError(
+                f"{name} contains no complete chip of the national grid; it is not a national release"
+            )
+        check_codes(cdl, pool, Progress(log, 100, "% of the codes checked"))
+        log("writing a tiled raster with overviews; this takes some minutes for the national raster")
+        # in another thread, because GDAL would hold back an interrupt until it is done
         pool.submit(_write_cog, unpacked, raster).result()
         check_cdl(raster)
     except (RasterioError, CPLE_BaseError) as error:
@@ -220,18 +218,19 @@ def _make_raster(
         ) from None
     except DamagedError as error:
         raise DamagedError(
-            f"{str(error).replace(str(archive), release.place)}. Nothing of it was used, and a raster of before is as "
-            "it was; a new run takes the archive anew, and an empty CROP_ASSETS_CDL_INDEX keeps to what is there"
+            f"{str(error).replace(str(archive), release.place)}. It was not used, and an earlier raster is unchanged. "
+            "Run again to download the archive again, or set CROP_ASSETS_CDL_INDEX to nothing to keep using the "
+            "raster that is there"
         ) from None
     except IntegrityError as error:
-        kept = archive if release.is_local else f"{archive}, and is not fetched again unless you remove it"
+        kept = archive if release.is_local else f"{archive}, and is not downloaded again unless you remove it"
         raise IntegrityError(
             f"{str(error).replace(str(archive), release.place)}. The archive stays at {kept}. Unpack it with 7-Zip or "
             f"unzip, and put {target.name} at {target}, or set CROP_ASSETS_CDL to the path of its .tif or .img"
         ) from None
     except InputError as error:
-        told = str(error).replace(str(unpacked), name).replace(str(raster), name)
-        raise InputError(f"{release.place}: {told}") from None
+        message = str(error).replace(str(unpacked), name).replace(str(raster), name)
+        raise InputError(f"{release.place}: {message}") from None
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
@@ -243,11 +242,11 @@ def _write_cog(unpacked: Path, raster: Path) -> None:
 
 
 def _raster_members(archive: Path, name: str) -> dict[str, zipfile.ZipInfo]:
-    """The members of an archive that the raster consists of, by suffix, the one to open first.
+    """The files of the raster in an archive, by suffix; the first is the one to open.
 
-    Its GeoTIFF, else its .img with the .ige that has the pixels where they do not fit into the .img.
+    They are a GeoTIFF, or else an .img, with an .ige for the pixels if they do not fit into the .img.
     """
-    held = members(archive, _MOST_UNPACKED_BYTES)
+    held = members(archive, _MAX_UNPACKED_BYTES)
     for suffixes in ((".tif",), (".img", ".ige")):
         found = {
             suffix: [one for one in held if PurePosixPath(one.filename).name.lower() == f"{name}{suffix}"]
@@ -259,46 +258,48 @@ def _raster_members(archive: Path, name: str) -> dict[str, zipfile.ZipInfo]:
     if len(first) != 1 or any(len(others) > 1 for others in found.values()):
         listed = ", ".join(member.filename for member in held[:5]) or "nothing"
         raise IntegrityError(
-            f"{archive} must hold one {name}.tif or .img, and holds {len(first)} ({listed}); if it has the raster in "
-            f"another form, convert that to {name}.tif and put it where rasters of your own are looked for"
+            f"{archive} must contain one {name}.tif or .img, but contains {len(first)} ({listed}); if the raster is in "
+            f"another format, convert it to {name}.tif and put it where local rasters are looked for"
         )
     return {suffix: others[0] for suffix, others in found.items() if others}
 
 
-def _there(raster: Path) -> YearRaster | None:
-    """The raster that is there, if any, with what is noted of it; without for one of one's own.
+def _current_raster(raster: Path) -> YearRaster | None:
+    """The raster at this path, if any, with its recorded origin; without an origin if the user put it there.
 
-    A note is written just before its raster, so it also holds what was noted of the raster before.
+    The record is written just before the raster is replaced, so it has the origin of the previous raster as well.
     """
     if not raster.is_file():
         return None
     digest = file_sha256(raster)
     try:
-        noted = _NOTES.validate_json(read_plain(record_path(raster), _MOST_NOTE_BYTES))
+        recorded = _ORIGINS.validate_json(read_plain(record_path(raster), _MAX_RECORD_BYTES))
     except (OSError, ValueError, IntegrityError, UnsafeNameError):
-        noted = []
+        recorded = []
     return YearRaster(
         raster,
         raster_sha256(raster),
-        next((origin for origin in noted if origin.raster_sha256 == digest), None),
+        next((origin for origin in recorded if origin.raster_sha256 == digest), None),
     )
 
 
-def _note(releases: CdlReleases, year: int, raster: Path, origin: Origin, earlier: Origin | None) -> None:
+def _write_record(
+    releases: CdlReleases, year: int, raster: Path, origin: Origin, earlier: Origin | None
+) -> None:
     record = record_path(raster)
-    notes = [asdict(noted) for noted in (origin, earlier) if noted]
-    with releases.partials(year).holding(f"the note of {raster}") as writing:
-        writing.write_text(json.dumps(notes, indent=1) + "\n")
-        _put(writing, record)
+    origins = [asdict(one) for one in (origin, earlier) if one]
+    with releases.partials(year).holding(f"the record of {raster}") as writing:
+        writing.write_text(json.dumps(origins, indent=1) + "\n")
+        _move_into_place(writing, record)
 
 
-def _put(written: Path, target: Path) -> None:
-    """Rename a file that was written, so that it is whole even after the power fails."""
+def _move_into_place(written: Path, target: Path) -> None:
+    """Flush and rename a file, so that it is complete even after a power failure."""
     with written.open("rb+") as file:
         flush(file)
     written.replace(target)
 
 
-def _megabytes(say: Callable[[str], None], what: str, total: int) -> Callable[[int], None]:
-    report = Progress(say, math.ceil(total / _MEGABYTE), what)
+def _megabytes(log: Callable[[str], None], what: str, total: int) -> Callable[[int], None]:
+    report = Progress(log, math.ceil(total / _MEGABYTE), what)
     return lambda done: report(math.ceil(done / _MEGABYTE))

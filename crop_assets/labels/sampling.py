@@ -1,13 +1,10 @@
-"""Chip boxes: which squares of the national chip grid become chips, and their GeoJSON form.
-
-Belongs here: weighing, choosing, reading and writing boxes. Does not: counting pixels (`cdl`), how a balanced choice
-is found (`balance`), areas of interest (`aoi`), or finding a box's tile (`tiles.mapping`).
+"""Chip boxes: choosing which squares of the national chip grid become chips, and reading and writing them as GeoJSON.
 
 A frame of chip boxes is a GeoDataFrame in EPSG:5070 whose geometry is the exact square, with the
 columns chip_id (str), row and col (int32), x and y (float64, centre in EPSG:5070), lon and lat
 (float64, the same point in EPSG:4326), class_0 to class_13 (int32, pixels per class), classes
-(int32, how many of the 13 occur) and weight (float64, see `evenness`). Candidates, among which boxes are
-chosen, are the same without weight and geometry.
+(int32, how many of the 13 occur) and weight (float64, see `evenness`). Candidates, the boxes to choose
+from, have neither weight nor geometry.
 """
 
 import json
@@ -50,19 +47,19 @@ from resources.json_values import MALFORMED, mapping, parse
 
 Strategy = Literal["evenness", "balanced", "all"]
 
-_APART_M = TOLERANCE * RESOLUTION
+_MAX_OFFSET_M = TOLERANCE * RESOLUTION
 _SAVE_IT = "save it in EPSG:4326 or EPSG:5070"
-_MOST_VALUES = 50_000_000
-"""All 295,000 boxes of the country have a fifth as many."""
+_MAX_VALUES = 50_000_000
+"""A file of all 295,000 boxes of the country has a fifth of this."""
 
 
 def evenness(counts: NDArray[np.int32], min_classes: int) -> NDArray[np.float64]:
     """How evenly the 13 classes share each box: float64[n], from 0 to 1.
 
     `counts` is [n, 13], the pixels of classes 1 to 13. The weight is 1 - (max - min) / sum, and 0
-    for a box with fewer than `min_classes` of the classes: the rule that the published dataset
-    documents. (Its code sets the 0 in a misspelt variable, so in effect it has no least number of
-    classes: `min_classes=1` is what it did.)
+    for a box with fewer than `min_classes` classes: the rule documented for the published dataset.
+    (Its code assigns the 0 to a misspelt variable, so it does not enforce a minimum: it is equivalent to
+    `min_classes=1`.)
     """
     total = counts.sum(axis=1)
     spread = counts.max(axis=1) - counts.min(axis=1)
@@ -72,7 +69,7 @@ def evenness(counts: NDArray[np.int32], min_classes: int) -> NDArray[np.float64]
 
 
 def candidate_boxes(histograms: ChipHistograms) -> pd.DataFrame:
-    """Every box of the histograms, in their order, by its place and classes alone: what `weighed_boxes` takes."""
+    """Candidates: every box of the histograms, in their order, with position and classes."""
     rows, cols, counts = histograms.rows, histograms.cols, histograms.counts
     x = ORIGIN_X + CHIP_METRES * (cols + 0.5)
     y = ORIGIN_Y - CHIP_METRES * (rows + 0.5)
@@ -95,7 +92,7 @@ def candidate_boxes(histograms: ChipHistograms) -> pd.DataFrame:
 
 
 def weighed_boxes(candidates: pd.DataFrame, min_classes: int) -> gpd.GeoDataFrame:
-    """Candidates as a frame of chip boxes: with their weight and their square."""
+    """Candidates as a frame of chip boxes, with weights and squares."""
     x, y = candidates["x"].to_numpy(), candidates["y"].to_numpy()
     half = CHIP_METRES / 2
     weight = evenness(candidates[CLASS_COLUMNS[1:]].to_numpy(), min_classes)
@@ -109,17 +106,18 @@ def choose_boxes(
     chips: int,
     balance: Balance = Balance(),  # noqa: B008 - it is frozen
 ) -> gpd.GeoDataFrame:
-    """At most `chips` boxes, none of which holds a pixel of class 0.
+    """Choose at most `chips` boxes, without pixels of class 0.
 
-    'evenness' takes those of the greatest weight, equal ones in the order of their ids, and none of weight 0;
-    'balanced' those that together come nearest to the shares of `balance`, in grid order; 'all' the first in grid
-    order. The same boxes give the same choice.
+    'evenness' takes the boxes of the greatest weight, ties in the order of ids, and none of weight 0; 'balanced' takes
+    those that together come closest to the target of `balance`, in grid order; 'all' takes the first in grid order.
+    The same boxes give the same choice.
     """
-    whole = boxes[boxes["class_0"] == 0]
+    without_gaps = boxes[boxes["class_0"] == 0]
     if strategy == "evenness":
-        ranked = whole[whole["weight"] > 0].sort_values(["weight", "chip_id"], ascending=[False, True])
+        eligible = without_gaps[without_gaps["weight"] > 0]
+        ranked = eligible.sort_values(["weight", "chip_id"], ascending=[False, True])
     else:
-        ranked = whole.sort_values(["row", "col"])
+        ranked = without_gaps.sort_values(["row", "col"])
     if strategy == "balanced":
         rows, cols = (ranked[name].to_numpy(np.int64) for name in ("row", "col"))
         counts = ranked[CLASS_COLUMNS[1:]].to_numpy()
@@ -129,26 +127,26 @@ def choose_boxes(
 
 @dataclass(frozen=True)
 class ChoiceReport:
-    """How many chips were wanted and chosen, and what became of the boxes that were not. Each box counts once."""
+    """How many chips were requested and chosen, and why the other boxes were not. Each box counts once."""
 
     strategy: str
-    """'evenness', 'balanced' or 'all'; 'chip_boxes' for boxes that a file names."""
+    """'evenness', 'balanced' or 'all'; 'chip_boxes' if a file lists the boxes."""
     wanted: int
     boxes: int
     """Boxes on the raster, or in the file."""
     outside: int
-    """Of them, outside the area of interest."""
+    """Boxes outside the area of interest."""
     no_data: int
-    """Of those inside, with pixels of class 0; a file's boxes may have them."""
+    """Boxes inside with pixels of class 0; allowed for boxes from a file."""
     few_classes: int
-    """Of the rest, with fewer than `min_classes` classes, under 'evenness'."""
+    """Other boxes with fewer than `min_classes` classes, with 'evenness'."""
     uneven: int
-    """Of the rest, of one class alone, which 'evenness' gives the weight 0."""
+    """Other boxes with a single class, which get the weight 0 with 'evenness'."""
     chosen: int
     min_classes: int
     max_per_block: int
     within_limit: int
-    """Chips that can be chosen with at most `max_per_block` of each block, under 'balanced'."""
+    """Chips that can be chosen with at most `max_per_block` per block, with 'balanced'."""
 
     @property
     def inside(self) -> int:
@@ -161,16 +159,16 @@ class ChoiceReport:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The counts in words: what, boxes."""
-        steps = [("wanted", self.wanted), (self._where, self.boxes), *self._reasons]
+        """The counts as a table: what, boxes."""
+        steps = [("requested", self.wanted), (self._where, self.boxes), *self._reasons]
         if self.strategy == "chip_boxes":
-            steps.append(("hold no-data pixels, and are taken all the same", self.no_data))
+            steps.append(("have no-data pixels, but are used anyway", self.no_data))
         steps += [("eligible", self.eligible), ("chosen", self.chosen)]
         return pd.DataFrame(steps, columns=["what", "boxes"])
 
     @property
     def why_fewer(self) -> str:
-        """Why fewer chips were chosen than are wanted, and what to change; "" where they were not fewer."""
+        """Why fewer chips were chosen than requested, and what to change; "" if enough were chosen."""
         if self.chosen >= self.wanted:
             return ""
         reasons = [f"{count:,} {reason}" for reason, count in self._reasons if count]
@@ -178,23 +176,23 @@ class ChoiceReport:
         advice = [
             (self.outside > 0, "widen the aoi"),
             (self.few_classes + self.uneven > 0, "lower min_classes, or use sampling 'balanced' or 'all'"),
-            (sampled, "take a larger CDL raster"),
-            (sampled and self.chosen > 0, "ask for fewer chips"),
+            (sampled, "use a larger CDL raster"),
+            (sampled and self.chosen > 0, "request fewer chips"),
         ]
         return (
-            f"{self.chosen:,} of {self.wanted:,} wanted chips were chosen. Of {self.boxes:,} boxes {self._where} "
+            f"{self.chosen:,} of {self.wanted:,} requested chips were chosen. Of {self.boxes:,} boxes {self._where}, "
             f"{', '.join([*reasons, f'{self.eligible:,} are eligible'])}; "
             f"{', or '.join(text for fits, text in advice if fits)}"
         )
 
     @property
     def why_crowded(self) -> str:
-        """Why blocks hold more chips than `max_per_block`; "" where none does."""
+        """Why some blocks have more chips than `max_per_block`; "" if none has."""
         if self.strategy != "balanced" or self.chosen <= self.within_limit:
             return ""
         return (
-            f"with max_per_block {self.max_per_block}, {self.within_limit:,} of {self.chosen:,} chips could be chosen; "
-            "some blocks hold more"
+            f"max_per_block {self.max_per_block} would allow only {self.within_limit:,} of {self.chosen:,} chips, so "
+            "some blocks have more"
         )
 
     @property
@@ -204,12 +202,12 @@ class ChoiceReport:
     @property
     def _reasons(self) -> list[tuple[str, int]]:
         """Why boxes are not eligible, and how many."""
-        reasons = [("lie outside the aoi", self.outside)]
+        reasons = [("are outside the aoi", self.outside)]
         if self.strategy != "chip_boxes":
-            reasons.append(("hold no-data pixels", self.no_data))
+            reasons.append(("have no-data pixels", self.no_data))
         if self.strategy == "evenness":
-            reasons.append((f"hold fewer than {self.min_classes} classes", self.few_classes))
-            reasons.append(("hold one class alone (evenness 0)", self.uneven))
+            reasons.append((f"have fewer than {self.min_classes} classes", self.few_classes))
+            reasons.append(("have a single class (evenness 0)", self.uneven))
         return reasons
 
 
@@ -222,9 +220,9 @@ def report_choice(
     min_classes: int,
     balance: Balance,
 ) -> ChoiceReport:
-    """What became of `boxes`, of which those `inside` the area of interest were chosen among."""
-    holed = inside["class_0"] > 0
-    free = inside[~holed]
+    """Count what happened to `boxes`; only those `inside` the area of interest could be chosen."""
+    gaps = inside["class_0"] > 0
+    free = inside[~gaps]
     few = uneven = 0
     if strategy == "evenness":
         few = int((free["classes"] < min_classes).sum())
@@ -235,7 +233,7 @@ def report_choice(
         wanted=wanted,
         boxes=len(boxes),
         outside=len(boxes) - len(inside),
-        no_data=int(holed.sum()),
+        no_data=int(gaps.sum()),
         few_classes=few,
         uneven=uneven,
         chosen=chosen,
@@ -246,9 +244,8 @@ def report_choice(
 
 
 def with_surroundings(boxes: gpd.GeoDataFrame, block_chips: int) -> gpd.GeoDataFrame:
-    """Boxes with what spatial splits need: `block` (str, the block of `block_chips` x `block_chips` chips of the
-    national chip grid that the box lies in) and `neighbours` (list of str, ids of the boxes that share an edge or a
-    corner with it, sorted).
+    """Boxes with two more columns for spatial splits: `block` (str, its block of `block_chips` x `block_chips` chips of
+    the national chip grid) and `neighbours` (list of str, sorted ids of the boxes that share an edge or a corner).
     """
     squares = boxes.geometry.to_numpy()
     of, touching = shapely.STRtree(squares).query(squares, predicate="touches")
@@ -262,10 +259,10 @@ def with_surroundings(boxes: gpd.GeoDataFrame, block_chips: int) -> gpd.GeoDataF
 
 
 def compare_choices(choices: Mapping[str, pd.DataFrame], balance: Balance) -> pd.DataFrame:
-    """How good a dataset each of the named frames of chip boxes would be, one row a frame.
+    """Compare how good a dataset each of the named frames of chip boxes would make, one row per frame.
 
-    Columns: choice, chips, distance_from_target (0 to 1, see `balance.distance`), scarcest_class, its share in
-    percent, classes_a_chip (mean), and blocks (how many hold a chip).
+    Columns: choice, chips, distance_from_target (0 to 1, see `balance.distance`), scarcest_class, its_percent (its
+    share), classes_a_chip (mean), and blocks (blocks with a chip).
     """
     rows = []
     for name, boxes in choices.items():
@@ -288,14 +285,14 @@ def compare_choices(choices: Mapping[str, pd.DataFrame], balance: Balance) -> pd
 
 
 def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """The chip boxes that a GeoJSON names, in its order, with the columns of `boxes`.
+    """The chip boxes listed in a GeoJSON, in its order, with the columns of `boxes`.
 
-    `boxes` are all boxes of the CDL raster. The GeoJSON is in the CRS that its `crs` member names,
-    else in EPSG:4326; coordinates that cannot be degrees are taken for metres of EPSG:5070 though it does not say so,
-    which the check against the grid confirms. Each feature has a property `id` and the box as polygon.
+    `boxes` are all boxes of the CDL raster. The GeoJSON is in the CRS of its `crs` member, or else in EPSG:4326; if
+    the coordinates cannot be degrees, they are assumed to be metres in EPSG:5070, and the check against the grid
+    confirms it. Each feature has a property `id` and the box as a polygon.
 
-    Raises InputError, naming up to five features, for an id that is missing, doubled or off the national chip
-    grid, a geometry more than a tenth of a pixel from its id's square, and a box that the CDL raster does not hold.
+    Raises InputError, naming up to five features, if an id is missing, duplicate or not on the national chip grid, if
+    a geometry is more than a tenth of a pixel from the square of its id, or if a box is not inside the CDL raster.
     """
     features, crs = _features(path)
     ids = [str(mapping(feature.get("properties")).get("id") or "") for feature in features]
@@ -317,28 +314,30 @@ def read_chip_geojson(path: str | Path, boxes: gpd.GeoDataFrame) -> gpd.GeoDataF
     projected = shapely.transform(
         shapes, lambda points: np.column_stack(to_conus.transform(points[:, 0], points[:, 1]))
     )
-    # infinite where a coordinate has no place in EPSG:5070
+    # coordinates that cannot be transformed to EPSG:5070 are infinite
     with np.errstate(invalid="ignore"):
-        apart = ~(shapely.hausdorff_distance(projected, squares) <= _APART_M)
+        apart = ~(shapely.hausdorff_distance(projected, squares) <= _MAX_OFFSET_M)
     read_as = "longitude and latitude" if crs.is_geographic else f"metres of {crs_text(crs)}"
     _refuse(
         path,
-        f"a geometry more than {_APART_M:g} m from the square that the id names, its coordinates read as {read_as}",
+        f"a geometry more than {_MAX_OFFSET_M:g} m from the square of its id, with coordinates read as {read_as}",
         [name for name, bad in zip(ids, apart, strict=True) if bad],
     )
-    places = {name: i for i, name in enumerate(boxes["chip_id"])}
+    index = {name: i for i, name in enumerate(boxes["chip_id"])}
     _refuse(
-        path, "a box that is not wholly inside the CDL raster", [name for name in ids if name not in places]
+        path,
+        "a box that is not completely inside the CDL raster",
+        [name for name in ids if name not in index],
     )
-    return boxes.iloc[[places[name] for name in ids]].reset_index(drop=True)
+    return boxes.iloc[[index[name] for name in ids]].reset_index(drop=True)
 
 
 def write_chip_geojson(
     boxes: gpd.GeoDataFrame, path: str | Path, crs: Literal["EPSG:4326", "EPSG:5070"]
 ) -> None:
-    """Write the boxes as the published dataset does: `id`, `center` and a four-cornered MultiPolygon each.
+    """Write the boxes in the format of the published dataset: `id`, `center` and a MultiPolygon of four corners.
 
-    Corners run from the upper left down and around, and `center` is the box's centre in the same
+    Corners run counterclockwise from the upper left, and `center` is the box's centre in the same
     CRS. The same boxes give the same bytes.
     """
     left = boxes["x"].to_numpy() - CHIP_METRES / 2
@@ -382,7 +381,7 @@ def _cell(name: str) -> tuple[int, int] | None:
 def _features(path: str | Path) -> tuple[list[dict[str, Any]], pyproj.CRS]:
     """The features of a chip GeoJSON, and its CRS."""
     try:
-        document = parse(Path(path).read_bytes(), _MOST_VALUES)
+        document = parse(Path(path).read_bytes(), _MAX_VALUES)
     except OSError as error:
         raise InputError(f"chip GeoJSON {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -401,7 +400,7 @@ def _features(path: str | Path) -> tuple[list[dict[str, Any]], pyproj.CRS]:
 
 
 def _shapes(path: str | Path, ids: list[str], features: list[dict[str, Any]]) -> NDArray[np.object_]:
-    """The features' geometries as they are in the file."""
+    """The geometries of the features, as in the file."""
     shapes = np.empty(len(features), dtype=object)
     broken = []
     for i, feature in enumerate(features):

@@ -40,7 +40,7 @@ def searches(archive: Cmr) -> int:
     return archive.asked["/stac/LPCLOUD/search"]
 
 
-def test_only_scenes_that_are_not_known_are_asked_for(archive: Cmr, store: DatasetStore) -> None:
+def test_only_scenes_that_are_not_cached_are_requested(archive: Cmr, store: DatasetStore) -> None:
     assert ask(archive, store, FIRST, SECOND) == [FIRST, SECOND]
     assert searches(archive) == 1
     assert ask(archive, store, SECOND, FIRST) == [FIRST, SECOND]
@@ -53,7 +53,7 @@ def test_only_scenes_that_are_not_known_are_asked_for(archive: Cmr, store: Datas
     assert not archive.asked
 
 
-def test_a_scene_that_the_catalogue_lacks_is_asked_for_again(archive: Cmr, store: DatasetStore) -> None:
+def test_a_scene_that_the_catalogue_lacks_is_requested_again(archive: Cmr, store: DatasetStore) -> None:
     archive.forgets = {SECOND}
     assert ask(archive, store, FIRST, SECOND) == [FIRST]
     archive.forgets = set()
@@ -63,7 +63,7 @@ def test_a_scene_that_the_catalogue_lacks_is_asked_for_again(archive: Cmr, store
 @pytest.mark.parametrize(
     "spoilt", [None, "x", {}, {"id": 5}, {"id": SECOND}, {"id": SECOND, "assets": ["a"]}], ids=str
 )
-def test_a_malformed_item_costs_no_other_and_is_asked_for_again(
+def test_a_malformed_item_affects_no_other_and_is_requested_again(
     archive: Cmr, store: DatasetStore, spoilt: Any
 ) -> None:
     archive.spoilt = {SECOND: spoilt}
@@ -81,7 +81,7 @@ def test_a_malformed_item_costs_no_other_and_is_asked_for_again(
     assert searches(archive) == 1
 
 
-def test_a_partial_answer_is_unavailable_and_not_kept(archive: Cmr, store: DatasetStore) -> None:
+def test_a_partial_answer_is_an_error_and_not_cached(archive: Cmr, store: DatasetStore) -> None:
     archive.page, archive.one_page = 2, True
     with pytest.raises(UnavailableError, match="matched 3 items and returned 2"):
         ask(archive, store, FIRST, SECOND, THIRD)
@@ -90,7 +90,7 @@ def test_a_partial_answer_is_unavailable_and_not_kept(archive: Cmr, store: Datas
     assert searches(archive) == 2
 
 
-def test_another_catalogue_has_answers_of_its_own(archive: Cmr, store: DatasetStore) -> None:
+def test_each_catalogue_has_its_own_cached_answers(archive: Cmr, store: DatasetStore) -> None:
     ask(archive, store, FIRST)
     with serving(Cmr(archive.tiles, archive.scenes)) as other:
         assert ask(other, store, FIRST) == [FIRST]
@@ -98,7 +98,7 @@ def test_another_catalogue_has_answers_of_its_own(archive: Cmr, store: DatasetSt
     assert ask(archive, store, FIRST, url="") == []
 
 
-def test_a_damaged_answer_is_told_and_asked_for_again(archive: Cmr, store: DatasetStore) -> None:
+def test_a_damaged_cached_answer_is_reported_and_requested_again(archive: Cmr, store: DatasetStore) -> None:
     ask(archive, store, FIRST)
     (path,) = (Path(store.root) / "answers").iterdir()
     path.write_bytes(path.read_bytes()[:-9])
@@ -107,7 +107,7 @@ def test_a_damaged_answer_is_told_and_asked_for_again(archive: Cmr, store: Datas
     assert "is damaged" in said[0]
 
 
-def test_a_catalogue_that_fails_leaves_what_is_known(archive: Cmr, store: DatasetStore) -> None:
+def test_a_catalogue_that_fails_leaves_the_cache_unchanged(archive: Cmr, store: DatasetStore) -> None:
     ask(archive, store, FIRST)
     archive.failing = 1.0
     with pytest.raises(UnavailableError):

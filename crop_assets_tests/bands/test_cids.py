@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from crop_assets.bands import cids
-from crop_assets.bands.cids import MOST_BAND_BYTES, tile_payloads
+from crop_assets.bands.cids import MAX_BAND_BYTES, tile_payloads
 from resources.errors import IntegrityError, NotFoundError, UnavailableError
 from resources.ipfs.cid import Cid
 from resources.stac import SET_ASIDE
@@ -82,17 +82,17 @@ def test_a_cid_in_another_base_is_written_in_base32() -> None:
 
 
 @pytest.mark.parametrize("path", ["a/B03.tif", "B03.tif", "a%20b/B03.tif", "a/B03.tif?filename=x"])
-def test_a_path_within_a_folder_leads_to_the_cid_of_the_file(path: str) -> None:
+def test_a_path_in_a_folder_is_resolved_to_the_cid_of_the_file(path: str) -> None:
     assert read({"alternate": {"IPFS": {"href": f"ipfs://{V1}/{path}"}}}) == (V0, "")
 
 
 @pytest.mark.parametrize(("name", "why"), [("none", "no such entry"), ("broken", "that is no directory")])
-def test_a_path_that_leads_to_no_file_is_named(name: str, why: str) -> None:
+def test_a_path_that_leads_to_no_file_is_reported(name: str, why: str) -> None:
     href = f"ipfs://{V1}/{name}.tif"
     assert read({"alternate": {"IPFS": {"href": href}}}) == ("", f"{href} leads to no file: {why}")
 
 
-def test_a_folder_that_nobody_gives_now_is_no_answer() -> None:
+def test_a_folder_that_is_not_available_now_is_an_error() -> None:
     """It would be remembered as a file without a CID."""
     with pytest.raises(UnavailableError, match="nobody answers"):
         read({"alternate": {"IPFS": {"href": f"ipfs://{V1}/other.tif"}}})
@@ -103,23 +103,23 @@ def test_a_folder_that_nobody_gives_now_is_no_answer() -> None:
     [
         (17_000_000, 200_000_000, 17_000_000, 17_000_000),
         (None, 200_000_000, 0, 200_000_000),
-        (None, 0, 0, MOST_BAND_BYTES),
-        (None, 119, 0, MOST_BAND_BYTES),
-        (None, 1 << 40, 0, MOST_BAND_BYTES),
-        (0, 0, 0, MOST_BAND_BYTES),
-        (-1, 0, 0, MOST_BAND_BYTES),
-        ("17", 0, 0, MOST_BAND_BYTES),
-        (1 << 40, 0, 0, MOST_BAND_BYTES),
-        (True, 0, 0, MOST_BAND_BYTES),
-        (119, 0, 0, MOST_BAND_BYTES),
-        (float("nan"), 0, 0, MOST_BAND_BYTES),
-        (float("inf"), 0, 0, MOST_BAND_BYTES),
-        (10**400, 0, 0, MOST_BAND_BYTES),
-        ([17_000_000], 0, 0, MOST_BAND_BYTES),
+        (None, 0, 0, MAX_BAND_BYTES),
+        (None, 119, 0, MAX_BAND_BYTES),
+        (None, 1 << 40, 0, MAX_BAND_BYTES),
+        (0, 0, 0, MAX_BAND_BYTES),
+        (-1, 0, 0, MAX_BAND_BYTES),
+        ("17", 0, 0, MAX_BAND_BYTES),
+        (1 << 40, 0, 0, MAX_BAND_BYTES),
+        (True, 0, 0, MAX_BAND_BYTES),
+        (119, 0, 0, MAX_BAND_BYTES),
+        (float("nan"), 0, 0, MAX_BAND_BYTES),
+        (float("inf"), 0, 0, MAX_BAND_BYTES),
+        (10**400, 0, 0, MAX_BAND_BYTES),
+        ([17_000_000], 0, 0, MAX_BAND_BYTES),
         (17_000_000.0, 0, 17_000_000, 17_000_000),
     ],
 )
-def test_the_metadata_bound_the_size_of_a_file(told: Any, granule: int, size: int, most: int) -> None:
+def test_the_metadata_limit_the_size_of_a_file(told: Any, granule: int, size: int, most: int) -> None:
     item = {"id": SCENE, "assets": {"B03": {"file:size": told}}}
     rows = cid_rows(scenes(SCENE).assign(granule_bytes=granule), [item]).set_index("band")
     assert (rows.loc["B03", "bytes"], rows.loc["B03", "max_bytes"]) == (size, most)
@@ -159,12 +159,12 @@ def test_a_malformed_cid_is_named(href: str) -> None:
         LINK,
     ],
 )
-def test_an_asset_without_an_ipfs_address_is_named(asset: Any) -> None:
+def test_an_asset_without_an_ipfs_address_is_reported(asset: Any) -> None:
     assert read(asset) == ("", "the IPFS catalogue gives no IPFS address")
 
 
 @pytest.mark.parametrize("item", [{"id": SCENE}, {"id": SCENE, "assets": None}, {"id": SCENE, "assets": {}}])
-def test_a_band_that_is_not_listed_is_named(item: dict[str, Any]) -> None:
+def test_a_band_that_is_not_listed_is_reported(item: dict[str, Any]) -> None:
     rows = cid_rows(scenes(SCENE), [item])
     assert rows["problem"].unique().tolist() == ["the IPFS catalogue does not list this band"]
 
@@ -179,7 +179,7 @@ def test_an_item_that_cannot_be_read_is_named_by_its_place() -> None:
     }
 
 
-def test_each_scene_has_a_row_for_each_file_whatever_the_catalogue_has() -> None:
+def test_each_scene_has_a_row_for_each_file_even_if_the_catalogue_lacks_it() -> None:
     other = SCENE.replace("112", "132")
     items = [{"id": SCENE, "assets": {"B03": {"alternate": {"IPFS": {"href": f"ipfs://{V1}"}}}}}]
     rows = cid_rows(scenes(SCENE, other), items)
@@ -211,7 +211,7 @@ def test_the_cids_of_real_items_are_read(real: Path, path: str) -> None:
         assert read(item["assets"][name]) == ("", "the IPFS catalogue gives no IPFS address")
 
 
-def test_payloads_of_the_real_mapping(real: Path) -> None:
+def test_the_payloads_are_those_of_the_real_mapping(real: Path) -> None:
     """33 scenes x 7 files, published by name and CID."""
     mapping = json.loads((real / "tables" / "filename_to_cid_mapping.json").read_text())
     items: dict[str, dict[str, Any]] = {}
@@ -230,6 +230,6 @@ def test_payloads_of_the_real_mapping(real: Path) -> None:
     assert found == {(entry["filename"], entry["cid"]) for entry in mapping}
 
 
-def test_a_file_without_a_cid_is_in_the_payload_all_the_same() -> None:
+def test_a_file_without_a_cid_is_still_in_the_payload() -> None:
     payloads = tile_payloads(cid_rows(scenes(SCENE), []))
     assert [file["cid"] for file in payloads[SCENE]] == [""] * 7

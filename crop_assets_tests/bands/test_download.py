@@ -13,8 +13,8 @@ import rasterio
 from affine import Affine
 from rasterio.windows import Window
 
-from crop_assets.bands.cids import MOST_BAND_BYTES
-from crop_assets.bands.download import IN_STORE, NO_CID, UNKNOWN_LAYOUT, BandFile, ObtainedBand, obtain_band
+from crop_assets.bands.cids import MAX_BAND_BYTES
+from crop_assets.bands.download import IN_STORE, NO_CID, UNKNOWN_LAYOUT, BandRequest, StoredBand, fetch_band
 from crop_assets.bands.files import check_band
 from crop_assets.demo import scenes as demo
 from crop_assets.demo.server import WorldServer, serve
@@ -75,7 +75,7 @@ def made_world(folder: Path) -> World:
     path("B11").write_bytes(b"<html>please sign in</html>")
     whole = write_band(path("B12")).read_bytes()
     path("B12").write_bytes(whole[: len(whole) // 2])
-    files = {band: demo.BandFile(path(band).stat().st_size, "", file_cid(path(band))) for band in BANDS}
+    files = {band: demo.DemoFile(path(band).stat().st_size, "", file_cid(path(band))) for band in BANDS}
     ring = ((-98.0, 37.0), (-97.0, 37.0), (-97.0, 38.0), (-98.0, 37.0))
     sensed = datetime(2022, 4, 22, 17, 22, 21, tzinfo=UTC)
     scene = demo.Scene(SCENE, "14SMG", 32614, 399960.0, 4200000.0, sensed, 0, 100, ring, files)
@@ -130,14 +130,14 @@ class Setting:
         http: str = "",
         gateway: str = NOWHERE,
         token: str = "token",
-        most: int = MOST_BAND_BYTES,
-    ) -> ObtainedBand:
-        file = BandFile(self.name(band), f"{SCENE}/{SCENE}.{band}.tif", band, cid, http, most)
+        most: int = MAX_BAND_BYTES,
+    ) -> StoredBand:
+        file = BandRequest(self.name(band), f"{SCENE}/{SCENE}.{band}.tif", band, cid, http, most)
         ipfs = IpfsContent(kubo_api="", gateways=[gateway], timeout_seconds=5)
         lp_daac = LpDaac(token=token, hosts=["127.0.0.1"], timeout_seconds=5)
         mirror = BandMirror(folder=str(self.mirror))
         sources = Sources([mirror, *ipfs.sources("gateways"), lp_daac], attempts=1, memory=Memory(4))
-        return obtain_band(file, self.store, sources, self.said.append)
+        return fetch_band(file, self.store, sources, self.said.append)
 
     def put(self, content: bytes, band: str = "B02") -> None:
         self.store.write_bytes(self.name(band), content)
@@ -164,7 +164,7 @@ def test_a_file_in_the_store_is_adopted_by_its_cid(
     source = setting.sources.path("B02")
     setting.put(source.read_bytes())
     cid = file_cid(source, chunk, version)
-    assert setting.obtain(cid=cid, http="http://127.0.0.1:1/a") == ObtainedBand(IN_STORE, True, "")
+    assert setting.obtain(cid=cid, http="http://127.0.0.1:1/a") == StoredBand(IN_STORE, True, "")
     assert setting.said == []
 
 
@@ -172,7 +172,7 @@ def test_wrong_content_in_the_store_is_replaced_from_the_gateway(setting: Settin
     setting.put(setting.sources.path("Fmask").read_bytes())
     gateway = setting.sources.good.gateway_url
     cid = setting.sources.cid("B02")
-    assert setting.obtain(cid=cid, gateway=gateway) == ObtainedBand(gateway, True, "")
+    assert setting.obtain(cid=cid, gateway=gateway) == StoredBand(gateway, True, "")
     assert setting.stored() == setting.sources.path("B02").read_bytes()
     assert f"already in the store: {SCENE}.B02.tif does not match {cid}; fetching it again" in setting.said
 
@@ -183,7 +183,7 @@ def test_a_file_comes_from_the_gateway(setting: Setting, band: str) -> None:
     cid = setting.sources.cid(band)
     # the link is not followed: nothing listens there
     got = setting.obtain(band, cid, "http://127.0.0.1:1/a", gateway)
-    assert got == ObtainedBand(gateway, True, "")
+    assert got == StoredBand(gateway, True, "")
     assert setting.stored(band) == setting.sources.path(band).read_bytes()
 
 
@@ -192,7 +192,7 @@ def test_a_file_in_the_mirror_is_adopted_by_its_cid(setting: Setting, folder: st
     source = setting.sources.path("B02")
     (setting.mirror / folder).mkdir(exist_ok=True)
     shutil.copy(source, setting.mirror / folder)
-    assert setting.obtain(cid=setting.sources.cid("B02")) == ObtainedBand("mirror", True, "")
+    assert setting.obtain(cid=setting.sources.cid("B02")) == StoredBand("mirror", True, "")
     assert setting.stored() == source.read_bytes()
     assert source.read_bytes() == (setting.mirror / folder / source.name).read_bytes()
 
@@ -216,7 +216,7 @@ def test_without_a_cid_a_readable_raster_is_adopted_unverified(setting: Setting,
     else:
         setting.put(content)
     got = setting.obtain(http="http://127.0.0.1:1/a")
-    assert got == ObtainedBand(place, False, NO_CID)
+    assert got == StoredBand(place, False, NO_CID)
     assert setting.stored() == content
 
 
@@ -224,15 +224,15 @@ WRONG = {
     "B03": r"has 2 band\(s\) of int16; B03 has one of int16",
     "B04": r"has 1 band\(s\) of float32; B04 has one of int16",
     "B8A": "has no coordinate reference system",
-    "B11": "is a web page and no raster",
+    "B11": "is a web page, not a raster",
     "B12": "cannot be read as a raster",
 }
 FROM_LP_DAAC = {"B11": r".*B11\.tif answered with a web page instead of a file"}
-VERIFIED_AND_WRONG = {"B12": "is cut short: some of its blocks lie behind its end"}
+VERIFIED_AND_WRONG = {"B12": "is truncated: some of its blocks are after its end"}
 
 
 @pytest.mark.parametrize("band", WRONG)
-def test_without_a_cid_what_is_no_band_is_refused(setting: Setting, band: str) -> None:
+def test_without_a_cid_a_file_that_is_not_a_band_is_refused(setting: Setting, band: str) -> None:
     wrong = setting.sources.path(band)
     setting.put(wrong.read_bytes(), band)
     shutil.copy(wrong, setting.mirror)
@@ -244,7 +244,7 @@ def test_without_a_cid_what_is_no_band_is_refused(setting: Setting, band: str) -
 
 
 @pytest.mark.parametrize("band", WRONG)
-def test_what_is_no_band_is_refused_from_every_server(setting: Setting, band: str) -> None:
+def test_a_file_that_is_not_a_band_is_refused_from_every_server(setting: Setting, band: str) -> None:
     cid, link, gateway = (
         setting.sources.cid(band),
         setting.sources.link(band),
@@ -263,7 +263,7 @@ def test_a_band_in_a_local_coordinate_system_is_refused(tmp_path: Path) -> None:
         check_band(tmp_path / "B02.tif", "B02", "14SMG")
 
 
-def test_a_band_in_the_place_of_another_is_refused(setting: Setting) -> None:
+def test_a_band_named_as_another_is_refused(setting: Setting) -> None:
     """An Fmask is a raster of one band, too."""
     cid = setting.sources.cid("Fmask")
     with pytest.raises(ResourceError, match=r"1 band\(s\) of uint8; B02 has one of int16"):
@@ -271,20 +271,20 @@ def test_a_band_in_the_place_of_another_is_refused(setting: Setting) -> None:
     assert setting.nothing_is_left()
 
 
-def test_bytes_that_do_not_match_their_cid_are_had_from_lp_daac(setting: Setting) -> None:
+def test_a_file_that_does_not_match_its_cid_is_fetched_from_lp_daac(setting: Setting) -> None:
     gateway, link = setting.sources.corrupt.gateway_url, setting.sources.link("B02")
     # verified all the same: these bytes have the CID
     got = setting.obtain(cid=setting.sources.cid("B02"), http=link, gateway=gateway)
-    assert got == ObtainedBand("LP DAAC", True, "")
+    assert got == StoredBand("LP DAAC", True, "")
     assert setting.stored() == setting.sources.path("B02").read_bytes()
     (line,) = setting.said
     assert line.startswith(f"{SCENE}.B02.tif: {gateway}: the bytes sent as block ")
 
 
-def test_a_cid_that_nobody_has_is_had_from_lp_daac_unverified(setting: Setting) -> None:
+def test_a_file_whose_cid_is_unavailable_is_fetched_from_lp_daac_unverified(setting: Setting) -> None:
     link = setting.sources.link("Fmask")
     got = setting.obtain("Fmask", UNKNOWN, link, setting.sources.good.gateway_url)
-    assert got == ObtainedBand("LP DAAC", False, UNKNOWN_LAYOUT)
+    assert got == StoredBand("LP DAAC", False, UNKNOWN_LAYOUT)
     (line,) = setting.said
     assert UNKNOWN in line
 
@@ -292,11 +292,11 @@ def test_a_cid_that_nobody_has_is_had_from_lp_daac_unverified(setting: Setting) 
 def test_without_a_cid_lp_daac_is_asked(setting: Setting) -> None:
     link = setting.sources.link("B02")
     got = setting.obtain(http=link, gateway=setting.sources.good.gateway_url)
-    assert got == ObtainedBand("LP DAAC", False, NO_CID)
+    assert got == StoredBand("LP DAAC", False, NO_CID)
     assert setting.said == []
 
 
-def test_an_error_names_the_file_and_what_every_source_said(setting: Setting) -> None:
+def test_an_error_names_the_file_and_the_answer_of_every_source(setting: Setting) -> None:
     old = b"damaged"
     setting.put(old)
     (setting.mirror / f"{SCENE}.B02.tif").write_bytes(b"another")
@@ -319,7 +319,7 @@ def test_without_a_login_the_error_says_how_to_log_in(setting: Setting) -> None:
     assert setting.nothing_is_left()
 
 
-def test_a_file_of_which_nothing_is_known_is_not_found(setting: Setting) -> None:
+def test_a_file_without_cid_and_link_is_not_found(setting: Setting) -> None:
     with pytest.raises(NotFoundError, match=r"B02\.tif could not be had without a CID or a link"):
         setting.obtain()
 
@@ -368,7 +368,7 @@ UTM_14 = (
         ("EPSG:26914", GRID),
     ],
 )
-def test_a_grid_in_other_words_is_the_same_grid(tmp_path: Path, crs: str, transform: Affine) -> None:
+def test_an_equivalent_description_of_a_grid_is_accepted(tmp_path: Path, crs: str, transform: Affine) -> None:
     check_band(write_band(tmp_path / "B02.tif", crs=crs, transform=transform), "B02", "14SMG")
 
 
@@ -392,19 +392,19 @@ OTHER_GRIDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", OTHER_GRIDS)
-def test_a_file_on_another_grid_is_refused_with_both(tmp_path: Path, what: str) -> None:
+def test_the_error_of_a_file_on_another_grid_shows_both_grids(tmp_path: Path, what: str) -> None:
     path = write_band(tmp_path / "B02.tif", **OTHER_GRIDS[what])
     found = OTHER_GRIDS[what].get("transform", GRID)
     told = (
         rf"has \d+ x \d+ pixels of {found.a:g} x {-found.e:g} from \({found.c:.12g}, {found.f:.12g}\) in EPSG:\d+, "
-        r"and not the grid of tile 14SMG: 3660 x 3660 pixels of 30 x 30 from \(399960, 4200000\) in EPSG:32614; take"
+        r"not the grid of tile 14SMG: 3660 x 3660 pixels of 30 x 30 from \(399960, 4200000\) in EPSG:32614; use"
     )
     with pytest.raises(IntegrityError, match=told):
         check_band(path, "B02", "14SMG")
 
 
 @pytest.mark.parametrize("by_cid", [True, False])
-def test_a_file_of_another_tile_is_adopted_from_nowhere(setting: Setting, by_cid: bool) -> None:
+def test_a_file_of_another_tile_is_never_used(setting: Setting, by_cid: bool) -> None:
     """Neither from the store nor from a mirror, even where a catalogue gives its very CID."""
     other = write_band(setting.mirror / SCENE / f"{SCENE}.B02.tif", **OTHER_GRIDS["the tile to the north"])
     setting.put(other.read_bytes())
@@ -422,7 +422,7 @@ def test_a_file_of_another_tile_is_adopted_from_nowhere(setting: Setting, by_cid
 
 
 @pytest.mark.parametrize("place", ["store", "mirror"])
-def test_a_description_with_a_cid_of_its_own_is_no_band_and_writes_nowhere(
+def test_a_vrt_or_mrf_with_its_own_cid_is_refused_and_writes_nothing(
     setting: Setting, tmp_path: Path, place: str
 ) -> None:
     """GDAL takes an MRF for a raster under any name, reads its source and puts what it read into its data file."""

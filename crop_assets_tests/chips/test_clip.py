@@ -18,7 +18,7 @@ from crop_assets.hls import POSITIONS, QA_BAND, REFLECTANCE_BANDS
 from crop_assets_tests.chips.test_warp import room_for, write
 
 GRID = chip_blocks(range(223, 225), range(337, 340))
-"""Of the reprojected rasters; the CDL reaches one row of chips further."""
+"""The grid of the reprojected rasters; the CDL has one more row of chips."""
 CDL_GRID = chip_blocks(range(222, 225), range(337, 340))
 CHIPS = ["chip_223_337", "chip_224_339", "chip_223_338"]
 DATES = ["2022-04-21", "2022-06-20", "2022-09-03"]
@@ -84,7 +84,7 @@ def part(values: np.ndarray, grid: GeoBox, chip: str) -> np.ndarray:
     return values[round(top) : round(top) + 224, round(left) : round(left) + 224]
 
 
-def test_a_chip_holds_its_part_of_every_raster(
+def test_a_chip_has_its_part_of_every_raster(
     tmp_path: Path, tile: Tile, codes: np.ndarray, pool: Executor
 ) -> None:
     made = read(tmp_path, tile, codes, CHIPS, pool)
@@ -132,7 +132,7 @@ def test_negatives_become_zero_and_are_not_missing(
     assert chip_facts(chip)["na_count"] == 2
 
 
-def test_facts_count_classes_and_what_fmask_says(
+def test_facts_count_classes_and_fmask_values(
     tmp_path: Path, tile: Tile, codes: np.ndarray, pool: Executor
 ) -> None:
     (chip,) = read(tmp_path, tile, codes, CHIPS[:1], pool)
@@ -147,7 +147,7 @@ def test_facts_count_classes_and_what_fmask_says(
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_chips_do_not_depend_on_threads_nor_on_what_is_read_beside_them(
+def test_chips_do_not_depend_on_threads_or_on_what_else_is_read(
     tmp_path: Path, tile: Tile, codes: np.ndarray, pool: Executor, threads: int
 ) -> None:
     together = read(tmp_path, tile, codes, CHIPS, pool)
@@ -225,7 +225,7 @@ def test_a_chip_beyond_the_cdl_is_an_error_that_names_both(
 ) -> None:
     with (
         TileReader({}, write_cdl(tmp_path, codes)) as reader,
-        pytest.raises(InputError, match=rf"{chip} does not lie within 2022_30m_cdls\.tif"),
+        pytest.raises(InputError, match=rf"{chip} is not inside 2022_30m_cdls\.tif"),
     ):
         reader.read(["chip_223_337", chip], pool)
 
@@ -235,7 +235,7 @@ def test_a_chip_that_the_cdl_cuts_off_is_an_error_that_names_both(
 ) -> None:
     with (
         TileReader({}, write_cdl(tmp_path, codes[:-1, :-100], CDL_GRID[:-1, :-100])) as reader,
-        pytest.raises(InputError, match=r"chip_224_337 does not lie within 2022_30m_cdls\.tif"),
+        pytest.raises(InputError, match=r"chip_224_337 is not inside 2022_30m_cdls\.tif"),
     ):
         reader.read(["chip_224_337"], pool)
 
@@ -243,12 +243,12 @@ def test_a_chip_that_the_cdl_cuts_off_is_an_error_that_names_both(
 def test_a_chip_beyond_the_reprojected_rasters_is_an_error_that_names_both(
     tmp_path: Path, tile: Tile, codes: np.ndarray, pool: Executor
 ) -> None:
-    with pytest.raises(InputError, match=r"chip_222_337 does not lie within first\.B02\.tif"):
+    with pytest.raises(InputError, match=r"chip_222_337 is not inside first\.B02\.tif"):
         read(tmp_path, tile, codes, ["chip_222_337"], pool)
 
 
 @pytest.mark.parametrize(("chip", "asset"), [("chip_222_337", "reprojected_tiles"), ("chip_221_337", "cdl")])
-def test_of_a_chip_beyond_a_raster_the_error_says_what_to_materialize(
+def test_the_error_of_a_chip_outside_a_raster_says_what_to_materialize(
     tmp_path: Path, tile: Tile, codes: np.ndarray, pool: Executor, chip: str, asset: str
 ) -> None:
     with pytest.raises(InputError, match=f"materialize {asset}"):
@@ -264,7 +264,7 @@ def test_a_code_without_a_class_is_an_error_that_names_the_cdl_and_the_chip(
 
 
 @pytest.mark.parametrize(("unknown_codes", "value"), [("other", 13), ("nodata", 0)])
-def test_a_code_without_a_class_has_the_one_that_the_recipe_says(
+def test_a_code_without_a_class_gets_the_class_of_the_recipe(
     tmp_path: Path, codes: np.ndarray, pool: Executor, unknown_codes: str, value: int
 ) -> None:
     codes[224 + 10, 20], codes[224 + 11, 20] = 99, 250
@@ -299,7 +299,7 @@ def test_a_corrupt_block_is_an_error_that_names_the_file_and_what_to_materialize
         reader.read(CHIPS, pool)
 
 
-def test_a_chip_beside_a_corrupt_block_is_read(
+def test_a_chip_next_to_a_corrupt_block_is_read(
     tmp_path: Path, tile: Tile, codes: np.ndarray, pool: Executor
 ) -> None:
     bands, cdl = write_tile(tmp_path, tile), write_cdl(tmp_path, codes)
@@ -323,9 +323,7 @@ def test_a_missing_raster_is_an_error_that_names_it(
         reader.read(CHIPS, pool)
 
 
-def test_a_mask_holds_the_codes_of_a_cdl_in_another_unit(
-    tmp_path: Path, codes: np.ndarray, pool: Executor
-) -> None:
+def test_a_cdl_in_another_unit_gives_the_same_mask(tmp_path: Path, codes: np.ndarray, pool: Executor) -> None:
     feet = rasterio.CRS.from_string(
         "+proj=aea +lat_0=23 +lon_0=-96 +lat_1=29.5 +lat_2=45.5 +datum=NAD83 +units=us-ft"
     )
@@ -344,7 +342,7 @@ def test_a_truncated_cdl_is_an_error_that_names_it(tmp_path: Path, codes: np.nda
         TileReader({}, str(path))
 
 
-def test_the_mask_of_the_real_cdl_holds_its_codes_classes(real: Path, pool: Executor) -> None:
+def test_the_mask_of_the_real_cdl_has_the_classes_of_its_codes(real: Path, pool: Executor) -> None:
     path = real / "cdl" / "2021_30m_cdls.tif"
     with TileReader({}, str(path)) as reader:
         (chip,) = reader.read(["chip_202_336"], pool)

@@ -12,7 +12,7 @@ PIXELS = 224 * 224
 PUBLISHED_VALID = [0, 4, 32, 36, 64, 68, 96, 100, 128, 132, 160, 164, 192, 196, 224, 228]
 
 
-def test_bad_values_are_exactly_those_that_the_published_list_leaves_out() -> None:
+def test_bad_values_are_those_missing_from_the_published_list() -> None:
     # bit 0 is unused, and set in no published value
     for value in range(0, 255, 2):
         assert quality_counts(np.array([value], np.uint8))["bad"] == (value not in PUBLISHED_VALID)
@@ -64,7 +64,7 @@ def test_2000_published_chips_are_kept_and_dropped_as_published(real: Path) -> N
     assert ((table["reason"] == "") == table["kept"]).all()
 
 
-def test_every_chip_ends_kept_or_with_a_reason_and_a_figure() -> None:
+def test_every_chip_is_kept_or_has_a_reason_and_a_number() -> None:
     counts = {f"{n}_{p}": 0 for p in POSITIONS for n in ("cloud", "shadow", "snow", "bad", "worst_value")}
     limit = int(PIXELS * 0.05)
     rows = [

@@ -21,7 +21,7 @@ from crop_assets.chip_grid import (
     positions_in,
     raster_geobox,
 )
-from crop_assets.chips.reproject import BandFile, fill_value, reproject_bands
+from crop_assets.chips.reproject import ReprojectionJob, fill_value, reproject_bands
 from crop_assets.chips.warp import bilinear, nearest, source_pixels
 from crop_assets.errors import InputError
 from crop_assets_tests.chips.test_warp import (
@@ -51,8 +51,8 @@ REAL_FMASKS = [
 
 def band_file(
     band: str, source: Path, destination: Path, scene: str = SCENE, version: str = "2.0"
-) -> BandFile:
-    return BandFile(scene, band, version, nullcontext(source), nullcontext(destination))
+) -> ReprojectionJob:
+    return ReprojectionJob(scene, band, version, nullcontext(source), nullcontext(destination))
 
 
 def reflectance(rng: np.random.Generator, box: GeoBox) -> np.ndarray:
@@ -118,7 +118,7 @@ def test_a_tile_is_a_sparse_raster_whose_blocks_are_chips(
 
 
 @pytest.mark.parametrize(("band", "dtype", "nodata"), [("B8A", "int16", -9999), ("Fmask", "uint8", 255)])
-def test_a_file_says_what_it_is(
+def test_a_file_has_descriptive_tags(
     tmp_path: Path, rng: np.random.Generator, pool: Executor, band: str, dtype: str, nodata: int
 ) -> None:
     source = utm_box(CHIP, size=900)
@@ -135,7 +135,7 @@ def test_a_file_says_what_it_is(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "o.tif"]
 
 
-def test_chips_and_whole_tile_have_the_same_pixels_in_the_blocks_of_both(
+def test_chips_and_complete_tile_have_the_same_pixels_in_common_blocks(
     tmp_path: Path, rng: np.random.Generator, pool: Executor
 ) -> None:
     source = utm_box(CHIP, size=700)
@@ -151,7 +151,7 @@ def test_chips_and_whole_tile_have_the_same_pixels_in_the_blocks_of_both(
 
 
 @pytest.mark.parametrize("size", [20, 224, 700])
-def test_a_whole_tile_stores_every_block_that_the_scene_reaches_and_no_others(
+def test_a_complete_tile_stores_exactly_the_blocks_that_the_scene_reaches(
     tmp_path: Path, pool: Executor, size: int
 ) -> None:
     source = utm_box(CHIP, 32613, size)
@@ -228,7 +228,7 @@ def test_each_scene_of_a_tile_has_the_pixels_of_its_own_grid(
         (None, "Fmask", "1.5", 255),
     ],
 )
-def test_fill_is_what_the_file_says_or_else_its_version(
+def test_fill_is_from_the_file_or_else_from_its_version(
     tmp_path: Path, tag: int | None, band: str, version: str, fill: int
 ) -> None:
     source = utm_box(CHIP, size=10)
@@ -322,7 +322,7 @@ def test_a_real_fmask_agrees_with_gdals_exact_warp(
 def test_the_real_v15_scene_agrees_with_gdals_exact_warp(
     real: Path, tmp_path: Path, pool: Executor, band: str
 ) -> None:
-    """It lies in West Africa, where rows of chips are negative and columns beyond 1000."""
+    """It is in West Africa, where rows of chips are negative and columns exceed 1000."""
     path = real / "hls" / REAL_V15 / f"{REAL_V15}.{band}.tif"
     reproject_bands([band_file(band, path, tmp_path / "o.tif", version="1.5")], [], {}, pool, whole_tile=True)
     with rasterio.open(path) as raster:
@@ -427,7 +427,7 @@ BAD_BANDS: list[tuple[Spoil, str]] = [
 ]
 
 
-def test_bands_of_one_grid_in_other_words_have_the_pixels_of_one_grid(
+def test_bands_on_equivalent_grids_have_the_same_pixels(
     tmp_path: Path, rng: np.random.Generator, pool: Executor
 ) -> None:
     source = utm_box(CHIP)
@@ -459,7 +459,7 @@ def test_bands_of_one_grid_in_other_words_have_the_pixels_of_one_grid(
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_BANDS)
-def test_a_bad_band_is_an_error_that_names_the_file_and_leaves_nothing_of_it(
+def test_a_bad_band_is_an_error_that_names_the_file_and_leaves_no_output(
     tmp_path: Path, rng: np.random.Generator, pool: Executor, spoil: Spoil, message: str
 ) -> None:
     store = DatasetStore(root=str(tmp_path / "store"))
@@ -470,7 +470,7 @@ def test_a_bad_band_is_an_error_that_names_the_file_and_leaves_nothing_of_it(
         write(path, values, source, -9999)
     spoil(paths["B03"], values, source)
     files = [
-        BandFile(SCENE, band, "2.0", nullcontext(path), store.writing(f"tiles/{band}.tif"))
+        ReprojectionJob(SCENE, band, "2.0", nullcontext(path), store.writing(f"tiles/{band}.tif"))
         for band, path in paths.items()
     ]
     with pytest.raises(InputError, match=rf"a\.B03\.tif {message}"):
@@ -486,7 +486,7 @@ def test_a_bad_first_band_of_a_scene_is_an_error_that_names_the_file(
     store = DatasetStore(root=str(tmp_path / "store"))
     source = utm_box(CHIP)
     spoil(tmp_path / "broken.B02.tif", reflectance(rng, source), source)
-    file = BandFile(
+    file = ReprojectionJob(
         SCENE, "B02", "2.0", nullcontext(tmp_path / "broken.B02.tif"), store.writing("tiles/B02.tif")
     )
     with pytest.raises(InputError, match=rf"broken\.B02\.tif {message}"):
@@ -501,7 +501,9 @@ def test_a_failed_band_keeps_the_file_of_an_earlier_run(
     store.write_bytes("tiles/B02.tif", b"earlier")
     source = utm_box(CHIP)
     truncated(tmp_path / "a.tif", reflectance(rng, source), source)
-    file = BandFile(SCENE, "B02", "2.0", nullcontext(tmp_path / "a.tif"), store.writing("tiles/B02.tif"))
+    file = ReprojectionJob(
+        SCENE, "B02", "2.0", nullcontext(tmp_path / "a.tif"), store.writing("tiles/B02.tif")
+    )
     with pytest.raises(InputError, match=r"a\.tif"):
         reproject_bands([file], [CHIP], {}, pool)
     assert store.read_bytes("tiles/B02.tif") == b"earlier"
@@ -517,7 +519,7 @@ def test_a_full_disk_is_an_error_that_leaves_no_file(
     path = write(tmp_path / "a.tif", reflectance(rng, source), source, -9999)
     reproject_bands([band_file("B02", path, tmp_path / "whole.tif")], [CHIP], {}, pool, whole_tile)
     store = DatasetStore(root=str(tmp_path / "store"))
-    file = BandFile(SCENE, "B02", "2.0", nullcontext(path), store.writing("tiles/B02.tif"))
+    file = ReprojectionJob(SCENE, "B02", "2.0", nullcontext(path), store.writing("tiles/B02.tif"))
     with (
         pytest.raises((RasterioError, OSError, InputError)),
         room_for((tmp_path / "whole.tif").stat().st_size - short_by),
@@ -526,7 +528,7 @@ def test_a_full_disk_is_an_error_that_leaves_no_file(
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
-def test_only_the_blocks_that_are_asked_for_need_to_be_sound(
+def test_only_the_blocks_that_are_read_need_to_be_intact(
     tmp_path: Path, rng: np.random.Generator, pool: Executor
 ) -> None:
     source = utm_box(CHIP, size=900)

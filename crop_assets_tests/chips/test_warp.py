@@ -22,7 +22,7 @@ from crop_assets.chips.warp import SourcePixels, bilinear, nearest, source_coord
 
 CHIP = "chip_223_337"
 TIE = 1e-6
-"""What ours and another's coordinates, or means, may be apart: nearer to a half than that, either side is right."""
+"""Tolerance between our coordinates or means and others'; this close to a half, either rounding is right."""
 SEEDS = st.integers(0, 2**32 - 1)
 
 UTM_WITHOUT_AUTHORITY = (
@@ -94,7 +94,7 @@ def write(path: Path, values: np.ndarray, box: GeoBox, nodata: float | None, **p
 
 @contextlib.contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """A disk that is full once a file has `size` bytes."""
+    """A disk that is full as soon as a file has `size` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -120,7 +120,7 @@ def pyproj_coordinates(target: GeoBox, source: GeoBox) -> tuple[NDArray[np.float
 
 
 def reference(values: np.ndarray, row: float, col: float, fill: float) -> float | None:
-    """The mean at one place by the rule in words, unrounded; None where it is fill."""
+    """The mean at one coordinate by the literal rule, unrounded; None if it is fill."""
 
     def pixel(r: int, c: int) -> float | None:
         if not (0 <= r < values.shape[0] and 0 <= c < values.shape[1]) or values[r, c] == fill:
@@ -213,7 +213,7 @@ def random_values(seed: int, shape: tuple[int, int], pattern: str, fill: int) ->
 
 @st.composite
 def northern_pairs(draw: st.DrawFn) -> tuple[GeoBox, int]:
-    """A chip of the national grid, and the UTM zone that it lies in or beside."""
+    """A chip of the national grid, and its UTM zone or a neighbouring one."""
     target = block(draw(st.integers(0, 430)), draw(st.integers(0, 686)))
     left, bottom, _, _ = target.boundingbox.bbox
     lon, _ = pyproj.Transformer.from_crs(CRS, 4326, always_xy=True).transform(left, bottom)
@@ -276,7 +276,7 @@ def test_a_crs_without_an_epsg_code_has_the_coordinates_of_its_twin(
     )
 
 
-def test_coordinates_of_a_whole_tile_are_pyprojs() -> None:
+def test_coordinates_of_a_complete_tile_are_pyprojs() -> None:
     target = chip_blocks(range(223, 240), range(337, 354))
     source = around(target, 32614, 3660)
     ours = source_coordinates(target, source)
@@ -301,7 +301,7 @@ def test_coordinates_of_a_whole_tile_are_pyprojs() -> None:
     st.tuples(st.integers(0, 260), st.integers(0, 260), st.integers(60, 400), st.integers(60, 400)),
     SEEDS,
 )
-def test_any_window_has_the_pixels_of_the_whole(
+def test_any_window_has_the_pixels_of_the_complete_grid(
     epsg: int,
     row: int,
     col: int,
@@ -311,7 +311,7 @@ def test_any_window_has_the_pixels_of_the_whole(
     crop: tuple[int, int, int, int],
     seed: int,
 ) -> None:
-    """Whatever is fill, and wherever in the chip the source ends."""
+    """Holds for any fill, and for a source that ends anywhere in the chip."""
     whole = chip_geobox(CHIP)
     top, left, rows, cols = crop
     source = utm_box(CHIP, epsg)[top : top + rows, left : left + cols]
@@ -339,7 +339,7 @@ def test_any_window_has_the_pixels_of_the_whole(
     st.tuples(st.integers(0, 200), st.integers(0, 200)),
     SEEDS,
 )
-def test_a_pixel_is_the_mean_of_its_neighbours_that_are_data_where_its_nearest_is(
+def test_a_pixel_is_the_mean_of_its_neighbours_with_data_if_the_nearest_has_data(
     row: int, col: int, pattern: str, fill: int, crop: tuple[int, int], seed: int
 ) -> None:
     target = chip_geobox(CHIP)[row : row + 20, col : col + 20]
@@ -385,7 +385,7 @@ def test_a_source_may_end_at_the_last_pixel_of_a_chip(
     assert_equal_but_for_ties(ours, expected.reshape(target.shape), values, rows, cols, -9999)
 
 
-def test_where_all_four_are_data_the_fill_beside_them_changes_nothing(rng: np.random.Generator) -> None:
+def test_fill_next_to_four_neighbours_with_data_changes_nothing(rng: np.random.Generator) -> None:
     target, source = chip_geobox(CHIP), utm_box(CHIP)
     values = rng.integers(0, 4000, source.shape).astype(np.int16)
     with_holes = np.where(rng.random(source.shape) < 0.05, np.int16(-9999), values)
@@ -399,7 +399,7 @@ def test_where_all_four_are_data_the_fill_beside_them_changes_nothing(rng: np.ra
 
 @settings(max_examples=10)
 @given(st.integers(0, 200), st.integers(0, 200), SEEDS)
-def test_the_nearest_pixel_is_the_one_that_the_place_lies_in(row: int, col: int, seed: int) -> None:
+def test_the_nearest_pixel_is_the_one_that_contains_the_coordinate(row: int, col: int, seed: int) -> None:
     target, source = chip_geobox(CHIP)[row:, col:], utm_box(CHIP, size=150)
     values = np.random.default_rng(seed).integers(0, 255, source.shape).astype(np.uint8)
     rows, cols = pyproj_coordinates(target, source)
@@ -431,7 +431,7 @@ def test_bilinear_and_nearest_agree_with_gdals_exact_warp(
     assert_equal_but_for_ties(nearest(read_at(fmask, at), at), theirs, fmask, rows, cols, 255)
 
 
-def test_with_fill_ours_agree_with_gdals_exact_warp_wherever_all_four_neighbours_are_data(
+def test_with_fill_agrees_with_gdals_exact_warp_wherever_all_four_neighbours_have_data(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
     target, source = chip_geobox(CHIP), utm_box(CHIP, size=150)
@@ -466,7 +466,7 @@ def test_a_constant_stays_what_it_is(value: int) -> None:
     assert set(np.unique(ours)) == {value, -9999}
 
 
-def test_pixels_outside_of_the_scene_are_nodata() -> None:
+def test_pixels_outside_the_scene_are_nodata() -> None:
     source = utm_box(CHIP, size=60)
     values = np.full(source.shape, 500, np.int16)
     at = source_pixels(chip_geobox(CHIP), source)
@@ -483,14 +483,14 @@ def test_pixels_outside_of_the_scene_are_nodata() -> None:
         (block(-400, 337), 32660),
     ],
 )
-def test_a_chip_beside_the_scene_or_on_the_far_side_of_the_earth_has_no_source_pixels(
+def test_a_chip_outside_the_scene_or_on_the_far_side_of_the_earth_has_no_source_pixels(
     target: GeoBox, epsg: int
 ) -> None:
     source = utm_box(CHIP)
     assert source_pixels(target, GeoBox(source.shape, source.affine, f"EPSG:{epsg}")) is None
 
 
-def test_the_real_v15_scene_goes_through_with_its_own_fill(real: Path) -> None:
+def test_the_real_v15_scene_is_warped_with_its_own_fill(real: Path) -> None:
     """The scene lies in West Africa; a chip-like grid in its own zone stands for the CDL's."""
     folder = real / "hls/HLS.S30.T29QND.2019182.v1.5"
     with rasterio.open(folder / "HLS.S30.T29QND.2019182.v1.5.B04.tif") as raster:
@@ -507,7 +507,7 @@ def test_the_real_v15_scene_goes_through_with_its_own_fill(real: Path) -> None:
     assert (ours != -9999).any()
 
 
-def test_chip_blocks_lie_on_the_national_grid() -> None:
+def test_chip_blocks_are_on_the_national_grid() -> None:
     box = chip_blocks(range(223, 225), range(337, 340))
     assert box.shape == (448, 672)
     assert box.boundingbox.bbox == (

@@ -16,9 +16,9 @@ from crop_assets.errors import InputError
 from crop_assets.hls import REFLECTANCE_BANDS
 
 VALUES = 3 * 224 * 224
-"""Of a band in one chip."""
+"""Values of one band in one chip."""
 COUNT = 35
-"""More than two tasks of 16 chips, and no multiple of one."""
+"""More than two tasks of 16 chips, and not a multiple of 16."""
 
 
 def write_image(path: Path, values: np.ndarray) -> str:
@@ -97,7 +97,7 @@ def test_the_order_of_images_does_not_change_statistics(
 
 
 @pytest.mark.parametrize("count", [1, 17, COUNT])
-def test_binaries_hold_every_value_in_order_and_can_be_mapped(
+def test_binaries_have_every_value_in_order_and_can_be_mapped(
     chips: tuple[list[str], np.ndarray], tmp_path: Path, pool: Executor, count: int
 ) -> None:
     paths, values = chips
@@ -120,9 +120,9 @@ def test_progress_ends_with_all_chips(chips: tuple[list[str], np.ndarray], pool:
 def test_a_band_without_data_is_an_error(tmp_path: Path, pool: Executor) -> None:
     values = np.full((18, 224, 224), 500, np.int16)
     values[2::6] = -9999
-    with pytest.raises(ValueError, match="no pixels"):
+    with pytest.raises(ValueError, match="all pixels of a band are missing"):
         measure_bands([write_image(tmp_path / "a.tif", values)], pool)
-    with pytest.raises(ValueError, match="no pixels"):
+    with pytest.raises(ValueError, match="all pixels of a band are missing"):
         measure_bands([], pool)
 
 
@@ -151,9 +151,7 @@ def test_a_truncated_image_is_an_error_that_names_it(
         measure_bands([chips[0][1], str(bad)], pool)
 
 
-def test_after_an_error_nothing_is_written_any_more(
-    chips: tuple[list[str], np.ndarray], tmp_path: Path
-) -> None:
+def test_nothing_is_written_after_an_error(chips: tuple[list[str], np.ndarray], tmp_path: Path) -> None:
     """The first task fails at once, while the second still reads; the files that are opened next must stay empty."""
     paths = [str(tmp_path / "none.tif"), *chips[0][:31]]
     files = [tmp_path / f"{band}.npy" for band in REFLECTANCE_BANDS]
@@ -188,7 +186,7 @@ def test_merging_does_not_depend_on_the_order(values: list[list[int]], random: n
     assert merged.statistics() == whole
 
 
-def test_merging_leaves_the_other_as_it_was() -> None:
+def test_merging_does_not_change_the_other() -> None:
     one, other = counted([1, 2]), counted([7])
     one.merge(other)
     one.merge(other)

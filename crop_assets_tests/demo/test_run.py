@@ -194,10 +194,10 @@ def warped(world: SmallWorld, scenes: list[str], chip_id: str) -> "np.ndarray[An
             {"sources": ["kubo", "ipfs_cli"]},
             "sources: kubo, ipfs_cli cannot give the files of the demo's world",
         ),
-        ({"aoi": "iowa.geojson"}, "aoi: the AOI touches no chip box: in EPSG:4326 the AOI lies within"),
+        ({"aoi": "iowa.geojson"}, "aoi: the AOI touches no chip box: in EPSG:4326 the bounds of the AOI are"),
         (
             {"chip_boxes": "boxes.json"},
-            "not wholly inside the CDL raster: chip_257_266; the demo's world has the boxes ",
+            "not completely inside the CDL raster: chip_257_266; the demo's world has the boxes ",
         ),
     ],
 )

@@ -86,9 +86,9 @@ BAD_RASTERS: dict[str, tuple[Spoil, str]] = {
     ),
     "no raster": (
         lambda good, bad: bad.write_text("<html>please log in</html>") and None,
-        r"{path} cannot be read: .*not recognized.*damaged or cut short: fetch it again",
+        r"{path} cannot be read: .*not recognized.*damaged or truncated: fetch it again",
     ),
-    "a truncated raster": (cut, r"{path} cannot be read: .*damaged or cut short: fetch it again"),
+    "a truncated raster": (cut, r"{path} cannot be read: .*damaged or truncated: fetch it again"),
     "an archive": (
         lambda good, bad: shutil.copy(good, bad.with_suffix(".zip")) and None,
         r"{path} is not a zip archive, or not all of one: .*Nothing of it was used",
@@ -242,8 +242,8 @@ def test_an_area_of_interest_without_chips_is_refused_with_both_extents(
     aoi.write_text(json.dumps(square(-90, 40, 0.1)))
     run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi)))
     assert re.search(
-        r"the AOI touches no chip box: in EPSG:4326 the AOI lies within \(-90, 40, -89\.9, 40\.1\), "
-        r"the 12 boxes within \(-99\.11769, 37\.34075, -98\.804, 37\.52802\) \(left, bottom, right, top\)",
+        r"the AOI touches no chip box: in EPSG:4326 the bounds of the AOI are \(-90, 40, -89\.9, 40\.1\), "
+        r"those of the 12 boxes \(-99\.11769, 37\.34075, -98\.804, 37\.52802\) \(left, bottom, right, top\)",
         run.failure,
     )
     missing = tmp_path / "not_there.geojson"
@@ -277,10 +277,12 @@ def test_fewer_chips_than_are_wanted_are_explained(
     metadata = run.made["chip_bboxes", str(YEAR)].metadata
     counts = {name: metadata[name].value for name in ("wanted", "inside_the_aoi", "eligible", "chosen")}
     assert counts == {"wanted": 9, "inside_the_aoi": 6, "eligible": rich, "chosen": rich}
-    assert "| lie outside the aoi | 6 |\n| hold no-data pixels | 0 |" in str(metadata["boxes"].value)
+    assert "| are outside the aoi | 6 |\n| have no-data pixels | 0 |" in str(metadata["boxes"].value)
     why = str(metadata["why_fewer"].value)
-    assert f"{rich} of 9 wanted chips were chosen. Of 12 boxes on the raster 6 lie outside the aoi, " in why
-    assert f"{6 - rich} hold fewer than {least} classes, {rich} are eligible; widen the aoi" in why
+    assert (
+        f"{rich} of 9 requested chips were chosen. Of 12 boxes on the raster, 6 are outside the aoi, " in why
+    )
+    assert f"{6 - rich} have fewer than {least} classes, {rich} are eligible; widen the aoi" in why
     again = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi), chips=9, min_classes=least))
     assert ("chip_bboxes", str(YEAR)) not in again.redone
     for one in (run, again):
@@ -297,7 +299,8 @@ def test_fewer_chips_than_are_wanted_are_explained(
     )
     run = finished_graph.run("labels_job", recipe=recipe(aoi=str(aoi), chips=5, min_classes=13))
     assert (
-        "no chip box can be chosen: 0 of 5 wanted chips were chosen. Of 12 boxes on the raster" in run.failure
+        "no chip box can be chosen: 0 of 5 requested chips were chosen. Of 12 boxes on the raster"
+        in run.failure
     )
 
 
@@ -358,7 +361,10 @@ def test_a_chip_geojson_and_an_area_of_interest_choose_one_chip_which_cannot_tra
     chosen = recipe(aoi=str(aoi), chip_boxes=str(boxes))
     assert finished_graph.run("tiles_job", tiles=[EAST], recipe=chosen).success
     run = finished_graph.run("dataset_job", recipe=chosen)
-    assert "no chip of 2022 trains: 1 kept; choose more chips or a larger train_share" in run.failure
+    assert (
+        "no chip of 2022 is in the training split, and only 1 are kept; choose more chips or a larger train_share"
+        in run.failure
+    )
     assert lines(finished_graph, "validation_data.txt") == [only]
     assert {path.name[:12] for path in (finished_graph.dataset / "chips_filtered").iterdir()} == {only}
 
@@ -540,7 +546,7 @@ def test_files_of_another_tile_are_refused_by_name_and_cost_that_tile_alone(
     assert f"({EAST} at downloaded_fmasks). 1 of 2 tiles failed; the other one is done." in run.failure
     assert re.search(
         rf"{wrong}\.Fmask\.tif could not be had.*: mirror: has 3660 x 3660 pixels of 30 x 30 from \(399960, 4200000\) "
-        rf"in EPSG:32614, and not the grid of tile {EAST}: .* from \(499980, 4200000\) in EPSG:32614; take",
+        rf"in EPSG:32614, not the grid of tile {EAST}: .* from \(499980, 4200000\) in EPSG:32614; use",
         run.failure,
     )
     assert f"{setting.scene(EAST, FIRST[EAST]).scene_id}.Fmask.tif could" not in run.failure

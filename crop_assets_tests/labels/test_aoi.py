@@ -51,7 +51,7 @@ def test_aoi_elsewhere_is_refused_with_both_bounds(block: gpd.GeoDataFrame) -> N
     aoi = gpd.GeoDataFrame(geometry=[shapely.box(5, 45, 6, 46)], crs=4326)
     with pytest.raises(
         InputError,
-        match=r"touches no chip box: in EPSG:4326 the AOI lies within \(5, 45, 6, 46\), the 12 boxes",
+        match=r"touches no chip box: in EPSG:4326 the bounds of the AOI are \(5, 45, 6, 46\), those of the 12 boxes",
     ):
         filter_aoi(block, aoi)
 
@@ -87,7 +87,7 @@ def crossing(west: float, east: float, south: float = 36, north: float = 41) -> 
 
 
 @pytest.mark.parametrize(("west", "east"), [(170, 260.75), (-190, -99.15), (150, -99.2)])
-def test_aoi_across_the_antimeridian_takes_what_lies_in_it(
+def test_aoi_across_the_antimeridian_takes_the_boxes_inside(
     block: gpd.GeoDataFrame, west: float, east: float
 ) -> None:
     chosen = filter_aoi(block, crossing(west, east))
@@ -110,7 +110,7 @@ def test_aoi_of_the_whole_world_takes_all(block: gpd.GeoDataFrame) -> None:
     ) == len(block)
 
 
-def test_two_halves_of_an_aoi_at_the_antimeridian_are_one(block: gpd.GeoDataFrame) -> None:
+def test_two_halves_of_an_aoi_at_the_antimeridian_are_joined(block: gpd.GeoDataFrame) -> None:
     halves = shapely.MultiPolygon([shapely.box(170, 30, 180, 45), shapely.box(-180, 30, -90, 45)])
     assert len(filter_aoi(block, gpd.GeoDataFrame(geometry=[halves], crs=4326))) == len(block)
 
@@ -120,9 +120,7 @@ def ring(west: float, south: float, east: float, north: float) -> list[tuple[flo
 
 
 @pytest.mark.parametrize("turn", [0, 360, -360, 720])
-def test_holes_stay_holes_however_far_round_longitudes_are_counted(
-    block: gpd.GeoDataFrame, turn: float
-) -> None:
+def test_holes_stay_holes_however_often_longitudes_wrap(block: gpd.GeoDataFrame, turn: float) -> None:
     left, bottom, right, top = block.to_crs(4326).total_bounds
     hole = block.to_crs(4326).geometry[5].buffer(-0.001).bounds
     shape = shapely.Polygon(ring(left, bottom, right, top), [ring(*hole)])
@@ -144,12 +142,12 @@ def test_a_hole_at_the_antimeridian_is_cut_with_its_polygon() -> None:
     assert cut.contains(shapely.Point(-165, 37))
 
 
-def test_a_polygon_around_a_pole_and_coordinates_that_are_none_are_refused() -> None:
+def test_a_polygon_around_a_pole_and_invalid_coordinates_are_refused() -> None:
     around = shapely.Polygon([(0, 80), (120, 80), (-120, 80), (0, 80)])
-    with pytest.raises(InputError, match="goes round a pole"):
+    with pytest.raises(InputError, match="goes around a pole"):
         aoi_shapes(gpd.GeoDataFrame(geometry=[around], crs=4326))
     odd = shapely.Polygon([(0, 0), (1, 0), (1, float("inf")), (0, 0)])
-    with pytest.raises(InputError, match="no finite numbers"):
+    with pytest.raises(InputError, match="coordinates that are not finite"):
         aoi_shapes(gpd.GeoDataFrame(geometry=[odd], crs=5070))
 
 
@@ -169,7 +167,7 @@ ENGINEERING = (
         (4978, r"'WGS 84' \(Geocentric CRS\)"),
     ],
 )
-def test_a_crs_that_does_not_say_where_on_earth_it_is_is_refused(
+def test_a_crs_that_is_not_tied_to_the_earth_is_refused(
     block: gpd.GeoDataFrame, tmp_path: Path, crs: Any, name: str
 ) -> None:
     aoi = gpd.GeoDataFrame(geometry=[block.geometry[5]], crs=crs)
@@ -202,18 +200,18 @@ def geojson(path: Path, *shapes: shapely.Geometry) -> gpd.GeoDataFrame:
         (32614, "metres of a UTM zone; save it in the CRS that its coordinates are in"),
     ],
 )
-def test_metres_that_a_geojson_does_not_name_are_no_degrees(
+def test_a_geojson_in_metres_that_names_no_crs_is_refused(
     block: gpd.GeoDataFrame, tmp_path: Path, crs: int, advice: str
 ) -> None:
     shape = block.geometry[[5]].to_crs(crs).iloc[0]
     for shapes in ([shape], [shape, shapely.LineString(shape.exterior)]):
         with pytest.raises(
-            InputError, match=f"AOI are not degrees, as they are in EPSG:4326 .* look like {advice}"
+            InputError, match=f"AOI are not degrees, although EPSG:4326, .* look like {advice}"
         ):
             filter_aoi(block, geojson(tmp_path / "aoi.geojson", *shapes))
 
 
-def test_coordinates_that_look_like_others_are_named(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+def test_the_error_guesses_the_crs_of_the_coordinates(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
     degrees = block.to_crs(4326).geometry[5]
     swapped = shapely.transform(degrees, lambda points: points[:, ::-1])
     with pytest.raises(
@@ -223,9 +221,7 @@ def test_coordinates_that_look_like_others_are_named(block: gpd.GeoDataFrame, tm
     # east of 90 W both ways round are degrees
     east = block.assign(geometry=block.geometry.translate(1.4e6))
     swapped = shapely.transform(east.to_crs(4326).geometry[5], lambda points: points[:, ::-1])
-    with pytest.raises(
-        InputError, match=r"touches no chip box: .*; it would, with longitude before latitude"
-    ):
+    with pytest.raises(InputError, match=r"touches no chip box: .*; it would with longitude before latitude"):
         filter_aoi(east, geojson(tmp_path / "aoi.geojson", swapped))
     with pytest.raises(InputError, match=r"touches no chip box: .*; its coordinates look like degrees"):
         filter_aoi(block, gpd.GeoDataFrame(geometry=[degrees], crs=5070))
@@ -266,7 +262,7 @@ CLOSED_LINES: dict[str, Callable[[list[tuple[float, float]]], shapely.Geometry]]
 
 
 @pytest.mark.parametrize("kind", CLOSED_LINES)
-def test_a_closed_line_is_its_polygon(block: gpd.GeoDataFrame, tmp_path: Path, kind: str) -> None:
+def test_a_closed_line_counts_as_a_polygon(block: gpd.GeoDataFrame, tmp_path: Path, kind: str) -> None:
     line = CLOSED_LINES[kind](around(block))
     chosen = filter_aoi(block, geojson(tmp_path / "aoi.geojson", line))["chip_id"].tolist()
     if "crosses" in kind:
@@ -301,7 +297,7 @@ def test_a_closed_line_is_its_polygon(block: gpd.GeoDataFrame, tmp_path: Path, k
         ([shapely.LineString([(-99.4, 37.3), (-99, 37.3), (-99, 37.7), (-99.4, 37.301)])], "open lines: 1"),
     ],
 )
-def test_what_has_no_area_is_refused(
+def test_geometries_without_an_area_are_refused(
     block: gpd.GeoDataFrame, tmp_path: Path, shapes: list[shapely.Geometry], found: str
 ) -> None:
     with pytest.raises(
@@ -321,7 +317,7 @@ def test_a_spike_of_a_polygon_takes_no_boxes(block: gpd.GeoDataFrame, tmp_path: 
         filter_aoi(block, geojson(tmp_path / "aoi.geojson", flat))
 
 
-def test_empty_layers_and_features_count_for_nothing(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+def test_empty_layers_and_features_are_ignored(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
     nothing = gpd.GeoDataFrame(geometry=[], crs=LOCAL)
     nothing.to_file(tmp_path / "aoi.gpkg", layer="notes")
     with pytest.raises(InputError, match="has no geometry"):
@@ -342,7 +338,7 @@ def test_collections_of_collections_are_taken_apart(block: gpd.GeoDataFrame) -> 
     assert chosen["chip_id"].tolist() == block["chip_id"][[0, 11]].tolist()
 
 
-def test_all_layers_of_a_file_count(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
+def test_all_layers_of_a_file_are_used(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
     point_aoi(block, 2).to_file(tmp_path / "aoi.gpkg", layer="west")
     point_aoi(block, 9).to_crs(4326).to_file(tmp_path / "aoi.gpkg", layer="east")
     chosen = filter_aoi(block, read_aoi(tmp_path / "aoi.gpkg"))
@@ -368,18 +364,18 @@ def scribble(west: float, seed: int) -> shapely.Polygon:
 
 
 @pytest.mark.parametrize("west", [-99, 261, -459])
-def test_crossings_are_bounded_over_all_polygons_wherever_they_are_counted(west: float) -> None:
+def test_crossings_are_bounded_over_all_polygons(west: float) -> None:
     assert len(aoi_shapes(gpd.GeoDataFrame(geometry=[scribble(west, 1)], crs=4326)))
     many = gpd.GeoDataFrame(geometry=[scribble(west, seed) for seed in range(30)], crs=4326)
     with pytest.raises(InputError, match="outlines cross themselves more than 1,000 times"):
         aoi_shapes(many)
 
 
-def test_polygons_that_lie_over_one_another_without_end_are_refused(
+def test_too_many_overlapping_polygons_are_refused(
     block: gpd.GeoDataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aoi_module, "MAX_NEAR", 10 * len(block))
+    monkeypatch.setattr(aoi_module, "MAX_CANDIDATE_PAIRS", 10 * len(block))
     whole = shapely.box(*block.total_bounds)
     assert len(filter_aoi(block, gpd.GeoDataFrame(geometry=[whole] * 10, crs=5070))) == len(block)
-    with pytest.raises(InputError, match="too many polygons that lie over one another; join them into one"):
+    with pytest.raises(InputError, match="too many overlapping polygons; merge them into one"):
         filter_aoi(block, gpd.GeoDataFrame(geometry=[whole.buffer(i) for i in range(11)], crs=5070))

@@ -19,7 +19,7 @@ from crop_assets_tests.labels.conftest import WriteCdl
 GRASS = np.full((30, 40), 176, np.uint8)
 
 
-def test_real_clip_is_a_cdl_with_sixteen_whole_chips(real: Path) -> None:
+def test_real_clip_is_a_cdl_with_sixteen_complete_chips(real: Path) -> None:
     cdl = check_cdl(real / "cdl" / "2021_30m_cdls.tif")
     assert (cdl.width, cdl.height, cdl.chip_rows, cdl.chip_cols) == (
         *(1000, 1000),
@@ -69,7 +69,7 @@ def test_histograms_do_not_depend_on_how_the_raster_is_cut(
     *(st.integers(-3000, 200_000), st.integers(1, 3000)),
     *(st.integers(-3000, 110_000), st.integers(1, 3000)),
 )
-def test_chip_rows_and_cols_are_those_wholly_inside(left: int, width: int, top: int, height: int) -> None:
+def test_chip_rows_and_cols_are_completely_inside(left: int, width: int, top: int, height: int) -> None:
     corner = Affine(30, 0, ORIGIN_X + 30 * left, 0, -30, ORIGIN_Y - 30 * top)
     cdl = CdlRaster("", corner, width, height)
     rows, cols = range(GRID_ROWS), range(GRID_COLS)
@@ -112,7 +112,7 @@ NATIONAL = Affine(30, 0, ORIGIN_X, 0, -30, ORIGIN_Y)
         ),
     ],
 )
-def test_a_raster_on_the_national_grid_in_other_words_is_one(
+def test_an_equivalent_description_of_the_grid_is_accepted(
     write_cdl: WriteCdl, crs: str, transform: Affine
 ) -> None:
     path = write_cdl(GRASS, crs=crs, transform=transform @ Affine.translation(224 * 300 - 3, 224 * 200 - 5))
@@ -151,7 +151,7 @@ def test_advised_gdalwarp_puts_the_raster_on_the_national_grid(write_cdl: WriteC
 @pytest.mark.parametrize(
     ("codes", "profile", "message"),
     [
-        (GRASS.astype(np.int16), {}, r"1 band\(s\) of int16; a CDL has one band of uint8"),
+        (GRASS.astype(np.int16), {}, r"1 band\(s\) of int16; a CDL raster has one band of uint8"),
         (np.stack([GRASS, GRASS]), {}, r"2 band\(s\) of uint8"),
         (
             GRASS,
@@ -174,7 +174,7 @@ def test_advised_gdalwarp_puts_the_raster_on_the_national_grid(write_cdl: WriteC
         ),
     ],
 )
-def test_what_is_no_cdl_is_refused(
+def test_a_raster_that_is_not_a_cdl_is_refused(
     write_cdl: WriteCdl, codes: np.ndarray, profile: dict[str, object], message: str
 ) -> None:
     path = write_cdl(codes, **profile)

@@ -96,6 +96,6 @@ def test_a_command_for_a_description_names_the_file_and_does_nothing_else(tmp_pa
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_name_that_a_message_would_cut_is_none_of_a_command() -> None:
+def test_a_name_too_long_for_a_message_is_not_in_the_command() -> None:
     assert shell_file("a/" * 600) == "FILE"
     assert shell_file(Path("data/cdl/2022_30m_cdls.tif")) == "data/cdl/2022_30m_cdls.tif"

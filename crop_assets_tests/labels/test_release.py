@@ -75,11 +75,11 @@ def pack(write_cdl: WriteCdl, tmp_path: Path) -> Pack:
 
 
 class Obtain:
-    """Asks for the raster of 2022, and keeps what was said."""
+    """Obtains the raster of 2022, and keeps what was logged."""
 
     def __init__(self, nass: Nass, folder: Path, pool: ThreadPoolExecutor) -> None:
         self.nass, self.folder, self._pool = nass, folder, pool
-        self.said: list[str] = []
+        self.logged: list[str] = []
         self.warned: list[str] = []
 
     @property
@@ -89,10 +89,10 @@ class Obtain:
     def __call__(self, **settings: Any) -> YearRaster:
         self.nass.asked.clear()
         releases = self.nass.releases(self.folder, **settings)
-        return obtain_raster(releases, 2022, self._pool, self.said.append, self.warned.append)
+        return obtain_raster(releases, 2022, self._pool, self.logged.append, self.warned.append)
 
     def names(self) -> set[str]:
-        """What lies in the folder, locks aside."""
+        """Names of the files in the folder, without locks."""
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path.suffix != ".alone"]
         return {path.relative_to(self.folder).as_posix() for path in paths}
 
@@ -126,7 +126,7 @@ def test_the_same_release_gives_the_same_bytes(
     assert Obtain(nass, tmp_path / "elsewhere", pool)().sha256 == obtain().sha256
 
 
-def test_what_was_fetched_is_not_fetched_again(nass: Nass, obtain: Obtain, pack: Pack) -> None:
+def test_a_release_is_downloaded_only_once(nass: Nass, obtain: Obtain, pack: Pack) -> None:
     nass.put(2022, pack(codes()))
     made = obtain()
     before = obtain.raster.stat().st_mtime_ns
@@ -165,9 +165,7 @@ def test_a_new_etag_alone_fetches_nothing_and_a_new_date_does(nass: Nass, obtain
     assert nass.asked_for("GET").count(ARCHIVE) == 1
 
 
-def test_a_release_with_other_pixels_takes_the_place_of_the_earlier_one(
-    nass: Nass, obtain: Obtain, pack: Pack
-) -> None:
+def test_a_release_with_other_pixels_replaces_the_earlier_one(nass: Nass, obtain: Obtain, pack: Pack) -> None:
     nass.put(2022, pack(codes()))
     first = obtain()
     nass.put(2022, pack(codes(seed=1)))
@@ -175,12 +173,10 @@ def test_a_release_with_other_pixels_takes_the_place_of_the_earlier_one(
     assert second.sha256 != first.sha256
     with rasterio.open(obtain.raster) as raster:
         np.testing.assert_array_equal(raster.read(1), codes(seed=1))
-    assert any("another release than before" in text for text in obtain.said)
+    assert any("a newer release" in text for text in obtain.logged)
 
 
-def test_a_raster_of_ones_own_is_never_touched(
-    nass: Nass, obtain: Obtain, pack: Pack, write_cdl: WriteCdl
-) -> None:
+def test_a_local_raster_is_never_touched(nass: Nass, obtain: Obtain, pack: Pack, write_cdl: WriteCdl) -> None:
     nass.put(2022, pack(codes()))
     obtain.folder.mkdir()
     shutil.move(write_cdl(codes(seed=2), 67_100, 51_700), obtain.raster)
@@ -191,7 +187,7 @@ def test_a_raster_of_ones_own_is_never_touched(
     assert obtain.raster.read_bytes() == before
 
 
-def test_a_raster_that_was_put_in_the_place_of_a_fetched_one_is_ones_own(
+def test_a_raster_that_replaces_a_downloaded_one_counts_as_local(
     nass: Nass, obtain: Obtain, pack: Pack, write_cdl: WriteCdl
 ) -> None:
     nass.put(2022, pack(codes()))
@@ -204,7 +200,7 @@ def test_a_raster_that_was_put_in_the_place_of_a_fetched_one_is_ones_own(
 
 
 @pytest.mark.parametrize("lost", ["the raster", "the new raster's rename"])
-def test_a_run_that_was_killed_between_note_and_raster_goes_on(
+def test_a_run_that_was_killed_between_record_and_raster_is_repeated(
     nass: Nass, obtain: Obtain, pack: Pack, lost: str
 ) -> None:
     nass.put(2022, pack(codes()))
@@ -224,9 +220,7 @@ def test_a_run_that_was_killed_between_note_and_raster_goes_on(
         np.testing.assert_array_equal(raster.read(1), codes(seed=int(lost != "the raster")))
 
 
-def test_an_archive_of_ones_own_is_unpacked_without_the_network(
-    nass: Nass, obtain: Obtain, pack: Pack
-) -> None:
+def test_a_local_archive_is_unpacked_without_the_network(nass: Nass, obtain: Obtain, pack: Pack) -> None:
     obtain.folder.mkdir()
     archive = obtain.folder / "2022_30m_cdls.zip"
     archive.write_bytes(pack(codes()))
@@ -240,7 +234,7 @@ def test_an_archive_of_ones_own_is_unpacked_without_the_network(
     assert obtain().sha256 != made.sha256
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(nass: Nass, obtain: Obtain, pack: Pack) -> None:
+def test_an_interrupted_download_is_resumed(nass: Nass, obtain: Obtain, pack: Pack) -> None:
     data = pack(codes())
     nass.put(2022, data)
     nass.cut[ARCHIVE] = len(data) // 2
@@ -250,7 +244,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(nass: Nass, obtain: Obt
     assert 0 < int(ranges[1].removeprefix("bytes=").removesuffix("-")) <= len(data) // 2
 
 
-def test_a_download_that_breaks_off_in_one_run_goes_on_in_the_next(
+def test_a_download_interrupted_in_one_run_is_resumed_in_the_next(
     nass: Nass, obtain: Obtain, pack: Pack
 ) -> None:
     data = pack(codes())
@@ -265,7 +259,7 @@ def test_a_download_that_breaks_off_in_one_run_goes_on_in_the_next(
         np.testing.assert_array_equal(raster.read(1), codes())
 
 
-def test_a_release_that_comes_out_amid_a_download_is_taken_from_its_start(
+def test_a_release_published_during_a_download_is_downloaded_from_its_start(
     nass: Nass, obtain: Obtain, pack: Pack
 ) -> None:
     data = pack(codes())
@@ -300,7 +294,7 @@ def test_a_fetched_archive_outlasts_a_failed_run_but_not_a_damaged_one(
 
 
 @pytest.mark.parametrize("broken", ["/Release/index.php", ARCHIVE])
-def test_without_an_answer_the_release_that_was_fetched_before_serves(
+def test_without_an_answer_the_earlier_release_is_used(
     nass: Nass, obtain: Obtain, pack: Pack, broken: str
 ) -> None:
     nass.put(2022, pack(codes()))
@@ -308,7 +302,7 @@ def test_without_an_answer_the_release_that_was_fetched_before_serves(
     nass.broken[broken] = 503
     assert obtain(attempts=1) == made
     assert "answered 503" in obtain.warned[0]
-    assert "going on with the release that was fetched before" in obtain.warned[0]
+    assert "using the release that was downloaded earlier" in obtain.warned[0]
     obtain.raster.unlink()
     with pytest.raises(
         TryAgainError, match=r"there is no CDL raster of 2022 at .*answered 503.*yourself, or try again"
@@ -354,7 +348,7 @@ def test_the_pause_that_a_server_asks_for_is_kept(nass: Nass, obtain: Obtain) ->
     assert error.value.retry_after == 7
 
 
-def test_without_an_index_the_error_says_where_the_file_belongs(obtain: Obtain) -> None:
+def test_without_an_index_the_error_says_where_to_put_the_file(obtain: Obtain) -> None:
     with pytest.raises(
         NotFoundError, match=r"there is no CDL raster of 2022 at .*/cdl/2022_30m_cdls\.tif; put 2022_"
     ):
@@ -383,7 +377,7 @@ def said_to_be_of(size: int, archive: bytes) -> bytes:
 
 
 def misplaced(archive: bytes) -> bytes:
-    """The archive, its directory said to lie before its start."""
+    """The archive, with a directory that claims to be before its start."""
     end = archive.rindex(b"PK\5\6")
     return archive[: end + 16] + struct.pack("<I", 2**31) + archive[end + 20 :]
 
@@ -408,10 +402,10 @@ UNFIT = {
     "a name with a drive": (zipped((f"C:{NAME}", b"x")), "unsafe name"),
     "another year": (
         zipped(("2021_30m_cdls.tif", b"x")),
-        r"must hold one 2022_30m_cdls\.tif or \.img, and holds 0 \(2021_30m_cdls\.tif\)",
+        r"must contain one 2022_30m_cdls\.tif or \.img, but contains 0 \(2021_30m_cdls\.tif\)",
     ),
-    "two rasters": (zipped((NAME, b"x"), (f"again/{NAME}", b"x")), "and holds 2"),
-    "nothing in it": (zipped(), r"and holds 0 \(nothing\)"),
+    "two rasters": (zipped((NAME, b"x"), (f"again/{NAME}", b"x")), "but contains 2"),
+    "nothing in it": (zipped(), r"but contains 0 \(nothing\)"),
     "a cut archive": (zipped((NAME, b"x" * 5000))[:-30], "is not a zip archive, or not all of one"),
     "a text": (b"Sorry", "is not a zip archive"),
     "a directory elsewhere": (misplaced(zipped((NAME, b"x"))), r"is not a zip archive|cannot be unpacked"),
@@ -423,7 +417,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("case", UNFIT)
-def test_an_archive_that_is_none_or_unsafe_is_refused(nass: Nass, obtain: Obtain, case: str) -> None:
+def test_an_invalid_or_unsafe_archive_is_refused(nass: Nass, obtain: Obtain, case: str) -> None:
     archive, message = UNFIT[case]
     nass.put(2022, archive)
     with pytest.raises((IntegrityError, InputError), match=message):
@@ -461,7 +455,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("case", KEPT)
-def test_an_archive_that_python_cannot_unpack_is_fetched_once_and_kept(
+def test_an_archive_that_python_cannot_unpack_is_downloaded_once_and_kept(
     nass: Nass, obtain: Obtain, pack: Pack, tmp_path: Path, case: str
 ) -> None:
     with zipfile.ZipFile(io.BytesIO(pack(codes()))) as whole:
@@ -505,14 +499,14 @@ def test_an_archive_that_python_cannot_unpack_is_fetched_once_and_kept(
         b'[{"release": "", "version": 3}]',
     ],
 )
-def test_a_note_that_is_none_makes_the_raster_ones_own(
+def test_a_raster_with_an_invalid_record_counts_as_local(
     nass: Nass, obtain: Obtain, pack: Pack, note: bytes
 ) -> None:
     nass.put(2022, pack(codes()))
     assert obtain().origin
     (obtain.folder / "2022_30m_cdls.release.json").write_bytes(note)
     assert obtain().origin is None
-    assert "is not the raster that 2022_30m_cdls.release.json tells of" in obtain.said[-1]
+    assert "is not the raster recorded in 2022_30m_cdls.release.json" in obtain.logged[-1]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a link somebody else's")
@@ -553,7 +547,7 @@ def test_a_link_of_another_user_is_not_followed_and_keeps_no_other_year_waiting(
 @pytest.mark.parametrize(
     "planted", [".writing-2022_30m_cdls.release.json", "2022_30m_cdls.release.json", f".writing-{NAME}"]
 )
-def test_links_beside_the_raster_lead_no_write_to_another_file(
+def test_links_next_to_the_raster_redirect_no_write(
     nass: Nass, obtain: Obtain, pack: Pack, tmp_path: Path, planted: str, kind: str
 ) -> None:
     keys = tmp_path / "authorized_keys"
@@ -610,7 +604,7 @@ def test_a_full_disk_while_unpacking_costs_no_second_fetch(
     assert ARCHIVE not in nass.asked_for("GET")
 
 
-def test_an_archive_of_ones_own_that_python_cannot_unpack_stays(obtain: Obtain, nass: Nass) -> None:
+def test_a_local_archive_that_python_cannot_unpack_is_kept(obtain: Obtain, nass: Nass) -> None:
     obtain.folder.mkdir()
     archive = obtain.folder / "2022_30m_cdls.zip"
     archive.write_bytes(altered(zipped((NAME, b"x" * 99)), 98))
@@ -642,7 +636,7 @@ def test_an_archive_beyond_the_limit_is_not_fetched_whole(
 @pytest.mark.parametrize(
     ("pixels", "profile", "message"),
     [
-        (codes(size=300), {}, "holds no whole chip of the national grid"),
+        (codes(size=300), {}, "contains no complete chip of the national grid"),
         (
             codes(),
             {"crs": "EPSG:32614"},
@@ -656,7 +650,7 @@ def test_an_archive_beyond_the_limit_is_not_fetched_whole(
         ),
     ],
 )
-def test_a_release_that_is_no_cdl_is_refused_and_the_earlier_one_stays(
+def test_a_release_that_is_not_a_cdl_is_refused_and_the_earlier_one_kept(
     nass: Nass, obtain: Obtain, pack: Pack, pixels: NDArray[Any], profile: dict[str, Any], message: str
 ) -> None:
     nass.put(2022, pack(codes()))
@@ -672,17 +666,17 @@ def test_a_release_that_is_no_cdl_is_refused_and_the_earlier_one_stays(
     assert left == {NAME, "2022_30m_cdls.release.json"}, "the archive alone stays, to be looked at"
 
 
-def test_a_raster_that_comes_meanwhile_is_ones_own_and_stays(
+def test_a_raster_put_there_meanwhile_counts_as_local_and_is_kept(
     nass: Nass, obtain: Obtain, pack: Pack, write_cdl: WriteCdl, pool: ThreadPoolExecutor
 ) -> None:
     nass.put(2022, pack(codes()))
     mine = write_cdl(codes(seed=2), 67_100, 51_700).read_bytes()
 
-    def say(text: str) -> None:
-        if text.startswith("writing it in blocks"):
+    def log(text: str) -> None:
+        if text.startswith("writing a tiled raster"):
             obtain.raster.write_bytes(mine)
 
-    made = obtain_raster(nass.releases(obtain.folder), 2022, pool, say, print)
+    made = obtain_raster(nass.releases(obtain.folder), 2022, pool, log, print)
     assert made.origin is None
     assert obtain.raster.read_bytes() == mine
     assert obtain.names() == {NAME}
@@ -698,8 +692,8 @@ def test_of_two_runs_one_fetches_and_the_other_waits(
         first, second = (people.submit(run) for run in runs)
         assert first.result() == second.result()
     assert nass.asked_for("GET").count(ARCHIVE) <= 1
-    said = [text for run in runs for text in run.said]
-    assert sum("taking it" in text for text in said) == 1
+    logged = [text for run in runs for text in run.logged]
+    assert sum("is new; using it" in text for text in logged) == 1
 
 
 def test_a_killed_run_leaves_the_earlier_release_to_be_used(nass: Nass, obtain: Obtain, pack: Pack) -> None:
@@ -723,11 +717,11 @@ def test_a_raster_larger_than_the_country_is_refused(
     with rasterio.open(raster, "w", width=170_000, height=224, transform=place, **profile):
         pass
     nass.put(2022, archive_of(tmp_path / "packed.zip", raster, NAME))
-    with pytest.raises(InputError, match="170,000 x 224 pixels, more than the whole country"):
+    with pytest.raises(InputError, match="170,000 x 224 pixels, more than the national raster"):
         obtain()
 
 
-def test_a_description_of_other_files_is_no_raster_of_a_release(
+def test_a_vrt_is_not_accepted_as_the_raster_of_a_release(
     nass: Nass, obtain: Obtain, tmp_path: Path, write_cdl: WriteCdl
 ) -> None:
     secret = write_cdl(codes(), 67_100, 51_700).rename(tmp_path / "secret.tif")
@@ -802,13 +796,13 @@ def test_an_archive_of_an_img_and_its_pixels_becomes_a_tiled_raster(
     nass.put(2022, zipped(named[0]))
     with pytest.raises(
         InputError,
-        match=r"2022_30m_cdls\.img is read from 2022_30m_cdls\.ige, which the archive does not hold",
+        match=r"2022_30m_cdls\.img is read from 2022_30m_cdls\.ige, which is not in the archive",
     ):
         obtain()
     assert obtain.names() >= {NAME}
 
 
-def test_a_raster_beside_which_statistics_are_kept_is_still_that_of_its_release(
+def test_a_raster_with_a_statistics_file_is_still_that_of_its_release(
     nass: Nass, obtain: Obtain, pack: Pack
 ) -> None:
     nass.put(2022, pack(codes()))

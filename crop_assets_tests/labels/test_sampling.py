@@ -112,7 +112,7 @@ def test_evenness_is_the_published_formula(counts: np.ndarray, min_classes: int)
             assert weight == pytest.approx(1 - (max(row) - min(row)) / sum(row))
 
 
-def test_ranks_of_the_real_release_are_those_of_the_published_rule_and_table(
+def test_the_real_release_is_ranked_as_in_the_published_rule_and_table(
     real: Path, pool: ThreadPoolExecutor
 ) -> None:
     published = pd.read_csv(real / "tables" / "cdl_total_dst.csv")
@@ -201,22 +201,22 @@ def reported(
     return report_choice(boxes, inside, len(chosen), strategy, chips, min_classes, Balance(**balance))
 
 
-def test_why_fewer_chips_are_chosen_than_are_wanted() -> None:
+def test_the_report_explains_why_fewer_chips_were_chosen_than_requested() -> None:
     report = reported("evenness", 50, left_of=9)
     assert dict(report.table.itertuples(index=False)) == {
-        "wanted": 50,
+        "requested": 50,
         "on the raster": 21,
-        "lie outside the aoi": 3,
-        "hold no-data pixels": 2,
-        "hold fewer than 8 classes": 7,
-        "hold one class alone (evenness 0)": 0,
+        "are outside the aoi": 3,
+        "have no-data pixels": 2,
+        "have fewer than 8 classes": 7,
+        "have a single class (evenness 0)": 0,
         "eligible": 9,
         "chosen": 9,
     }
     assert report.why_fewer == (
-        "9 of 50 wanted chips were chosen. Of 21 boxes on the raster 3 lie outside the aoi, 2 hold no-data pixels, "
-        "7 hold fewer than 8 classes, 9 are eligible; widen the aoi, or lower min_classes, or use sampling 'balanced' "
-        "or 'all', or take a larger CDL raster, or ask for fewer chips"
+        "9 of 50 requested chips were chosen. Of 21 boxes on the raster, 3 are outside the aoi, 2 have no-data pixels, "
+        "7 have fewer than 8 classes, 9 are eligible; widen the aoi, or lower min_classes, or use sampling 'balanced' "
+        "or 'all', or use a larger CDL raster, or request fewer chips"
     )
 
 
@@ -227,12 +227,12 @@ def test_why_fewer_chips_are_chosen_than_are_wanted() -> None:
             "evenness",
             1,
             99,
-            {"hold fewer than 1 classes": 0, "hold one class alone (evenness 0)": 3, "eligible": 16},
+            {"have fewer than 1 classes": 0, "have a single class (evenness 0)": 3, "eligible": 16},
         ),
-        ("evenness", 9, 9, {"hold fewer than 9 classes": 11, "lie outside the aoi": 3, "eligible": 5}),
-        ("balanced", 8, 8, {"lie outside the aoi": 5, "hold no-data pixels": 2, "eligible": 14}),
-        ("all", 8, 99, {"lie outside the aoi": 0, "hold no-data pixels": 2, "eligible": 19}),
-        ("all", 8, 1, {"lie outside the aoi": 19, "hold no-data pixels": 1, "eligible": 1}),
+        ("evenness", 9, 9, {"have fewer than 9 classes": 11, "are outside the aoi": 3, "eligible": 5}),
+        ("balanced", 8, 8, {"are outside the aoi": 5, "have no-data pixels": 2, "eligible": 14}),
+        ("all", 8, 99, {"are outside the aoi": 0, "have no-data pixels": 2, "eligible": 19}),
+        ("all", 8, 1, {"are outside the aoi": 19, "have no-data pixels": 1, "eligible": 1}),
     ],
 )
 def test_each_box_is_counted_for_one_reason(
@@ -246,33 +246,33 @@ def test_each_box_is_counted_for_one_reason(
     assert (wanted, boxes - sum(reasons)) == (30, eligible)
 
 
-def test_as_many_as_are_wanted_need_no_reason() -> None:
+def test_a_choice_of_enough_chips_needs_no_reason() -> None:
     assert reported("evenness", 9).why_fewer == ""
     assert reported("all", 5).why_fewer == ""
 
 
-def test_blocks_that_hold_more_than_max_per_block_are_told() -> None:
+def test_blocks_with_more_than_max_per_block_are_reported() -> None:
     assert reported("balanced", 11, max_per_block=4).why_crowded == (
-        "with max_per_block 4, 9 of 11 chips could be chosen; some blocks hold more"
+        "max_per_block 4 would allow only 9 of 11 chips, so some blocks have more"
     )
     assert reported("balanced", 9, max_per_block=4).why_crowded == ""
     assert reported("evenness", 9, max_per_block=1).why_crowded == ""
 
 
-def test_boxes_of_a_file_are_taken_with_their_no_data() -> None:
+def test_boxes_from_a_file_may_have_no_data() -> None:
     boxes = boxes_of(CELLS[:6], [counts_of(9, 3 * (i < 2)) for i in range(6)])
     report = report_choice(boxes, boxes.iloc[1:5], 4, "chip_boxes", 6, 8, Balance())
     assert dict(report.table.itertuples(index=False)) == {
-        "wanted": 6,
+        "requested": 6,
         "in the file of chip_boxes": 6,
-        "lie outside the aoi": 2,
-        "hold no-data pixels, and are taken all the same": 1,
+        "are outside the aoi": 2,
+        "have no-data pixels, but are used anyway": 1,
         "eligible": 4,
         "chosen": 4,
     }
     assert report.why_fewer == (
-        "4 of 6 wanted chips were chosen. Of 6 boxes in the file of chip_boxes 2 lie outside the aoi, 4 are eligible; "
-        "widen the aoi"
+        "4 of 6 requested chips were chosen. Of 6 boxes in the file of chip_boxes, 2 are outside the aoi, "
+        "4 are eligible; widen the aoi"
     )
 
 
@@ -292,9 +292,7 @@ def test_geojson_without_crs_is_in_degrees(block: gpd.GeoDataFrame, tmp_path: Pa
 
 
 @pytest.mark.parametrize("crs", [None, "EPSG:4326", "urn:ogc:def:crs:OGC:1.3:CRS84"])
-def test_metres_that_a_chip_geojson_does_not_name_are_those_of_the_grid(
-    real: Path, tmp_path: Path, crs: str | None
-) -> None:
+def test_a_chip_geojson_in_metres_needs_no_crs(real: Path, tmp_path: Path, crs: str | None) -> None:
     features = published_features(real, "chip_bbox_5070.geojson")[:300]
     content = {"features": features} | ({"crs": {"properties": {"name": crs}}} if crs else {})
     path = tmp_path / "chips.geojson"
@@ -306,9 +304,7 @@ def test_metres_that_a_chip_geojson_does_not_name_are_those_of_the_grid(
         shape = shapely.geometry.shape(feature["geometry"])
         feature["geometry"] = shapely.geometry.mapping(gpd.GeoSeries([shape], crs=5070).to_crs(3857)[0])
     path.write_text(json.dumps(content))
-    with pytest.raises(
-        InputError, match="square that the id names, its coordinates read as metres of EPSG:5070: "
-    ):
+    with pytest.raises(InputError, match="square of its id, with coordinates read as metres of EPSG:5070: "):
         read_chip_geojson(path, boxes)
 
 
@@ -323,9 +319,7 @@ def test_metres_that_a_chip_geojson_does_not_name_are_those_of_the_grid(
         "urn:ogc:def:crs:OGC::CRS84",
     ],
 )
-def test_chip_boxes_count_by_where_they_are_in_whatever_crs(
-    block: gpd.GeoDataFrame, tmp_path: Path, crs: str
-) -> None:
+def test_chip_boxes_may_be_in_any_crs(block: gpd.GeoDataFrame, tmp_path: Path, crs: str) -> None:
     content = document(block, tmp_path)
     for feature, shape in zip(content["features"], block.geometry.to_crs(crs), strict=True):
         feature["geometry"] = shapely.geometry.mapping(shape)
@@ -335,7 +329,7 @@ def test_chip_boxes_count_by_where_they_are_in_whatever_crs(
     pd.testing.assert_frame_equal(read_chip_geojson(path, block), block)
     content["crs"]["properties"]["name"] = "EPSG:32613"
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="more than 3 m from the square that the id names"):
+    with pytest.raises(InputError, match="more than 3 m from the square of its id"):
         read_chip_geojson(path, block)
 
 
@@ -394,7 +388,7 @@ def _elsewhere(features: list[dict[str, Any]]) -> None:
         (_off_grid, "row below 430 and column below 686: chip_430_000, chip_0230_307$"),
         (_moved, r"more than 3 m from the square .*: chip_230_307(, chip_\d+_\d+){4} and 7 more$"),
         (_no_geometry, "no readable geometry: chip_230_310, chip_231_307$"),
-        (_elsewhere, "not wholly inside the CDL raster: chip_001_000"),
+        (_elsewhere, "not completely inside the CDL raster: chip_001_000"),
     ],
 )
 def test_bad_chip_geojson_is_refused(
@@ -423,7 +417,7 @@ def test_bad_chip_geojson_is_refused(
         ('{"features": [{}], "crs": {"type": "link"}}', 'is in {"type": "link"}'),
     ],
 )
-def test_what_is_no_chip_geojson_is_refused(
+def test_a_file_that_is_not_a_chip_geojson_is_refused(
     block: gpd.GeoDataFrame, tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "chips.geojson").write_text(text)

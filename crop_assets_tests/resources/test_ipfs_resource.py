@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from crop_assets.bands.retrievability import ask_cids
+from crop_assets.bands.retrievability import check_cids
 from crop_assets_tests.resources.gateways import RAW, UNKNOWN, World
 from crop_assets_tests.resources.loopback import closed_port, dripping, serving
 from resources import sources as sources_module
@@ -244,7 +244,9 @@ def test_tiles_at_once_keep_to_the_bound_of_a_host_for_blocks_and_files_together
                 sources.obtain(wanted, tmp_path / "B02.tif", partials, lambda *_: None, print)
             return
         files = pd.DataFrame({"cid": [world.cid] * 8, "problem": ""})
-        found = ask_cids(files, lambda cid: ipfs.find_block(cid, nodes_of(ipfs), sources.memory)[0], 8, print)
+        found = check_cids(
+            files, lambda cid: ipfs.find_block(cid, nodes_of(ipfs), sources.memory)[0], 8, print
+        )
         assert list(found["source"]) == [world.gateway("crowded")] * 8
 
     tiles_at_once(tile)
