@@ -1,4 +1,4 @@
-"""The national chip grid: where chips and rasters lie on the CDL's pixels, as odc-geo GeoBoxes, and chip ids."""
+"""The national chip grid: chip ids, and the grids of chips and rasters on the CDL's pixels, as odc-geo GeoBoxes."""
 
 import functools
 import re
@@ -26,17 +26,15 @@ CHIP_SIZE = 224
 CHIP_METRES = CHIP_SIZE * RESOLUTION
 """Side of a chip in EPSG:5070."""
 GRID_ROWS = 430
-"""Whole chips in the 96,523 rows of the national CDL raster."""
+"""Complete chips in the 96,523 rows of the national CDL raster."""
 GRID_COLS = 686
-"""Whole chips in the 153,811 columns of the national CDL raster."""
+"""Complete chips in the 153,811 columns of the national CDL raster."""
 TOLERANCE = 0.1
-"""Pixels that two grids may be apart and count as the same; leaves room for a zone of NAD 83 instead of WGS 84."""
-
-
+"""Two grids are the same if they differ by at most this many pixels; that allows for NAD 83 instead of WGS 84."""
 MAX_TILES = 2000
-"""HLS tiles that the chip grid touches, at most: 1,572 of the official grid."""
+"""Limit on the HLS tiles of a dataset; the chip grid touches 1,572 tiles of the official grid."""
 
-# one spelling per chip: 0257 would be another file name for 257
+# one spelling per chip: with 0257, chip 257 would have two file names
 CHIP_ID = r"chip_([0-9]{3}|[1-9][0-9]{3})_([0-9]{3}|[1-9][0-9]{3})"
 """Regular expression of a chip id such as chip_257_266: row and column of the national chip grid."""
 _CHIP_ID = re.compile(CHIP_ID)
@@ -51,7 +49,7 @@ def is_chip_id(name: str) -> bool:
 
 
 def chip_position(chip: str) -> tuple[int, int]:
-    """Row and column of a chip on the national chip grid. Raises InputError for anything but a chip id."""
+    """Row and column of a chip on the national chip grid. Raises InputError if the chip id is invalid."""
     match = _CHIP_ID.fullmatch(chip)
     if not match:
         raise InputError(f"{chip[:100]!r} is not a chip id such as chip_257_266")
@@ -60,13 +58,13 @@ def chip_position(chip: str) -> tuple[int, int]:
 
 @functools.cache
 def _chip_grid() -> GridSpec:
-    """The grid by (column, row). Made when first needed, because it takes PROJ's database."""
+    """The grid by (column, row). Created on first use, because it needs PROJ's database."""
     lower_left: XY[float] = xy_(ORIGIN_X, ORIGIN_Y - CHIP_METRES)
     return GridSpec(CRS, (CHIP_SIZE, CHIP_SIZE), resxy_(RESOLUTION, -RESOLUTION), lower_left, flipy=True)
 
 
 def chip_blocks(rows: range, cols: range) -> GeoBox:
-    """The grid of a rectangle of whole chips."""
+    """The grid of a rectangle of complete chips."""
     return _chip_grid()[cols.start, rows.start].crop((len(rows) * CHIP_SIZE, len(cols) * CHIP_SIZE))
 
 
@@ -77,7 +75,7 @@ def chip_geobox(chip: str) -> GeoBox:
 
 
 def chip_outline(chip: str) -> Polygon:
-    """The outline of a chip in degrees (EPSG:4326, longitude first) by its four corners; its edges bow by under 2 m."""
+    """The outline of a chip in degrees (EPSG:4326, longitude first) by its four corners, which is accurate to 2 m."""
     left, bottom, right, top = chip_geobox(chip).boundingbox.bbox
     lon, lat = transformer(CRS, "EPSG:4326").transform([left, right, right, left], [top, top, bottom, bottom])
     return Polygon(zip(lon, lat, strict=True))
@@ -91,7 +89,7 @@ def chip_cover(left: float, bottom: float, right: float, top: float) -> tuple[ra
 
 
 def positions_in(grid: GeoBox) -> list[tuple[int, int]]:
-    """Row and column of each chip of a rectangle of whole chips, row by row."""
+    """Row and column of each chip in a rectangle of complete chips, row by row."""
     first = chip_window(grid.affine, 0, 0)
     row, col = -first.row_off // CHIP_SIZE, -first.col_off // CHIP_SIZE
     rows, cols = (size // CHIP_SIZE for size in grid.shape)
@@ -99,7 +97,7 @@ def positions_in(grid: GeoBox) -> list[tuple[int, int]]:
 
 
 def chip_window(transform: Affine, row: int, col: int) -> Window:
-    """Where the chip of a row and column lies in a raster on the CDL grid, in pixels."""
+    """The window of the chip at a row and column in a raster on the CDL grid, in pixels."""
     left, top = round((transform.c - ORIGIN_X) / RESOLUTION), round((ORIGIN_Y - transform.f) / RESOLUTION)
     return Window(col * CHIP_SIZE - left, row * CHIP_SIZE - top, CHIP_SIZE, CHIP_SIZE)
 
@@ -109,45 +107,44 @@ def raster_geobox(raster: rasterio.DatasetReader) -> GeoBox:
     return GeoBox(raster.shape, raster.transform, raster.crs.to_wkt())
 
 
-def same_pixels(grid: GeoBox, wanted: GeoBox) -> bool:
-    """Whether two grids have as many rows and columns, and each pixel of one is where it is in the other.
+def same_pixels(grid: GeoBox, expected: GeoBox) -> bool:
+    """Whether two grids have the same shape, and the same pixel positions to within `TOLERANCE` pixels.
 
-    Their places decide, to `TOLERANCE` pixels of `wanted`, and not how the CRS is written or numbers were rounded.
-    False where there is no way from one CRS to the other.
+    How the CRS is written does not matter, nor does rounding. False if one CRS cannot be transformed to the other.
     """
-    if grid == wanted:
+    if grid == expected:
         return True
-    if grid.shape != wanted.shape:
+    if grid.shape != expected.shape:
         return False
     height, width = grid.shape
     # corners, middles of the edges, and the centre
     at = np.array(np.meshgrid(np.linspace(0, width, 3), np.linspace(0, height, 3)))
     try:
-        x, y = transformer(wkt(grid), wkt(wanted)).transform(*(grid.affine @ tuple(at)))
+        x, y = transformer(wkt(grid), wkt(expected)).transform(*(grid.affine @ tuple(at)))
     except ProjError:
         return False
-    # places that the other CRS does not have are infinite, which no comparison holds for
+    # coordinates that cannot be transformed are infinite, and fail the comparison
     with np.errstate(invalid="ignore"):
-        apart = np.abs(~wanted.affine @ (x, y) - at)
+        apart = np.abs(~expected.affine @ (x, y) - at)
     return bool((apart <= TOLERANCE).all())
 
 
 def grid_text(grid: GeoBox) -> str:
-    """A grid in words, for messages."""
-    (height, width), place, crs = grid.shape, grid.affine, grid.crs
+    """A description of a grid for messages."""
+    (height, width), affine, crs = grid.shape, grid.affine, grid.crs
     assert crs is not None
-    pixels = f"{height} x {width} pixels of {place.a:.12g} x {-place.e:.12g}"
-    return f"{pixels} from ({place.c:.12g}, {place.f:.12g}) in {crs_text(crs.proj)}"
+    pixels = f"{height} x {width} pixels of {affine.a:.12g} x {-affine.e:.12g}"
+    return f"{pixels} from ({affine.c:.12g}, {affine.f:.12g}) in {crs_text(crs.proj)}"
 
 
 def crs_text(crs: pyproj.CRS) -> str:
-    """A CRS in words, for messages: its EPSG code, or its name where it has none."""
+    """A description of a CRS for messages: its EPSG code, or its name if it has none."""
     return f"EPSG:{code}" if (code := crs.to_epsg()) else f"the CRS {crs.name!r}"
 
 
 @functools.lru_cache(maxsize=64)
 def transformer(from_crs: str, to_crs: str) -> pyproj.Transformer:
-    """From one CRS to another, x or longitude first in both."""
+    """The transformer from one CRS to another, with x or longitude first in both."""
     return pyproj.Transformer.from_crs(from_crs, to_crs, always_xy=True)
 
 

@@ -6,14 +6,14 @@ from numpy.typing import NDArray
 from crop_assets.errors import InputError
 
 UNKNOWN = 255
-"""What `lookup_table` holds for a code that has no class, such as 40, which the CDL's palette has and no legend."""
+"""The class in `lookup_table` of codes without a class, such as 40, which is in the CDL's palette but in no legend."""
 
 UNKNOWN_CODES = {"refuse": UNKNOWN, "other": 13, "nodata": 0}
-"""What the recipe's `unknown_codes` makes of these codes."""
+"""The class of these codes for each value of the recipe's `unknown_codes`."""
 
 UNKNOWN_ADVICE = (
-    "check that the raster is an unaltered CDL release; if it is, unknown_codes in the recipe makes such pixels "
-    "'other' or 'nodata'"
+    "check that the raster is an unmodified CDL release; if it is, set unknown_codes in the recipe to turn such pixels "
+    "into 'other' or 'nodata'"
 )
 
 CLASSES = (
@@ -32,10 +32,10 @@ CLASSES = (
     "Sorghum",
     "Other",
 )
-"""Names of the classes by value, 0 to 13, as the specification gives them."""
+"""Names of the classes by value, 0 to 13, from the specification."""
 
 CLASS_COLUMNS = [f"class_{value}" for value in range(len(CLASSES))]
-"""Columns of tables that hold the pixels of each class, class_0 to class_13."""
+"""Columns of tables with the pixels of each class, class_0 to class_13."""
 
 CLASS_COLOURS = (
     "#000000",
@@ -53,7 +53,7 @@ CLASS_COLOURS = (
     "#ff8c1a",
     "#7a3fa0",
 )
-"""Colours by class value, 0 to 13: what matplotlib and HTML take."""
+"""Colours by class value, 0 to 13, for matplotlib and HTML."""
 
 _CODES: dict[int, tuple[int, ...]] = {
     0: (0,),
@@ -83,18 +83,18 @@ _CODES: dict[int, tuple[int, ...]] = {
 CDL_CLASSES = {code: value for value, codes in _CODES.items() for code in codes}
 """Class of each CDL code.
 
-Codes 1 to 254 follow the published dataset's table, which sends everything without a class of its
-own to 13, the pre-2008 land covers 62 to 88 included. Code 0, the CDL's background, is class 0.
+Codes 1 to 254 follow the table of the published dataset, where everything without its own class is in class 13,
+including the pre-2008 land covers 62 to 88. Code 0, the CDL's background, is class 0.
 """
 
 
 def lookup_table(nodata: float | None = None, unknown_codes: str = "refuse") -> NDArray[np.uint8]:
-    """Class by CDL code: uint8[256]; 0 for `nodata`, a raster's tag; by `unknown_codes` where the CDL has no such code,
-    which under 'refuse' is `UNKNOWN` (255).
+    """Class by CDL code: uint8[256]. It is 0 for `nodata`, the raster's nodata value, and given by `unknown_codes` for
+    codes that the CDL does not have (`UNKNOWN`, 255, for 'refuse').
     """
     table = np.full(256, UNKNOWN_CODES[unknown_codes], np.uint8)
     table[list(CDL_CLASSES)] = list(CDL_CLASSES.values())
-    # GDAL tags any number, such as -9999
+    # GDAL allows any number, such as -9999
     if nodata is not None and nodata in range(256):
         table[int(nodata)] = 0
     return table
@@ -103,8 +103,8 @@ def lookup_table(nodata: float | None = None, unknown_codes: str = "refuse") -> 
 def reclassify(codes: NDArray[np.uint8], source: str, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The class of each CDL code by a `lookup_table`: uint8 0 to 13, in the shape of `codes`.
 
-    `source` says in an error where the codes are from. Raises InputError for a code without a class, with the code,
-    how often it occurs and the first place of it.
+    `source` describes the origin of the codes in errors. Raises InputError for a code without a class; the message has
+    the code, its number of pixels and its first position.
     """
     classes: NDArray[np.uint8] = table[codes]
     unknown = classes == UNKNOWN
@@ -112,13 +112,13 @@ def reclassify(codes: NDArray[np.uint8], source: str, table: NDArray[np.uint8]) 
         first = tuple(int(i) for i in np.argwhere(unknown)[0])
         raise InputError(
             f"{source}: CDL code {codes[first]} at (row, column) {first} has no class "
-            f"({np.count_nonzero(unknown)} pixels hold such codes: "
+            f"({np.count_nonzero(unknown)} pixels have such codes: "
             f"{', '.join(map(str, np.unique(codes[unknown])))}); {UNKNOWN_ADVICE}"
         )
     return classes
 
 
 def class_colormap() -> dict[int, tuple[int, int, int, int]]:
-    """RGBA, 0 to 255, by class value: what rasterio's `write_colormap` takes."""
+    """RGBA, 0 to 255, by class value, for rasterio's `write_colormap`."""
     rgb = (bytes.fromhex(colour.removeprefix("#")) for colour in CLASS_COLOURS)
     return {value: (red, green, blue, 255) for value, (red, green, blue) in enumerate(rgb)}

@@ -1,7 +1,4 @@
-"""The command line: what is not Dagster's own to do.
-
-Belongs here: commands, their options and their exit codes. Does not: the work that they start.
-"""
+"""The command line: commands, options and exit codes. The modules that it imports do the work."""
 
 import os
 from collections.abc import Callable
@@ -20,14 +17,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
     help="Crop-classification training data from the Cropland Data Layer and HLS, as a Dagster asset graph.\n\n"
-    "The graph itself is worked in Dagster, whose UI `crop-assets dev` opens. These commands do the rest.",
+    "Dagster runs the graph; `crop-assets dev` opens its UI. The other commands do what Dagster does not.",
 )
 
 Root = Annotated[Path, typer.Option(help="Folder for the demo's world, dataset and Dagster home.")]
 Cdl = Annotated[
     Path | None,
     typer.Option(
-        help="Build the demo's scenes around this CDL raster (EPSG:5070, 30 m, small) instead of a made one.",
+        help="Build the demo's scenes around this small CDL raster (EPSG:5070, 30 m) instead of a synthetic one.",
         exists=True,
         dir_okay=False,
         resolve_path=True,
@@ -41,7 +38,7 @@ DemoRecipe = Annotated[
     Path | None,
     typer.Option(
         "--recipe",
-        help="Follow this recipe file instead of the demo's own.",
+        help="Use this recipe file instead of the demo's recipe.",
         exists=True,
         dir_okay=False,
         resolve_path=True,
@@ -49,14 +46,16 @@ DemoRecipe = Annotated[
 ]
 Port = Annotated[
     int | None,
-    typer.Option(help="Loopback port of the demo's STAC and IPFS gateway; by default a free one, then kept."),
+    typer.Option(
+        help="Loopback port of the demo's STAC and IPFS gateway; by default a free one, which is kept."
+    ),
 ]
 UiPort = Annotated[int, typer.Option(help="Loopback port of the Dagster UI.", min=1, max=65535)]
 
 Data = Annotated[
     str, typer.Option(help="The store: a folder, or s3://bucket/prefix.", envvar="CROP_ASSETS_DATA")
 ]
-Dataset = Annotated[str, typer.Option(help="The dataset's name; by default the recipe's.")]
+Dataset = Annotated[str, typer.Option(help="Name of the dataset; by default the recipe's.")]
 Recipe = Annotated[
     str,
     typer.Option(
@@ -85,18 +84,18 @@ def _main(
     ] = False,
 ) -> None:
     for name in unknown_variables(os.environ):
-        typer.secho(f"warning: the variable {name} is not read by anything", fg=typer.colors.YELLOW, err=True)
+        typer.secho(f"warning: nothing reads the variable {name}", fg=typer.colors.YELLOW, err=True)
 
 
 @app.command()
 def demo(
     root: Root = _ROOT, cdl: Cdl = None, year: Year = None, recipe: DemoRecipe = None, port: Port = None
 ) -> None:
-    """Run the whole graph over a small world made on the spot, without the network.
+    """Run the complete graph on a small synthetic world, without the network.
 
-    Makes a CDL raster, HLS scenes, a STAC catalogue and an IPFS gateway on loopback, then runs the labels,
-    tiles and dataset jobs through Dagster, exactly as over the real services, and ends with a
-    summary. Run it again: nothing that is unchanged is done twice. Ctrl-C stops it (exit code 130).
+    Makes a CDL raster, HLS scenes, and a STAC catalogue and an IPFS gateway on loopback. Then runs the labels, tiles
+    and dataset jobs in Dagster, exactly as with the real services, and prints a summary. A second run reuses what has
+    not changed. Ctrl-C stops it (exit code 130).
     """
     from crop_assets.demo.run import run_demo
 
@@ -104,9 +103,7 @@ def demo(
         try:
             return 0 if run_demo(root, cdl, year, recipe, port, typer.echo) else 1
         except KeyboardInterrupt:
-            typer.echo(
-                "Stopped. Run the same command again to resume; what is done is not done twice.", err=True
-            )
+            typer.echo("Stopped. Run the same command again to resume; finished work is reused.", err=True)
             return 130
 
     _finish(work)
@@ -121,7 +118,7 @@ def ui(
     port: Port = None,
     ui_port: UiPort = 3000,
 ) -> None:
-    """Open the Dagster UI over the demo's results, with the demo's world at hand for more runs."""
+    """Open the Dagster UI with the demo's results; its world keeps running for more runs."""
     from crop_assets.demo.run import run_ui
 
     _finish(lambda: run_ui(root, cdl, year, recipe, port, ui_port, typer.echo))
@@ -131,7 +128,7 @@ def ui(
 def dev(
     ui_port: UiPort = 3000,
 ) -> None:
-    """Open the Dagster UI over your own data, with its daemon: as `dg dev`, but out of reach for other web pages.
+    """Open the Dagster UI with your own data, and its daemon: like `dg dev`, but protected from other web pages.
 
     Reads DAGSTER_HOME and the variables that docs/operating.md lists, and serves on 127.0.0.1 until Ctrl-C.
     """
@@ -149,10 +146,9 @@ def verify(
     ] = None,
     recipe: Recipe = "",
 ) -> None:
-    """Hash again every file that a dataset's tables name, and say which are missing or changed.
+    """Hash every file of a dataset again, and list those that are missing or changed.
 
-    Exit code 0: all is as it was made. 1: something is not. 2: there is no such dataset, or
-    the store cannot be asked.
+    Exit code 0: all files are unchanged. 1: some are not. 2: there is no such dataset, or the store is not available.
     """
     _finish(lambda: _verify(data, dataset, year, recipe))
 
@@ -178,14 +174,14 @@ def _verify(data: str, dataset: str, year: int | None, recipe: str) -> int:
         tables = dataset_tables(store, layout)
         report = Progress(typer.echo, len(tables), "tables verified")
         with Machine().pool() as pool:
-            verified = verify_tables(store, tables, pool, report)
-        for finding in verified.findings:
-            typer.secho(plain_text(f"{finding.file}: {finding.problem}"), fg=typer.colors.RED)
-        wrong += len(verified.findings)
-        state = f"{len(verified.findings)} WRONG" if verified.findings else "all as they were made"
-        typer.echo(f"{layout.root}: {verified.tables} tables, {verified.files} files, {state}")
+            checked = verify_tables(store, tables, pool, report)
+        for bad in checked.bad_files:
+            typer.secho(plain_text(f"{bad.file}: {bad.problem}"), fg=typer.colors.RED)
+        wrong += len(checked.bad_files)
+        state = f"{len(checked.bad_files)} WRONG" if checked.bad_files else "all unchanged"
+        typer.echo(f"{layout.root}: {checked.tables} tables, {checked.files} files, {state}")
     if wrong:
-        typer.echo("Materialize again the assets that are named; what is whole is not done twice.")
+        typer.echo("Materialize the assets named above again; intact files are reused.")
     return 1 if wrong else 0
 
 
@@ -198,16 +194,16 @@ def plan(
     ] = None,
     recipe: Recipe = "",
     rate: Annotated[
-        float, typer.Option(help="Megabytes a second that downloads are expected to make.", min=0.01)
+        float, typer.Option(help="Expected download rate in megabytes per second.", min=0.01)
     ] = 20,
     every: Annotated[
         bool, typer.Option("--every", help="List every tile, not only those with a problem.")
     ] = False,
 ) -> None:
-    """Tell what a year's dataset will take before anything is downloaded: tiles, scenes, chips, bytes, time.
+    """Estimate what a year's dataset will take before anything is downloaded: tiles, scenes, chips, bytes, time.
 
-    Launch labels_job for the year and backfill plan_job over its tiles first: these ask catalogues alone. Exit code 0:
-    every tile can be made. 1: some cannot, and it says why. 2: there is no tile map.
+    Launch labels_job for the year and backfill plan_job over its tiles first; plan_job only queries catalogues. Exit
+    code 0: every tile can be made. 1: some cannot, for the reasons shown. 2: there is no tile map.
     """
     _finish(lambda: _plan(data, dataset, year, recipe, rate, every))
 
@@ -223,22 +219,22 @@ def _plan(data: str, dataset: str, year: int | None, recipe_file: str, rate: flo
     recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
     name = dataset or recipe.dataset
     one = years_with(store, name, "tile_map", year)[-1]
-    typer.echo(_whose(recipe_file, recipe.dataset, name, one))
+    typer.echo(_dataset_line(recipe_file, recipe.dataset, name, one))
     made = make_plan(Lineage(store, Layout(name, one), recipe), rate)
     shown = made.tiles if every else made.tiles[made.tiles["problem"] != ""]
     for tile in shown.to_dict("records"):
-        told = (
+        line = (
             f"{tile['tile']}: {tile['chips']} chips, {tile['fit_scenes']} fit scenes, {tile['files']} files, "
             f"{tile['bytes'] / 1e6:,.0f} MB{': ' * bool(tile['problem'])}{tile['problem']}"
         )
-        typer.echo(plain_text(told))
+        typer.echo(plain_text(line))
     ready, total = made.ready, made.tiles
     typer.echo(
         f"{len(ready)} of {len(total)} tiles can be made: {int(ready['chips'].sum()):,} of "
-        f"{int(total['chips'].sum()):,} chips, {int(ready['files'].sum()):,} files to fetch, "
-        f"{ready['bytes'].sum() / 1e9:,.1f} GB, some {ready['seconds'].sum() / 3600:,.1f} h at {rate:g} MB/s"
+        f"{int(total['chips'].sum()):,} chips, {int(ready['files'].sum()):,} files to download, "
+        f"{ready['bytes'].sum() / 1e9:,.1f} GB, about {ready['seconds'].sum() / 3600:,.1f} h at {rate:g} MB/s"
     )
-    typer.echo("With fmask_first, tiles whose chips are all clouded take a seventh of their bytes.")
+    typer.echo("With fmask_first, tiles whose chips are all cloudy need only a seventh of their bytes.")
     return 0 if len(ready) == len(total) else 1
 
 
@@ -250,9 +246,7 @@ def aoi(
         int | None, typer.Option(help="The CDL year; by default the last one with candidate chips.")
     ] = None,
     recipe: Recipe = "",
-    name: Annotated[
-        str, typer.Option(help="File of the store to save in, and to go on from.")
-    ] = "aoi.geojson",
+    name: Annotated[str, typer.Option(help="File in the store to load and save.")] = "aoi.geojson",
     port: Annotated[
         int | None,
         typer.Option(help="Loopback port of the page; by default 8350, or a free one.", min=0, max=65535),
@@ -262,11 +256,10 @@ def aoi(
     ] = "https://tile.openstreetmap.org/{z}/{x}/{y}.png",
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
-    """Draw an area of interest on a map, and see how many chips and HLS tiles it holds.
+    """Draw an area of interest on a map, and see how many chips and HLS tiles are inside.
 
     Serves a page on 127.0.0.1 until Ctrl-C; only the base map needs the internet. Launch labels_job for the year first.
-    Exit code 0: ended. 2: there is nothing to draw on, or the file that it
-    would be saved in is not one to go on from.
+    Exit code 0: stopped. 2: there are no chip boxes yet, or the file to save to cannot be edited.
     """
     _finish(lambda: _aoi(data, dataset, year, recipe, name, port, base_map, browse))
 
@@ -284,7 +277,7 @@ def _aoi(
     import yaml
 
     from crop_assets.aoi_map.area import Count, load_area
-    from crop_assets.aoi_map.server import USUAL_PORT, AoiFile, AoiPage, check_base_map
+    from crop_assets.aoi_map.server import DEFAULT_PORT, AoiFile, AoiPage, check_base_map
     from crop_assets.layout import Layout
     from crop_assets.local_server import listen, run
     from crop_assets.recipe import load_recipe
@@ -294,7 +287,7 @@ def _aoi(
     recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
     check_base_map(base_map)
     file = AoiFile.of(store, name)
-    with listen(port, USUAL_PORT) as listener:
+    with listen(port, DEFAULT_PORT) as listener:
         dataset = dataset or recipe.dataset
         layout = Layout(dataset, years_with(store, dataset, "candidate_chips", year)[-1])
         area = load_area(store, layout, recipe)
@@ -307,31 +300,33 @@ def _aoi(
 
         page = AoiPage(area, layout, file, base_map, saved)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        typer.echo(f"Draw an area of interest at {url}   (Ctrl-C ends it)")
-        typer.echo(_whose(recipe_file, recipe.dataset, dataset, layout.year))
-        typer.echo(f"Counts follow it: {area.rule}")
+        typer.echo(f"Draw an area of interest at {url}   (Ctrl-C stops it)")
+        typer.echo(_dataset_line(recipe_file, recipe.dataset, dataset, layout.year))
+        typer.echo(f"It chooses: {area.rule}")
         run(page.app(), listener, url if browse else "")
     return 0
 
 
-def _whose(recipe_file: str, of_recipe: str, dataset: str, year: int) -> str:
-    """Which dataset and recipe a command works with."""
-    source = f"the recipe {recipe_file}" if recipe_file else "the default recipe; --recipe names another"
+def _dataset_line(recipe_file: str, of_recipe: str, dataset: str, year: int) -> str:
+    """The dataset and recipe that a command uses, as a line of text."""
+    source = (
+        f"the recipe {recipe_file}" if recipe_file else "the default recipe; choose another with --recipe"
+    )
     other = f" (which is for the dataset {of_recipe})" if dataset != of_recipe else ""
     return f"{dataset} of {year}, by {source}{other}"
 
 
 def _finish(work: Callable[[], int]) -> None:
-    """Exit with what `work` returns; an error that a user can mend is one line, not a traceback."""
+    """Exit with the code that `work` returns; an error that a user can fix is one line, not a traceback."""
     from pydantic import ValidationError
 
     try:
         raise typer.Exit(work())
     except ValidationError as error:
-        told = "; ".join(f"{name}: {message}" for name, message in problems(error).items())
+        text = "; ".join(f"{name}: {message}" for name, message in problems(error).items())
     except (InputError, ResourceError, OSError) as error:
-        told = str(error)
-    typer.secho(f"error: {told}", fg=typer.colors.RED, err=True)
+        text = str(error)
+    typer.secho(f"error: {text}", fg=typer.colors.RED, err=True)
     raise typer.Exit(2)
 
 

@@ -100,7 +100,7 @@ def build_defs(resources: Mapping[str, Settings], tiles_per_run: int = TILES_PER
 @dg.definitions
 def defs() -> dg.Definitions:
     for name in unknown_variables(os.environ):
-        logging.getLogger(__name__).warning(f"the variable {name} is not read by anything")
+        logging.getLogger(__name__).warning(f"nothing reads the variable {name}")
     return build_defs(
         environment_resources(), _count("CROP_ASSETS_TILES_PER_RUN", _MAX_TILES_PER_RUN) or TILES_PER_RUN
     )

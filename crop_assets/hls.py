@@ -1,4 +1,4 @@
-"""The words of HLS: bands, Fmask bits, fill values, scene ids, tile names, and the grid of a tile's rasters."""
+"""Definitions of HLS: bands, Fmask bits, fill values, scene ids, tile names, and the grid of a tile's rasters."""
 
 import datetime as dt
 import re
@@ -14,14 +14,14 @@ QA_BAND = "Fmask"
 BANDS = (*REFLECTANCE_BANDS, QA_BAND)
 """The files of a scene that chips are made from."""
 _L30_BANDS = {"B8A": "B05", "B11": "B06", "B12": "B07"}
-"""Landsat's names of the bands that have another name (HLS v2.0 user guide, table 3)."""
+"""Landsat's names of the bands with different names (HLS v2.0 user guide, table 3)."""
 
 CLOUD, ADJACENT, SHADOW, SNOW, WATER = 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 AEROSOL_LOW, AEROSOL_AVERAGE, AEROSOL_HIGH = 1 << 6, 2 << 6, 3 << 6
 """Bits of an Fmask value (HLS v2.0 user guide, table 9); bits 6 and 7 hold the aerosol level."""
 
 FMASK_COUNTS = ("cloud", "shadow", "snow", "bad", "worst_value", "fill")
-"""The pixels of a chip and date that are counted by Fmask (`crop_assets.chips.quality.quality_counts`)."""
+"""Counts of the Fmask pixels of a chip and date (`crop_assets.chips.quality.quality_counts`)."""
 
 POSITIONS = ("first", "middle", "last")
 """The three scenes of a season that chips are made from, by date."""
@@ -53,26 +53,26 @@ SQUARE_METRES = 100_000
 _LATITUDE_BANDS, _ROWS = "CDEFGHJKLMNPQRSTUVWX", "ABCDEFGHJKLMNPQRSTUV"
 _COLUMNS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
 _DEGREE_M = 110_900
-"""Northing of a degree of latitude, near enough to tell rows 2,000 km apart."""
+"""Northing of a degree of latitude, precise enough to distinguish rows 2,000 km apart."""
 
 
 def file_band(scene_id: str, band: str) -> str:
-    """The name of a band in the files of a scene: L30 files have B05 for B8A, B06 for B11 and B07 for B12."""
+    """The name of a band in the files of a scene: in L30 files, B8A is B05, B11 is B06 and B12 is B07."""
     return _L30_BANDS.get(band, band) if scene_id.startswith("HLS.L30.") else band
 
 
 def is_tile(name: str) -> bool:
-    """Whether a tile can have this name, such as 13TDE."""
+    """Whether this is a valid name of a tile, such as 13TDE."""
     return _TILE_NAME.fullmatch(name) is not None
 
 
 def tile_in(text: str) -> str | None:
-    """The first tile that a text names as scene ids do, such as 13TDE in T13TDE; None if it names none."""
+    """The first tile in a text, in the form of scene ids, such as 13TDE in T13TDE; None if there is none."""
     return match[1] if (match := _TILE_IN_TEXT.search(text)) else None
 
 
 def is_scene_id(name: str) -> bool:
-    """Whether a name has the form of a scene id."""
+    """Whether this is a valid scene id."""
     return _SCENE_ID.fullmatch(name) is not None
 
 
@@ -87,7 +87,7 @@ class SceneName:
 
 
 def parse_scene_id(scene_id: str) -> SceneName:
-    """Read a scene id. Raises IntegrityError if it is invalid, or its year lacks the day that it names."""
+    """Parse a scene id. Raises IntegrityError if it is invalid, including days that its year does not have."""
     match = _SCENE_ID.fullmatch(str(scene_id))
     if not match:
         raise IntegrityError(
@@ -96,10 +96,12 @@ def parse_scene_id(scene_id: str) -> SceneName:
     try:
         sensed = dt.datetime.strptime(match["day"] + (match["time"] or "000000"), "%Y%j%H%M%S")
     except ValueError:
-        raise IntegrityError(f"{scene_id!r} names no day or time") from None
-    # strptime takes day 366 of a common year for the first of the next
+        raise IntegrityError(f"{scene_id!r} has an invalid day or time") from None
+    # strptime turns day 366 of a common year into the first day of the next year
     if f"{sensed:%Y%j}" != match["day"]:
-        raise IntegrityError(f"{scene_id!r} names day {match['day'][4:]}, which {match['day'][:4]} has not")
+        raise IntegrityError(
+            f"{scene_id!r} has day {match['day'][4:]}, which does not exist in {match['day'][:4]}"
+        )
     sensed = sensed.replace(tzinfo=dt.UTC)
     return SceneName(match["sensor"], match["tile"], sensed, match["version"])
 
@@ -121,22 +123,22 @@ class HlsBounds(NamedTuple):
 
 
 def hls_bounds(tile: str) -> HlsBounds:
-    """The bounds of the HLS rasters of a tile by its name alone: those of `hls_tile_bounds` for each tile of the
-    official grid.
+    """The bounds of the HLS rasters of a tile, derived from its name; they equal those of `hls_tile_bounds` for each
+    tile of the official grid.
 
-    The name is that of a 100 km square of MGRS: the UTM zone, a band of 8 degrees of latitude, and the letters of its
-    column, which repeat every three zones, and of its row, which repeat every 2,000 km.
+    The name is that of a 100 km square of MGRS: the UTM zone, a band of 8 degrees of latitude, the letter of its
+    column, which repeats every three zones, and the letter of its row, which repeats every 2,000 km.
 
-    Raises InputError for a name that no square has.
+    Raises InputError if there is no square with this name.
     """
     if not is_tile(tile) or tile[3] not in _COLUMNS[int(tile[:2]) % 3]:
-        raise InputError(f"tile {tile}: no square of 100 km has this name")
+        raise InputError(f"tile {tile}: there is no 100 km square with this name")
     zone, band, column, row = int(tile[:2]), tile[2], tile[3], tile[4]
     left = 1 + _COLUMNS[zone % 3].index(column)
     # rows begin five letters later in even zones
     letter = (_ROWS.index(row) - (0 if zone % 2 else 5)) % len(_ROWS)
     latitude = 8 * _LATITUDE_BANDS.index(band) - 80 + (6 if band == "X" else 4)
-    # of the rows of this letter the one nearest the middle of the band
+    # the row with this letter that is nearest to the middle of the band
     bottom = letter + len(_ROWS) * round((latitude * _DEGREE_M / SQUARE_METRES - 0.5 - letter) / len(_ROWS))
     return square_bounds(32600 + zone, left * SQUARE_METRES, (bottom + 1) * SQUARE_METRES)
 

@@ -1,7 +1,6 @@
-"""Where each file of a dataset lies, relative to the store's root.
+"""The names of all files of a dataset, relative to the store's root.
 
-Belongs here: names of folders and files, and the checks that keep names from outside from becoming
-other paths. Does not: reading or writing (`resources.store`).
+Names from outside, such as scene ids, are checked so that they cannot lead to other paths.
 """
 
 import re
@@ -22,9 +21,9 @@ PICTURE = (
 
 
 def parse_year(text: str) -> int | None:
-    """The CDL year that a partition key or the name of a folder is; None for any other text.
+    """The CDL year of a partition key or folder name; None if it is not a year.
 
-    A year has one spelling, for each has one folder.
+    Only one spelling of each year is valid, because each year has one folder.
     """
     return int(text) if _YEAR.fullmatch(text) else None
 
@@ -77,9 +76,10 @@ class Layout:
 
     @staticmethod
     def scene_file(scene_id: str, band: str) -> str:
-        """<scene id>/<scene id>.<band>.tif, for names that are a scene's and a band's.
+        """<scene id>/<scene id>.<band>.tif.
 
-        Raises InputError for any other name, so that no id from a catalogue leads out of its folder.
+        Raises InputError if the scene id or the band is invalid, so that no id from a catalogue leads out of its
+        folder.
         """
         scene = _checked(is_scene_id, scene_id, "scene")
         return f"{scene}/{scene}.{file_band(scene, _checked(_BAND.fullmatch, band, 'band'))}.tif"

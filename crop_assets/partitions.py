@@ -1,7 +1,6 @@
 """The partitions of the asset graph: CDL year, HLS tile, and both together.
 
-Belongs here: partition definitions, the mapping between them, and reading keys off a run. Does not: when to
-add some (`tiles.assets` adds tiles; a person or a sensor adds years).
+`tiles.assets` adds tiles; a person or a sensor adds years.
 """
 
 import math
@@ -34,15 +33,15 @@ year_tile_partitions = dg.MultiPartitionsDefinition({CDL_YEAR: cdl_year_partitio
 
 
 def add_tiles(instance: dg.DagsterInstance, tiles: Collection[str]) -> None:
-    """Make these tiles (`tiles.grid.tile_names`) partitions.
+    """Add these tiles (`tiles.grid.tile_names`) as partitions.
 
-    Raises IntegrityError where there would be more than any dataset has, as of tile maps that somebody made up.
+    Raises IntegrityError if there would be more than any dataset has, for example because of forged tile maps.
     """
-    there = set(instance.get_dynamic_partitions(TILE))
-    if len(there.union(tiles)) > MAX_TILES:
+    existing = set(instance.get_dynamic_partitions(TILE))
+    if len(existing.union(tiles)) > MAX_TILES:
         raise IntegrityError(
-            f"there are {len(there):,} tile partitions, and {len(set(tiles) - there):,} more would be more than "
-            f"{MAX_TILES:,}; delete those that are no tiles, on the page of an asset that has tiles"
+            f"there are {len(existing):,} tile partitions, and {len(set(tiles) - existing):,} more would exceed the "
+            f"limit of {MAX_TILES:,}; delete those that are not tiles, on the page of an asset with tiles"
         )
     with uninterrupted():
         instance.add_dynamic_partitions(TILE, list(tiles))
@@ -51,44 +50,46 @@ def add_tiles(instance: dg.DagsterInstance, tiles: Collection[str]) -> None:
 def year_mapping() -> dg.MultiToSingleDimensionPartitionMapping:
     """Between a per-year asset and a per-year-and-tile asset, in either direction."""
     with warnings.catch_warnings():
-        # in beta for years, and the one mapping that Dagster has for this
+        # still in beta, but Dagster has no other mapping for this
         warnings.simplefilter("ignore", dg.BetaWarning)
         return dg.MultiToSingleDimensionPartitionMapping(partition_dimension_name=CDL_YEAR)
 
 
 def year_of(context: dg.AssetExecutionContext) -> int:
-    """The CDL year of a per-year asset's run. Raises Failure where the key is no year."""
+    """The CDL year of a per-year asset's run. Raises Failure if the key is not a year."""
     year = parse_year(context.partition_key)
     if year is None:
         named = plain_text(repr(context.partition_key), _MAX_NAME)
-        raise dg.Failure(f"the partition {named} is no CDL year; use a key such as 2022", allow_retries=False)
+        raise dg.Failure(
+            f"the partition {named} is not a CDL year; use a key such as 2022", allow_retries=False
+        )
     return year
 
 
 def year_and_tile(key: dg.MultiPartitionKey) -> tuple[int, str]:
-    """The CDL year and the HLS tile of a key. Raises InputError where they are none, for in the UI anybody may add
-    partitions of any name.
+    """The CDL year and the HLS tile of a key. Raises InputError if they are invalid, because partitions with any name
+    can be added in the UI.
     """
     year, tile = (key.keys_by_dimension[name] for name in (CDL_YEAR, TILE))
     number = parse_year(year)
     if number is None or not is_tile(tile):
         raise InputError(
-            f"the partition {plain_text(repr(str(key)), 2 * _MAX_NAME)} is no CDL year and HLS tile, such as "
+            f"the partition {plain_text(repr(str(key)), 2 * _MAX_NAME)} is not a CDL year and HLS tile, such as "
             "2022|14SMG; delete it on the page of an asset that has it"
         )
     return number, tile
 
 
 def shown_tile(key: dg.MultiPartitionKey) -> str:
-    """The tile of a key as messages show it."""
+    """The tile of a key, for messages."""
     return plain_text(key.keys_by_dimension[TILE], _MAX_NAME)
 
 
 def tiles_per_run(count: int) -> dg.BackfillPolicy:
-    """At most `count` tiles in one run of a backfill.
+    """At most `count` tiles per run of a backfill.
 
-    All in one run where a command line (`dagster asset materialize`, `dagster job execute`, `dg launch`) is given a
-    range of partitions, for which these commands ask for exactly this policy.
+    If a command (`dagster asset materialize`, `dagster job execute`, `dg launch`) is given a range of partitions, all
+    tiles are in one run, because these commands require that policy.
     """
     command = click.get_current_context(silent=True)
     if command is not None and command.params.get("partition_range"):
@@ -99,30 +100,30 @@ def tiles_per_run(count: int) -> dg.BackfillPolicy:
 def launched_keys(context: dg.AssetExecutionContext) -> list[dg.MultiPartitionKey]:
     """The pairs of CDL year and tile that a run was launched for.
 
-    These are the partitions for which Dagster recorded planned materializations or checks, and not `context.partition_keys`: a
-    run of a backfill that was launched from a job's page carries the tags of the backfill's first key beside those of
-    its own range, and Dagster 1.13.27 takes the first key alone (`StepExecutionContext.partition_key_range`).
+    These are the partitions with planned materializations or checks, not `context.partition_keys`: a run of a backfill
+    that was launched from a job's page has the tags of the backfill's first key as well as those of its own range, and
+    Dagster 1.13.27 uses only the first key (`StepExecutionContext.partition_key_range`).
 
-    Raises Failure where the tags name other partitions than were planned, where they name none or what is no pair, and
-    where the backfill is one of those that Dagster does not launch completely.
+    Raises Failure if the tags name other partitions than were planned, name none, or name something that is not a pair,
+    and if Dagster would not launch the backfill completely.
     """
     tags = context.run.tags
     named = {tags[tag] for tag in (_PARTITION_TAG, *_RANGE_TAGS) if tag in tags}
     planned = _planned(context.instance, context.run.run_id)
     if not named:
-        # a run may also name the year and the tile by a tag each, for which Dagster plans nothing by partition
+        # the year and the tile may also be given by a tag each, and then Dagster plans no partitions
         planned = named = set(context.partition_keys)
     if not named <= planned:
         raise dg.Failure(
-            f"this run names {_some(named)}, and Dagster planned it for {_some(planned)}; nothing was made. Launch it "
-            "again. A range goes from its first to its last year and, in each, from its first to its last tile, both "
-            "in the order in which the UI lists them",
+            f"this run is for {_some(named)}, but Dagster planned it for {_some(planned)}; nothing was made. Launch it "
+            "again. A range goes from the first to the last year and, within each year, from the first to the last "
+            "tile, both in the order of the UI",
             allow_retries=False,
         )
     for key in planned:
         if key.count("|") != 1:
             raise dg.Failure(
-                f"the partition {plain_text(repr(key), 2 * _MAX_NAME)} is no CDL year and HLS tile, such as "
+                f"the partition {plain_text(repr(key), 2 * _MAX_NAME)} is not a CDL year and HLS tile, such as "
                 "2022|14SMG; nothing was made. Delete it on the page of an asset that has it",
                 allow_retries=False,
             )
@@ -148,12 +149,12 @@ def _planned(instance: dg.DagsterInstance, run_id: str) -> set[str]:
 
 
 def _require_complete_backfill(context: dg.AssetExecutionContext) -> None:
-    """Raise Failure where Dagster would not launch all runs of the backfill that a run belongs to, and call it done.
+    """Raise Failure if Dagster would skip some runs of this run's backfill and still report success.
 
-    Dagster 1.13.27 submits the ranges of a job's backfill year by year, in an arbitrary order of the years. After 25 of
-    them it records the last partition submitted, and resumes with those that follow it in the list of partitions
-    (`_get_partitions_chunk` of its `job_backfill`), so that a year whose turn had not come is left out. Backfills of
-    assets are not affected.
+    Dagster 1.13.27 submits the ranges of a job's backfill year by year, with the years in arbitrary order. After 25
+    ranges it records the last partition, and resumes with the partitions that follow it in the list
+    (`_get_partitions_chunk` in `job_backfill`). Years that come earlier in the list but were not submitted yet are
+    skipped. Backfills of assets are not affected.
     """
     backfill = context.instance.get_backfill(context.run.tags.get("dagster/backfill", ""))
     names = backfill.partition_names if backfill else None
@@ -171,9 +172,9 @@ def _require_complete_backfill(context: dg.AssetExecutionContext) -> None:
     runs = sum(math.ceil(count / policy.max_partitions_per_run) for count in keys)
     if runs > _RUNS_AT_ONCE and (len(years) > 1 or not in_order):
         raise dg.Failure(
-            f"this backfill takes {runs} runs over {len(years)} years, of which Dagster would leave some out and "
-            "report success; nothing was made. Launch it for one year at a time, or from the asset graph: select the "
-            "assets there, then Materialize",
+            f"this backfill has {runs} runs over {len(years)} years, and Dagster would skip some of them but report "
+            "success; nothing was made. Launch it for one year at a time, or from the asset graph: select the assets "
+            "there, then Materialize",
             allow_retries=False,
         )
 

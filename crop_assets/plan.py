@@ -1,8 +1,4 @@
-"""What a dataset will take, before anything is downloaded.
-
-Belongs here: counting tiles, scenes, files and bytes from the tables that need no download. Does not: making these
-tables (`plan_job` does), nor downloading.
-"""
+"""Estimates what a dataset will take, from the tables that `plan_job` makes without downloading anything."""
 
 from dataclasses import dataclass
 
@@ -16,13 +12,13 @@ from crop_assets.schemas import tile_names
 from resources.errors import IntegrityError, UnsafeNameError
 
 _SECONDS_A_TILE, _SECONDS_A_CHIP = 2.0, 0.05
-"""Reprojection and chips on two cores, by docs/performance.md, with what Dagster adds."""
+"""Reprojection and chips on two cores, from docs/performance.md, including Dagster's overhead."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One row per tile, and what they come to. `tiles` has tile, chips, fit_scenes, files, bytes, with_cid, seconds and
-    problem: why the tile would fail or give no chip, or what is to be materialized to know; "" for none.
+    """The plan of a year. `tiles` has one row per tile: tile, chips, fit_scenes, files, bytes, with_cid, seconds and
+    problem, which is why the tile would fail or give no chips, or what must be materialized first; "" if neither.
     """
 
     tiles: pd.DataFrame
@@ -33,10 +29,10 @@ class Plan:
 
 
 def make_plan(lineage: Lineage, megabytes_per_second: float) -> Plan:
-    """The plan of a year's dataset under its recipe, from `tile_map`, `selected_scenes` and `band_cids`.
+    """The plan of a year's dataset with its recipe, from `tile_map`, `selected_scenes` and `band_cids`.
 
-    `bytes` are those still to be fetched, sizes by the catalogue or typical ones. Raises NotFoundError where there is
-    no tile map, IntegrityError where it is damaged.
+    `bytes` is what is still to be downloaded, with sizes from the catalogue or typical ones. Raises NotFoundError if
+    there is no tile map, and IntegrityError if it is damaged.
     """
     tile_map = lineage.read("tile_map", None)
     chips = tile_map["tile"].value_counts()
@@ -63,7 +59,7 @@ def _tile_row(lineage: Lineage, tile: str, chips: int, megabytes_per_second: flo
 
 
 def _needs(lineage: Lineage, tile: str, chips: int, megabytes_per_second: float) -> dict[str, object]:
-    """What is to be fetched for a tile, or the problem with it. Raises errors of a table that is damaged."""
+    """What must be downloaded for a tile, or the problem with it. Raises IntegrityError if a table is damaged."""
     row: dict[str, object] = {}
     for asset in ("selected_scenes", "band_cids"):
         if reason := lineage.stale_because(asset, tile):

@@ -1,7 +1,4 @@
-"""Which datasets and years a store holds, and what to say where one is not there.
-
-Belongs here: looking. Does not: reading tables.
-"""
+"""Lists the datasets and years in a store, and explains what to do if one is missing."""
 
 from pathlib import Path
 
@@ -27,7 +24,7 @@ def stored_datasets(store: DatasetStore) -> dict[str, list[int]]:
 def years_with(store: DatasetStore, dataset: str, asset: str, year: int | None) -> list[int]:
     """The years of a dataset, or the one year, that have the table of a per-year asset.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     years = dataset_years(store, dataset) if year is None else [year]
     found = [one for one in years if store.exists(Layout(dataset, one).table(asset))]
@@ -39,20 +36,20 @@ def years_with(store: DatasetStore, dataset: str, asset: str, year: int | None) 
 
 
 def not_stored(store: DatasetStore, what: str, dataset: str) -> InputError:
-    """The error for `what` of a dataset that is not in the store: it names what is there, and the options."""
+    """The error if `what` of a dataset is not in the store; it lists what is there, and the options to use."""
     head = f"the store {store.root} has no {what}"
     found = stored_datasets(store)
     if not found:
         elsewhere = _elsewhere(store)
-        advice = f"--data {elsewhere} has some" if elsewhere else "give --data or set CROP_ASSETS_DATA"
+        advice = f"--data {elsewhere} has datasets" if elsewhere else "give --data or set CROP_ASSETS_DATA"
         return InputError(f"{head}, and no other dataset either; {advice}")
-    there = "; ".join(f"{name} of {', '.join(map(str, years))}" for name, years in found.items())
+    available = "; ".join(f"{name} of {', '.join(map(str, years))}" for name, years in found.items())
     if dataset not in found:
         only = f" {next(iter(found))}" if len(found) == 1 else ""
         return InputError(
-            f"{head}{did_you_mean(dataset, found)}. There is: {there}. Give --dataset{only}, or --data"
+            f"{head}{did_you_mean(dataset, found)}. It has: {available}. Give --dataset{only}, or --data"
         )
-    return InputError(f"{head}. There is: {there}. Give --year, --dataset or --data")
+    return InputError(f"{head}. It has: {available}. Give --year, --dataset or --data")
 
 
 def _names(store: DatasetStore, folder: str) -> list[str]:
@@ -60,7 +57,7 @@ def _names(store: DatasetStore, folder: str) -> list[str]:
 
 
 def _elsewhere(store: DatasetStore) -> str:
-    """A folder that does hold datasets: `data` in a local store's root, the one around it, or the next; else ""."""
+    """A folder near a local store's root that has datasets (`data` in it, or one of the two above it); "" if none."""
     if not store.is_local:
         return ""
     root = Path(store.path(_FOLDER).path).parent

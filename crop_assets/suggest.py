@@ -1,13 +1,13 @@
-"""What somebody may have meant by a name that is unknown."""
+"""Suggests what an unknown name was meant to be."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def did_you_mean(name: object, known: Iterable[str], prefix: str = "") -> str:
-    """`" (did you mean 'chips'?)"` for the known name that is most like `name`, or "" where none is.
+    """`" (did you mean 'chips'?)"` for the known name that is most similar to `name`, or "" if none is similar.
 
-    `prefix` is shown before it.
+    `prefix` is put in front of the suggestion.
     """
     plain = {_plain(one): one for one in known}
     wanted = _plain(str(name))
@@ -17,7 +17,7 @@ def did_you_mean(name: object, known: Iterable[str], prefix: str = "") -> str:
 
 
 def with_suggestions(names: Iterable[str], known: Iterable[str]) -> str:
-    """Unknown names with what may have been meant by each, comma-separated."""
+    """Unknown names with suggestions, comma-separated."""
     known = list(known)
     return ", ".join(f"{name}{did_you_mean(name, known)}" for name in names)
 

@@ -1,6 +1,6 @@
-"""Whether a dataset is what its tables say: every file that they name, hashed again.
+"""Checks a dataset against its tables by hashing every file again.
 
-Belongs here: finding what is missing or changed. Does not: mending it; materializing the table's asset again does.
+Materializing the asset again fixes what is missing or changed.
 """
 
 import contextlib
@@ -19,31 +19,31 @@ _SUFFIX = ".parquet"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A file of the store that is not as a table says, or a table that is none."""
+class BadFile:
+    """A file of the store that does not match its table, or an invalid table."""
 
     file: str
     problem: str
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What was looked at, and what is wrong with it."""
+class VerificationReport:
+    """The number of tables and files checked, and those that are wrong."""
 
     tables: int
     files: int
-    findings: list[Finding]
+    bad_files: list[BadFile]
 
 
 def dataset_tables(store: DatasetStore, layout: Layout) -> list[str]:
-    """Names of the tables of a year's dataset: those of the year, and of the tiles in its tile map.
+    """Names of the tables of a year's dataset: those of the year, and those of the tiles in its tile map.
 
-    What an earlier recipe left behind for other tiles is no part of the dataset, nor a table that no asset has.
+    Tables of other tiles, left behind by an earlier recipe, and tables that belong to no asset are not included.
     """
     folder = layout.file("tables")
     tiles = None
     if store.exists(layout.table("tile_map")):
-        # a broken one is told of as a finding; all tables are gone through then
+        # a damaged tile map is reported later; then all tables are checked
         with contextlib.suppress(IntegrityError):
             tiles = set(read_table(store, layout.table("tile_map"), TILE_MAP)["tile"])
     names: list[str] = []
@@ -59,49 +59,49 @@ def dataset_tables(store: DatasetStore, layout: Layout) -> list[str]:
 
 
 def _asset(name: str) -> str:
-    """The asset whose table has this name: <asset>.parquet, or that of a tile, <asset>/<tile>.parquet."""
+    """The asset of a table with this name: <asset>.parquet, or for a tile <asset>/<tile>.parquet."""
     return name.split("/tables/", 1)[1].removesuffix(_SUFFIX).split("/", 1)[0]
 
 
 def verify_tables(
     store: DatasetStore, tables: Sequence[str], pool: Executor, progress: Callable[[int], None] | None = None
-) -> Verified:
-    """Hash again the rows of tables, and every file that they name. `progress` gets the number of tables done.
+) -> VerificationReport:
+    """Hash the rows of tables, and every file that they name, again. `progress` gets the number of tables done.
 
-    Raises ResourceError where an object store cannot be asked: that says nothing of the files.
+    Raises ResourceError if an object store is not available, because then nothing is known about the files.
     """
-    files, findings = 0, []
+    files, bad_files = 0, []
     for done, name in enumerate(tables, start=1):
-        named, problems = _verify_table(store, name, pool)
-        files += named
-        findings += problems
+        count, bad = _verify_table(store, name, pool)
+        files += count
+        bad_files += bad
         if progress:
             progress(done)
-    return Verified(len(tables), files, findings)
+    return VerificationReport(len(tables), files, bad_files)
 
 
-def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, list[Finding]]:
+def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, list[BadFile]]:
     try:
         stored = stored_table(store, name)
         if stored is None:
             return 0, []
         read_table(store, name, SCHEMAS[_asset(name)])
     except (IntegrityError, NotFoundError) as error:
-        return 0, [Finding(name, str(error))]
+        return 0, [BadFile(name, str(error))]
     except OSError as error:
-        return 0, [Finding(name, f"cannot be read: {error}")]
+        return 0, [BadFile(name, f"cannot be read: {error}")]
     made = name.split("/tables/", 1)[1].removesuffix(_SUFFIX)
 
-    def check(file: str) -> Finding | None:
+    def check(file: str) -> BadFile | None:
         try:
             same = store.sha256(file) == stored.provenance["files"][file]
         except FileNotFoundError:
-            return Finding(file, f"is missing; {made} names it")
+            return BadFile(file, f"is missing; {made} refers to it")
         except UnsafeNameError as error:
-            return Finding(file, str(error))
+            return BadFile(file, str(error))
         except OSError as error:
-            return Finding(file, f"cannot be read: {error}")
-        return None if same else Finding(file, f"has changed since {made} was made")
+            return BadFile(file, f"cannot be read: {error}")
+        return None if same else BadFile(file, f"has changed since {made} was made")
 
     files = sorted(stored.provenance.get("files", {}))
     return len(files), [found for found in in_parallel(pool, check, files) if found]

@@ -79,7 +79,7 @@ def test_unknown_code_is_named_with_its_source_and_place() -> None:
     codes[3, 4] = 255
     expected = (
         "2022.tif, chip_001_002: CDL code 40 at (row, column) (2, 3) has no class "
-        "(3 pixels hold such codes: 40, 255)"
+        "(3 pixels have such codes: 40, 255)"
     )
     with pytest.raises(InputError, match=re.escape(expected)):
         reclassify(codes, "2022.tif, chip_001_002", lookup_table())

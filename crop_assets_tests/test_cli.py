@@ -85,8 +85,8 @@ def test_a_variable_that_nothing_reads_is_told(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["verify"], env=variables)
     warnings = [line for line in shown.stderr.splitlines() if line.startswith("warning: ")]
     assert warnings == [
-        "warning: the variable CROP_ASSETS_KUBO (did you mean 'CROP_ASSETS_KUBO_API'?) is not read by anything",
-        "warning: the variable CROP_ASSETS_OURS is not read by anything",
+        "warning: nothing reads the variable CROP_ASSETS_KUBO (did you mean 'CROP_ASSETS_KUBO_API'?)",
+        "warning: nothing reads the variable CROP_ASSETS_OURS",
     ]
 
 

@@ -92,10 +92,10 @@ def test_a_table_that_is_not_what_its_asset_makes_is_refused_in_short(store: Dat
 def test_verify_names_each_of_them(store: DatasetStore) -> None:
     tables = dataset_tables(store, LAYOUT)
     with Machine().pool() as pool:
-        verified = verify_tables(store, tables, pool)
-    assert {finding.file for finding in verified.findings} == set(tables)
+        report = verify_tables(store, tables, pool)
+    assert {bad.file for bad in report.bad_files} == set(tables)
     assert len(tables) > len(SCHEMAS)
-    assert all(len(finding.problem) < 1_000 for finding in verified.findings)
+    assert all(len(bad.problem) < 1_000 for bad in report.bad_files)
 
 
 def test_each_of_them_is_made_again(store: DatasetStore) -> None:

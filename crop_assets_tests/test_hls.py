@@ -69,13 +69,13 @@ def test_what_no_tile_is_called_is_refused_wherever_a_tile_is_named(name: str) -
     assert not is_tile(name) and not is_scene_id(scene)
     with pytest.raises(IntegrityError, match="not an HLS scene id"):
         parse_scene_id(scene)
-    with pytest.raises(InputError, match="no square of 100 km has this name"):
+    with pytest.raises(InputError, match="there is no 100 km square with this name"):
         hls_bounds(name)
 
 
 def test_a_square_that_its_zone_lacks_has_no_bounds() -> None:
     assert is_tile("14SAA")
-    with pytest.raises(InputError, match="no square of 100 km has this name"):
+    with pytest.raises(InputError, match="there is no 100 km square with this name"):
         hls_bounds("14SAA")
 
 

@@ -46,10 +46,10 @@ def test_the_years_that_have_a_table_are_told(store: DatasetStore) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], r"There is: iowa-2020 of 2020; kansas of 2021, 2022, 2023. Give --dataset, or --data"),
-        (["--dataset", "Kansas"], "dataset Kansas (did you mean 'kansas'?). There is: iowa-2020"),
-        (["--dataset", "kanas"], "dataset kanas (did you mean 'kansas'?). There is: iowa-2020"),
-        (["--dataset", "kansas", "--year", "2012"], "kansas of 2012. There is: iowa-2020 of 2020; kansas of"),
+        ([], r"It has: iowa-2020 of 2020; kansas of 2021, 2022, 2023. Give --dataset, or --data"),
+        (["--dataset", "Kansas"], "dataset Kansas (did you mean 'kansas'?). It has: iowa-2020"),
+        (["--dataset", "kanas"], "dataset kanas (did you mean 'kansas'?). It has: iowa-2020"),
+        (["--dataset", "kansas", "--year", "2012"], "kansas of 2012. It has: iowa-2020 of 2020; kansas of"),
     ],
 )
 def test_a_command_names_the_datasets_that_are_there(
@@ -66,7 +66,7 @@ def test_a_folder_beside_the_store_is_told(store: DatasetStore, command: str, tm
     for place in (Path(store.root).parent, Path(store.root) / "training_datasets" / "kansas"):
         shown = CliRunner().invoke(app, [command, "--data", str(place), "--dataset", "kansas"])
         assert shown.exit_code == 2
-        assert f"and no other dataset either; --data {store.root} has some" in shown.stderr
+        assert f"and no other dataset either; --data {store.root} has datasets" in shown.stderr
     far_below = Path(store.root) / "training_datasets" / "kansas" / "2022"
     for place in (tmp_path / "elsewhere", far_below):
         shown = CliRunner().invoke(app, [command, "--data", str(place)])
@@ -76,7 +76,7 @@ def test_a_folder_beside_the_store_is_told(store: DatasetStore, command: str, tm
 def test_the_only_dataset_is_the_one_to_give(tmp_path: Path) -> None:
     DatasetStore(root=str(tmp_path)).write_bytes(Layout("iowa", 2020).table("splits"), b"")
     shown = CliRunner().invoke(app, ["verify", "--data", str(tmp_path)])
-    assert "There is: iowa of 2020. Give --dataset iowa, or --data" in shown.stderr
+    assert "It has: iowa of 2020. Give --dataset iowa, or --data" in shown.stderr
 
 
 def test_a_recipe_may_be_given_as_an_option_as_well(

@@ -1,8 +1,4 @@
-"""What lies inside an area of interest: chip boxes, the chips that can be chosen from them, HLS tiles.
-
-Belongs here: counting as the graph would, fast enough for a page that asks while somebody draws. Does not: the rules
-(`labels.aoi`, `labels.sampling`, `tiles.mapping`), nor the page (`server`).
-"""
+"""Counts the chip boxes, chips and HLS tiles inside an area of interest, fast enough to follow a drawing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,34 +22,34 @@ from resources.store import DatasetStore
 from resources.tables import read_table
 
 _AREA_STEP_DEGREES = 0.1
-_MOST_AREA_STEPS = 1_000_000
+_MAX_AREA_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Count:
-    """What lies inside an area of interest."""
+    """The content of an area of interest."""
 
     boxes: int
-    """Chip boxes that share a point with it, free of no-data."""
+    """Chip boxes that intersect the area and have no no-data pixels."""
     rich: int
-    """Those of them with at least `min_classes` classes."""
+    """Boxes with at least `min_classes` classes."""
     chips: int
-    """Chips that the recipe can choose from them at most."""
+    """Maximum number of chips that the recipe can choose."""
     tiles: list[str]
-    """HLS tiles of the boxes, by name."""
+    """Names of the HLS tiles of the boxes."""
     km2: float
-    """Square kilometres that it covers."""
+    """Area in square kilometres."""
     repaired: int
-    """Polygons that intersect themselves, which are counted as they are repaired when they are used."""
+    """Polygons that intersect themselves; they are counted in their repaired form, which the graph uses too."""
 
 
 @dataclass(frozen=True)
 class Area:
-    """The chip boxes that an area of interest chooses among, and where they are.
+    """The chip boxes that an area of interest can contain.
 
-    `boxes` has chip_id, row, col, classes and weight of the boxes, and their squares in EPSG:4326, which `tree` is
-    over. `tile_of_box` is an index into `tiles`, int[n], -1 for a box without one. `tiles` is the part of the tile grid
-    that the boxes need. `chosen` is the table of the chips that were chosen already, or None.
+    `boxes` has chip_id, row, col, classes and weight of the boxes, and their squares in EPSG:4326, indexed by `tree`.
+    `tile_of_box` is an index into `tiles`, int[n], -1 for a box without a tile. `tiles` are the rows of the tile grid
+    that the boxes need. `chosen` is the table of chips that were already chosen, or None.
     """
 
     recipe: DatasetRecipe
@@ -65,16 +61,16 @@ class Area:
 
     @property
     def rule(self) -> str:
-        """How the recipe chooses, in words."""
+        """A description of how the recipe chooses chips."""
         if self.recipe.chip_boxes:
             return f"the boxes of {self.recipe.chip_boxes}"
         least = f", {self.recipe.min_classes} classes or more" if self.recipe.sampling == "evenness" else ""
         return f"{self.recipe.chips:,} chips by {self.recipe.sampling}{least}"
 
     def count(self, aoi: gpd.GeoDataFrame) -> Count:
-        """What lies inside `aoi`, polygons in EPSG:4326, by the rules of `filter_aoi`; 0 of everything for none.
+        """Count what is inside `aoi`, polygons in EPSG:4326, by the rules of `filter_aoi`. It may be empty.
 
-        Raises InputError for polygons that cannot be cut at the antimeridian.
+        Raises InputError if a polygon cannot be cut at the antimeridian.
         """
         shapes = aoi_shapes(aoi)
         hits = touched(self.tree, shapes)
@@ -94,15 +90,15 @@ class Area:
         )
 
     def require_boxes(self, aoi: gpd.GeoDataFrame) -> None:
-        """Raise the InputError that the graph would raise for an `aoi` (EPSG:4326) without polygon or box."""
+        """Raise the same InputError as the graph if `aoi` (EPSG:4326) has no polygon or touches no box."""
         if touched(self.tree, aoi_shapes(aoi)).size == 0:
             filter_aoi(self.boxes, aoi)
 
 
 def load_area(store: DatasetStore, layout: Layout, recipe: DatasetRecipe) -> Area:
-    """The chip boxes of a dataset and year as the recipe chooses among them, but for its `aoi`.
+    """The chip boxes of a dataset and year that the recipe can choose, regardless of its `aoi`.
 
-    Raises InputError for a table that is not there.
+    Raises InputError if a table is missing.
     """
     for name in (layout.table("candidate_chips"), tile_grid_table()):
         if not store.exists(name):
@@ -119,13 +115,13 @@ def load_area(store: DatasetStore, layout: Layout, recipe: DatasetRecipe) -> Are
         boxes = landscape[landscape["class_0"] == 0].reset_index(drop=True)
     if boxes.empty:
         raise InputError(
-            f"every box of {layout.table('candidate_chips')} holds no-data; use a larger CDL raster"
+            f"every box of {layout.table('candidate_chips')} has no-data pixels; use a larger CDL raster"
         )
     grid = read_table(store, tile_grid_table(), TILE_GRID)
     mapped = map_chips(boxes, grid, recipe.tile_rule, recipe.outside_chips)
     codes, names = pd.factorize(mapped["tile"], sort=True)
     tiles = gpd.GeoDataFrame(grid.set_index("tile").loc[names].reset_index())
-    # the pixels of each class, which nothing here needs any more, are a third of it
+    # drop the pixels per class: they are no longer needed, and a third of the memory
     boxes = boxes[["chip_id", "row", "col", "classes", "weight", "geometry"]].to_crs(4326)
     chosen = layout.table("chip_bboxes")
     return Area(
@@ -139,15 +135,15 @@ def load_area(store: DatasetStore, layout: Layout, recipe: DatasetRecipe) -> Are
 
 
 def tiles_geojson(tiles: gpd.GeoDataFrame) -> dict[str, Any]:
-    """The outlines of tiles with their names, as a GeoJSON FeatureCollection."""
+    """The outlines and names of tiles, as a GeoJSON FeatureCollection."""
     outlines: dict[str, Any] = gpd.GeoDataFrame(tiles[["tile", "geometry"]]).to_geo_dict()
     return outlines
 
 
 def _square_kilometres(shapes: NDArray[np.object_]) -> float:
-    """The area of polygons in EPSG:4326 together, their edges straight in degrees."""
-    # EPSG:5070 keeps areas, but bends an edge that is straight in degrees
-    whole = join(shapes)
-    step = max(_AREA_STEP_DEGREES, shapely.length(whole) / _MOST_AREA_STEPS)
-    whole = shapely.segmentize(whole, step)
-    return float(gpd.GeoSeries([whole], crs=4326).to_crs(5070).area.iloc[0] / 1e6)
+    """The area of the union of polygons in EPSG:4326 whose edges are straight in degrees."""
+    # EPSG:5070 preserves areas, but edges that are straight in degrees are curved in it
+    union = join(shapes)
+    step = max(_AREA_STEP_DEGREES, shapely.length(union) / _MAX_AREA_STEPS)
+    union = shapely.segmentize(union, step)
+    return float(gpd.GeoSeries([union], crs=4326).to_crs(5070).area.iloc[0] / 1e6)

@@ -1,7 +1,4 @@
-"""A drawn area: GeoJSON from a page or a file, checked, and the bytes that it is saved as.
-
-Belongs here: what a drawing may hold. Does not: what lies inside of it (`area`).
-"""
+"""Validates a drawn area, GeoJSON from the page or a file, and serializes it."""
 
 import json
 from collections.abc import Iterator
@@ -13,11 +10,11 @@ import shapely
 
 from crop_assets.errors import InputError
 
-MOST_BYTES = 4_000_000
+MAX_BYTES = 4_000_000
 MAX_VERTICES = 10_000
 
 _DIGITS = 7
-"""Decimals of a degree that are kept: 1 cm."""
+"""Decimal places of coordinates in degrees: 1 cm."""
 _LONLAT_CRS = {
     "EPSG:4326",
     "urn:ogc:def:crs:EPSG::4326",
@@ -30,31 +27,31 @@ Ring = list[list[float]]
 
 @dataclass(frozen=True)
 class Drawing:
-    """GeoJSON features of Polygons and MultiPolygons in longitude and latitude (WGS 84), as RFC 7946 has them:
-    coordinates of seven decimals, outer rings counterclockwise, holes clockwise. Their properties are kept.
+    """GeoJSON features of Polygons and MultiPolygons in longitude and latitude (WGS 84) by RFC 7946, with outer rings
+    counterclockwise, holes clockwise, and coordinates of seven decimals. Properties are kept.
     """
 
     features: list[dict[str, Any]]
 
     def frame(self) -> gpd.GeoDataFrame:
-        """The polygons in EPSG:4326, one row a feature, as `read_aoi` reads them from the saved file."""
+        """The polygons in EPSG:4326, one row per feature, exactly as `read_aoi` reads them from the saved file."""
         shapes = [shapely.geometry.shape(feature["geometry"]) for feature in self.features]
         return gpd.GeoDataFrame(geometry=shapes, crs=4326)
 
     def to_bytes(self) -> bytes:
-        """A FeatureCollection, one feature a line. The same drawing gives the same bytes."""
+        """A FeatureCollection, one feature per line. The same drawing gives the same bytes."""
         body = ",\n".join(json.dumps(feature) for feature in self.features)
         return f'{{"type": "FeatureCollection", "features": [\n{body}\n]}}\n'.encode()
 
 
 def read_drawing(data: bytes) -> Drawing:
-    """The drawing in a GeoJSON FeatureCollection; it may have no features.
+    """Read a drawing from a GeoJSON FeatureCollection, which may be empty.
 
-    Raises InputError for what is not one, is in another CRS, holds anything but polygons, or is beyond `MOST_BYTES` or
-    `MAX_VERTICES`. A polygon may intersect itself: it is repaired where it is used, not here.
+    Raises InputError if it is not a FeatureCollection, is in another CRS, has anything but polygons, or exceeds
+    `MAX_BYTES` or `MAX_VERTICES`. Self-intersecting polygons are allowed, and are repaired when they are used.
     """
-    if len(data) > MOST_BYTES:
-        raise InputError(f"{len(data):,} bytes of GeoJSON are too many; the most is {MOST_BYTES:,}")
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{len(data):,} bytes of GeoJSON are too many; the limit is {MAX_BYTES:,}")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -71,7 +68,7 @@ def read_drawing(data: bytes) -> Drawing:
     drawing = Drawing([_feature(number, feature) for number, feature in enumerate(features, start=1)])
     vertices = sum(len(ring) for feature in drawing.features for ring in _rings(feature["geometry"]))
     if vertices > MAX_VERTICES:
-        raise InputError(f"{vertices:,} vertices are too many; the most is {MAX_VERTICES:,}")
+        raise InputError(f"{vertices:,} vertices are too many; the limit is {MAX_VERTICES:,}")
     return drawing
 
 
@@ -84,7 +81,7 @@ def _feature(number: int, feature: Any) -> dict[str, Any]:
     try:
         if not isinstance(properties, dict):
             raise ValueError("its properties are not an object")
-        # NaN and Infinity, which Python reads and writes, are not JSON
+        # Python reads and writes NaN and Infinity, but they are not JSON
         json.dumps(properties, allow_nan=False)
         read = _polygon if kind == "Polygon" else lambda polygons: [_polygon(one) for one in _list(polygons)]
         coordinates = read(geometry["coordinates"])
@@ -99,9 +96,9 @@ def _feature(number: int, feature: Any) -> dict[str, Any]:
 
 def _polygon(rings: Any) -> list[Ring]:
     read = [_ring(ring) for ring in _list(rings)]
-    for place, ring in enumerate(read):
+    for index, ring in enumerate(read):
         # the first ring is the outer one
-        if shapely.is_ccw(shapely.linearrings(ring)) == bool(place):
+        if shapely.is_ccw(shapely.linearrings(ring)) == bool(index):
             ring.reverse()
     return read
 
@@ -109,16 +106,16 @@ def _polygon(rings: Any) -> list[Ring]:
 def _ring(positions: Any) -> Ring:
     ring = [_position(position) for position in _list(positions)]
     if len(ring) < 4 or ring[0] != ring[-1]:
-        raise ValueError("a ring must have four positions or more and end where it starts")
+        raise ValueError("a ring must have at least four positions and end where it starts")
     return ring
 
 
 def _position(position: Any) -> list[float]:
     lon, lat = _list(position)[:2]
-    for value, most in ((lon, 360), (lat, 90)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -most <= value <= most:
+    for value, limit in ((lon, 360), (lat, 90)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -limit <= value <= limit:
             raise ValueError(f"{str(position)[:60]} is not a longitude and a latitude")
-    # adding 0 makes 0.0 of -0.0
+    # adding 0 turns -0.0 into 0.0
     return [round(float(lon), _DIGITS) + 0.0, round(float(lat), _DIGITS) + 0.0]
 
 

@@ -1,7 +1,4 @@
-"""Chip boxes as map pictures: Web Mercator tiles of 256 x 256 pixels.
-
-Belongs here: which colour a pixel of the map has. Does not: which boxes there are (`area`).
-"""
+"""Renders chip boxes as Web Mercator map tiles of 256 x 256 pixels."""
 
 import io
 import math
@@ -14,34 +11,34 @@ from PIL import Image
 
 from crop_assets.chip_grid import CHIP_METRES, GRID_COLS, GRID_ROWS, ORIGIN_X, ORIGIN_Y
 
-LEAST_ZOOM, MOST_ZOOM = 3, 18
+MIN_ZOOM, MAX_ZOOM = 3, 18
 CHOSEN_COLOUR = "#c2187a"
 
 _SIDE = 256
 _NODES = 33
-"""Points along each side of a map tile that are projected; those between are interpolated, which at zoom 3 errs by
-under a tenth of a pixel."""
+"""Points along each side of a map tile that are projected; the rest is interpolated, with an error below a tenth of a
+pixel at zoom 3."""
 _MERCATOR_METRES = 2 * math.pi * 6378137.0
 _FEW, _SOME, _MANY = (np.array(colour) for colour in ((244, 238, 190), (104, 184, 146), (13, 76, 98)))
 _OPAQUE = 165
-_LEAST_OUTLINED = 6.0
-"""Pixels of a box's side from which it is outlined, and not only coloured."""
+_MIN_OUTLINED_SIDE = 6.0
+"""Boxes with sides of at least this many pixels have outlines."""
 
 
 def class_colours() -> list[str]:
-    """The colours of boxes with 1 to 13 classes, light to dark, as CSS has them."""
+    """CSS colours of boxes with 1 to 13 classes, light to dark."""
     return ["#" + "".join(f"{part:02x}" for part in colour) for colour in _palette()[1:14].tolist()]
 
 
 class ChipPicture:
-    """Draws map tiles of chip boxes, coloured by how many classes they hold; chosen ones are outlined."""
+    """Draws map tiles of chip boxes, coloured by their number of classes; chosen ones are outlined."""
 
     def __init__(self, boxes: pd.DataFrame, chosen: pd.DataFrame | None) -> None:
         """`boxes` and `chosen` are frames of chip boxes with row, col and classes."""
         self._palette = _palette()
-        # one ring of empty cells around, into which everything falls that is off the grid
+        # a border of empty cells stands for everything off the grid
         self._cells = np.zeros((GRID_ROWS + 2, GRID_COLS + 2), dtype=np.uint8)
-        # a box of 0 classes is one as well
+        # a box with 0 classes is shown too
         self._cells[boxes["row"] + 1, boxes["col"] + 1] = np.maximum(boxes["classes"], 1)
         self._chosen = np.zeros(self._cells.shape, dtype=bool)
         if chosen is not None:
@@ -49,19 +46,19 @@ class ChipPicture:
         self._to_conus = pyproj.Transformer.from_crs(3857, 5070, always_xy=True)
 
     def png(self, zoom: int, x: int, y: int) -> bytes:
-        """The map tile of a zoom from `LEAST_ZOOM` to `MOST_ZOOM`, a column and a row from the upper left."""
-        east, south, side = self._grid_places(zoom, x, y)
-        col, row = (np.floor(place).astype(np.int64) for place in (east, south))
+        """The map tile at column `x` and row `y` from the upper left; `zoom` is from `MIN_ZOOM` to `MAX_ZOOM`."""
+        east, south, side = self._grid_coordinates(zoom, x, y)
+        col, row = (np.floor(coordinates).astype(np.int64) for coordinates in (east, south))
         cell = np.clip(row, -1, GRID_ROWS) + 1, np.clip(col, -1, GRID_COLS) + 1
         classes, chosen = self._cells[cell], self._chosen[cell]
         pixels = np.empty((_SIDE, _SIDE, 4), dtype=np.uint8)
         pixels[..., :3] = self._palette[classes]
         opacity = np.where(classes > 0, float(_OPAQUE), 0.0)
-        if side < _LEAST_OUTLINED:
+        if side < _MIN_OUTLINED_SIDE:
             pixels[chosen, :3] = _rgb(CHOSEN_COLOUR)
             opacity[chosen] = 255
         else:
-            # pixels to the nearest edge of the box that a pixel lies in
+            # distance to the nearest edge of the box, in pixels
             edge = side * np.minimum(0.5 - abs(east - col - 0.5), 0.5 - abs(south - row - 0.5))
             opacity *= np.clip(edge + 0.4, 0.35, 1)
             outline = chosen & (edge < np.clip(side / 7, 1.5, 4))
@@ -72,17 +69,17 @@ class ChipPicture:
         Image.fromarray(pixels, "RGBA").save(file, "PNG", compress_level=1)
         return file.getvalue()
 
-    def _grid_places(
+    def _grid_coordinates(
         self, zoom: int, x: int, y: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-        """Column and row of the chip grid of each pixel's middle, float64[256, 256], and a box's side in pixels."""
+        """Column and row on the chip grid of each pixel's centre, float64[256, 256], and a box's side in pixels."""
         nodes = np.linspace(0, 1, _NODES)
         east, south = np.meshgrid((x + nodes) / 2**zoom - 0.5, (y + nodes) / 2**zoom - 0.5)
         conus = self._to_conus.transform(east * _MERCATOR_METRES, -south * _MERCATOR_METRES)
-        # what the projection does not reach is far off the grid
+        # coordinates outside the projection are far off the grid
         conus_x, conus_y = (np.nan_to_num(part, posinf=1e9) for part in conus)
-        places = (np.arange(_SIDE) + 0.5) / _SIDE * (_NODES - 1)
-        weights = np.maximum(0, 1 - abs(places[:, None] - np.arange(_NODES)))
+        positions = (np.arange(_SIDE) + 0.5) / _SIDE * (_NODES - 1)
+        weights = np.maximum(0, 1 - abs(positions[:, None] - np.arange(_NODES)))
         cols = weights @ ((conus_x - ORIGIN_X) / CHIP_METRES) @ weights.T
         rows = weights @ ((ORIGIN_Y - conus_y) / CHIP_METRES) @ weights.T
         middle = _SIDE // 2
@@ -93,7 +90,7 @@ class ChipPicture:
 
 
 def _palette() -> NDArray[np.uint8]:
-    """The colour of each number of classes, uint8[256, 3]; 0, where there is no box, is drawn with none."""
+    """The colour for each number of classes, uint8[256, 3]; 0 stands for no box, and is transparent."""
     share = np.clip((np.arange(256) - 1) / 12, 0, 1)[:, None]
     first, second = np.minimum(2 * share, 1), np.maximum(2 * share - 1, 0)
     colours = _FEW + (_SOME - _FEW) * first + (_MANY - _SOME) * second

@@ -1,8 +1,4 @@
-"""The page on which an area of interest is drawn, served on loopback.
-
-Belongs here: what the page asks and gets, and saving. Does not: counting (`area`), checking a drawing
-(`drawing`), pictures (`picture`), who may ask (`local_server`); nor how it looks (`page/`).
-"""
+"""Serves the page for drawing an area of interest on loopback, and saves the drawing."""
 
 import hashlib
 import importlib.util
@@ -22,8 +18,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from crop_assets.aoi_map.area import Area, Count, tiles_geojson
-from crop_assets.aoi_map.drawing import MOST_BYTES, Drawing, read_drawing
-from crop_assets.aoi_map.picture import CHOSEN_COLOUR, LEAST_ZOOM, MOST_ZOOM, ChipPicture, class_colours
+from crop_assets.aoi_map.drawing import MAX_BYTES, Drawing, read_drawing
+from crop_assets.aoi_map.picture import CHOSEN_COLOUR, MAX_ZOOM, MIN_ZOOM, ChipPicture, class_colours
 from crop_assets.errors import InputError
 from crop_assets.layout import Layout
 from crop_assets.local_server import protect
@@ -31,7 +27,7 @@ from resources.addresses import AddressError, read
 from resources.errors import IntegrityError, ResourceError, UnsafeNameError
 from resources.store import DatasetStore
 
-USUAL_PORT = 8350
+DEFAULT_PORT = 8350
 
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,99}\.(geojson|json)", re.ASCII)
 _TILE_ADDRESS = re.compile(r"(\d{1,2})/(\d{1,6})/(\d{1,6})\.png", re.ASCII)
@@ -41,14 +37,14 @@ _JSON_TYPES = {"application/json", "application/geo+json"}
 
 @dataclass(frozen=True)
 class AoiFile:
-    """The file of the store that the area of interest is saved in."""
+    """The file in the store to which the area of interest is saved."""
 
     store: DatasetStore
     name: str
 
     @classmethod
     def of(cls, store: DatasetStore, name: str) -> "AoiFile":
-        """Raises InputError for a name that is no plain file name, and for a file that cannot be edited."""
+        """Raises InputError if the name is not a plain file name, or the file cannot be edited."""
         if not _NAME.fullmatch(name):
             raise InputError(
                 f"--name {name!r} must be a plain file name of letters, digits, '-', '_' and '.' "
@@ -60,14 +56,14 @@ class AoiFile:
 
     @property
     def path(self) -> str:
-        """What a recipe's `aoi` names it by."""
+        """The path to use as `aoi` in a recipe."""
         path = self.store.path(self.name)
         return str(Path(path.path).absolute()) if self.store.is_local else str(path)
 
     def read(self) -> tuple[Drawing, str] | None:
-        """The drawing and its entity tag, or None where nothing was saved yet.
+        """The drawing and its entity tag, or None if there is no file.
 
-        Raises InputError for a file that cannot be read, or is no drawing.
+        Raises InputError if the file cannot be read, or is not a valid drawing.
         """
         try:
             data = self._bytes()
@@ -81,20 +77,20 @@ class AoiFile:
             raise self._not_editable(error) from None
 
     def tag(self) -> str | None:
-        """The entity tag of what is saved, or None where nothing is. Raises InputError for what cannot be one."""
+        """The entity tag of the file, or None if there is no file. Raises InputError if it cannot be a drawing."""
         data = self._bytes()
         return None if data is None else _tag(data)
 
     def _bytes(self) -> bytes | None:
         try:
-            return self.store.read_bytes(self.name, MOST_BYTES)
+            return self.store.read_bytes(self.name, MAX_BYTES)
         except FileNotFoundError:
             return None
         except (IntegrityError, UnsafeNameError) as error:
             raise self._not_editable(error) from None
 
     def _not_editable(self, error: Exception) -> InputError:
-        return InputError(f"{self.name} cannot be edited here: {error}; give another --name")
+        return InputError(f"{self.name} cannot be edited here: {error}; choose another --name")
 
     def write(self, data: bytes) -> str:
         self.store.write_bytes(self.name, data)
@@ -102,28 +98,32 @@ class AoiFile:
 
 
 def check_base_map(template: str) -> str:
-    """The origin of a base map's tiles as a Content-Security-Policy has it; "" for no base map.
+    """The origin of a base map's tiles, for the Content-Security-Policy; "" for no base map.
 
-    Raises InputError for what is not an http(s) address with {z}, {x} and {y}.
+    Raises InputError if the template is not an http(s) address with {z}, {x} and {y}.
     """
     if not template:
         return ""
     try:
-        # Leaflet puts a letter for {s}, the servers of a map below one name
+        # Leaflet replaces {s} by a letter, to spread requests over several host names
         address = read(template.replace("://{s}.", "://", 1))
     except AddressError as error:
-        raise InputError(f"--base-map {error}; give one such as {_EXAMPLE_MAP}, or empty for none") from None
-    if not all(place in template.split("/", 3)[-1] for place in ("{z}", "{x}", "{y}")):
-        raise InputError(f"--base-map {template!r} must have {{z}}, {{x}} and {{y}}, as {_EXAMPLE_MAP} has")
+        raise InputError(
+            f"--base-map {error}; use an address such as {_EXAMPLE_MAP}, or an empty one for no base map"
+        ) from None
+    if not all(variable in template.split("/", 3)[-1] for variable in ("{z}", "{x}", "{y}")):
+        raise InputError(
+            f"--base-map {template!r} must contain {{z}}, {{x}} and {{y}}, for example {_EXAMPLE_MAP}"
+        )
     origin = address.url.split("/")[2]
     return f"{address.scheme}://{'*.' if '://{s}.' in template else ''}{origin}"
 
 
 @dataclass(frozen=True)
 class AoiPage:
-    """What the page asks for: the boxes and tiles, counts of a drawing, and the saved one.
+    """The requests of the page: boxes and tiles, counts for a drawing, and loading and saving the file.
 
-    `saved` is told of each save with what lies inside.
+    `saved` is called after each save, with the counts.
     """
 
     area: Area
@@ -133,7 +133,7 @@ class AoiPage:
     saved: Callable[[Count], None]
 
     def app(self) -> Starlette:
-        """The application. Raises InputError for a base map that is none."""
+        """The application. Raises InputError if the base map is invalid."""
         routes = [
             Route("/area.json", self._describe),
             Route("/chips/{address:path}", self._chips),
@@ -143,7 +143,7 @@ class AoiPage:
             Mount("/leaflet", StaticFiles(directory=_leaflet_folder())),
             Mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True)),
         ]
-        handlers = dict.fromkeys((InputError, ResourceError), _tell)
+        handlers = dict.fromkeys((InputError, ResourceError), _error_response)
         app = Starlette(routes=routes, exception_handlers=handlers)
         protect(app, _JSON_TYPES, _headers(check_base_map(self.base_map)))
         return app
@@ -171,7 +171,7 @@ class AoiPage:
                 "has_chosen": self.area.chosen is not None,
                 "class_colours": class_colours(),
                 "chosen_colour": CHOSEN_COLOUR,
-                "least_zoom": LEAST_ZOOM,
+                "min_zoom": MIN_ZOOM,
                 "base_map": self.base_map,
                 "tiles": tiles_geojson(self.area.tiles),
             }
@@ -180,7 +180,7 @@ class AoiPage:
     def _chips(self, request: Request) -> Response:
         match = _TILE_ADDRESS.fullmatch(request.path_params["address"])
         zoom, x, y = map(int, match.groups()) if match else (0, 0, 0)
-        if not (LEAST_ZOOM <= zoom <= MOST_ZOOM and x < 2**zoom and y < 2**zoom):
+        if not (MIN_ZOOM <= zoom <= MAX_ZOOM and x < 2**zoom and y < 2**zoom):
             return JSONResponse({"error": "there is no such map tile"}, 404)
         return Response(self._picture.png(zoom, x, y), media_type="image/png")
 
@@ -198,20 +198,20 @@ class AoiPage:
     async def _save(self, request: Request) -> Response:
         match, none_match = (request.headers.get(name) for name in ("if-match", "if-none-match"))
         if match is None and none_match != "*":
-            return JSONResponse({"error": "say what is replaced: If-Match, or If-None-Match: *"}, 428)
+            return JSONResponse({"error": "send If-Match, or If-None-Match: *, to say what to replace"}, 428)
         drawing = read_drawing(await _body(request))
         return await run_in_threadpool(self._replace, match, drawing)
 
     def _replace(self, expected: str | None, drawing: Drawing) -> Response:
-        """Save a drawing in place of the one with the entity tag `expected`; None stands for no file."""
+        """Save a drawing if the current file has the entity tag `expected`; None means that there is no file."""
         aoi = drawing.frame()
         self.area.require_boxes(aoi)
         try:
             with self._saving:
-                there = self.file.tag()
-                if there != expected:
+                current = self.file.tag()
+                if current != expected:
                     error = f"{self.file.path} has changed since it was loaded here"
-                    return JSONResponse({"error": error}, 412, {"ETag": there} if there else {})
+                    return JSONResponse({"error": error}, 412, {"ETag": current} if current else {})
                 tag = self.file.write(drawing.to_bytes())
         except OSError as failure:
             reason = failure.strerror or str(failure)
@@ -222,27 +222,27 @@ class AoiPage:
 
 
 def _headers(images: str) -> dict[str, str]:
-    """What the browser is told of the page, which loads pictures from `images` too."""
+    """Response headers; `images` is an additional origin of pictures."""
     return {
         "Content-Security-Policy": f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: "
         f"{images}; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        # OpenStreetMap gives tiles only to those who say where they are from
+        # OpenStreetMap requires a referrer
         "Referrer-Policy": "strict-origin-when-cross-origin",
         "Cache-Control": "no-store",
     }
 
 
 async def _body(request: Request) -> bytes:
-    """The body of a request, of which no more is read than a drawing may have."""
+    """The body of a request; reading stops as soon as it is too large for a drawing."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > MOST_BYTES:
+        if len(body) > MAX_BYTES:
             break
     return bytes(body)
 
 
-def _tell(request: Request, error: Exception) -> Response:
+def _error_response(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, 422 if isinstance(error, InputError) else 503)
 
 
@@ -251,11 +251,11 @@ def _tag(data: bytes) -> str:
 
 
 def _leaflet_folder() -> Path:
-    """Leaflet's files in the installed package `xstatic-leaflet`. Raises InputError where they are missing."""
+    """Leaflet's files in the installed package `xstatic-leaflet`. Raises InputError if they are missing."""
     spec: Any = importlib.util.find_spec("xstatic.pkg.leaflet")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / "data" / "leaflet.js").is_file():
             return Path(folder) / "data"
     raise InputError(
-        "the package xstatic-leaflet, which brings the map, is not installed; install xstatic-leaflet"
+        "the package xstatic-leaflet, which the map needs, is not installed; install xstatic-leaflet"
     )

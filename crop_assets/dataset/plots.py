@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from crop_assets.drawing import png
+from crop_assets.figures import png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from crop_assets.chip_grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y
 from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
-from crop_assets.drawing import png
+from crop_assets.figures import png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

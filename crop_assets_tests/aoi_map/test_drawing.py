@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import shapely
 
-from crop_assets.aoi_map.drawing import MAX_VERTICES, MOST_BYTES, read_drawing
+from crop_assets.aoi_map.drawing import MAX_BYTES, MAX_VERTICES, read_drawing
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import read_aoi
 from crop_assets_tests.aoi_map.conftest import collection, rectangle
@@ -128,7 +128,7 @@ def test_what_is_no_json_is_refused(data: bytes) -> None:
 
 def test_size_is_bounded() -> None:
     with pytest.raises(InputError, match="bytes of GeoJSON are too many"):
-        read_drawing(b" " * (MOST_BYTES + 1))
+        read_drawing(b" " * (MAX_BYTES + 1))
     many = [(-99 + i * 1e-5, 38.0) for i in range(MAX_VERTICES)]
     with pytest.raises(InputError, match="10,001 vertices are too many"):
         read_drawing(encoded(collection([*many, many[0]])))

@@ -456,7 +456,7 @@ def test_what_another_page_saved_is_not_overwritten_unasked(screen: Screen, comm
     screen.press("Cancel")
     assert command.file.read_text() == other and screen.shapes == 2
     screen.save()
-    screen.press("Save this one anyway")
+    screen.press("Overwrite it")
     screen.says("Saved.")
     assert len(polygons(command)) == 2 and min(polygons(command)[0])[0] == pytest.approx(-99.4, abs=0.01)
 
@@ -465,7 +465,7 @@ def test_what_another_page_saved_is_not_overwritten_unasked(screen: Screen, comm
     assert screen.shapes == 0
     screen.rectangle(LEFT, RIGHT)
     screen.save()
-    screen.press("Load that one")
+    screen.press("Load the changed file")
     screen.says("Saved.")
     assert screen.shapes == 1
     assert screen.settled() == command.boxes()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from crop_assets.aoi_map.area import Area
-from crop_assets.aoi_map.picture import CHOSEN_COLOUR, LEAST_ZOOM, MOST_ZOOM, ChipPicture, class_colours
+from crop_assets.aoi_map.picture import CHOSEN_COLOUR, MAX_ZOOM, MIN_ZOOM, ChipPicture, class_colours
 from crop_assets.labels.sampling import choose_boxes
 from crop_assets_tests.aoi_map.conftest import candidates, number_of_classes
 from crop_assets_tests.labels.conftest import boxes_of
@@ -33,7 +33,7 @@ def at(picture: ChipPicture, zoom: int, lon: float, lat: float) -> tuple[str, in
     return "#" + bytes(shown[:3]).hex(), shown[3]
 
 
-@pytest.mark.parametrize("zoom", [8, 10, 13, MOST_ZOOM])
+@pytest.mark.parametrize("zoom", [8, 10, 13, MAX_ZOOM])
 def test_the_middle_of_a_box_has_the_colour_of_its_classes(
     picture: ChipPicture, area: Area, zoom: int
 ) -> None:
@@ -71,7 +71,7 @@ def test_chosen_chips_are_outlined_and_from_afar_filled(picture: ChipPicture, ar
 def test_boxes_with_no_data_and_places_without_boxes_are_clear(picture: ChipPicture) -> None:
     no_data = candidates().set_index(["row", "col"]).loc[(230, 303)]
     assert at(picture, 10, no_data["lon"], no_data["lat"])[1] == 0
-    for address in ((LEAST_ZOOM, 0, 0), (LEAST_ZOOM, 7, 7), (5, 16, 12), (10, 0, 1023), (10, 1023, 0)):
+    for address in ((MIN_ZOOM, 0, 0), (MIN_ZOOM, 7, 7), (5, 16, 12), (10, 0, 1023), (10, 1023, 0)):
         assert not pixels(picture, *address)[..., 3].any()
 
 

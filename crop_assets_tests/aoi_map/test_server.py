@@ -18,7 +18,7 @@ import uvicorn
 from PIL import Image
 
 from crop_assets.aoi_map.area import Area, Count
-from crop_assets.aoi_map.server import USUAL_PORT, AoiFile, AoiPage, check_base_map
+from crop_assets.aoi_map.server import DEFAULT_PORT, AoiFile, AoiPage, check_base_map
 from crop_assets.errors import InputError
 from crop_assets.labels.aoi import filter_aoi, read_aoi
 from crop_assets.local_server import listen
@@ -252,7 +252,7 @@ def test_only_a_plain_file_name_is_taken(store: DatasetStore, name: str) -> None
 @pytest.mark.parametrize("content", [b"no map", b'{"type": "Point", "coordinates": [1, 2]}'])
 def test_a_file_that_cannot_be_edited_is_not_overwritten(store: DatasetStore, content: bytes) -> None:
     store.write_bytes("mine.json", content)
-    with pytest.raises(InputError, match=r"mine\.json cannot be edited here: .*; give another --name"):
+    with pytest.raises(InputError, match=r"mine\.json cannot be edited here: .*; choose another --name"):
         AoiFile.of(store, "mine.json")
     assert store.read_bytes("mine.json") == content
 
@@ -269,7 +269,7 @@ def test_a_file_that_grows_beyond_a_drawing_is_not_read(store: DatasetStore, kin
         with at.open("wb") as grown:
             grown.truncate(1 << 40)
     for act in (file.read, file.tag, lambda: AoiFile.of(store, "mine.json")):
-        with pytest.raises(InputError, match=r"mine\.json cannot be edited here: .*; give another --name"):
+        with pytest.raises(InputError, match=r"mine\.json cannot be edited here: .*; choose another --name"):
             act()
 
 
@@ -309,7 +309,7 @@ def test_a_taken_port_is_told_and_the_usual_one_gives_way() -> None:
         ):
             listen(port)
     # whoever has 8350, this test or another program
-    with listen(None, USUAL_PORT) as one, listen(None, USUAL_PORT) as other:
+    with listen(None, DEFAULT_PORT) as one, listen(None, DEFAULT_PORT) as other:
         assert isinstance(one, socket.socket) and one.getsockname() != other.getsockname()
 
 

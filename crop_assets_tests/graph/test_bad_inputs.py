@@ -82,7 +82,7 @@ BAD_RASTERS: dict[str, tuple[Spoil, str]] = {
     ),
     "another resolution": (
         rewrite(transform=Affine(10, 0, -2356095, 0, -10, 3172605)),
-        r"{path} has pixels of 10 x 10 m, not 30 x 30 m north up; take the 30 m release, or run: gdalwarp",
+        r"{path} has pixels of 10 x 10 m, not 30 x 30 m north up; use the 30 m release, or run: gdalwarp",
     ),
     "no raster": (
         lambda good, bad: bad.write_text("<html>please log in</html>") and None,
@@ -91,7 +91,7 @@ BAD_RASTERS: dict[str, tuple[Spoil, str]] = {
     "a truncated raster": (cut, r"{path} cannot be read: .*damaged or truncated: fetch it again"),
     "an archive": (
         lambda good, bad: shutil.copy(good, bad.with_suffix(".zip")) and None,
-        r"{path} is not a zip archive, or not all of one: .*Nothing of it was used",
+        r"{path} is not a zip archive, or not all of one: .*It was not used",
     ),
 }
 
@@ -394,7 +394,7 @@ def test_a_year_without_labels_says_what_to_run_first(finished_graph: Graph, tra
     assert traffic.asked == []
     for key in ("latest", "²022"):
         run = finished_graph.run("labels_job", year=key)  # type: ignore[arg-type]
-        assert f"the partition {key!r} is no CDL year; use a key such as 2022" in run.failure
+        assert f"the partition {key!r} is not a CDL year; use a key such as 2022" in run.failure
 
 
 def test_a_dataset_before_its_tiles_says_what_to_run_first(labelled_graph: Graph) -> None:

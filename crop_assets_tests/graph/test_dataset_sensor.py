@@ -251,7 +251,7 @@ def test_the_tiles_of_all_years_together_are_bounded(graph: Graph) -> None:
         forge(graph.root, year, pa.array([name.replace("S", band, 1) for name in SQUARES[:900]]))
     years.tick()
     assert len(graph.instance.get_dynamic_partitions(TILE)) <= MAX_TILES
-    assert "more would be more than 2,000; delete those" in json.loads(years.cursor or "")["told"]
+    assert "more would exceed the limit of 2,000; delete those" in json.loads(years.cursor or "")["told"]
 
 
 @pytest.mark.parametrize("record", [{"tiles": {"chips": {"../x": "1"}}}, {"upstream": {"../../../x": "1"}}])

@@ -62,7 +62,7 @@ def test_a_range_that_holds_nothing_fails(labelled_graph: Graph) -> None:
     run = launch(labelled_graph, {START: f"{YEAR}|{EAST}", END: f"{YEAR}|{WEST}"})
     assert not run.success
     assert (
-        f"this run names {YEAR}|{WEST}, {YEAR}|{EAST}, and Dagster planned it for none; nothing was made"
+        f"this run is for {YEAR}|{WEST}, {YEAR}|{EAST}, but Dagster planned it for none; nothing was made"
         in run.failure
     )
     assert tables(labelled_graph) == set()
@@ -93,7 +93,7 @@ def test_a_backfill_of_which_dagster_would_lose_runs_fails(labelled_graph: Graph
         run = Run(result, labelled_graph.instance)
         assert run.success is not fails
         if fails:
-            assert "takes 56 runs over 2 years, of which Dagster would leave some out" in run.failure
+            assert "has 56 runs over 2 years, and Dagster would skip some of them" in run.failure
             assert run.made == {}
 
 
@@ -123,7 +123,7 @@ def test_partitions_of_any_name_fail_by_themselves_and_become_no_paths(labelled_
         path.name[:5] for path in graph.root.rglob("*") if path.parent.name in (*TILE_STAGES, "answers")
     }
     assert tile_files == {WEST, EAST}
-    assert "is no CDL year and HLS tile, such as 2022|14SMG; delete it" in run.failure
+    assert "is not a CDL year and HLS tile, such as 2022|14SMG; delete it" in run.failure
     assert f"{len(ODD)} of {len(ODD) + 2} tiles failed; the other 2 are done" in run.failure
     (described,) = {
         event.step_failure_data.user_failure_data.description
@@ -156,10 +156,10 @@ def test_a_year_of_any_name_is_refused_in_short(labelled_graph: Graph, job: str,
     }
     assert described
     for words in described:
-        assert "is no CDL year" in words and len(words) < 1000 and words.isprintable()
+        assert "is not a CDL year" in words and len(words) < 1000 and words.isprintable()
 
 
 def test_a_tile_with_the_sign_between_year_and_tile_is_named(labelled_graph: Graph) -> None:
     labelled_graph.instance.add_dynamic_partitions(TILE, ["2022|14SMG"])
     run = launch(labelled_graph, {"dagster/partition": f"{YEAR}|2022|14SMG"})
-    assert "'2022|2022|14SMG' is no CDL year and HLS tile" in run.failure
+    assert "'2022|2022|14SMG' is not a CDL year and HLS tile" in run.failure

@@ -107,11 +107,11 @@ def test_the_plan_is_told_before_anything_is_downloaded(
     assert told.exit_code == 0, told.output
     assert f"{EAST}: 6 chips, " in told.output
     assert "21 files" in told.output
-    assert "2 of 2 tiles can be made: 12 of 12 chips, 42 files to fetch" in told.output
+    assert "2 of 2 tiles can be made: 12 of 12 chips, 42 files to download" in told.output
 
     assert labelled_graph.run("tiles_job").success
     done = command_line.invoke(app, ["plan", "--year", str(YEAR)])
-    assert "12 of 12 chips, 0 files to fetch, 0.0 GB" in done.output
+    assert "12 of 12 chips, 0 files to download, 0.0 GB" in done.output
     assert command_line.invoke(app, ["plan", "--year", "1999"]).exit_code == 2
 
 

@@ -16,7 +16,7 @@ def test_a_dataset_as_it_was_made_verifies(finished: Finished) -> None:
     assert code == 0, said
     tables = len(list((finished.graph.dataset / "tables").rglob("*.parquet")))
     assert f"training_datasets/small/{YEAR}: {tables} tables" in said
-    assert "all as they were made" in said
+    assert "all unchanged" in said
     assert verify(finished.graph.root, "--year", str(YEAR)) == (code, said)
 
 
@@ -39,7 +39,7 @@ def test_what_is_missing_or_changed_is_named_and_made_again(finished_graph: Grap
     code, said = verify(root)
     assert code == 1
     assert f"{layout.mask(KEPT[0])}: has changed since chips/" in said
-    assert f"{layout.merged(KEPT[-1])}: is missing; chips/{EAST} names it" in said
+    assert f"{layout.merged(KEPT[-1])}: is missing; chips/{EAST} refers to it" in said
     assert f"{layout.table('selected_scenes', WEST)} is damaged" in said
     assert f"table {layout.table('chip_quality', EAST)} cannot be read" in said
     assert "WRONG" in said

@@ -1,23 +1,23 @@
-// Draws an area of interest on the map, and tells what the server counts inside of it.
+// Draws an area of interest on the map, and shows what the server counts inside it.
 //
-// A shape is {rings, properties}: rings of [longitude, latitude] without the closing position, the outer one first.
-// What is seen of the shapes is made anew from `shapes` after each change.
+// A shape is {rings, properties}: rings of [longitude, latitude] without the closing position, the outer ring first.
+// After each change, everything on the map is drawn again from `shapes`.
 
 "use strict";
 
 const DIGITS = 7;
 const COUNT_EVERY_MS = 100;
-const NEAR_PX = 12; // a click so near to the first corner closes a polygon
+const NEAR_PX = 12; // a click this close to the first corner closes a polygon
 const MOVED_PX = 5; // a press that moves less is a click
-const MOST_HANDLES = 300;
+const MAX_HANDLES = 300;
 const NAMES_FROM_ZOOM = 7;
 const NAME_PX = 60;
 const FEW_NAMES = 14;
 const UNKNOWN = "\u2013";
 const HINTS = {
   rectangle: "Press and drag, or click two corners. Escape cancels.",
-  polygon: "Click the corners. Double-click, Enter, or a click on the first corner ends it. Escape cancels.",
-  edit: "Drag a corner. A small point makes a new corner; a double-click removes one.",
+  polygon: "Click the corners. Double-click, press Enter, or click the first corner to finish. Escape cancels.",
+  edit: "Drag a corner. Drag a small point to add a corner; double-click a corner to remove it.",
   delete: "Click a shape to delete it.",
 };
 
@@ -31,15 +31,15 @@ let map, tileOutlines, tileNames, shapeLayers, draftLayers, handleLayers;
 let shapes = [];
 let history = [];
 let mode = ""; // "", or the id of the button that is pressed
-let draft = null; // what is being drawn: {kind, points, cursor, pressedAt}
+let draft = null; // the unfinished shape: {kind, points, cursor, isPressed}
 let savedText = ""; // the shapes as they were loaded or saved
-let savedTag = null; // the entity tag of the file, null where there is none
+let savedTag = null; // the entity tag of the file, or null if there is no file
 let needed = new Set(); // names of the tiles that the area needs
-let counted = null; // what the server counts in the drawing as it is now, or null
-let busy = true; // whether its answer is still to come
+let counted = null; // the server's counts for the current drawing, or null
+let busy = true; // whether the server has yet to answer
 let saving = false;
 
-// --- asking the server
+// --- requests to the server
 
 async function ask(path, options = {}) {
   let answer;
@@ -49,11 +49,11 @@ async function ask(path, options = {}) {
     throw new Error("The server does not answer. Is `crop-assets aoi` still running?");
   }
   if (answer.ok || answer.status === 412) return answer;
-  const told = await answer.json().catch(() => ({}));
-  throw new Error(told.error || `The server answered ${answer.status} to ${path}.`);
+  const body = await answer.json().catch(() => ({}));
+  throw new Error(body.error || `The server answered ${answer.status} to ${path}.`);
 }
 
-function tellError(error) {
+function showError(error) {
   $("error").hidden = !error;
   $("error").querySelector("p").textContent = error ? error.message : "";
 }
@@ -80,8 +80,8 @@ let counting = false;
 let countAgain = false;
 let countFailed = false;
 
-// One question at a time, so that no answer overtakes a later one; at most ten a second; and the last state is always
-// asked about. The numbers may be those of an earlier state only while `aria-busy` is true.
+// One request at a time, so that answers stay in order, at most ten per second, and always one for the last state.
+// The numbers may be out of date only while `aria-busy` is true.
 async function count() {
   countAgain = true;
   setBusy(true);
@@ -95,15 +95,15 @@ async function count() {
     try {
       const headers = { "Content-Type": "application/geo+json" };
       const answer = await ask("count", { method: "POST", headers, body: geojson(drawing) });
-      const told = await answer.json();
-      showNumbers(told);
-      if (!countAgain) counted = told;
-      if (countFailed) tellError(null);
+      const counts = await answer.json();
+      showNumbers(counts);
+      if (!countAgain) counted = counts;
+      if (countFailed) showError(null);
       countFailed = false;
     } catch (error) {
       countFailed = true;
       showNumbers(null);
-      tellError(error);
+      showError(error);
     }
     setBusy(countAgain);
     showStatus();
@@ -117,19 +117,19 @@ function setBusy(isBusy) {
   $("area").setAttribute("aria-busy", busy);
 }
 
-// Null stands for what is not known.
-function showNumbers(told) {
-  for (const name of ["boxes", "rich", "chips", "km2"]) $(name).textContent = told ? number(told[name]) : UNKNOWN;
-  const tiles = told ? told.tiles : [];
-  $("tiles").textContent = told ? number(tiles.length) : UNKNOWN;
+// `counts` is null if they are unknown.
+function showNumbers(counts) {
+  for (const name of ["boxes", "rich", "chips", "km2"]) $(name).textContent = counts ? number(counts[name]) : UNKNOWN;
+  const tiles = counts ? counts.tiles : [];
+  $("tiles").textContent = counts ? number(tiles.length) : UNKNOWN;
   const more = tiles.length - FEW_NAMES;
   const names = tiles.slice(0, FEW_NAMES).join(", ");
   $("tile-names").textContent = more > 0 ? `${names} and ${number(more)} more` : names;
-  const repaired = told ? told.repaired : 0;
+  const repaired = counts ? counts.repaired : 0;
   $("repaired").hidden = !repaired;
   $("repaired").textContent =
     (repaired > 1 ? `${repaired} polygons cross their own edges.` : "A polygon crosses its own edge.") +
-    " It is saved as drawn and repaired when it is used; the numbers are those of the repaired area.";
+    " The area is saved as drawn and repaired when it is used; the numbers are for the repaired area.";
   showNeeded(new Set(tiles));
 }
 
@@ -153,13 +153,13 @@ function tileStyle(feature) {
 }
 
 function makeMap(page) {
-  map = L.map("map", { minZoom: page.least_zoom, maxZoom: 13, zoomControl: false });
+  map = L.map("map", { minZoom: page.min_zoom, maxZoom: 13, zoomControl: false });
   map.attributionControl.setPrefix(false);
   L.control.zoom({ position: "bottomright" }).addTo(map);
   L.control.scale({ imperial: false }).addTo(map);
   const pane = map.createPane("outlines");
   pane.style.zIndex = 350;
-  // Leaflet's canvas would pass on the mouse's moves every 32 ms only, and so not where it comes to rest
+  // Leaflet's canvas forwards mouse moves only every 32 ms, and would miss the final position
   pane.style.pointerEvents = "none";
   const around = L.latLngBounds(page.bounds).pad(1);
   map.setMaxBounds(around);
@@ -210,7 +210,7 @@ function baseMap(url) {
   return layer;
 }
 
-// Where tiles of two UTM zones overlap, one name is enough: that of a tile that is needed.
+// If tiles of two UTM zones overlap, only one name is shown, preferably of a tile that is needed.
 function showTileNames() {
   tileNames.clearLayers();
   if (map.getZoom() < NAMES_FROM_ZOOM) return;
@@ -253,7 +253,7 @@ function showShapes() {
 
 const text = () => geojson(shapes);
 
-// Whatever changes the shapes goes through here, so that it can be undone.
+// All changes of shapes go through here, so that they can be undone.
 function change(next) {
   history.push(text());
   shapes = next;
@@ -315,7 +315,7 @@ function dropDraft() {
   count();
 }
 
-// The outline of what is being drawn, closed by the cursor.
+// The outline of the unfinished shape, with the cursor as its last corner.
 function draftRing() {
   if (!draft) return [];
   const cursor = rounded(draft.cursor);
@@ -340,9 +340,9 @@ function showDraft() {
   const ring = draftRing();
   if (ring.length > 1) draftLayers.addLayer(L.polygon(latlngs(ring), look));
   if (draft?.kind !== "polygon") return;
-  draft.points.forEach((point, place) => {
+  draft.points.forEach((point, index) => {
     const dot = { color: colour("area"), weight: 2, fillColor: "#fff", fillOpacity: 1, interactive: false };
-    draftLayers.addLayer(L.circleMarker(point, { ...dot, radius: place ? 3 : 6 }));
+    draftLayers.addLayer(L.circleMarker(point, { ...dot, radius: index ? 3 : 6 }));
   });
 }
 
@@ -373,7 +373,7 @@ function released() {
   if (draft?.kind !== "rectangle" || !draft.isPressed) return;
   draft.isPressed = false;
   const ring = draftRing();
-  // where the press did not move, the next click is the other corner
+  // if the press did not move, the next click is the other corner
   if (ring.length && pixelsBetween(draft.points[0], draft.cursor) > MOVED_PX) finish(ring);
 }
 
@@ -419,15 +419,15 @@ function showHandles() {
   const corners = [];
   for (const shape of shapes) {
     for (const ring of shape.rings) {
-      ring.forEach((point, place) => view.contains(latlngs([point])[0]) && corners.push({ shape, ring, place }));
+      ring.forEach((point, index) => view.contains(latlngs([point])[0]) && corners.push({ shape, ring, index }));
     }
   }
   $("hint").textContent =
-    corners.length > MOST_HANDLES ? `Zoom in to edit: ${number(corners.length)} corners are in view.` : HINTS.edit;
-  if (corners.length > MOST_HANDLES) return;
-  for (const { shape, ring, place } of corners) {
-    addCorner(shape, ring, place);
-    if (!isRectangle(ring)) addMiddle(shape, ring, place);
+    corners.length > MAX_HANDLES ? `Zoom in to edit: ${number(corners.length)} corners are in view.` : HINTS.edit;
+  if (corners.length > MAX_HANDLES) return;
+  for (const { shape, ring, index } of corners) {
+    addCorner(shape, ring, index);
+    if (!isRectangle(ring)) addMiddle(shape, ring, index);
   }
 }
 
@@ -438,8 +438,8 @@ function handle(latlng, kind, size) {
   return marker;
 }
 
-function addCorner(shape, ring, place) {
-  const marker = handle(latlngs([ring[place]])[0], "corner", 14);
+function addCorner(shape, ring, index) {
+  const marker = handle(latlngs([ring[index]])[0], "corner", 14);
   let isBox = false;
   let before = "";
   marker.on("dragstart", () => {
@@ -448,47 +448,47 @@ function addCorner(shape, ring, place) {
     handleLayers.eachLayer((other) => other !== marker && handleLayers.removeLayer(other));
   });
   marker.on("drag", () => {
-    moveCorner(ring, place, rounded(marker.getLatLng()), isBox);
+    moveCorner(ring, index, rounded(marker.getLatLng()), isBox);
     redraw(shape);
   });
   marker.on("dragend", () => edited(before));
   marker.on("dblclick", () => {
     if (ring.length < 4 || isRectangle(ring)) return;
     before = text();
-    ring.splice(place, 1);
+    ring.splice(index, 1);
     redraw(shape);
     edited(before);
   });
 }
 
-function addMiddle(shape, ring, place) {
-  const [[ax, ay], [bx, by]] = [ring[place], ring[(place + 1) % ring.length]];
+function addMiddle(shape, ring, index) {
+  const [[ax, ay], [bx, by]] = [ring[index], ring[(index + 1) % ring.length]];
   const marker = handle([(ay + by) / 2, (ax + bx) / 2], "middle", 11);
   let before = "";
   marker.on("dragstart", () => {
     before = text();
-    ring.splice(place + 1, 0, rounded(marker.getLatLng()));
+    ring.splice(index + 1, 0, rounded(marker.getLatLng()));
     handleLayers.eachLayer((other) => other !== marker && handleLayers.removeLayer(other));
   });
   marker.on("drag", () => {
-    ring[place + 1] = rounded(marker.getLatLng());
+    ring[index + 1] = rounded(marker.getLatLng());
     redraw(shape);
   });
   marker.on("dragend", () => edited(before));
 }
 
-// A rectangle stays one: the two corners beside follow, and it does not become a line.
-function moveCorner(ring, place, [x, y], isBox) {
+// A rectangle stays a rectangle: both neighbouring corners move too, and it never becomes a line.
+function moveCorner(ring, index, [x, y], isBox) {
   if (isBox) {
-    const [oldX] = ring[place];
-    const [farX, farY] = ring[(place + 2) % 4];
+    const [oldX] = ring[index];
+    const [farX, farY] = ring[(index + 2) % 4];
     if (x === farX || y === farY) return;
-    for (const beside of [(place + 1) % 4, (place + 3) % 4]) {
-      if (ring[beside][0] === oldX) ring[beside] = [x, ring[beside][1]];
-      else ring[beside] = [ring[beside][0], y];
+    for (const neighbour of [(index + 1) % 4, (index + 3) % 4]) {
+      if (ring[neighbour][0] === oldX) ring[neighbour] = [x, ring[neighbour][1]];
+      else ring[neighbour] = [ring[neighbour][0], y];
     }
   }
-  ring[place] = [x, y];
+  ring[index] = [x, y];
 }
 
 function redraw(shape) {
@@ -514,7 +514,7 @@ async function load() {
   showShapes();
   count();
   if (!shapes.length) return;
-  // what is pressed during an animation would be taken for where the map was before
+  // during an animation, clicks would be located on the map as it was before
   map.fitBounds(L.featureGroup(shapeLayers.getLayers()).getBounds().pad(0.15), { animate: false });
 }
 
@@ -526,18 +526,18 @@ async function save() {
   showStatus();
   try {
     const answer = await ask("aoi", { method: "PUT", headers, body });
-    const told = await answer.json();
+    const result = await answer.json();
     if (answer.status === 412) {
-      await settleConflict(told.error, answer.headers.get("ETag"));
+      await settleConflict(result.error, answer.headers.get("ETag"));
       return;
     }
     savedTag = answer.headers.get("ETag");
     savedText = body;
-    tellError(null);
-    $("recipe-line").textContent = `aoi: ${told.path}`;
+    showError(null);
+    $("recipe-line").textContent = `aoi: ${result.path}`;
     $("saved").hidden = false;
   } catch (error) {
-    tellError(error);
+    showError(error);
   } finally {
     saving = false;
     showStatus();
@@ -545,7 +545,7 @@ async function save() {
 }
 
 async function settleConflict(problem, tag) {
-  $("conflict-text").textContent = `${problem}, by another page or program. What shall become of it?`;
+  $("conflict-text").textContent = `${problem}, by another page or program. Load it, or overwrite it?`;
   const dialog = $("conflict");
   dialog.returnValue = "cancel";
   dialog.showModal();
@@ -561,9 +561,9 @@ async function settleConflict(problem, tag) {
 
 function describe(page) {
   $("dataset").textContent = `${page.dataset} ${page.year}: ${number(page.boxes)} chip boxes`;
-  $("rule").textContent = `The recipe: ${page.rule}`;
+  $("rule").textContent = `Recipe: ${page.rule}`;
   $("rich-label").textContent =
-    page.min_classes > 1 ? `with ${page.min_classes} classes or more` : "with a class";
+    page.min_classes > 1 ? `with ${page.min_classes} or more classes` : "with a class";
   $("chosen-key").hidden = !page.has_chosen;
   document.querySelector(".key.chosen").style.borderColor = page.chosen_colour;
   for (const shade of page.class_colours) {
@@ -576,7 +576,7 @@ function describe(page) {
 function keyed(event) {
   if (document.querySelector("dialog[open]")) return;
   if (event.key === "Escape" && mode) setMode("");
-  // the button that has the focus must not be pressed by it
+  // Enter must not press the focused button
   if (event.key === "Enter" && draft?.kind === "polygon") {
     event.preventDefault();
     finishPolygon();
@@ -588,7 +588,7 @@ function keyed(event) {
 }
 
 async function start() {
-  $("error").querySelector("button").addEventListener("click", () => tellError(null));
+  $("error").querySelector("button").addEventListener("click", () => showError(null));
   try {
     const page = await (await ask("area.json")).json();
     describe(page);
@@ -602,11 +602,11 @@ async function start() {
     document.addEventListener("keydown", keyed);
     addEventListener("beforeunload", (event) => text() !== savedText && event.preventDefault());
     await load();
-    // what is drawn before would be lost
+    // enabled only now, because loading replaces what is drawn
     for (const name of ["rectangle", "polygon"]) $(name).disabled = false;
   } catch (error) {
     setBusy(false);
-    tellError(error);
+    showError(error);
   }
 }
 
