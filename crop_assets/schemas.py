@@ -1,8 +1,4 @@
-"""The tables of a dataset: their columns, types and what these mean.
-
-Belongs here: what each table is, in the order in which they are made. Does not: making them (`assets` of each stage),
-nor reading and writing (`resources.tables`).
-"""
+"""The tables of a dataset, in the order in which they are made: their columns, types and meaning."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +24,7 @@ from resources.tables import Column, TableSchema
 _TILE_OR_NONE = f"({TILE})?"
 _SHA256 = "[0-9a-f]{64}"
 _FILE = r"training_datasets/([\w-][\w.-]*/)+[\w-][\w.-]*"
-"""A file of a dataset, by its name in the store."""
+"""The name in the store of a file of a dataset."""
 _CID_OR_NONE = "[0-9A-Za-z]*"
 _LINK_OR_NONE = r"(https?://[!-~]+)?"
 _PIXELS = CHIP_SIZE**2
@@ -67,7 +63,7 @@ def _three_or_none(scenes: pd.DataFrame) -> str:
 
 
 def _files_of(*choices: Sequence[str]) -> Callable[[pd.DataFrame], str]:
-    """The rule of a table of files: none, or those of one choice of bands for each of three scenes."""
+    """The rule of a table of files: it is empty, or has the bands of one of `choices` for each of three scenes."""
 
     def rule(files: pd.DataFrame) -> str:
         found = set(zip(files["position"], files["band"], strict=True))
@@ -96,14 +92,12 @@ def _files_where_kept(chips: pd.DataFrame) -> str:
 CDL = TableSchema(
     (
         Column("file", pa.string(), "name of the raster, EPSG:5070, 30 m, uint8 codes"),
-        Column(
-            "release", pa.string(), "archive that the raster was made of; empty for a raster of one's own"
-        ),
-        _count("bytes", "size of the file, with those that its pixels are in", pa.int64()),
+        Column("release", pa.string(), "archive that the raster was made from; empty for a local raster"),
+        _count("bytes", "size of the file, including other files with its pixels", pa.int64()),
         Column(
             "sha256",
             pa.string(),
-            "checksum of the file, with those that its pixels are in",
+            "checksum of the file, including other files with its pixels",
             pattern=_SHA256,
         ),
         Column("width", pa.int64(), "columns", low=1),
@@ -143,7 +137,7 @@ _PLACE_AND_CLASSES = (
     Column("lon", pa.float64(), "centre, degrees east", low=-180, high=180),
     Column("lat", pa.float64(), "centre, degrees north", low=-90, high=90),
     *_CLASSES,
-    _count("classes", "how many of the 13 classes the box holds", pa.int32(), 13),
+    _count("classes", "how many of the 13 classes the box has", pa.int32(), 13),
 )
 
 CANDIDATE_CHIPS = TableSchema(_PLACE_AND_CLASSES, key=("chip_id",))
@@ -153,12 +147,12 @@ CHIP_BBOXES = TableSchema(
         *_PLACE_AND_CLASSES,
         Column("weight", pa.float64(), "evenness of the classes, 0 to 1", low=0, high=1),
         Column(
-            "block", pa.string(), "block of chips that the box lies in, for splits that keep blocks together"
+            "block", pa.string(), "block of chips that contains the box, for splits that keep blocks together"
         ),
         Column(
             "neighbours",
             pa.list_(pa.string()),
-            "ids of the chip boxes that share an edge or a corner with it",
+            "ids of the chip boxes that share an edge or a corner with this box",
             pattern=CHIP_ID,
         ),
     ),
@@ -171,12 +165,12 @@ TILE_GRID = TableSchema(
         _TILE,
         Column("lon", pa.float64(), "centroid, degrees east", low=-180, high=180),
         Column("lat", pa.float64(), "centroid, degrees north", low=-90, high=90),
-        Column("x", pa.float64(), "centroid in EPSG:5070, metres; inf where it has no place there"),
+        Column("x", pa.float64(), "centroid in EPSG:5070, metres; inf if it cannot be projected"),
         Column("y", pa.float64(), "centroid in EPSG:5070, metres"),
         Column(
             "minx",
             pa.float64(),
-            "west edge, degrees; below -180 where the tile spans the antimeridian",
+            "west edge, degrees; below -180 if the tile spans the antimeridian",
             low=-360,
             high=360,
         ),
@@ -184,7 +178,7 @@ TILE_GRID = TableSchema(
         Column(
             "maxx",
             pa.float64(),
-            "east edge, degrees; above 180 where the tile spans the antimeridian",
+            "east edge, degrees; above 180 if the tile spans the antimeridian",
             low=-360,
             high=360,
         ),
@@ -202,15 +196,19 @@ TILE_MAP = TableSchema(
         Column(
             "tile",
             pa.string(),
-            "nearest HLS tile, such as 13TDE; empty where the chip lies wholly outside of it",
+            "nearest HLS tile, such as 13TDE; empty if the chip is completely outside it",
             pattern=_TILE_OR_NONE,
         ),
-        Column("distance_m", pa.float64(), "centre of the chip to the tile's centroid in EPSG:5070, metres"),
-        Column("contained", pa.bool_(), "whether the whole chip lies inside the tile's HLS raster"),
+        Column(
+            "distance_m",
+            pa.float64(),
+            "distance from the centre of the chip to the tile's centroid in EPSG:5070, metres",
+        ),
+        Column("contained", pa.bool_(), "whether the chip is completely inside the tile's HLS raster"),
         Column(
             "margin_m",
             pa.float64(),
-            "least distance of the chip to the raster's edge, metres; negative outside",
+            "smallest distance from the chip to the raster's edge, metres; negative outside",
         ),
         Column("finding", pa.string(), "why the chip is not contained"),
         *(
@@ -226,23 +224,21 @@ SCENE_COLUMNS = (
     Column("scene_id", pa.string(), "HLS scene id, such as HLS.S30.T13TDE.2022111T174859.v2.0"),
     _TILE,
     Column("date", pa.date32(), "day of sensing (UTC)", optional=True),
-    _percent("cloud_cover", "cloud cover of the whole scene, percent"),
+    _percent("cloud_cover", "cloud cover of the complete scene, percent"),
     _percent("spatial_coverage", "share of the tile that the scene covers, percent"),
-    _percent("chip_coverage", "share of the area of the tile's chips in the scene's footprint, percent"),
+    _percent("chip_coverage", "share of the area of the tile's chips inside the scene's footprint, percent"),
     Column("missing_bands", pa.string(), "needed bands that the catalogue does not list, space-separated"),
     Column(
         "problem",
         pa.string(),
-        "what of the metadata was refused, or why an item of the catalogue is set aside; then it has no date",
+        "which metadata were rejected, or why an item of the catalogue was set aside, which then has no date",
     ),
 )
 
 SCENE_METADATA = TableSchema(
     (
         *SCENE_COLUMNS,
-        _count(
-            "granule_bytes", "bytes of all files of the scene; 0 where the metadata do not say", pa.int64()
-        ),
+        _count("granule_bytes", "bytes of all files of the scene; 0 if the metadata do not say", pa.int64()),
         *(
             Column(f"{band}_http", pa.string(), f"HTTPS link of {band}", pattern=_LINK_OR_NONE)
             for band in BANDS
@@ -254,14 +250,14 @@ SCENE_METADATA = TableSchema(
 SELECTED_SCENES = TableSchema(
     (
         *SCENE_COLUMNS,
-        Column("fit", pa.bool_(), "whether cloud cover, coverage and bands let the scene be selected"),
+        Column("fit", pa.bool_(), "whether cloud cover, coverage and bands allow the scene to be selected"),
         Column(
-            "position", pa.string(), "first, middle or last; empty where not selected", words=("", *POSITIONS)
+            "position", pa.string(), "first, middle or last; empty if not selected", words=("", *POSITIONS)
         ),
-        Column("reason", pa.string(), "why the scene is not selected; empty where it is"),
-        _percent("coverage_step", "rung of the coverage ladder taken, percent"),
-        _percent("clear_percent", "estimate of the chips' pixels that are seen and clear, percent"),
-        Column("note", pa.string(), "why the scene was chosen, and what was the runner-up"),
+        Column("reason", pa.string(), "why the scene is not selected; empty if it is"),
+        _percent("coverage_step", "step of the coverage ladder that was used, percent"),
+        _percent("clear_percent", "estimated share of the chips' pixels that are covered and clear, percent"),
+        Column("note", pa.string(), "why the scene was chosen, and the runner-up"),
     ),
     key=("scene_id",),
     rule=_three_or_none,
@@ -273,9 +269,7 @@ FILE_COLUMNS = (
     Column("date", pa.date32(), "day of sensing (UTC)"),
     Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask", words=BANDS),
 )
-_CID = Column(
-    "cid", pa.string(), "CID of the file's content; empty where none is known", pattern=_CID_OR_NONE
-)
+_CID = Column("cid", pa.string(), "CID of the file's content; empty if unknown", pattern=_CID_OR_NONE)
 _STORED_FILE = (
     Column("path", pa.string(), "file in the store", pattern=_FILE),
     _count("bytes", "size of the file", pa.int64()),
@@ -292,9 +286,9 @@ BAND_CIDS = TableSchema(
     (
         *NAMED_FILE_COLUMNS,
         Column("problem", pa.string(), "why there is no CID"),
-        Column("http", pa.string(), "HTTPS link to fall back on", pattern=_LINK_OR_NONE),
-        _count("bytes", "size of the file by the catalogue; 0 where it does not tell", pa.int64()),
-        _count("max_bytes", "most bytes that the file may have by the metadata", pa.int64()),
+        Column("http", pa.string(), "HTTPS link as a fallback", pattern=_LINK_OR_NONE),
+        _count("bytes", "size of the file by the catalogue; 0 if unknown", pa.int64()),
+        _count("max_bytes", "maximum size of the file by the metadata", pa.int64()),
     ),
     key=("position", "band"),
     rule=_files_of(BANDS),
@@ -305,8 +299,8 @@ DOWNLOADED_BANDS = TableSchema(
         *FILE_COLUMNS,
         *_STORED_FILE,
         _CID,
-        Column("verified", pa.bool_(), "whether the bytes are those that the CID promises"),
-        Column("note", pa.string(), "why not verified"),
+        Column("verified", pa.bool_(), "whether the bytes match the CID"),
+        Column("note", pa.string(), "why the file is not verified"),
     ),
     key=("position", "band"),
     rule=_files_of(BANDS, [QA_BAND]),
@@ -326,9 +320,9 @@ TILE_PAYLOADS = TableSchema(
 CID_RETRIEVABILITY = TableSchema(
     (
         *NAMED_FILE_COLUMNS,
-        Column("available", pa.bool_(), "whether somebody gave the CID's first block, verified"),
-        Column("source", pa.string(), "who did; empty where nobody did"),
-        Column("problem", pa.string(), "what each source said"),
+        Column("available", pa.bool_(), "whether a source returned the CID's first block, verified"),
+        Column("source", pa.string(), "that source; empty if there is none"),
+        Column("problem", pa.string(), "the answer of each source"),
     )
 )
 
@@ -336,7 +330,7 @@ MISSING_CIDS = TableSchema(
     (
         *NAMED_FILE_COLUMNS,
         _TILE,
-        Column("problem", pa.string(), "what each source said"),
+        Column("problem", pa.string(), "the answer of each source"),
     )
 )
 
@@ -355,12 +349,12 @@ CHIP_QUALITY = TableSchema(
     (
         _CHIP,
         *PIXEL_COUNTS,
-        _count("na_count", "pixels that lack Fmask on any date", pa.int32(), _PIXELS),
+        _count("na_count", "pixels without Fmask on any date", pa.int32(), _PIXELS),
         *_BAD_PERCENT,
         Column(
-            "reason", pa.string(), "why the chip cannot be kept, whatever its bands hold; empty where it may"
+            "reason", pa.string(), "why the chip cannot be kept, regardless of its bands; empty if it can"
         ),
-        Column("figure", pa.float64(), "the figure that decided: missing pixels, or percent"),
+        Column("figure", pa.float64(), "the number that decided: missing pixels, or percent"),
     ),
     key=("chip_id",),
 )
@@ -384,14 +378,14 @@ REPROJECTED_TILES = TableSchema(
 _DATES = tuple(
     Column(f"{position}_date", pa.date32(), f"day of the {position} scene") for position in POSITIONS
 )
-_BANDS_MISSING = _count("na_count", "pixels that lack a band or Fmask on any date", pa.int32(), _PIXELS)
+_BANDS_MISSING = _count("na_count", "pixels without a band or Fmask on any date", pa.int32(), _PIXELS)
 
 CHIPS = TableSchema(
     (
         _CHIP,
-        Column("outcome", pa.string(), "empty where the chip was made, else why not"),
+        Column("outcome", pa.string(), "empty if the chip was made, otherwise why not"),
         _count("fit_scenes", "scenes of the tile that are fit to be selected", pa.int32()),
-        # where the chip was made
+        # if the chip was made
         *_optional(
             *(
                 Column(f"{name}_path", pa.string(), f"{name} file in the store", pattern=_FILE)
@@ -424,21 +418,21 @@ FILTERED_CHIPS = TableSchema(
         _CHIP,
         *_BAD_PERCENT,
         *_optional(_BANDS_MISSING),
-        Column("reason", pa.string(), "why the chip is rejected; empty where it is kept"),
-        Column("figure", pa.float64(), "the figure that decided: fit scenes, missing pixels, or percent"),
+        Column("reason", pa.string(), "why the chip is rejected; empty if it is kept"),
+        Column("figure", pa.float64(), "the number that decided: fit scenes, missing pixels, or percent"),
         Column("kept", pa.bool_(), "whether the chip is part of the dataset"),
         *(
             Column(
                 f"{name}_path",
                 pa.string(),
-                f"{what} in chips_filtered; empty where rejected",
+                f"{what} in chips_filtered; empty if rejected",
                 pattern=f"({_FILE})?",
             )
             for name, what in (("merged", "merged image"), ("mask", "mask"))
         ),
         Column("merged_sha256", pa.string(), "checksum of the merged image", pattern=f"({_SHA256})?"),
         Column("mask_sha256", pa.string(), "checksum of the mask", pattern=f"({_SHA256})?"),
-        # where the chip was made
+        # if the chip was made
         *_optional(*_DATES, *_CLASSES),
     ),
     key=("chip_id",),
@@ -490,7 +484,7 @@ CLASS_DISTRIBUTION = TableSchema(
     (
         _SPLIT,
         *_CLASS,
-        _count("chips", "chips that hold the class", pa.int64()),
+        _count("chips", "chips with the class", pa.int64()),
     )
 )
 

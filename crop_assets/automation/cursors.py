@@ -1,8 +1,4 @@
-"""What the sensors keep between two looks.
-
-Belongs here: reading and bounding it, for anybody who reaches the UI may set a cursor. Does not: what follows from it
-(`releases`, `years`).
-"""
+"""The cursors of the sensors. They are validated when read, because anyone with access to the UI can set them."""
 
 from typing import Annotated, TypeVar
 
@@ -11,7 +7,7 @@ from pydantic import BaseModel, Field, StringConstraints, field_validator
 from resources.json_values import parse
 
 YEARS = range(1997, 2101)
-"""From the first CDL of any state on; no others are worked on."""
+"""Years of the CDL, from the first one of any state; other partitions are ignored."""
 _MAX_CHARACTERS = 1_000_000
 
 _Year = Annotated[str, StringConstraints(pattern="^[1-9][0-9]{3}$")]
@@ -22,8 +18,8 @@ def _within_years(values: dict[str, _Value]) -> dict[str, _Value]:
     return {year: value for year, value in values.items() if int(year) in YEARS}
 
 
-class Looked(BaseModel, strict=True):
-    """What the last look of cdl_release_sensor left: the versions that it knows of `place`, and its Unix time."""
+class ReleaseCursor(BaseModel, strict=True):
+    """The cursor of cdl_release_sensor: the known versions at `place`, and the Unix time of the last look."""
 
     place: str = ""
     versions: dict[_Year, Annotated[str, StringConstraints(max_length=1000)]] | None = None
@@ -36,29 +32,29 @@ class Looked(BaseModel, strict=True):
         return value and _within_years(value)
 
 
-class Asked(BaseModel, strict=True):
-    """The tile map and the dataset of a year that were asked for last (`YearState.tile_map` and `digest`)."""
+class LastRequests(BaseModel, strict=True):
+    """The last requests for the tiles and the dataset of a year (`YearState.tile_map` and `digest`)."""
 
     tiles: str = ""
     dataset: str = ""
 
 
-class Seen(BaseModel, strict=True):
-    """What the last look of dataset_sensor left: the events that it saw, what it said, and what it asked for."""
+class DatasetCursor(BaseModel, strict=True):
+    """The cursor of dataset_sensor: the last events it saw, its message, and what it requested."""
 
     seen: list[str | int] = []
     told: str = ""
-    asked: dict[_Year, Asked] = {}
+    asked: dict[_Year, LastRequests] = {}
     count: int = Field(default=0, ge=0, le=2**53)
 
     _are_of_the_cdl = field_validator("asked")(_within_years)
 
 
-_Cursor = TypeVar("_Cursor", Looked, Seen)
+_Cursor = TypeVar("_Cursor", ReleaseCursor, DatasetCursor)
 
 
 def read_cursor(text: str, kind: type[_Cursor]) -> _Cursor | None:
-    """The cursor, or None where it is not one of this kind."""
+    """The cursor, or None if the text is not a cursor of this kind."""
     if len(text) > _MAX_CHARACTERS:
         return None
     try:

@@ -1,7 +1,7 @@
-"""The jobs that people launch: labels of a year, tiles, and the dataset of a year.
+"""The jobs that people launch.
 
-Which assets a job makes follows from their stages. The dataset has a job of its own because a step downstream of a
-failed tile would not run; it reads the tiles that are there, and fails if more are missing than the recipe allows.
+The stages determine the assets of a job. The dataset has its own job because a step downstream of a failed tile would
+not run; it uses the finished tiles, and fails if more are missing than the recipe allows.
 """
 
 import dagster as dg
@@ -9,12 +9,12 @@ import dagster as dg
 from crop_assets.stages import STAGES, TILE_STAGES
 
 _DESCRIPTIONS = {
-    "labels_job": "A CDL release -> chip boxes and their tiles. Run it for a year first.",
-    "tiles_job": "Tiles -> good chips. Backfill it over the tiles of a year; several go in one run.",
-    "dataset_job": "The good chips of a year's tiles -> splits, statistics, weights, charts.",
-    "retrievability_job": "Whether the content of each CID of the tiles can be had, without downloading it.",
-    "missing_cids_job": "missing_cids.json of a year, from what retrievability_job found.",
-    "publish_job": "The finished dataset of a year to IPFS: into a Kubo node, or into a CAR file.",
+    "labels_job": "Makes chip boxes and their tiles from a CDL release. Run it first, for a year.",
+    "tiles_job": "Makes the good chips of tiles. Backfill it over the tiles of a year; one run makes several.",
+    "dataset_job": "Makes splits, statistics, weights and charts from the good chips of a year's tiles.",
+    "retrievability_job": "Checks whether the content of each CID of the tiles is available, without downloading it.",
+    "missing_cids_job": "Writes missing_cids.json of a year from the results of retrievability_job.",
+    "publish_job": "Publishes the finished dataset of a year to IPFS, through a Kubo node or as a CAR file.",
 }
 
 
@@ -34,7 +34,7 @@ labels_job, tiles_job, dataset_job, *_others = (
 plan_job = dg.define_asset_job(
     "plan_job",
     dg.AssetSelection.assets("scene_metadata", "selected_scenes", "band_cids"),
-    description="What the catalogues know of tiles, without downloading anything; then run: crop-assets plan.",
+    description="Queries the catalogues for tiles, without downloading anything. Then run: crop-assets plan.",
 )
 MAIN_JOBS = (labels_job, tiles_job, dataset_job)
 JOBS = (*MAIN_JOBS, plan_job, *_others)

@@ -1,7 +1,4 @@
-"""When to look for CDL releases, and what follows from those that there are now.
-
-Belongs here: the decisions. Does not: looking for releases (`resources.cdl`), or acting on the decision (`sensors`).
-"""
+"""Decides when to look for CDL releases, and what to launch for those that were found."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,17 +8,17 @@ from resources.cdl import Release, same_release
 LOOK_SECONDS = 3600
 RETRY_MINUTES = 15
 _FIRST_LOOKS = (0, 1, 2, 4, 8)
-"""Minutes after which looks are due before those at every RETRY_MINUTES."""
+"""Minutes after which the first looks are due; later ones are due every RETRY_MINUTES."""
 MAX_RUNS_PER_LOOK = 3
-"""A run fetches 2 GB; all years at once are 34 GB."""
+"""A run downloads 2 GB; all years together are 34 GB."""
 
 
 @dataclass(frozen=True)
 class ReleaseChanges:
-    """`known` is the version of each year to be remembered; `new` and `again` are releases to be worked on.
+    """`known` has the version of each year to remember; `new` and `again` are releases to launch runs for.
 
-    `later` waits for the next look, and is not remembered until then; `unused` was released again, and its year is not
-    a partition.
+    `later` are left for the next look, and not remembered until then; `unused` were released again, but their years are
+    not partitions.
     """
 
     known: dict[int, str]
@@ -37,11 +34,11 @@ def release_changes(
     partitions: Collection[int],
     max_runs: int = MAX_RUNS_PER_LOOK,
 ) -> ReleaseChanges:
-    """Compare the releases with the versions known so far; None is the first look, to which nothing is new.
+    """Compare the releases with the known versions. None stands for the first look, when nothing counts as new.
 
-    A year that is not among the releases any more stays known, so that a page with a gap does not make it new later.
-    `partitions` are the years that are worked on when they are released again. Together `new` and `again` are
-    `max_runs` at most: new years first, the latest of them first, as in `again`.
+    A year that is no longer listed stays known, so that it does not count as new when it is listed again. `partitions`
+    are the years to run again when they are released again. `new` and `again` have at most `max_runs` releases
+    together: new years come first, and later years before earlier ones.
     """
     found = sorted(releases, key=lambda release: release.year, reverse=True)
     before = {release.year: release.version for release in found} if known is None else known
@@ -63,16 +60,16 @@ def release_changes(
 
 
 def look_is_due(now: float, last_tick: float, since: float) -> bool:
-    """Whether to look now, at a tick of the sensor. A look is wanted from `since` on; the times are Unix times.
+    """Whether to look for releases at this tick of the sensor. A look is needed from `since` on; times are Unix times.
 
-    As long as none succeeds, looks are due _FIRST_LOOKS minutes after `since`, and then every RETRY_MINUTES minutes:
-    one is due at the first tick after each of these times. So nothing about failed looks has to be stored.
+    Until one succeeds, looks are due _FIRST_LOOKS minutes after `since`, and then every RETRY_MINUTES minutes, each at
+    the first tick after that time. So nothing about failed looks has to be stored.
     """
     return _looks_due(now - since) > _looks_due(last_tick - since)
 
 
 def _looks_due(seconds: float) -> int:
-    """How many looks are due until some seconds after the first."""
+    """The number of looks due within some seconds after the first."""
     if seconds < 0:
         return 0
     minutes = seconds / 60

@@ -1,8 +1,4 @@
-"""The sensors: what is launched without a person.
-
-Belongs here: asking, and launching what was decided. Does not: the decisions (`releases`, `years`), nor reading what
-the last look left (`cursors`).
-"""
+"""The sensors: they look, and launch what `releases` and `years` decide."""
 
 import time
 from datetime import UTC, datetime
@@ -10,7 +6,7 @@ from typing import TypeVar
 
 import dagster as dg
 
-from crop_assets.automation.cursors import YEARS, Asked, Looked, Seen, read_cursor
+from crop_assets.automation.cursors import YEARS, DatasetCursor, LastRequests, ReleaseCursor, read_cursor
 from crop_assets.automation.jobs import DATASET, DATASET_ASSETS, TILE_ASSETS, TILES, labels_job
 from crop_assets.automation.releases import (
     LOOK_SECONDS,
@@ -31,83 +27,85 @@ from resources.errors import IntegrityError, ResourceError, UnsafeNameError
 from resources.plain_text import plain_text
 from resources.store import DatasetStore
 
-# Dagster counts the interval from ticks that failed as well, or that never reached the code server: with an hour, the
-# next look after one of these would be an hour later
+# Dagster also counts the interval from ticks that failed or never reached the code server: with an interval of an hour,
+# the next look after such a tick would be an hour later
 _RELEASE_SECONDS = 60
 _YEAR_SECONDS = 30
 
-_Cursor = TypeVar("_Cursor", Looked, Seen)
+_Cursor = TypeVar("_Cursor", ReleaseCursor, DatasetCursor)
 
 
 @dg.sensor(
     job=labels_job,
     minimum_interval_seconds=_RELEASE_SECONDS,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Looks for CDL releases every hour. The first look records what is there and launches nothing; a "
-    "new year becomes a partition, and labels_job is launched for it; so it is for a partition that is released again, "
-    f"for {MAX_RUNS_PER_LOOK} years a look at most. "
-    "A look that fails changes nothing, and is tried again after a minute, and later every "
+    description="Looks for CDL releases every hour. The first look records the releases and launches nothing. Later, a "
+    "new year becomes a partition, and labels_job is launched for it, and for a partition that is released again; "
+    f"each look launches at most {MAX_RUNS_PER_LOOK} years. "
+    "A failed look changes nothing, and is repeated after a minute, later every "
     f"{RETRY_MINUTES} minutes.",
 )
 @bounded_errors
 def cdl_release_sensor(
     context: dg.SensorEvaluationContext, cdl_releases: dg.ResourceParam[CdlReleases]
 ) -> dg.SensorResult:
-    (cursor, anew), place = _cursor(context, Looked), f"{cdl_releases.source} {cdl_releases.index}"
-    # another index is looked at for the first time
+    (cursor, reset), place = _cursor(context, ReleaseCursor), f"{cdl_releases.source} {cdl_releases.index}"
+    # a different index counts as a first look
     known = cursor.versions if cursor.place == place else None
     before = None if known is None else {int(year): version for year, version in known.items()}
-    # a clock that was wrong must not put off the next look
+    # a time in the future, from a wrong clock, must not delay the next look
     looked = None if before is None or (cursor.looked or 0) > time.time() else cursor.looked
     since = looked + LOOK_SECONDS if looked else context.last_sensor_start_time or 0.0
-    # a preview in the UI has no earlier tick either, and looks at once
+    # a preview in the UI has no earlier tick either, and looks immediately
     if (
-        not anew
+        not reset
         and not context.is_first_tick_since_sensor_start
         and not look_is_due(time.time(), context.last_tick_completion_time or 0.0, since)
     ):
-        told = _not_due(looked, since, cursor.problem)
-        return dg.SensorResult(skip_reason=plain_text(told), cursor=context.cursor)
+        message = _not_due(looked, since, cursor.problem)
+        return dg.SensorResult(skip_reason=plain_text(message), cursor=context.cursor)
     partitions = set(_years_of(context.instance))
     try:
         changes = release_changes(
             before, cdl_releases.releases(lambda text: context.log.warning(plain_text(text))), partitions
         )
     except (ResourceError, OSError) as error:
-        # what is known stays known
+        # keep the known versions
         cursor.problem = plain_text(str(error), 1000)
-        return _look_failed(error, cursor.model_dump_json(exclude_defaults=True), anew)
-    asked = [*changes.new, *changes.again]
-    said = _nothing_new(before is None, sorted(changes.known))
+        return _look_failed(error, cursor.model_dump_json(exclude_defaults=True), reset)
+    launched = [*changes.new, *changes.again]
+    message = _nothing_new(before is None, sorted(changes.known))
     if changes.unused:
-        said = (
-            f"released again: {_years(changes.unused)}; nothing is launched for years that are no partition"
+        message = (
+            f"released again: {_years(changes.unused)}; nothing is launched for years that are not partitions"
         )
-        context.log.info(said)
-    for release in asked:
+        context.log.info(message)
+    for release in launched:
         context.log.info(plain_text(f"{release.year}: {release.place}, version {release.version}"))
     if changes.later:
         context.log.info(
-            f"{_years(changes.later)} changed too, and will be launched by later looks: a look launches "
-            f"{MAX_RUNS_PER_LOOK} runs at most"
+            f"{_years(changes.later)} also changed, and will be launched by later looks: each look launches at most "
+            f"{MAX_RUNS_PER_LOOK} runs"
         )
     return dg.SensorResult(
         run_requests=[
             dg.RunRequest(
-                # a key is never launched twice, so it names the release, and the one that it takes the place of
+                # a key is launched only once, so it contains this release and the one that it replaces
                 run_key=plain_text(
                     f"cdl-{release.year}-{(before or {}).get(release.year, '')}-{release.version}"
                 ),
                 partition_key=str(release.year),
                 tags={"cdl_release": release.place},
             )
-            for release in asked
+            for release in launched
         ],
-        skip_reason=None if asked else plain_text(anew + said),
+        skip_reason=None if launched else plain_text(reset + message),
         dynamic_partitions_requests=(
-            [cdl_year_partitions.build_add_request([str(release.year) for release in asked])] if asked else []
+            [cdl_year_partitions.build_add_request([str(release.year) for release in launched])]
+            if launched
+            else []
         ),
-        cursor=Looked(
+        cursor=ReleaseCursor(
             place=place,
             versions={str(year): version for year, version in sorted(changes.known.items())},
             looked=time.time(),
@@ -116,13 +114,13 @@ def cdl_release_sensor(
 
 
 @dg.sensor(
-    # not by jobs: Dagster takes backfills of sensors that target assets alone
+    # not jobs: Dagster accepts backfills only from sensors that target assets
     asset_selection=TILES | DATASET,
     minimum_interval_seconds=_YEAR_SECONDS,
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Turn it on to have each year made to its end: once a year's tile_map is there, its tiles are "
-    "backfilled; once all tiles are done, the assets of dataset_job are materialized. Each is asked for once; what "
-    "failed waits for a person, and is named here.",
+    description="Turn it on to finish each year automatically: when a year's tile_map is there, its tiles are "
+    "backfilled; when all tiles are done, the assets of dataset_job are materialized. Each is requested once; failed "
+    "tiles are listed here and must be launched again by hand.",
 )
 @bounded_errors
 def dataset_sensor(
@@ -130,58 +128,58 @@ def dataset_sensor(
     recipe: dg.ResourceParam[DatasetRecipe],
     store: dg.ResourceParam[DatasetStore],
 ) -> dg.SensorResult:
-    (cursor, anew), latest = _cursor(context, Seen), _latest_events(context.instance, recipe)
+    (cursor, reset), latest = _cursor(context, DatasetCursor), _latest_events(context.instance, recipe)
     if cursor.seen == latest:
         return dg.SensorResult(skip_reason=plain_text(f"{cursor.told}; nothing has changed since"))
-    requests, told = [], []
+    requests, messages = [], []
     asked = dict(cursor.asked)
-    # a key of before the cursor was lost would launch nothing
-    count = int(time.time()) if anew else cursor.count
+    # after a lost cursor, a key that was used before would launch nothing
+    count = int(time.time()) if reset else cursor.count
     for number in _years_of(context.instance):
         year = str(number)
         try:
             state = year_state(Lineage(store, Layout(recipe.dataset, number), recipe))
             if state is None:
                 continue
-            before = asked.get(year, Asked())
+            before = asked.get(year, LastRequests())
             step = next_step(state, before.tiles, before.dataset)
             if step.what == "tiles":
                 add_tiles(context.instance, state.waiting)
         except (IntegrityError, UnsafeNameError, ValueError) as error:
-            # the year's own tables, which must not keep the other years waiting
-            told.append(plain_text(f"{year}: {error}", 500))
+            # bad tables of one year must not hold up the other years
+            messages.append(plain_text(f"{year}: {error}", 500))
             continue
         except (ResourceError, OSError) as error:
-            # with the cursor of before, so that the next tick looks again
-            return _look_failed(error, context.cursor, anew)
-        told.append(f"{year}: {step.why}")
+            # keep the cursor, so that the next tick looks again
+            return _look_failed(error, context.cursor, reset)
+        messages.append(f"{year}: {step.why}")
         if step.what == "tiles":
             requests.append(_backfill(year, state.waiting))
             asked[year] = before.model_copy(update={"tiles": state.tile_map})
         elif step.what == "dataset":
             count += 1
-            # a key is never launched twice, and a recipe may go back to what it was
+            # a key is launched only once, but a recipe may be changed back
             key = f"dataset-{recipe.dataset}-{year}-{state.digest}-{count}"
             assets = [dg.AssetKey(name) for name in DATASET_ASSETS]
             requests.append(dg.RunRequest(run_key=key, partition_key=year, asset_selection=assets))
             asked[year] = before.model_copy(update={"dataset": state.digest})
-    said = plain_text("; ".join(told) or "no year has a tile map of this recipe yet")
-    context.log.info(said)
+    message = plain_text("; ".join(messages) or "no year has a tile map of this recipe yet")
+    context.log.info(message)
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else plain_text(anew + said),
-        cursor=Seen(seen=latest, told=said, asked=asked, count=count).model_dump_json(),
+        skip_reason=None if requests else plain_text(reset + message),
+        cursor=DatasetCursor(seen=latest, told=message, asked=asked, count=count).model_dump_json(),
     )
 
 
 def _backfill(year: str, tiles: tuple[str, ...]) -> dg.RunRequest:
-    """A backfill of the tile stages over tiles of a year, which the daemon launches as it does one from the UI."""
+    """A backfill of the tile stages over tiles of a year; the daemon launches it like one from the UI."""
     keys = [dg.MultiPartitionKey({CDL_YEAR: year, TILE: tile}) for tile in tiles]
     return request_backfill(TILE_ASSETS, year_tile_partitions, keys, {CDL_YEAR: year})
 
 
 def _latest_events(instance: dg.DagsterInstance, recipe: DatasetRecipe) -> list[str | int]:
-    """What changes whenever there may be something new to see: recipe, and the last events of the tables looked at."""
+    """Changes whenever there may be something new: the recipe, and the last events of the relevant tables."""
     events: list[str | int] = [recipe.fingerprint()]
     for asset in ("tile_map", "filtered_chips"):
         records = instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
@@ -190,18 +188,18 @@ def _latest_events(instance: dg.DagsterInstance, recipe: DatasetRecipe) -> list[
 
 
 def _cursor(context: dg.SensorEvaluationContext, kind: type[_Cursor]) -> tuple[_Cursor, str]:
-    """What the last look left, and ""; or, where it cannot be read, a new cursor, and words that say so."""
+    """The cursor and ""; or, if it cannot be read, a new cursor and a message."""
     text = context.cursor or "{}"
     cursor = read_cursor(text, kind)
     if cursor is not None:
         return cursor, ""
-    told = "the cursor is not one of this sensor's own, which begins anew"
-    context.log.warning(plain_text(f"{told}: {text}", 500))
-    return kind(), f"{told}; "
+    message = "the cursor is not valid for this sensor and was reset"
+    context.log.warning(plain_text(f"{message}: {text}", 500))
+    return kind(), f"{message}; "
 
 
 def _years_of(instance: dg.DagsterInstance) -> list[int]:
-    """The partitions that are years of the CDL; anybody may add others in the UI."""
+    """The partitions that are years of the CDL; others can be added in the UI."""
     found = filter(None, map(parse_year, instance.get_dynamic_partitions(CDL_YEAR)))
     return [year for year in found if year in YEARS]
 
@@ -211,29 +209,29 @@ def _years(releases: list[Release]) -> str:
 
 
 def _nothing_new(first: bool, years: list[int]) -> str:
-    there = f"{len(years)} of {years[0]} to {years[-1]}" if years else "none"
+    releases = f"{len(years)} of {years[0]} to {years[-1]}" if years else "none"
     return (
-        f"first look: releases recorded: {there}; nothing is launched for them"
+        f"first look: releases recorded: {releases}; nothing is launched for them"
         if first
-        else f"no change: {there}"
+        else f"no change: {releases}"
     )
 
 
-def _look_failed(error: Exception, cursor: str | None, anew: str) -> dg.SensorResult:
-    """A tick whose look failed: skipped, with the cause. One that raised would put two tracebacks into the log, of
-    Dagster's own code.
+def _look_failed(error: Exception, cursor: str | None, reset: str) -> dg.SensorResult:
+    """A tick whose look failed: skipped, with the cause. If it raised, the log would get two tracebacks of Dagster's
+    code.
     """
     return dg.SensorResult(
-        skip_reason=plain_text(f"{anew}the look failed: {error}; nothing was changed"), cursor=cursor
+        skip_reason=plain_text(f"{reset}the look failed: {error}; nothing was changed"), cursor=cursor
     )
 
 
 def _not_due(looked: float | None, since: float, problem: str) -> str:
     if looked is None or since < time.time():
         why = f": {problem}" if problem else ""
-        return f"the latest look failed{why}; it is tried again within {RETRY_MINUTES} minutes"
+        return f"the last look failed{why}; the next one is within {RETRY_MINUTES} minutes"
     at, due = (datetime.fromtimestamp(when, UTC).strftime("%H:%M") for when in (looked, since))
-    return f"looked at {at} UTC; the next look is due at {due} UTC"
+    return f"last look at {at} UTC; the next one is due at {due} UTC"
 
 
 SENSORS = (cdl_release_sensor, dataset_sensor)

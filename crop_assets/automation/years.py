@@ -1,7 +1,4 @@
-"""How far a year's dataset is, and what is to be done for it next.
-
-Belongs here: that judgement, from the tables in the store. Does not: launching anything (`sensors`).
-"""
+"""Decides from the tables in the store what to launch next for a year's dataset."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,31 +12,31 @@ from resources.errors import IntegrityError
 
 @dataclass(frozen=True)
 class YearState:
-    """The tiles of a year's tile map: those that have current filtered chips, by content hash, and those that wait."""
+    """The tiles of a year's tile map: `done` have up-to-date filtered chips, given by content hash; others wait."""
 
     tile_map: str
-    """Content hash of the tile map and fingerprint of the recipe: what the tiles are asked for by."""
+    """Content hash of the tile map and fingerprint of the recipe; identifies a request for tiles."""
     done: Mapping[str, str]
     waiting: tuple[str, ...]
 
     @property
     def digest(self) -> str:
-        """What a dataset of these tiles is made from."""
+        """Identifies the inputs of a dataset of these tiles."""
         return hashlib.sha256(repr((self.tile_map, sorted(self.done.items()))).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class NextStep:
-    """`tiles` to backfill, or the dataset to materialize, or neither; and why, in words."""
+    """Whether to backfill tiles, or to materialize the dataset, or neither; and why."""
 
     what: Literal["tiles", "dataset", "nothing"]
     why: str
 
 
 def year_state(lineage: Lineage) -> YearState | None:
-    """The state of a year under a recipe; None where its tile map is not there, or not what would be made now.
+    """The state of a year with a recipe; None if its tile map is missing or out of date.
 
-    Raises IntegrityError where the tile map is damaged, or not one that this project makes.
+    Raises IntegrityError if the tile map is damaged or invalid.
     """
     if lineage.stale_because("tile_map", None):
         return None
@@ -54,19 +51,19 @@ def year_state(lineage: Lineage) -> YearState | None:
 
 
 def next_step(state: YearState, tiles_asked: str, dataset_asked: str) -> NextStep:
-    """What to launch for a year, each thing once: `tiles_asked` and `dataset_asked` are the `tile_map` and `digest` of
-    the states for which tiles and dataset were launched last.
+    """What to launch for a year; nothing is launched twice. `tiles_asked` and `dataset_asked` are the `tile_map` and
+    `digest` of the states for which the tiles and the dataset were last launched.
     """
     total = len(state.done) + len(state.waiting)
     if state.waiting and tiles_asked != state.tile_map:
-        return NextStep("tiles", f"{len(state.waiting)} of {total} tiles are to be made")
+        return NextStep("tiles", f"{len(state.waiting)} of {total} tiles must be made")
     if state.waiting:
         some = ", ".join(state.waiting[:5]) + (", …" if len(state.waiting) > 5 else "")
         return NextStep("nothing", f"waiting for {len(state.waiting)} of {total} tiles ({some})")
     if state.done and dataset_asked != state.digest:
         return NextStep("dataset", f"all {total} tiles are done")
     return NextStep(
-        "nothing", f"all {total} tiles are done, and the dataset was asked for" if total else "no tile"
+        "nothing", f"all {total} tiles are done, and the dataset was requested" if total else "no tiles"
     )
 
 

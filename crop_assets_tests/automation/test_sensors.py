@@ -238,7 +238,7 @@ def test_a_cursor_of_someone_else_is_begun_anew(
     releases.cursor = cursor if isinstance(cursor, str) else json.dumps({"place": place, **cursor})
     first = releases.tick()
     assert asked(first) == added(first) == []
-    assert skipped(first).startswith("the cursor is not one of this sensor's own, which begins anew; ")
+    assert skipped(first).startswith("the cursor is not valid for this sensor and was reset; ")
     assert "first look: releases recorded: 2 of 2021 to 2022" in skipped(first)
     nass.put(2023, b"three")
     assert asked(releases.tick()) == ["2023"]
@@ -248,7 +248,7 @@ def test_a_cursor_that_cannot_be_read_stays_until_a_look_succeeds(releases: Rele
     releases.cursor = "[" * 100_000
     nass.broken["/Release/index.php"] = 503
     for begun in (
-        "the cursor is not one of this sensor's own, which begins anew; the look failed: ",
+        "the cursor is not valid for this sensor and was reset; the look failed: ",
         "the look",
     ):
         words = skipped(releases.tick())
@@ -326,7 +326,7 @@ def test_the_page_is_looked_at_every_hour_and_sooner_after_a_failure(
         looked_at += [minutes] * (len(nass.asked_for("GET")) - before)
     assert looked_at == [1, 61, 122, 123, 124, 125, 130, 137, 152, 167, 228, 289, 349, 410]
     told = "\n".join(skipped)
-    assert "looked at 22:14 UTC; the next look is due at 23:14 UTC" in told
-    assert re.search(r"the latest look failed: .* answered 503.*; it is tried again within 15 minutes", told)
+    assert "last look at 22:14 UTC; the next one is due at 23:14 UTC" in told
+    assert re.search(r"the last look failed: .* answered 503.*; the next one is within 15 minutes", told)
     assert "problem" not in json.loads(releases.cursor or "")
     assert json.loads(releases.cursor or "")["versions"].keys() == {"2021", "2022", "2023"}

@@ -5,7 +5,7 @@ WHOLE = YearState("map", {"14SMG": "a", "14SNG": "b"}, ())
 
 
 def test_tiles_are_asked_for_once_per_tile_map() -> None:
-    assert next_step(HALF, "", "") == NextStep("tiles", "1 of 2 tiles are to be made")
+    assert next_step(HALF, "", "") == NextStep("tiles", "1 of 2 tiles must be made")
     assert next_step(HALF, "another map", "").what == "tiles"
     assert next_step(HALF, "map", "") == NextStep("nothing", "waiting for 1 of 2 tiles (14SNG)")
 

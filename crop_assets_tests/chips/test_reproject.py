@@ -414,7 +414,7 @@ def missing(path: Path, values: np.ndarray, box: GeoBox) -> None:
 BAD_BANDS: list[tuple[Spoil, str]] = [
     (truncated, "cannot be read"),
     (with_a_corrupt_block, "cannot be read"),
-    (of_another_shape, "has 399 x 400 pixels of 30 x 30 .* of the same scene 400 x 400"),
+    (of_another_shape, "has 399 x 400 pixels of 30 x 30 .* of the same scene has 400 x 400"),
     (
         shifted,
         r"has .* from \(668235, 4221000\) in EPSG:32614, but .* of the same scene .* from \(668220, 4221000\)",

@@ -36,7 +36,7 @@ from affine import Affine
 
 from crop_assets.aoi_map.area import load_area
 from crop_assets.aoi_map.drawing import read_drawing
-from crop_assets.automation.cursors import Looked, Seen, read_cursor
+from crop_assets.automation.cursors import DatasetCursor, ReleaseCursor, read_cursor
 from crop_assets.automation.years import year_state
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cids import cid_rows
@@ -921,7 +921,7 @@ def provenance(data: bytes) -> None:
 def cursor(data: bytes) -> None:
     """The cursor of a sensor."""
     text = data.decode(errors="replace")
-    for kind in (Looked, Seen):
+    for kind in (ReleaseCursor, DatasetCursor):
         read_cursor(text, kind)
 
 

@@ -67,7 +67,7 @@ def test_a_tile_map_is_followed_by_its_tiles_and_these_by_the_dataset(labelled_g
     assert set(labelled_graph.instance.get_dynamic_partitions(TILE)) == set(TILES)
     waiting = years.tick()
     assert not waiting.run_requests
-    assert f"{YEAR}: 2 of 2 tiles are to be made" in str(waiting.skip_reason), "nothing has happened since"
+    assert f"{YEAR}: 2 of 2 tiles must be made" in str(waiting.skip_reason), "nothing has happened since"
 
     assert labelled_graph.run("tiles_job", tiles=[WEST]).success
     assert f"waiting for 1 of 2 tiles ({EAST})" in str(years.tick().skip_reason)
@@ -165,7 +165,7 @@ def test_a_cursor_of_someone_else_is_begun_anew(graph: Graph, cursor: str) -> No
     years.cursor = cursor
     words = skipped(years.tick())
     assert words == (
-        "the cursor is not one of this sensor's own, which begins anew; no year has a tile map of this recipe yet"
+        "the cursor is not valid for this sensor and was reset; no year has a tile map of this recipe yet"
     )
     assert skipped(years.tick()).startswith("no year has a tile map")
 
