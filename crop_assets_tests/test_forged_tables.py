@@ -368,7 +368,7 @@ def test_a_tile_that_lies_nowhere_has_no_bounds(polygon: shapely.Polygon) -> Non
 
 
 def test_counts_of_no_class_give_no_weights() -> None:
-    with pytest.raises(InputError, match="cannot be weighed"):
+    with pytest.raises(InputError, match="there are no class weights"):
         class_weights([9, *[0] * 13])
 
 

@@ -1,8 +1,4 @@
-"""Whether a recipe can be followed over the embedded world.
-
-Belongs here: the fields that name places, days or sources which the world may lack. Does not: what the graph itself
-says of a recipe, such as how many boxes it can choose.
-"""
+"""Checks that a recipe suits the demo's world: its area, season and sources."""
 
 import datetime as dt
 
@@ -20,10 +16,10 @@ _SOURCES = ("gateways", "lp_daac", "mirror")
 
 
 def require_fit(recipe: DatasetRecipe, world: World) -> None:
-    """Raise InputError that names the field which the recipe cannot have over `world`, and says what the world has."""
+    """Raise InputError if the recipe does not suit `world`; it names the field, and what the world has."""
     if not set(recipe.sources) & set(_SOURCES):
         raise InputError(
-            f"sources: {', '.join(recipe.sources)} cannot give the files of the demo's world; add one of "
+            f"sources: {', '.join(recipe.sources)} do not have the files of the demo's world; add one of "
             f"{', '.join(_SOURCES)}"
         )
     _require_scenes(recipe, world)
@@ -48,14 +44,14 @@ def require_fit(recipe: DatasetRecipe, world: World) -> None:
 def _require_scenes(recipe: DatasetRecipe, world: World) -> None:
     start, end = recipe.season(world.year)
     scenes = [scene for scene in world.scenes if parse_scene_id(scene.scene_id).sensor in recipe.sensors]
-    who = f"scenes by {', '.join(recipe.sensors)}"
+    who = f"{' and '.join(recipe.sensors)} scenes"
 
     def require_dates(fit: list[Scene], gap: int, field: str, has: str) -> None:
         if not any(
             _three_dates([s.sensed.date() for s in fit if s.tile == tile], gap) for tile in world.tiles
         ):
             raise InputError(
-                f"{field}: no tile of the demo's world has three dates by this recipe, and a chip needs them; its "
+                f"{field}: with this recipe, no tile of the demo's world has the three dates that a chip needs; its "
                 f"{who} {has}"
             )
 
@@ -68,18 +64,18 @@ def _require_scenes(recipe: DatasetRecipe, world: World) -> None:
     if recipe.scene_rule == "season_spread":
         days = sorted({scene.sensed.date() for scene in scenes})
         require_dates(
-            scenes, recipe.min_gap_days, "min_gap_days", f"that fit are of {', '.join(map(str, days))}"
+            scenes, recipe.min_gap_days, "min_gap_days", f"that fit are from {', '.join(map(str, days))}"
         )
     else:
         seen = sorted(scene.spatial_coverage for scene in scenes)
         scenes = [scene for scene in scenes if scene.spatial_coverage >= recipe.coverage_ladder[-1]]
         require_dates(
-            scenes, 1, "coverage_ladder", f"that fit otherwise see {', '.join(map(str, seen))} % of it"
+            scenes, 1, "coverage_ladder", f"that fit otherwise cover {', '.join(map(str, seen))} % of it"
         )
 
 
 def _three_dates(days: list[dt.date], gap: int) -> bool:
-    """Whether three of the days are each at least `gap` days after the one before."""
+    """Whether there are three days that are at least `gap` days apart."""
     kept: list[dt.date] = []
     for day in sorted(days):
         if not kept or (day - kept[-1]).days >= max(gap, 1):

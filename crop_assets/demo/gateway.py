@@ -1,8 +1,4 @@
-"""A trustless IPFS gateway for a few local files, for the demo and for tests.
-
-Belongs here: the HTTP side of the Trustless Gateway specification, for whole files in Kubo's default
-layout. Does not: the formats (`resources.ipfs`), nor which files the demo has.
-"""
+"""A trustless IPFS gateway for a few local files in Kubo's default layout, for the demo and for tests."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +16,11 @@ _RAW = "application/vnd.ipld.raw"
 
 
 def gateway_routes(files: Mapping[str, Path]) -> list[Route]:
-    """Routes that serve `files`, CID to local path, and nothing else, under `/ipfs/{cid}`.
+    """Routes that serve only `files`, CID to local path, under `/ipfs/{cid}`.
 
-    A file's CID gives a CAR of the whole file, the CID of any block that block. Each file is read once
-    here, and again as it is served. Raises ValueError where a file does not have the CID that it is
-    listed under, in the layout of `ipfs add` with 256 KiB chunks.
+    The CID of a file returns a CAR of the complete file, and the CID of a block returns the block. Each file is read
+    here once, and again when it is served. Raises ValueError if a file does not match its CID in the layout of
+    `ipfs add` with 256 KiB chunks.
     """
     dags: dict[Cid, FileDag] = {}
     owners: dict[Cid, FileDag] = {}
@@ -61,7 +57,7 @@ def gateway_routes(files: Mapping[str, Path]) -> list[Route]:
 
 
 def _wanted(request: Request) -> str | None:
-    """The content type asked for by `?format=`, or else by the Accept header."""
+    """The content type requested by `?format=`, or else by the Accept header."""
     accept = request.headers.get("accept", "")
     by_header = next((kind for kind in (CONTENT_TYPE, _RAW) if kind in accept), None)
     asked = request.query_params.get("format")
@@ -69,7 +65,7 @@ def _wanted(request: Request) -> str | None:
 
 
 def _start(request: Request) -> int:
-    """The first byte asked for by `?entity-bytes=from:*`; other ranges are answered with the whole file."""
+    """The first byte requested by `?entity-bytes=from:*`; for other ranges, the complete file is sent."""
     start, _, end = request.query_params.get("entity-bytes", "").partition(":")
     return int(start) if start.isdecimal() and end == "*" else 0
 

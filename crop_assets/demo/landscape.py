@@ -1,8 +1,4 @@
-"""A made-up Cropland Data Layer of south-central Kansas, drawn from a seed.
-
-Belongs here: the land cover of the demo and its GeoTIFF. Does not: how that land looks from a
-satellite (`scenes`), nor which chips and tiles are made of it.
-"""
+"""A synthetic Cropland Data Layer of south-central Kansas, generated from a seed."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,7 @@ from crop_assets.crs import require_proj
 from resources.geodata import create_raster
 
 FIRST_ROW, FIRST_COL = 230, 307
-"""Chip-grid place of the landscape: 50 chips astride the line between the tiles 14SMG and 14SNG."""
+"""Position of the landscape on the chip grid: 50 chips on both sides of the line between tiles 14SMG and 14SNG."""
 
 _SECTION = 1609.344 / RESOLUTION
 """Side of a survey section, one mile, in pixels."""
@@ -74,17 +70,17 @@ _IRRIGATED = {_CORN: 0.42, _SOYBEANS: 0.25, _ALFALFA: 0.13, _COTTON: 0.08, _WHEA
 _PIVOT_CORNERS = {_GRASS: 0.5, _SORGHUM: 0.2, _FALLOW: 0.3}
 
 _TOWN_RINGS = ((1.0, _OPEN_SPACE, 0.6), (0.95, _LOW, 0.75), (0.5, _MEDIUM, 0.6), (0.25, _HIGH, 0.5))
-"""Distance from a town's middle in its radii, and the share of the pixels within that are so built."""
+"""Distance from a town's centre in multiples of its radius, the code, and the share of pixels within with this code."""
 
 Codes = npt.NDArray[np.uint8]
 Reals = npt.NDArray[np.float64]
 
 
 def draw_landscape(chips_high: int = 5, chips_wide: int = 10, seed: int = 2022) -> Codes:
-    """CDL codes of a landscape of whole 224 px chips, uint8, (224 * chips_high, 224 * chips_wide).
+    """CDL codes of a landscape of complete 224 px chips, uint8, (224 * chips_high, 224 * chips_wide).
 
-    Where it is at least 2 x 5 chips large, one chip in it is open range and one a lake, both of few
-    classes, and the upper right corner lies beyond the release's area and holds 0, the CDL's no-data.
+    If it has at least 2 x 5 chips, one chip is open range and one is a lake, both with few classes, and the upper right
+    corner is outside the release's area and has code 0, the CDL's no-data.
     """
     rng = np.random.default_rng(seed)
     shape = (CHIP_SIZE * chips_high, CHIP_SIZE * chips_wide)
@@ -104,7 +100,7 @@ def draw_landscape(chips_high: int = 5, chips_wide: int = 10, seed: int = 2022) 
 
 
 def write_landscape(path: Path, codes: Codes, first_row: int = FIRST_ROW, first_col: int = FIRST_COL) -> None:
-    """Write CDL codes as a release does: EPSG:5070, 30 m, uint8, 256-entry palette, no nodata tag.
+    """Write CDL codes in the format of a release: EPSG:5070, 30 m, uint8, 256-entry palette, no nodata value.
 
     The raster's upper-left corner is that of chip `first_row`, `first_col` on the national chip grid.
     """
@@ -129,7 +125,7 @@ def write_landscape(path: Path, codes: Codes, first_row: int = FIRST_ROW, first_
 
 
 def smooth_surface(rng: np.random.Generator, shape: tuple[int, ...], size: float) -> Reals:
-    """A random surface of mean 0 and deviation 1 with features about `size` pixels across."""
+    """A random surface with mean 0, standard deviation 1 and features about `size` pixels across."""
     coarse = max(1, int(size // 4))
     small = tuple(-(-n // coarse) + 1 for n in shape)
     surface = ndimage.gaussian_filter(rng.standard_normal(small), size / coarse / 2, mode="wrap")
@@ -152,7 +148,7 @@ def _sections(shape: tuple[int, int]) -> tuple[Reals, Reals]:
 
 
 def _farmland(rng: np.random.Generator, shape: tuple[int, int]) -> Codes:
-    """Fields of one crop each: a section is split in one of six ways, and a pivot waters a quarter."""
+    """Fields with one crop each: sections are split in six ways, and pivots irrigate quarter sections."""
     east, south = _sections(shape)
     column, row = east.astype(np.intp), south.astype(np.intp)
     sections = (int(row.max()) + 1, int(column.max()) + 1)
@@ -175,7 +171,7 @@ def _farmland(rng: np.random.Generator, shape: tuple[int, int]) -> Codes:
 
 
 def _cover_with_range(rng: np.random.Generator, codes: Codes) -> None:
-    """Whole quarter sections of grass where the ground is rough, with shrubs and trees in the draws."""
+    """Quarter sections of grass on rough ground, with shrubs and trees in the draws."""
     east, south = _sections(codes.shape)
     x, y = (2 * east).astype(np.intp), (2 * south).astype(np.intp)
     quarters = (int(y.max()) + 1, int(x.max()) + 1)
@@ -269,7 +265,7 @@ def _flood(rng: np.random.Generator, codes: Codes, row: float, col: float) -> No
 
 
 def _misclassify(rng: np.random.Generator, codes: Codes) -> None:
-    """One pixel in 80 of the fields takes the class of a place nearby, as a classifier's errors do."""
+    """One in 80 pixels of the fields gets the class of a nearby pixel, to imitate a classifier's errors."""
     shift = rng.integers(-25, 26, size=2)
     specks = (rng.random(codes.shape) < 1 / 80) & ~np.isin(codes, (_WATER, _GRASS, _SHRUB, _DECIDUOUS))
     codes[specks] = np.roll(codes, tuple(shift), (0, 1))[specks]

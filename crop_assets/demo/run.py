@@ -1,8 +1,4 @@
-"""The demo: the embedded world, the main jobs over it through Dagster, and a summary of what came of it.
-
-Belongs here: launching the production graph over the world, and telling how it went. Does not: making the
-world (`world`), or any stage of the graph.
-"""
+"""Runs the demo: builds the world, launches the main jobs on it in Dagster, and prints a summary."""
 
 import contextlib
 import logging
@@ -45,7 +41,7 @@ DAGSTER_YAML = Path(__file__).with_name("dagster.yaml")
 
 @dataclass(frozen=True)
 class Demo:
-    """The folders of a demo, all below one root, and the recipe that it follows."""
+    """The folders of a demo, all below one root, and its recipe."""
 
     root: Path
     recipe_file: Path
@@ -68,13 +64,13 @@ class Demo:
 
 
 def prepare(
-    root: Path, cdl: Path | None, year: int | None, recipe: Path | None, say: Callable[[str], None]
+    root: Path, cdl: Path | None, year: int | None, recipe: Path | None, log: Callable[[str], None]
 ) -> tuple[Demo, World]:
-    """Build the world, or find it built, and write the demo's Dagster configuration and, where no `recipe` is given,
-    its own recipe.
+    """Build the world if necessary, and write the demo's Dagster configuration and, without a `recipe`, its default
+    recipe.
 
-    A root keeps the raster and year that it was first given: without `cdl` and `year` it is the same demo again.
-    Raises InputError also where the recipe cannot be followed over the world.
+    A root remembers its raster and year: without `cdl` and `year` it is the same demo again. Raises InputError as
+    `build_world`, and if the recipe does not suit the world.
     """
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
@@ -84,29 +80,29 @@ def prepare(
         cdl, year = Path(origin["cdl"]) if origin["cdl"] else None, origin["year"]
     recipe_file = recipe or root / "recipe.yaml"
     if recipe is None:
-        recipe_file.write_text(yaml.safe_dump(own_recipe(cdl)))
+        recipe_file.write_text(yaml.safe_dump(default_recipe(cdl)))
     demo = Demo(root, recipe_file, load_recipe(str(recipe_file)))
     demo.dagster_home.mkdir(exist_ok=True)
     year = year or (year_of(cdl.name) if cdl else None) or 2022
     if cdl:
         CdlReleases(source=str(cdl)).require_year(year)
-    world = build_world(demo.world, cdl, year, say)
+    world = build_world(demo.world, cdl, year, log)
     require_fit(demo.recipe, world)
     if os.environ.get("CROP_ASSETS_RECIPE", str(recipe_file)) != str(recipe_file):
-        say(f"CROP_ASSETS_RECIPE is not used: the demo follows {recipe_file}; --recipe names another")
+        log(f"CROP_ASSETS_RECIPE is not used: the demo uses {recipe_file}; choose another with --recipe")
     origin_file.write_text(yaml.safe_dump({"cdl": str(cdl) if cdl else "", "year": year}))
     shutil.copyfile(DAGSTER_YAML, demo.dagster_home / "dagster.yaml")
     return demo, world
 
 
-def own_recipe(cdl: Path | None) -> dict[str, Any]:
-    """The recipe of a demo that is given none: over its own landscape, fewer chips than there are boxes."""
-    # a raster that someone brings may hold few classes; each of its chips is wanted all the same
+def default_recipe(cdl: Path | None) -> dict[str, Any]:
+    """The recipe of a demo that is not given one: on its own landscape, it chooses fewer chips than there are boxes."""
+    # a user's raster may have few classes, but all of its chips should be used
     return {"dataset": DATASET} | ({"sampling": "all"} if cdl else {"min_classes": 6, "chips": 36})
 
 
 def environment(demo: Demo, world: World, server: WorldServer) -> dict[str, str]:
-    """The variables that point the production code location at the world instead of the real services."""
+    """The environment variables that make the production code location use the world instead of the real services."""
     return {
         "DAGSTER_HOME": str(demo.dagster_home),
         "CROP_ASSETS_DATA": str(demo.data),
@@ -114,15 +110,15 @@ def environment(demo: Demo, world: World, server: WorldServer) -> dict[str, str]
         "CROP_ASSETS_CDL": str(world.cdl),
         "CROP_ASSETS_CDL_INDEX": "",
         **server_environment(server),
-        # its LP DAAC takes any token, and a real one is to stay where it is
+        # the world accepts any token, so do not send a real one
         "EARTHDATA_TOKEN": "demo",
-        # the specification's sources ask a mirror first, and would never show what comes by CID
+        # a mirror comes first in the specification's sources, and would hide downloads by CID
         "CROP_ASSETS_BANDS": "" if "gateways" in demo.recipe.sources else str(world.scene_folder),
     }
 
 
 def server_environment(server: WorldServer) -> dict[str, str]:
-    """The variables that put a served world's services in place of the real ones."""
+    """The environment variables that replace the real services by those of a served world."""
     return {
         "CROP_ASSETS_TILE_GRID": "",
         "CROP_ASSETS_BANDS": "",
@@ -137,11 +133,11 @@ def server_environment(server: WorldServer) -> dict[str, str]:
 
 @contextlib.contextmanager
 def served_world(demo: Demo, world: World, port: int | None) -> Iterator[str]:
-    """Serve the world on loopback, with the environment pointing at it; yields the base URL.
+    """Serve the world on loopback, and set the environment variables for it; yields the base URL.
 
-    Without `port` it is the port of the demo's earlier runs, for the addresses of the world's files are part
-    of its tables; at first a free one. Where this very world is served there already, by a UI say,
-    that server is used. Raises InputError where something else has the port.
+    Without `port`, the first run takes a free port and later runs the same one, because the tables contain the
+    addresses of the world's files. If this world is already served there, for example by a UI, that server is used.
+    Raises InputError if the port is used by something else.
     """
     known = demo.root / "port"
     if port is None:
@@ -170,19 +166,19 @@ def run_demo(
     year: int | None,
     recipe: Path | None,
     port: int | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> bool:
-    """Build the world and run labels, tiles and dataset over it; True where all of it succeeded.
+    """Build the world and run labels, tiles and dataset on it; returns whether all of it succeeded.
 
-    Raises KeyboardInterrupt after Ctrl-C; what was done by then is not done again by the next call.
+    Raises KeyboardInterrupt after Ctrl-C; the next call reuses finished work.
     """
     started = time.monotonic()
-    demo, world = prepare(root, cdl, year, recipe, say)
+    demo, world = prepare(root, cdl, year, recipe, log)
     with served_world(demo, world, port) as url:
-        say(f"the world is served at {url}: STAC, metadata documents, IPFS gateway")
+        log(f"serving the world at {url}: STAC, metadata documents, IPFS gateway")
         with instance_of_terminal(demo.dagster_home) as instance:
-            outcomes = _run_jobs(instance, world.year, say)
-    _summary(demo, world.year, outcomes, time.monotonic() - started, say)
+            outcomes = _run_jobs(instance, world.year, log)
+    _summary(demo, world.year, outcomes, time.monotonic() - started, log)
     return all(outcome.success for outcome in outcomes)
 
 
@@ -195,14 +191,14 @@ class _Outcome:
     seconds: float
 
 
-def _run_jobs(instance: dg.DagsterInstance, year: int, say: Callable[[str], None]) -> list[_Outcome]:
+def _run_jobs(instance: dg.DagsterInstance, year: int, log: Callable[[str], None]) -> list[_Outcome]:
     instance.add_dynamic_partitions(CDL_YEAR, [str(year)])
     defs = dg.Definitions.merge(
         build_defs(environment_resources()), dg.Definitions(loggers={"console": _console})
     )
     outcomes = []
     for job in MAIN_JOBS:
-        say(f"— {job.name}")
+        log(f"— {job.name}")
         if job is tiles_job:
             tiles = instance.get_dynamic_partitions(TILE)
             tags = {
@@ -211,24 +207,24 @@ def _run_jobs(instance: dg.DagsterInstance, year: int, say: Callable[[str], None
             }
         else:
             tags = {"dagster/partition": str(year)}
-        begun = time.monotonic()
+        started = time.monotonic()
         definition = defs.resolve_job_def(job.name)
         run_config: dict[str, Any] = {"loggers": {"console": {}}}
         result = execute_here(definition, instance, "crop_assets.definitions", run_config, tags)
-        # from the instance, for a result lacks what a step that failed had recorded
+        # from the instance, because a result lacks the events of a failed step
         records = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
         events = [record.asset_materialization for record in records if record.asset_materialization]
         reused = sum(bool(event.metadata["reused"].value) for event in events)
         outcomes.append(
-            _Outcome(job.name, result.success, len(events) - reused, reused, time.monotonic() - begun)
+            _Outcome(job.name, result.success, len(events) - reused, reused, time.monotonic() - started)
         )
         if job is labels_job and not result.success:
             break
     return outcomes
 
 
-class _Line(logging.Formatter):
-    """A line of the run's log as a person reads it: the time, and what was said."""
+class _LogLine(logging.Formatter):
+    """A readable line of the run's log: time and message."""
 
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", None) or {}
@@ -238,15 +234,15 @@ class _Line(logging.Formatter):
             error = event.step_failure_data.error
             while error.cause:
                 error = error.cause
-            # without the name of the error's class
+            # drop the name of the error's class
             text = f"failed: {error.message.strip().partition(': ')[2] or error.message.strip()}"
         text = text if step in (None, "tile_stages") else f"{step}: {text}"
         mark = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
         return f"  {time.strftime('%H:%M:%S', time.localtime(record.created))} {mark}{text}"
 
 
-class _SaidByPeople(logging.Filter):
-    """Only what the project says, not each of Dagster's own events."""
+class _NoDagsterEvents(logging.Filter):
+    """Passes only the project's messages and errors, not Dagster's events."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         meta = getattr(record, "dagster_meta", None) or {}
@@ -254,37 +250,37 @@ class _SaidByPeople(logging.Filter):
         return event is None or (record.levelno >= logging.ERROR and not is_of_interrupt(event))
 
 
-# declared as the logger that it takes the place of, so that the jobs are to Dagster those of the code location
+# declared like the logger that it replaces, so that to Dagster the jobs are the same as in the code location
 @dg.logger(dg.colored_console_logger.config_schema, description=dg.colored_console_logger.description)
 def _console(context: dg.InitLoggerContext) -> logging.Logger:
-    """The demo's progress, one readable line a message."""
+    """The demo's progress, one readable line per message."""
     logger = logging.Logger("demo", level=logging.INFO)
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Line())
-    handler.addFilter(_SaidByPeople())
+    handler.setFormatter(_LogLine())
+    handler.addFilter(_NoDagsterEvents())
     logger.addHandler(handler)
     return logger
 
 
 def _summary(
-    demo: Demo, year: int, outcomes: list[_Outcome], seconds: float, say: Callable[[str], None]
+    demo: Demo, year: int, outcomes: list[_Outcome], seconds: float, log: Callable[[str], None]
 ) -> None:
-    say("")
+    log("")
     for outcome in outcomes:
         work = f"{outcome.made} tables made, {outcome.reused} unchanged"
         state = "done" if outcome.success else "FAILED"
-        say(f"{outcome.job:<12} {state:<7} {work:<32} {outcome.seconds:6.1f} s")
+        log(f"{outcome.job:<12} {state:<7} {work:<32} {outcome.seconds:6.1f} s")
     if sum(outcome.made for outcome in outcomes) == 0 and all(outcome.success for outcome in outcomes):
-        say("Nothing had changed, so no work was done twice.")
-    say("")
+        log("Nothing has changed, so everything was reused.")
+    log("")
     try:
-        say(_funnel(demo, year).to_string(index=False))
+        log(_funnel(demo, year).to_string(index=False))
     except (ResourceError, ValueError) as error:
-        say(f"there is no funnel to show: {error}")
-    say("")
-    say(f"dataset   {demo.data / demo.layout(year).root}")
-    say(f"the UI    {_ui_command(demo)}, then open the printed address")
-    say(f"in all    {seconds:.0f} s")
+        log(f"the funnel is not available: {error}")
+    log("")
+    log(f"dataset   {demo.data / demo.layout(year).root}")
+    log(f"the UI    {_ui_command(demo)}, then open the printed address")
+    log(f"total     {seconds:.0f} s")
 
 
 def _ui_command(demo: Demo) -> str:
@@ -316,11 +312,11 @@ def run_ui(
     recipe: Path | None,
     port: int | None,
     ui_port: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> int:
     """Serve the world and the Dagster UI with its daemon on loopback until interrupted; the UI's exit code."""
-    demo, world = prepare(root, cdl, year, recipe, say)
+    demo, world = prepare(root, cdl, year, recipe, log)
     with served_world(demo, world, port):
         with dg.DagsterInstance.get() as instance:
             instance.add_dynamic_partitions(CDL_YEAR, [str(world.year)])
-        return open_ui(ui_port, say)
+        return open_ui(ui_port, log)

@@ -1,8 +1,4 @@
-"""HLS v2.0 scenes, S30 and L30, made up over a CDL raster, written as LP DAAC's files are.
-
-Belongs here: how land, season, clouds and gaps look in six bands and an Fmask, and the form of the
-files. Does not: which scenes there are and what goes wrong over which chip (`world`).
-"""
+"""Synthetic HLS v2.0 scenes, S30 and L30, of the land in a CDL raster, in the file format of LP DAAC."""
 
 import datetime as dt
 import functools
@@ -46,16 +42,16 @@ from resources.geodata import create_raster, open_raster
 from resources.ipfs.unixfs import file_cid
 
 _COARSE = 4
-"""Clouds beyond the CDL's area are drawn on every fourth pixel: four times quicker, and small on disk."""
+"""Clouds outside the CDL's area are drawn at a quarter of the resolution: four times faster, and small on disk."""
 
 _CELL = 122
-"""Side in pixels of the squares of land beyond the CDL's area."""
+"""Side in pixels of the squares of land outside the CDL's area."""
 
 _GRAIN = 16
-"""Step of the sensor noise, in 0.0001 of reflectance: finer steps would double the size of the files."""
+"""Step of the sensor noise, in 0.0001 of reflectance; finer steps would double the size of the files."""
 
 _SHADOW_SHIFT = (-40, -55)
-"""From a cloud to its shadow in rows and columns: the sun stands in the south-east at the overpass."""
+"""Offset from a cloud to its shadow in rows and columns: the sun is in the south-east at the overpass."""
 
 Codes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -81,10 +77,10 @@ class TileFrame:
 
 @dataclass(frozen=True)
 class Event:
-    """Something over one place of a scene: middle and radius in tile pixels.
+    """A local disturbance of a scene, with its centre and radius in tile pixels.
 
-    A `cloud` has a shadow to its north-west; `snow` lies; a `gap` is fill in all bands and the Fmask;
-    a `dead` detector leaves fill in B11 alone.
+    A `cloud` has a shadow to its north-west; `snow` is on the ground; a `gap` is fill in all bands and Fmask; a `dead`
+    detector leaves fill in B11 only.
     """
 
     kind: Literal["cloud", "snow", "gap", "dead"]
@@ -97,8 +93,8 @@ class Event:
 class ScenePlan:
     """One scene to make. `sensed` is in UTC.
 
-    `clouds` is the share of the tile under cloud, all of it beyond the CDL's area unless `overcast`;
-    `seen` is about the share of the tile inside the swath.
+    `clouds` is the share of the tile under clouds, all of them outside the CDL's area unless `overcast`;
+    `seen` is the approximate share of the tile inside the swath.
     """
 
     scene_id: str
@@ -112,7 +108,7 @@ class ScenePlan:
 
 @dataclass(frozen=True)
 class DemoFile:
-    """A written file: bytes, SHA-256 in hex, and the CID that Kubo gives it."""
+    """A written file: bytes, SHA-256 in hex, and its CID in Kubo."""
 
     size: int
     sha256: str
@@ -121,13 +117,12 @@ class DemoFile:
 
 @dataclass(frozen=True)
 class Scene:
-    """A written scene, with the metadata that its rasters bear out.
+    """A written scene, with metadata that match its rasters.
 
-    `cloud_coverage` is the share of cloud or shadow in what was seen, `spatial_coverage` the share
-    of the tile that was seen, both in whole percent. That shadow counts was measured: in the Fmask of
-    HLS.S30.T13RCN.2024128T173909.v2.0, tagged 9, 8.3 % is cloud and 8.9 % cloud or shadow.
-    `footprint` is a closed ring of longitudes and latitudes; `files` has one entry per band, by the name that the
-    scene's files have for it.
+    `cloud_coverage` is the share of cloud or shadow in the covered area, and `spatial_coverage` is the share of the
+    tile that is covered, both as integers in percent. That shadow counts was measured: 8.3 % of the Fmask of
+    HLS.S30.T13RCN.2024128T173909.v2.0 is cloud and 8.9 % is cloud or shadow, and it is tagged with 9. `footprint` is a
+    closed ring of longitudes and latitudes; `files` has one entry per band, by its name in the scene's files.
     """
 
     scene_id: str
@@ -146,11 +141,11 @@ class Scene:
 
 
 def render_scene(plan: ScenePlan, cdl: Path, folder: Path) -> Scene:
-    """Write the seven files of a scene as `folder`; the same plan and CDL give the same bytes.
+    """Write the seven files of a scene to `folder`; the same plan and CDL give the same bytes.
 
-    Reflectance is int16 in 0.0001 with fill -9999, the Fmask uint8 with fill 255. The folder appears
-    whole, in place of an older one. A process reads `cdl` once for all scenes; codes without a
-    class are drawn as other land.
+    Reflectance is int16 in 0.0001 with fill -9999, Fmask is uint8 with fill 255. The folder is complete when it
+    appears, and replaces an older one. A process reads `cdl` once for all scenes; codes without a class are drawn as
+    other land.
     """
     land = _land(cdl, plan.frame)
     rng = np.random.default_rng(_seed(plan.scene_id))
@@ -201,10 +196,10 @@ def _has(fmask: Codes, bits: int) -> Mask:
 
 @dataclass(frozen=True)
 class _Land:
-    """Fields of a tile: int32 (3660, 3660) of indices into the arrays of one entry per field.
+    """The fields of a tile: `fields` is int32 (3660, 3660), an index into the arrays with one entry per field.
 
-    `area` is the part of the tile that holds the CDL, `inside` where in that part the CDL has data;
-    `lag` is in days; `vigour` and `brightness` are factors about 1.
+    `area` is the part of the tile with the CDL, and `inside` marks the pixels there with CDL data; `lag` is in days;
+    `vigour` and `brightness` are factors near 1.
     """
 
     fields: Int32s
@@ -223,9 +218,9 @@ class _Land:
 
 @functools.lru_cache(maxsize=1)
 def _patches(cdl: Path) -> tuple[Int32s, Codes, str, Affine]:
-    """Connected patches of one CDL code, numbered from 1, and the class of each; 0 stays unused.
+    """Connected patches with one CDL code, numbered from 1, and the class of each; 0 is not used.
 
-    Wild land is split further along a random relief, for it does not look alike over miles.
+    Natural land is split further along a random relief, because it does not look uniform over miles.
     """
     with open_raster(Path(cdl)) as raster:
         codes = raster.read(1)
@@ -280,7 +275,7 @@ def _land(cdl: Path, frame: TileFrame) -> _Land:
     )
 
 
-# Reflectance in 0.0001 of B02, B03, B04, B8A, B11, B12, after the usual shapes in spectral libraries.
+# Reflectance in 0.0001 of B02, B03, B04, B8A, B11, B12, with typical shapes from spectral libraries.
 _SOIL = np.array([850, 1150, 1500, 2250, 3050, 2550.0])
 _LEAF = np.array([230, 560, 290, 4700, 1950, 850.0])
 _STRAW = np.array([950, 1450, 2000, 3250, 3550, 2450.0])
@@ -292,7 +287,7 @@ _SNOW_COVER = np.array([7800, 7900, 7800, 7200, 1100, 900.0])
 
 @dataclass(frozen=True)
 class _Cover:
-    """A class through the year: shares of leaf and straw at days of the year, the rest being ground."""
+    """A class through the year: shares of leaf and straw by day of the year; the rest is ground."""
 
     leaf: Curve
     straw: Curve = ((0, 0.0),)
@@ -300,7 +295,7 @@ class _Cover:
     shade: float = 1.0
 
     def spectra(self, days: Reals, vigour: Reals) -> Reals:
-        """Reflectance in 0.0001, float64 (fields, 6), of fields that are `days` into the year."""
+        """Reflectance in 0.0001, float64 (fields, 6), of fields at `days` of the year."""
         leaf = (_along(self.leaf, days) * vigour)[:, None]
         straw = _along(self.straw, days)[:, None] * (1 - leaf)
         mixed: Reals = leaf * _LEAF + straw * _STRAW + (1 - leaf - straw) * self.ground
@@ -368,7 +363,7 @@ _COVERS = {  # by class value
 def _reflectance(
     rng: np.random.Generator, plan: ScenePlan, land: _Land, fmask: Codes, opacity: Codes
 ) -> Iterator[tuple[str, Int16s]]:
-    """Each band's name and its int16 (3660, 3660) in 0.0001 of reflectance, fill -9999."""
+    """Name and pixels of each band: int16 (3660, 3660) in 0.0001 of reflectance, fill -9999."""
     day = plan.sensed.timetuple().tm_yday
     spectra = np.empty((len(land.classes), len(REFLECTANCE_BANDS)))
     for value, cover in _COVERS.items():
@@ -400,7 +395,7 @@ def _reflectance(
 
 
 def _around(event: Event, reach: float, shift: tuple[int, int] = (0, 0)) -> tuple[tuple[slice, slice], Reals]:
-    """The part of the tile within `reach` of an event, and each pixel's distance from its middle."""
+    """The part of the tile within `reach` of an event, and the distance of each pixel from its centre."""
     row, col = event.row + shift[0], event.col + shift[1]
     part = tuple(slice(max(0, int(at - reach)), min(HLS_SIZE, int(at + reach) + 2)) for at in (row, col))
     rows, cols = np.mgrid[part]
@@ -408,7 +403,7 @@ def _around(event: Event, reach: float, shift: tuple[int, int] = (0, 0)) -> tupl
 
 
 def _sky(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes, Codes]:
-    """The Fmask, and how much of the ground a cloud hides from 0 to 255, both uint8 (3660, 3660)."""
+    """Fmask, and the opacity of clouds from 0 to 255, both uint8 (3660, 3660)."""
     cell = np.arange(HLS_SIZE) // _CELL
     haze = rng.choice(
         np.array([AEROSOL_LOW, AEROSOL_LOW, AEROSOL_AVERAGE], np.uint8), (HLS_SIZE // _CELL,) * 2
@@ -426,7 +421,7 @@ def _sky(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes,
     cloud = opacity > 0
     fmask[adjacent & ~cloud & ~shadow] |= ADJACENT
     fmask[shadow & ~cloud] |= SHADOW
-    # where a cloud hides the ground, Fmask knows neither water nor snow, and calls the aerosol high
+    # under clouds, Fmask has neither water nor snow, and a high aerosol level
     fmask[cloud] = AEROSOL_HIGH | CLOUD
 
     if plan.seen < 1:
@@ -439,7 +434,7 @@ def _sky(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes,
 
 
 def _far_clouds(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple[Codes, Mask, Mask]:
-    """Opacity, shadow and their surroundings of the clouds that `plan.clouds` asks for."""
+    """Opacity, shadow and surroundings of the clouds for `plan.clouds`."""
     small = (HLS_SIZE // _COARSE,) * 2
     heap = smooth_surface(rng, small, 44) + 0.35 * smooth_surface(rng, small, 11)
     if not plan.overcast:
@@ -464,7 +459,7 @@ def _far_clouds(rng: np.random.Generator, plan: ScenePlan, land: _Land) -> tuple
 
 
 def _draw_cloud(rng: np.random.Generator, event: Event, opacity: Codes, shadow: Mask, adjacent: Mask) -> None:
-    """A round, uneven cloud and its shadow, each with a rim of 5 pixels that counts as adjacent."""
+    """Draw a round, uneven cloud and its shadow, each with a rim of 5 adjacent pixels."""
     bumps = rng.uniform(0, 2 * np.pi, 2)
     for shift in (_SHADOW_SHIFT, (0, 0)):
         part, away = _around(event, event.radius * 1.4, shift)
@@ -480,11 +475,11 @@ def _draw_cloud(rng: np.random.Generator, event: Event, opacity: Codes, shadow: 
 
 
 _SWATH_SLOPE = math.tan(math.radians(13))
-"""Columns that a swath's edge moves west for each row south: Sentinel-2 descends towards the south-west."""
+"""Columns that the edge of a swath moves west per row south: Sentinel-2 descends towards the south-west."""
 
 
 def _swath(plan: ScenePlan) -> Mask:
-    """Where the tile lies west of the swath's eastern edge."""
+    """The part of the tile west of the swath's eastern edge."""
     inside: Mask = np.arange(HLS_SIZE) + _SWATH_SLOPE * np.arange(HLS_SIZE)[:, None] < _swath_edge(plan)
     return inside
 
@@ -492,7 +487,7 @@ def _swath(plan: ScenePlan) -> Mask:
 def _swath_edge(plan: ScenePlan) -> float:
     if plan.seen >= 1:
         return np.inf
-    # the mean over the rows of the edge's column is the share seen, while the edge crosses every row
+    # as long as the edge crosses every row, its mean column is the share of the tile inside the swath
     return float(HLS_SIZE * plan.seen + _SWATH_SLOPE * (HLS_SIZE - 1) / 2)
 
 
@@ -522,7 +517,7 @@ _QA_TAGS = {
 
 
 def _tags(plan: ScenePlan, cloud: int, coverage: int) -> dict[str, str]:
-    """Metadata under the names that HLS v2.0 files use."""
+    """Metadata with the names of HLS v2.0 files."""
     frame = plan.frame
     return {
         "ACCODE": "LaSRC",
@@ -543,7 +538,7 @@ def _tags(plan: ScenePlan, cloud: int, coverage: int) -> dict[str, str]:
 
 
 def _write(path: Path, pixels: npt.NDArray[Any], frame: TileFrame, nodata: int, tags: dict[str, str]) -> None:
-    """Write a cloud-optimized GeoTIFF in the form of LP DAAC's."""
+    """Write a cloud-optimized GeoTIFF in the format of LP DAAC."""
     profile: dict[str, Any] = {
         "driver": "COG",
         "dtype": pixels.dtype.name,

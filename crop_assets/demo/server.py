@@ -1,7 +1,5 @@
-"""The services of the embedded world on one local port: catalogues, granule metadata, files, a gateway.
-
-Belongs here: answering as CMR-STAC, CMR, LP DAAC, the EASIER STAC and an IPFS gateway do. Does not: what
-the world holds (`world`), nor the gateway's protocol (`gateway`).
+"""Serves the demo's world on one local port, with the APIs of CMR-STAC, CMR, LP DAAC, the EASIER STAC and an IPFS
+gateway.
 """
 
 import contextlib
@@ -34,7 +32,7 @@ from crop_assets.hls import HLS_SIZE, NODATA, QA_NODATA, collection_of
 from resources.loopback import free_port
 
 PAGE = 10
-"""Most items of an answer, so that even a small world comes in pages; CMR-STAC's is 100."""
+"""Maximum number of items per page, so that even a small world has several pages; CMR-STAC's is 100."""
 
 _TITLES = {
     "HLSS30_2.0": "HLS Sentinel-2 Multi-spectral Instrument Surface Reflectance Daily Global 30m v2.0",
@@ -59,7 +57,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class WorldServer:
-    """Where the services of a running world are; no address ends in a slash."""
+    """The addresses of a running world's services, without trailing slashes."""
 
     base_url: str
 
@@ -77,12 +75,12 @@ class WorldServer:
 
     @property
     def gateway_url(self) -> str:
-        """What `/ipfs/<cid>` comes after."""
+        """The base address of `/ipfs/<cid>`."""
         return self.base_url
 
 
 def create_app(world: World) -> Starlette:
-    """The application that serves `world`. Raises ValueError where a file does not have its CID."""
+    """The application that serves `world`. Raises ValueError if a file does not match its CID."""
     return Starlette(
         routes=[
             Route("/world.json", _world_route(world)),
@@ -98,16 +96,15 @@ def create_app(world: World) -> Starlette:
 
 @contextlib.contextmanager
 def serve(world: World, port: int = 0) -> Iterator[WorldServer]:
-    """Serve `world` on 127.0.0.1 for as long as the context lasts; port 0 takes a free one, which
-    is likely to be free later as well.
+    """Serve `world` on 127.0.0.1 while the context is active; port 0 chooses a free port that is likely to stay free.
 
-    Raises InputError where the port is taken.
+    Raises InputError if the port is in use.
     """
     try:
         listener = socket.create_server(("127.0.0.1", port or free_port()))
     except OSError as error:
         raise InputError(
-            f"port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}; take another, or 0"
+            f"port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}; use another, or 0"
         ) from None
     with listener:
         config = uvicorn.Config(
@@ -172,7 +169,7 @@ def _bbox(scene: Scene) -> list[float]:
 
 
 def _base(request: Request) -> str:
-    """The server's own address as the client wrote it, without a slash."""
+    """The server's address as used by the client, without a trailing slash."""
     return f"{request.url.scheme}://{request.url.netloc}"
 
 
@@ -187,7 +184,7 @@ def _s3(scene: Scene, band: str) -> str:
 
 @dataclass(frozen=True)
 class _Catalogue:
-    """A STAC API over the scenes: CMR-STAC's items, or the EASIER STAC's, which tell CIDs."""
+    """A STAC API for the scenes, with the items of CMR-STAC, or those of the EASIER STAC, which have CIDs."""
 
     world: World
     kind: Literal["cmr", "ipfs"]
@@ -210,7 +207,7 @@ class _Catalogue:
         return _base(request) + ("/cmr/stac" if self.kind == "cmr" else "/ipfs-stac")
 
     @property
-    def _held(self) -> list[str]:
+    def _collection_names(self) -> list[str]:
         """The collections that have scenes."""
         return sorted({collection_of(scene.scene_id) for scene in self.world.scenes}, reverse=True)
 
@@ -232,7 +229,7 @@ class _Catalogue:
                     {"rel": "data", "href": f"{root}/collections", "type": json_type},
                     *(
                         {"rel": "child", "href": f"{root}/collections/{name}", "type": json_type}
-                        for name in self._held
+                        for name in self._collection_names
                     ),
                     {"rel": "search", "href": f"{root}/search", "type": geojson, "method": "GET"},
                     {"rel": "search", "href": f"{root}/search", "type": geojson, "method": "POST"},
@@ -250,11 +247,11 @@ class _Catalogue:
             for rel, href in (("self", f"{root}/collections"), ("root", f"{root}/"))
         ]
         return JSONResponse(
-            {"collections": [self._describe(root, name) for name in self._held], "links": links}
+            {"collections": [self._describe(root, name) for name in self._collection_names], "links": links}
         )
 
     def _collection(self, request: Request) -> Response:
-        if request.path_params["collection"] not in self._held:
+        if request.path_params["collection"] not in self._collection_names:
             raise HTTPException(404, "no such collection")
         return JSONResponse(self._describe(self._root(request), request.path_params["collection"]))
 
@@ -285,8 +282,8 @@ class _Catalogue:
 
     def _one_item(self, request: Request) -> Response:
         for scene in self.world.scenes:
-            place = {"collection": collection_of(scene.scene_id), "id": scene.scene_id}
-            if request.path_params == place:
+            address = {"collection": collection_of(scene.scene_id), "id": scene.scene_id}
+            if request.path_params == address:
                 return JSONResponse(self._item(request, scene), media_type="application/geo+json")
         raise HTTPException(404, "no such item")
 
@@ -308,7 +305,7 @@ class _Catalogue:
             links += [{"rel": "via", "href": f"{concept}{suffix}"} for suffix in (".json", ".umm_json")]
             assets["metadata"] = {"href": f"{concept}.xml", "type": "application/xml"}
         else:
-            # three of the forms in which a CID is found in the EASIER STAC, one a scene
+            # the EASIER STAC writes CIDs in several forms; use three of them, one per scene
             form = self.world.scenes.index(scene) % 3
             for band, file in scene.files.items():
                 href = f"ipfs://{file.cid}" + ("/" if form == 2 else "")
@@ -336,7 +333,7 @@ class _Catalogue:
         }
 
     async def _search(self, request: Request) -> Response:
-        """Item search; a `token` is the number of items already given."""
+        """Item search; a `token` is the number of items already returned."""
         try:
             query = await request.json() if request.method == "POST" else _from_url(request)
             if collection := request.path_params.get("collection"):
@@ -370,7 +367,7 @@ def _next_link(request: Request, query: Json, token: int) -> Json:
 
 
 def _from_url(request: Request) -> Json:
-    """The query of a GET search in the form of a POST search's body."""
+    """The query of a GET search, in the format of the body of a POST search."""
     query: Json = dict(request.query_params)
     for name in ("ids", "collections", "bbox"):
         if name in query:
@@ -379,7 +376,7 @@ def _from_url(request: Request) -> Json:
 
 
 def _matching(scenes: tuple[Scene, ...], query: Json) -> list[Scene]:
-    """The scenes that a search asks for. Raises HTTPException 500 as CMR-STAC does for odd polygons."""
+    """The scenes that match a search. Raises HTTPException 500 for unusual polygons, like CMR-STAC."""
     found = [
         scene
         for scene in scenes
@@ -406,7 +403,7 @@ def _matching(scenes: tuple[Scene, ...], query: Json) -> list[Scene]:
 
 
 def _moment(text: str, otherwise: dt.datetime) -> dt.datetime:
-    """A time of RFC 3339, or `otherwise` for the open end of an interval."""
+    """An RFC 3339 time, or `otherwise` for the open end of an interval."""
     moment = otherwise if text in ("", "..") else dt.datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
@@ -459,7 +456,7 @@ def _concept_route(world: World) -> Callable[[Request], Response]:
 
 
 def _granules_route(world: World) -> Callable[[Request], Response]:
-    """CMR's granule search by collection, tile and time, as far as datasets ask it; a page has `page_size` records."""
+    """The part of CMR's granule search that datasets use: by collection, tile and time, with pages of `page_size`."""
 
     def search(request: Request) -> Response:
         query = request.query_params

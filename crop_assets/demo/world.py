@@ -1,8 +1,4 @@
-"""The embedded world: a CDL release, and every scene that a dataset of it asks for.
-
-Belongs here: which tiles and scenes there are, what goes wrong over which chip, and making it all
-once. Does not: how land and sky look (`landscape`, `scenes`), nor serving the world (`server`).
-"""
+"""The demo's world: a CDL release, and every scene that a dataset of it needs, with trouble over some chips."""
 
 import contextlib
 import datetime as dt
@@ -32,11 +28,11 @@ from resources.file_system import lock, no_follow
 from resources.machine import Machine
 
 VERSION = 2
-"""Part of the fingerprint: raise it with any change that alters a file's bytes."""
+"""Part of the fingerprint: raise it with any change that changes the bytes of a file."""
 
-MOST_TILES = 6
-_MOST_CHIPS = 300 * MOST_TILES
-"""More chips than six tiles can be nearest to: a tile's neighbour is 100 km, 15 chips, away."""
+MAX_TILES = 6
+_MAX_CHIPS = 300 * MAX_TILES
+"""Six tiles cannot have more chips than this: neighbouring tiles are 100 km, or 15 chips, apart."""
 
 _WORKERS = 2
 
@@ -56,7 +52,7 @@ class World:
 
     @property
     def scene_folder(self) -> Path:
-        """Where the band files lie, as <scene id>/<scene id>.<band>.tif."""
+        """The folder of the band files, <scene id>/<scene id>.<band>.tif."""
         return self.root / "scenes"
 
     def band_path(self, scene: Scene, band: str) -> Path:
@@ -74,7 +70,7 @@ class World:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What `world.json` holds; it is written last, so its presence means a finished world."""
+    """The content of `world.json`, which is written last: if it exists, the world is finished."""
 
     fingerprint: str
     year: int
@@ -84,7 +80,7 @@ class _Manifest:
 
 @dataclass(frozen=True)
 class _Record:
-    """What is written when a scene's files are all there."""
+    """The content of the file that is written when all files of a scene are there."""
 
     fingerprint: str
     scene: Scene
@@ -93,11 +89,10 @@ class _Record:
 def build_world(
     root: Path, cdl: Path | None = None, year: int = 2022, progress: Callable[[str], None] = print
 ) -> World:
-    """The world of `cdl`, or of a made-up landscape in Kansas, made below `root` where it is not there yet.
+    """Build the world of `cdl`, or of a synthetic landscape in Kansas, below `root`, unless it is already there.
 
-    A build that was stopped goes on where it stopped, and the same inputs give the same bytes
-    whatever the order. Raises InputError for a `cdl` that is no CDL raster, holds no whole chip, or
-    needs more than six tiles.
+    Resumes an interrupted build; the same inputs give the same bytes in any order. Raises InputError if `cdl` is not a
+    CDL raster, contains no complete chip, or needs more than six tiles.
     """
     root = root.absolute()
     source = hashlib.sha256(b"landscape").hexdigest()
@@ -113,8 +108,8 @@ def build_world(
         manifest = _read_manifest(root, fingerprint)
         if manifest and raster.is_file():
             world = World(root, year, raster, manifest.tiles, manifest.scenes, fingerprint)
-            if all(_is_whole(world.scene_folder, scene) for scene in world.scenes):
-                progress(f"{root}: nothing to do, all {len(world.scenes)} scenes are there")
+            if all(_is_complete(world.scene_folder, scene) for scene in world.scenes):
+                progress(f"{root}: nothing to do, all {len(world.scenes)} scenes exist")
                 return world
         if cdl is None:
             progress("drawing the landscape")
@@ -149,13 +144,13 @@ def _read_manifest(root: Path, fingerprint: str) -> _Manifest | None:
 def _write(path: Path, data: bytes) -> None:
     writing = path.with_name(f".writing-{path.name}")
     writing.unlink(missing_ok=True)
-    # exclusively, which follows no link
+    # exclusive creation does not follow links
     with writing.open("xb") as file:
         file.write(data)
     writing.replace(path)
 
 
-def _is_whole(folder: Path, scene: Scene) -> bool:
+def _is_complete(folder: Path, scene: Scene) -> bool:
     paths = {folder / scene.scene_id / scene.file_name(band): file.size for band, file in scene.files.items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
@@ -163,7 +158,7 @@ def _is_whole(folder: Path, scene: Scene) -> bool:
 def _make_scenes(
     root: Path, cdl: Path, plans: list[ScenePlan], fingerprint: str, progress: Callable[[str], None]
 ) -> list[Scene]:
-    """Render what is not there yet, two scenes at a time; sorted by id."""
+    """Render the missing scenes, two at a time; returns all scenes, sorted by id."""
     folder, records = root / "scenes", root / "records"
     folder.mkdir(exist_ok=True)
     records.mkdir(exist_ok=True)
@@ -171,12 +166,12 @@ def _make_scenes(
     for plan in plans:
         with contextlib.suppress(FileNotFoundError, ValidationError):
             record = TypeAdapter(_Record).validate_json((records / f"{plan.scene_id}.json").read_bytes())
-            if record.fingerprint == fingerprint and _is_whole(folder, record.scene):
+            if record.fingerprint == fingerprint and _is_complete(folder, record.scene):
                 scenes[plan.scene_id] = record.scene
     if scenes:
-        progress(f"{len(scenes)} of {len(plans)} scenes are there already")
+        progress(f"{len(scenes)} of {len(plans)} scenes already exist")
     missing = [plan for plan in plans if plan.scene_id not in scenes]
-    # not fork: a child of a process with threads may hang in a lock that one of them held
+    # not fork: the child of a process with threads may hang on a lock that a thread held
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(_WORKERS, len(missing) or 1), mp_context=context) as pool:
         made = [pool.submit(render_scene, plan, cdl, folder / plan.scene_id) for plan in missing]
@@ -191,7 +186,7 @@ def _make_scenes(
                     f"{scene.cloud_coverage} % cloud, {scene.spatial_coverage} % seen"
                 )
         except BaseException:
-            # after Ctrl-C or an error the pool would go on to its last scene
+            # otherwise the pool would finish all scenes after Ctrl-C or an error
             for child in multiprocessing.active_children():
                 child.kill()
             raise
@@ -200,9 +195,9 @@ def _make_scenes(
 
 @dataclass(frozen=True)
 class _Pass:
-    """An overpass on a day of the year; `later` seconds tell a second granule of that day apart.
+    """An overpass on a day of the year; a second granule of that day is `later` seconds later.
 
-    `role` is what a selection of the default recipe makes of the scene. Landsat's are `L30`.
+    `role` is the position that the default recipe selects the scene for. Landsat scenes are `L30`.
     """
 
     day: int
@@ -214,8 +209,8 @@ class _Pass:
     sensor: Literal["S30", "L30"] = "S30"
 
 
-# Every fifth day from day 2 on: HLS.S30.T14SMF.2021062T172221 is one of them, and 365 is a multiple of 5.
-# Clouds of a share c make a cloud_coverage of about 1.6 c: shadows count too.
+# Every fifth day from day 2: HLS.S30.T14SMF.2021062T172221 is on one of these days, and 365 is a multiple of 5.
+# A share of clouds c gives a cloud_coverage of about 1.6 c, because shadows count too.
 _ODD_PASSES = (
     _Pass(72, clouds=0.012, role="first"),
     _Pass(112),
@@ -225,7 +220,7 @@ _ODD_PASSES = (
     _Pass(212, clouds=0.006),
     _Pass(212, clouds=0.006, seen=0.95, later=10),
     _Pass(262, clouds=0.002, role="last"),
-    # Landsat 8 and 9 pass every eighth day; of the two scenes of day 112 that of S30 is clearer
+    # Landsat 8 and 9 pass every eighth day; on day 112, the S30 scene is the clearer one
     _Pass(64, sensor="L30"),
     _Pass(112, clouds=0.012, sensor="L30"),
     _Pass(232, clouds=0.004, sensor="L30"),
@@ -240,12 +235,12 @@ _EVEN_PASSES = (
     _Pass(242, clouds=0.025),
     _Pass(267, clouds=0.002, role="last"),
     _Pass(65, clouds=0.004, sensor="L30"),
-    # on the day of a clouded scene of S30
+    # on the day of a cloudy S30 scene
     _Pass(137, sensor="L30"),
     _Pass(233, clouds=0.008, sensor="L30"),
 )
 
-# In the order in which a tile's chips are struck: a few chips have the first of them only.
+# In the order in which they are applied to a tile's chips; a tile with few chips gets only the first ones.
 _TROUBLES: tuple[tuple[Role, Literal["cloud", "snow", "gap", "dead"]], ...] = (
     ("first", "cloud"),
     ("middle", "gap"),
@@ -254,40 +249,37 @@ _TROUBLES: tuple[tuple[Role, Literal["cloud", "snow", "gap", "dead"]], ...] = (
     ("middle", "cloud"),
     ("first", "snow"),
 )
-_CLOUD_PLACE = (20, 27)
-"""From a chip's middle to its cloud in pixels, so that the shadow lies in the chip as well."""
+_CLOUD_OFFSET = (20, 27)
+"""Offset in pixels from a chip's centre to its cloud, so that the shadow is also inside the chip."""
 _RADIUS = {"cloud": 42, "snow": 40, "gap": 6, "dead": 3}
 _SLIGHT_CLOUD = 26
-"""A cloud of this radius covers about 4.3 % of a chip and its shadow as much: bad together, not each alone."""
+"""A cloud of this radius covers about 4.3 % of a chip, and so does its shadow: together too much, but neither alone."""
 
 
 def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
-    """The scenes of all tiles that a dataset of `cdl` may ask for, eight of S30 and three of L30 a tile, sorted by id.
+    """Plan the scenes of all tiles that a dataset of `cdl` may need, sorted by id: eight S30 and three L30 per tile.
 
-    Tiles take turns between a season with an odd and one with an even number of scenes that qualify.
-    At most a quarter of a tile's chips meet with trouble on a date that is selected. Raises
-    InputError as `build_world` does.
+    Tiles alternate between an odd and an even number of scenes that qualify. At most a quarter of a tile's chips have
+    trouble on a selected date. Raises the same InputErrors as `build_world`.
     """
     raster = check_cdl(cdl, "other")
     count = len(raster.chip_rows) * len(raster.chip_cols)
     if count == 0:
         raise InputError(
-            f"{cdl} holds no whole chip of the national 224-pixel grid; use a clip of at least 448 x 448 pixels"
+            f"{cdl} contains no complete chip of the national 224-pixel grid; use a clip of at least 448 x 448 pixels"
         )
-    if count > _MOST_CHIPS:
-        raise InputError(
-            f"{cdl} holds {count} chips, more than {MOST_TILES} tiles can hold; use a smaller clip"
-        )
+    if count > _MAX_CHIPS:
+        raise InputError(f"{cdl} has {count} chips, more than {MAX_TILES} tiles can have; use a smaller clip")
     with Machine().pool() as pool:
         boxes = weighed_boxes(candidate_boxes(chip_histograms(raster, pool)), 1)
     grid = read_tile_grid(official_grid_path())
     nearest = map_chips(boxes, grid, "projected")["tile"]
     by_degrees = map_chips(boxes, grid, "degrees")["tile"]
     tiles = sorted({*nearest.dropna(), *by_degrees.dropna()})
-    if len(tiles) > MOST_TILES:
+    if len(tiles) > MAX_TILES:
         raise InputError(
-            f"{cdl} needs {len(tiles)} tiles ({', '.join(tiles[:8])} ...), and the demo makes at most "
-            f"{MOST_TILES}; use a smaller clip"
+            f"{cdl} needs {len(tiles)} tiles ({', '.join(tiles[:8])} ...), but the demo supports at most "
+            f"{MAX_TILES}; use a smaller clip"
         )
     chosen = choose_boxes(boxes.assign(tile=nearest), "all", len(boxes))
     plans: list[ScenePlan] = []
@@ -301,7 +293,7 @@ def plan_scenes(cdl: Path, year: int) -> list[ScenePlan]:
 
 
 def _scene_plan(frame: TileFrame, year: int, overpass: _Pass, troubles: dict[Role, list[Event]]) -> ScenePlan:
-    # 10:44 local solar time at the zone's meridian: HLS.S30.T14SMF.2021062T172221 was taken then
+    # 10:44 local solar time at the zone's meridian, as for HLS.S30.T14SMF.2021062T172221
     meridian = frame.epsg % 100 * 6 - 183
     hour = dt.timedelta(hours=10.739 - meridian / 15)
     midnight = dt.datetime(year, 1, 1, tzinfo=dt.UTC) + dt.timedelta(days=overpass.day - 1)
@@ -310,7 +302,7 @@ def _scene_plan(frame: TileFrame, year: int, overpass: _Pass, troubles: dict[Rol
     if overpass.sensor == "L30":
         named, sensed = (moment - dt.timedelta(minutes=6) for moment in (named, sensed))
     else:
-        # a datatake's first line, which names it, is taken some minutes before the tile is reached
+        # the name has the time of a datatake's first line, some minutes before the tile is reached
         sensed += dt.timedelta(minutes=11, seconds=24)
     return ScenePlan(
         scene_id=f"HLS.{overpass.sensor}.T{frame.tile}.{year}{overpass.day:03d}T{named:%H%M%S}.v2.0",
@@ -324,17 +316,17 @@ def _scene_plan(frame: TileFrame, year: int, overpass: _Pass, troubles: dict[Rol
 
 
 def _troubles(frame: TileFrame, chips: gpd.GeoDataFrame) -> dict[Role, list[Event]]:
-    """What happens over the chips of a tile in the scenes that are selected."""
+    """The events over the chips of a tile in the selected scenes."""
     events: dict[Role, list[Event]] = {"first": [], "middle": [], "last": []}
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(frame.tile.encode()).digest()[:8]))
     x, y = rng.permutation(chips.sort_values("chip_id")[["x", "y"]].to_numpy()).T
     east, north = pyproj.Transformer.from_crs(5070, frame.epsg, always_xy=True).transform(x, y)
-    middles = list(zip((frame.top - north) / 30, (east - frame.left) / 30, strict=True))
-    struck = _TROUBLES[: len(middles) // 4]
-    for (role, kind), (row, col) in zip(struck, middles, strict=False):
-        down, right = _CLOUD_PLACE if kind == "cloud" else (0, 0)
+    centres = list(zip((frame.top - north) / 30, (east - frame.left) / 30, strict=True))
+    struck = _TROUBLES[: len(centres) // 4]
+    for (role, kind), (row, col) in zip(struck, centres, strict=False):
+        down, right = _CLOUD_OFFSET if kind == "cloud" else (0, 0)
         events[role].append(Event(kind, row + down, col + right, _RADIUS[kind]))
-    if len(middles) > 2 * len(_TROUBLES):
-        row, col = middles[len(struck)]
-        events["last"].append(Event("cloud", row + _CLOUD_PLACE[0], col + _CLOUD_PLACE[1], _SLIGHT_CLOUD))
+    if len(centres) > 2 * len(_TROUBLES):
+        row, col = centres[len(struck)]
+        events["last"].append(Event("cloud", row + _CLOUD_OFFSET[0], col + _CLOUD_OFFSET[1], _SLIGHT_CLOUD))
     return events

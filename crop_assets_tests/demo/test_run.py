@@ -179,20 +179,20 @@ def warped(world: SmallWorld, scenes: list[str], chip_id: str) -> "np.ndarray[An
     [
         (
             {"season_start": "10-01", "season_end": "12-31", "sensors": ["L30"]},
-            "season_start and season_end: no tile of the demo's world has three dates by this recipe, and a chip needs "
-            "them; its scenes by L30 are from 2022-03-05 to 2022-08-20",
+            "season_start and season_end: with this recipe, no tile of the demo's world has the three dates that a "
+            "chip needs; its L30 scenes are from 2022-03-05 to 2022-08-20",
         ),
-        ({"season_end": "04-01"}, "its scenes by S30 are from 2022-03-13 to 2022-09-19"),
+        ({"season_end": "04-01"}, "its S30 scenes are from 2022-03-13 to 2022-09-19"),
         ({"max_cloud_cover": 0, "sensors": ["L30"]}, "max_cloud_cover: no tile"),
-        ({"max_cloud_cover": 0, "sensors": ["L30"]}, "its scenes by L30 of the season have 0, 1, 2 % cloud"),
+        ({"max_cloud_cover": 0, "sensors": ["L30"]}, "its L30 scenes of the season have 0, 1, 2 % cloud"),
         (
             {"scene_rule": "season_spread", "min_gap_days": 85, "sensors": ["L30"]},
-            "its scenes by L30 that fit are of 2022-03-05, 2022-04-22, 2022-08-20",
+            "its L30 scenes that fit are from 2022-03-05, 2022-04-22, 2022-08-20",
         ),
         ({"season_start": "02-29"}, "2022 has no 02-29"),
         (
             {"sources": ["kubo", "ipfs_cli"]},
-            "sources: kubo, ipfs_cli cannot give the files of the demo's world",
+            "sources: kubo, ipfs_cli do not have the files of the demo's world",
         ),
         ({"aoi": "iowa.geojson"}, "aoi: the AOI touches no chip box: in EPSG:4326 the bounds of the AOI are"),
         (

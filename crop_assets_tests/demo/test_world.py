@@ -19,7 +19,7 @@ from rasterio.vrt import WarpedVRT
 from crop_assets.chip_grid import chip_geobox
 from crop_assets.classes import lookup_table
 from crop_assets.demo.landscape import draw_landscape, write_landscape
-from crop_assets.demo.run import own_recipe
+from crop_assets.demo.run import default_recipe
 from crop_assets.demo.scenes import Scene
 from crop_assets.demo.server import PAGE, WorldServer, serve
 from crop_assets.demo.world import World, build_world, plan_scenes
@@ -78,7 +78,7 @@ def test_landscape_is_a_cdl_raster_with_chips_of_every_sort(landscape: Path, poo
 
 
 def test_the_demo_chooses_other_chips_by_evenness_than_balanced(landscape: Path, pool: Executor) -> None:
-    wanted = own_recipe(None)
+    wanted = default_recipe(None)
     boxes = weighed_boxes(candidate_boxes(chip_histograms(check_cdl(landscape), pool)), wanted["min_classes"])
     even, balanced = (
         set(choose_boxes(boxes, how, wanted["chips"])["chip_id"]) for how in ("evenness", "balanced")
@@ -251,7 +251,7 @@ def test_a_second_build_does_nothing_and_a_torn_one_goes_on(small_world: SmallWo
     shutil.rmtree(torn / "scenes" / lost.scene_id)
     said.clear()
     again = build_world(torn, world.cdl, 2022, said.append)
-    assert said[0] == "10 of 11 scenes are there already"
+    assert said[0] == "10 of 11 scenes already exist"
     assert sum(line.startswith("scene ") for line in said) == 1
     assert again.scenes == world.scenes, "the scene made anew has the same bytes"
 
@@ -281,7 +281,7 @@ def test_rasters_that_cannot_be_served_are_refused(tmp_path: Path) -> None:
     tiny, long = tmp_path / "tiny.tif", tmp_path / "long.tif"
     codes = np.ones((100, 100), np.uint8)
     write_landscape(tiny, codes)
-    with pytest.raises(InputError, match="no whole chip"):
+    with pytest.raises(InputError, match="no complete chip"):
         build_world(tmp_path / "world", tiny)
     write_landscape(long, np.ones((224, 224 * 120), np.uint8), 230, 280)
     with pytest.raises(InputError, match=r"needs \d+ tiles .* at most 6"):
