@@ -49,7 +49,7 @@ def test_lookup_table_marks_codes_that_the_cdl_lacks() -> None:
 
 
 @pytest.mark.parametrize(("unknown_codes", "value"), [("refuse", UNKNOWN), ("other", 13), ("nodata", 0)])
-def test_codes_without_a_class_are_of_the_one_that_the_recipe_says(unknown_codes: str, value: int) -> None:
+def test_codes_without_a_class_get_the_class_of_the_recipe(unknown_codes: str, value: int) -> None:
     plain, table = lookup_table(), lookup_table(61, unknown_codes)
     unlike = set(np.flatnonzero(plain != table).tolist())
     assert unlike - {61} == (set() if value == UNKNOWN else set(range(256)) - set(CDL_CLASSES))
@@ -73,7 +73,7 @@ def test_real_cdl_is_reclassified_pixel_for_pixel(real: Path) -> None:
     np.testing.assert_array_equal(reclassify(codes, "2021", lookup_table()), by_dict.reshape(codes.shape))
 
 
-def test_unknown_code_is_named_with_its_source_and_place() -> None:
+def test_the_error_of_an_unknown_code_has_its_source_and_position() -> None:
     codes = np.full((4, 5), 1, np.uint8)
     codes[2, 3] = codes[3, 0] = 40
     codes[3, 4] = 255
@@ -105,7 +105,7 @@ def test_palette_is_distinct_and_fits_matplotlib_and_geotiff(tmp_path: Path) -> 
         assert raster.nodata is None
 
 
-def test_columns_of_classes_are_named_in_one_place() -> None:
+def test_class_columns_are_defined_once() -> None:
     assert (CLASS_COLUMNS[0], CLASS_COLUMNS[13], len(CLASS_COLUMNS)) == ("class_0", "class_13", len(CLASSES))
     package = Path(classes.__file__).parent
     assert [p.name for p in package.rglob("*.py") if "class_{" in p.read_text()] == ["classes.py"]

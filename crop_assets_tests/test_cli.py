@@ -16,7 +16,7 @@ from crop_assets.cli import app
 from crop_assets.variables import VARIABLES
 
 
-def test_help_tells_what_each_command_is_for() -> None:
+def test_help_describes_each_command() -> None:
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
     for command in ("demo", "ui", "verify"):
@@ -24,7 +24,7 @@ def test_help_tells_what_each_command_is_for() -> None:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
 
-def test_a_raster_that_is_no_cdl_is_one_line_of_error_and_exit_code_2(tmp_path: Path) -> None:
+def test_a_raster_that_is_not_a_cdl_gives_one_line_of_error_and_exit_code_2(tmp_path: Path) -> None:
     raster = tmp_path / "2021_30m_cdls.tif"
     profile = {
         "driver": "GTiff",
@@ -76,7 +76,7 @@ def test_the_version_is_that_of_the_package() -> None:
     assert (shown.exit_code, shown.output) == (0, f"crop-assets {version('crop-assets')}\n")
 
 
-def test_a_variable_that_nothing_reads_is_told(tmp_path: Path) -> None:
+def test_a_variable_that_nothing_reads_is_reported(tmp_path: Path) -> None:
     variables = {
         "CROP_ASSETS_KUBO": "http://127.0.0.1:5001",
         "CROP_ASSETS_OURS": "",
@@ -101,7 +101,7 @@ def test_the_known_variables_are_those_that_are_read_and_described() -> None:
     assert set(VARIABLES) == described
 
 
-def test_what_the_system_refuses_is_one_line_of_error_and_exit_code_2(tmp_path: Path) -> None:
+def test_an_error_of_the_system_gives_one_line_and_exit_code_2(tmp_path: Path) -> None:
     for command in ("verify", "plan"):
         shown = CliRunner().invoke(app, [command, "--data", str(tmp_path / ("x" * 300))])
         assert shown.exit_code == 2, shown.output

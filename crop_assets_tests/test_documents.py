@@ -9,7 +9,7 @@ from crop_assets.variables import FIELDS
 HERE = Path(__file__).parent
 
 
-def test_every_test_that_the_threat_model_names_is_there() -> None:
+def test_every_test_in_the_threat_model_exists() -> None:
     rows = [
         line for line in (HERE.parent / "docs/threats.md").read_text().splitlines() if line.startswith("| **")
     ]
@@ -32,7 +32,7 @@ def test_every_link_between_documents_leads_to_a_file() -> None:
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
-def test_the_references_are_what_the_code_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_references_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in {"CROP_ASSETS_DATA", "CROP_ASSETS_RECIPE", *FIELDS.values()}:
         monkeypatch.delenv(variable, raising=False)
     docs = HERE.parent / "docs"

@@ -83,7 +83,7 @@ READS: dict[str, Callable[[DatasetStore], object]] = {
 
 
 @pytest.mark.parametrize("name", READS)
-def test_a_table_that_is_not_what_its_asset_makes_is_refused_in_short(store: DatasetStore, name: str) -> None:
+def test_a_table_of_another_form_is_refused_with_a_short_message(store: DatasetStore, name: str) -> None:
     with pytest.raises(IntegrityError, match="; materialize its asset again") as error:
         READS[name](store)
     assert len(str(error.value)) < 1_000
@@ -250,7 +250,7 @@ def test_a_table_that_makes_sense_is_written_and_read(tmp_path: Path, asset: str
     assert len(read_table(store, "t.parquet", SCHEMAS[asset])) == len(frame) > 0
 
 
-def test_a_tile_map_that_names_no_tiles_is_told_in_short(tmp_path: Path) -> None:
+def test_the_error_of_a_tile_map_with_invalid_tiles_is_short(tmp_path: Path) -> None:
     for tile in TEXTS:
         forge(
             DatasetStore(root=str(tmp_path)),
@@ -273,7 +273,7 @@ def test_a_tile_map_that_names_no_tiles_is_told_in_short(tmp_path: Path) -> None
         lambda text: LAYOUT.merged(text),
     ],
 )
-def test_a_name_that_leads_elsewhere_is_an_error_of_an_input_and_repeated_in_short(
+def test_a_name_that_leads_elsewhere_is_an_input_error_with_a_short_message(
     act: Callable[[str], object],
 ) -> None:
     for text in ("../../etc", HUGE):
@@ -283,7 +283,7 @@ def test_a_name_that_leads_elsewhere_is_an_error_of_an_input_and_repeated_in_sho
 
 
 @pytest.mark.parametrize("table", [pa.table({"x": [1]}), table_of("band_cids"), table_of("selected_scenes")])
-def test_a_plan_goes_on_with_the_other_tiles(tmp_path: Path, table: pa.Table) -> None:
+def test_a_plan_continues_with_the_other_tiles(tmp_path: Path, table: pa.Table) -> None:
     store = DatasetStore(root=str(tmp_path))
     forge(store, LAYOUT.table("tile_map"), table_of("tile_map", tile=pa.array(["14SMG", "14SNG"])))
     for tile in ("14SMG", "14SNG"):
@@ -308,7 +308,7 @@ def test_a_plan_goes_on_with_the_other_tiles(tmp_path: Path, table: pa.Table) ->
     ],
 )
 @pytest.mark.parametrize("where", ["merged_path", "mask_path", "files"])
-def test_what_lies_outside_the_dataset_is_not_published(tmp_path: Path, name: str, where: str) -> None:
+def test_files_outside_the_dataset_are_not_published(tmp_path: Path, name: str, where: str) -> None:
     store = DatasetStore(root=str(tmp_path))
     chip = LAYOUT.merged("chip_232_310")
     splits = pd.DataFrame({"merged_path": [chip], "mask_path": [LAYOUT.mask("chip_232_310")]})
@@ -345,7 +345,7 @@ def test_a_table_with_a_key_twice_is_refused_in_reading_and_writing(tmp_path: Pa
         read_table(store, "t.parquet", schema)
 
 
-def test_chips_that_lie_further_apart_than_a_tile_is_wide_make_no_raster() -> None:
+def test_chips_further_apart_than_a_tile_give_no_raster() -> None:
     with pytest.raises(InputError, match="are up to 1,001 chips apart, but a tile is only 17 chips wide"):
         tile_geobox([], ["chip_000_000", "chip_000_1000"])
     with pytest.raises(InputError, match="is not a chip id"):
@@ -353,7 +353,7 @@ def test_chips_that_lie_further_apart_than_a_tile_is_wide_make_no_raster() -> No
 
 
 @pytest.mark.parametrize("tile", ["xxTDE", "", "99TDE", "14SMI"])
-def test_a_tile_that_is_none_has_no_bounds(tile: str) -> None:
+def test_an_invalid_tile_has_no_bounds(tile: str) -> None:
     with pytest.raises(InputError, match="which is no tile, or lies nowhere; materialize tile_grid again"):
         hls_tile_bounds(tile, shapely.box(-99, 38, -98, 39))
 
@@ -362,12 +362,12 @@ def test_a_tile_that_is_none_has_no_bounds(tile: str) -> None:
     "polygon",
     [shapely.Polygon(), shapely.Polygon([(0, 0), (np.inf, 0), (1, 1)]), shapely.box(-98, 200, -97, 300)],
 )
-def test_a_tile_that_lies_nowhere_has_no_bounds(polygon: shapely.Polygon) -> None:
+def test_a_tile_without_a_square_has_no_bounds(polygon: shapely.Polygon) -> None:
     with pytest.raises(InputError, match=r"lies nowhere|has no place in EPSG:32614|not near a corner"):
         hls_tile_bounds("14SMG", polygon)
 
 
-def test_counts_of_no_class_give_no_weights() -> None:
+def test_counts_without_classes_give_no_weights() -> None:
     with pytest.raises(InputError, match="there are no class weights"):
         class_weights([9, *[0] * 13])
 
@@ -376,7 +376,7 @@ def test_counts_of_no_class_give_no_weights() -> None:
     ("dtype", "value", "why"),
     [("int16", -9999, "all pixels of a band are missing"), ("uint8", 1, "has the type uint8, not int16")],
 )
-def test_images_of_nothing_or_of_another_type_give_no_statistics(
+def test_images_without_data_or_of_another_type_give_no_statistics(
     tmp_path: Path, dtype: str, value: int, why: str
 ) -> None:
     path = tmp_path / "chip_232_310_merged.tif"

@@ -64,7 +64,7 @@ def test_every_tile_of_the_official_grid_can_be_in_a_scene_id(official_grid: gpd
 
 
 @pytest.mark.parametrize("name", NO_TILES)
-def test_what_no_tile_is_called_is_refused_wherever_a_tile_is_named(name: str) -> None:
+def test_an_invalid_tile_name_is_refused_everywhere(name: str) -> None:
     scene = SCENE.replace("13TDE", name)
     assert not is_tile(name) and not is_scene_id(scene)
     with pytest.raises(IntegrityError, match="not an HLS scene id"):
@@ -73,7 +73,7 @@ def test_what_no_tile_is_called_is_refused_wherever_a_tile_is_named(name: str) -
         hls_bounds(name)
 
 
-def test_a_square_that_its_zone_lacks_has_no_bounds() -> None:
+def test_a_square_outside_its_zone_has_no_bounds() -> None:
     assert is_tile("14SAA")
     with pytest.raises(InputError, match="there is no 100 km square with this name"):
         hls_bounds("14SAA")

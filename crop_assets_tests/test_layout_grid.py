@@ -47,7 +47,7 @@ ROWS, COLS = st.integers(0, 1200), st.integers(0, 1200)
         (LAYOUT.file("band_stats"), "/band_stats"),
     ],
 )
-def test_names_are_those_of_the_design(name: str, expected: str) -> None:
+def test_names_are_as_specified(name: str, expected: str) -> None:
     assert name == ROOT + expected
 
 
@@ -84,14 +84,14 @@ def test_scene_files_are_named_alike_in_every_folder() -> None:
         "LC09_L1TP_015033_20221015_20221015_02_T1",
     ],
 )
-def test_what_is_no_scene_id_does_not_become_a_path(scene: str) -> None:
+def test_an_invalid_scene_id_does_not_become_a_path(scene: str) -> None:
     for name in (LAYOUT.band, LAYOUT.reprojected, LAYOUT.scene_file):
         with pytest.raises(ValueError, match="is not the name of a scene"):
             name(scene, "B02")
 
 
 @pytest.mark.parametrize("band", ["", "B", "B02/../x", "../B02", "B02.tif", "B02\n", "B 02", "B02B02B02"])
-def test_what_is_no_band_does_not_become_a_path(band: str) -> None:
+def test_an_invalid_band_does_not_become_a_path(band: str) -> None:
     for name in (LAYOUT.band, LAYOUT.reprojected):
         with pytest.raises(ValueError, match="is not the name of a band"):
             name(SCENE, band)
@@ -116,7 +116,7 @@ NO_CHIPS = [
 
 
 @pytest.mark.parametrize("chip", NO_CHIPS)
-def test_what_is_no_chip_id_is_refused(chip: str) -> None:
+def test_an_invalid_chip_id_is_refused(chip: str) -> None:
     for name in (LAYOUT.merged, LAYOUT.mask, LAYOUT.fmask):
         with pytest.raises(ValueError, match="is not the name of a chip"):
             name(chip)
@@ -128,14 +128,14 @@ def test_what_is_no_chip_id_is_refused(chip: str) -> None:
 @pytest.mark.parametrize(
     "tile", ["", "T13TDE", "13TD", "13tde", "13TDE/", "../13TDE", "13ADE", "13TDE\n", "61SNH", "14SMI"]
 )
-def test_what_is_no_tile_does_not_become_a_path(tile: str) -> None:
+def test_an_invalid_tile_does_not_become_a_path(tile: str) -> None:
     with pytest.raises(ValueError, match="is not the name of a tile"):
         LAYOUT.table("chips", tile)
 
 
 @unhurried
 @given(ROWS, COLS)
-def test_a_chip_id_tells_its_position(row: int, col: int) -> None:
+def test_a_chip_id_contains_its_position(row: int, col: int) -> None:
     chip = chip_id(row, col)
     assert chip_position(chip) == (row, col)
     assert LAYOUT.mask(chip) == f"{ROOT}/chips/{chip}.mask.tif"
@@ -161,7 +161,7 @@ def test_the_corners_of_a_chip(row: int, col: int) -> None:
     assert (box.width, box.height, box.crs) == (224, 224, "EPSG:5070")
 
 
-def test_chips_lie_where_the_published_ones_do(real: Path) -> None:
+def test_chips_are_where_the_published_ones_are(real: Path) -> None:
     features = json.loads((real / "tables" / "chip_bbox_5070.geojson").read_text())["features"]
     assert len(features) == 2000
     for feature in features:
@@ -186,7 +186,7 @@ X, Y = st.integers(-2356095, 2258235), st.integers(276915, 3172605)
 
 @unhurried
 @given(X, X, Y, Y)
-def test_the_cover_of_an_area_is_the_least_that_covers_it(x0: int, x1: int, y0: int, y1: int) -> None:
+def test_the_cover_of_an_area_is_as_small_as_possible(x0: int, x1: int, y0: int, y1: int) -> None:
     left, right, bottom, top = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
     rows, cols = chip_cover(left, bottom, right, top)
     assert 0 <= (3172605 - 6720 * rows.start) - top < 6720
@@ -197,14 +197,14 @@ def test_the_cover_of_an_area_is_the_least_that_covers_it(x0: int, x1: int, y0: 
 
 @unhurried
 @given(ROWS, COLS, st.integers(1, 5), st.integers(1, 5))
-def test_whole_chips_are_covered_by_themselves(row: int, col: int, height: int, width: int) -> None:
+def test_complete_chips_are_covered_by_themselves(row: int, col: int, height: int, width: int) -> None:
     rows, cols = range(row, row + height), range(col, col + width)
     assert chip_cover(*chip_blocks(rows, cols).boundingbox) == (rows, cols)
 
 
 @unhurried
 @given(ROWS, COLS, st.integers(1, 6719), st.integers(1, 6719))
-def test_a_point_within_a_chip_is_covered_by_that_chip(row: int, col: int, right: int, down: int) -> None:
+def test_a_point_in_a_chip_is_covered_by_that_chip(row: int, col: int, right: int, down: int) -> None:
     x, y = 6720 * col - 2356095 + right, 3172605 - 6720 * row - down
     assert chip_cover(x, y, x, y) == (range(row, row + 1), range(col, col + 1))
 
@@ -215,7 +215,7 @@ ANY_ROW, ANY_COL = st.integers(-500, 1200), st.integers(-500, 2000)
 
 @unhurried
 @given(ANY_ROW, ANY_COL, st.integers(0, 500), st.integers(0, 500), ANY_ROW, ANY_COL)
-def test_the_window_of_a_chip_is_where_it_lies_in_a_raster_of_any_pixels(
+def test_the_window_of_a_chip_is_its_position_in_any_raster(
     row: int, col: int, down: int, right: int, chip_row: int, chip_col: int
 ) -> None:
     raster = chip_blocks(range(row, row + 3), range(col, col + 3))[down:, right:]
@@ -225,7 +225,7 @@ def test_the_window_of_a_chip_is_where_it_lies_in_a_raster_of_any_pixels(
     assert (left, top) == (6720 * chip_col - 2356095, 3172605 - 6720 * chip_row)
 
 
-def test_windows_forgive_the_last_bits_of_a_transform() -> None:
+def test_windows_tolerate_rounding_of_a_transform() -> None:
     exact = chip_blocks(range(223, 224), range(337, 338)).affine
     for shift in (-1e-4, 1e-4):
         window = chip_window(exact.translation(shift, shift) @ exact, 223, 337)

@@ -61,7 +61,7 @@ def test_results_are_in_the_order_of_items(items: list[int], threads: int) -> No
         assert in_parallel(pool, work, iter(items)) == [item * item for item in items]
 
 
-def test_work_is_shared_out_among_the_threads() -> None:
+def test_work_is_distributed_over_the_threads() -> None:
     together = threading.Barrier(3, timeout=10)
     with ThreadPoolExecutor(3) as pool:
         in_parallel(pool, lambda _: together.wait(), range(3))
@@ -81,7 +81,7 @@ def test_the_error_of_the_first_item_is_raised_although_another_failed_sooner() 
         in_parallel(pool, work, range(2))
 
 
-def test_an_error_is_raised_once_nothing_runs_any_more(threads: ThreadPoolExecutor) -> None:
+def test_an_error_is_raised_when_nothing_runs_any_more(threads: ThreadPoolExecutor) -> None:
     work = Work(0.1)
     with pytest.raises(Fault):
         in_parallel(threads, work, [1, -1, 2, 3, 4])

@@ -76,9 +76,7 @@ def test_a_declaration_that_cannot_work_is_refused_when_it_is_loaded(wrong: Stag
 
 
 @pytest.mark.parametrize("tile", [None, "14SMG"])
-def test_rows_of_another_run_are_not_taken_for_those_that_were_judged(
-    tmp_path: Path, tile: str | None
-) -> None:
+def test_rows_written_by_another_run_are_not_used(tmp_path: Path, tile: str | None) -> None:
     layout, store = Layout("small", 2022), DatasetStore(root=str(tmp_path))
     asset = "chips" if tile else "cdl"
     path = tmp_path / layout.table(asset, tile)

@@ -34,7 +34,7 @@ def test_datasets_and_years_are_those_that_have_a_folder(store: DatasetStore) ->
     assert stored_datasets(DatasetStore(root=f"{store.root}/nowhere")) == {}
 
 
-def test_the_years_that_have_a_table_are_told(store: DatasetStore) -> None:
+def test_the_years_with_a_table_are_listed(store: DatasetStore) -> None:
     assert years_with(store, "kansas", "tile_map", None) == [2021, 2022]
     assert years_with(store, "kansas", "tile_map", 2021) == [2021]
     for dataset, year in (("kansas", 2023), ("iowa-2020", None)):
@@ -52,7 +52,7 @@ def test_the_years_that_have_a_table_are_told(store: DatasetStore) -> None:
         (["--dataset", "kansas", "--year", "2012"], "kansas of 2012. It has: iowa-2020 of 2020; kansas of"),
     ],
 )
-def test_a_command_names_the_datasets_that_are_there(
+def test_a_command_lists_the_available_datasets(
     store: DatasetStore, command: str, arguments: list[str], told: str
 ) -> None:
     shown = CliRunner().invoke(app, [command, "--data", store.root, *arguments])
@@ -62,7 +62,9 @@ def test_a_command_names_the_datasets_that_are_there(
 
 
 @pytest.mark.parametrize("command", ["verify", "plan", "aoi"])
-def test_a_folder_beside_the_store_is_told(store: DatasetStore, command: str, tmp_path: Path) -> None:
+def test_a_nearby_folder_with_datasets_is_suggested(
+    store: DatasetStore, command: str, tmp_path: Path
+) -> None:
     for place in (Path(store.root).parent, Path(store.root) / "training_datasets" / "kansas"):
         shown = CliRunner().invoke(app, [command, "--data", str(place), "--dataset", "kansas"])
         assert shown.exit_code == 2
@@ -73,13 +75,13 @@ def test_a_folder_beside_the_store_is_told(store: DatasetStore, command: str, tm
         assert "and no other dataset either; give --data or set CROP_ASSETS_DATA" in shown.stderr
 
 
-def test_the_only_dataset_is_the_one_to_give(tmp_path: Path) -> None:
+def test_the_only_dataset_is_suggested(tmp_path: Path) -> None:
     DatasetStore(root=str(tmp_path)).write_bytes(Layout("iowa", 2020).table("splits"), b"")
     shown = CliRunner().invoke(app, ["verify", "--data", str(tmp_path)])
     assert "It has: iowa of 2020. Give --dataset iowa, or --data" in shown.stderr
 
 
-def test_a_recipe_may_be_given_as_an_option_as_well(
+def test_a_recipe_can_be_an_option(
     store: DatasetStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "recipe.yaml"

@@ -41,14 +41,14 @@ def inside_of(boxes: gpd.GeoDataFrame, row: int, col: int) -> shapely.Polygon:
     return box.to_crs(4326).geometry.iloc[0].centroid.buffer(0.005)
 
 
-def test_a_box_with_no_data_is_none(area: Area, small_store: Path) -> None:
+def test_a_box_with_no_data_is_not_counted(area: Area, small_store: Path) -> None:
     assert len(area.boxes) == len(ROWS) * (len(COLS) - 1)
     assert NO_DATA_COL not in set(area.boxes["col"])
     every = area.count(frame(shapely.box(-110, 30, -90, 45)))
     assert every.boxes == len(area.boxes)
 
 
-def test_boxes_rich_in_classes_are_told_apart(area: Area, small_store: Path) -> None:
+def test_boxes_with_many_classes_are_counted_separately(area: Area, small_store: Path) -> None:
     boxes = landscape(DatasetStore(root=str(small_store)))
     cells = [(225, 305), (225, 306), (230, 320)]
     assert [number_of_classes(*cell) for cell in cells] == [11, 12, 5]
@@ -56,7 +56,7 @@ def test_boxes_rich_in_classes_are_told_apart(area: Area, small_store: Path) -> 
     assert (count.boxes, count.rich, count.chips, count.repaired) == (3, 2, 2, 0)
 
 
-def test_tiles_are_those_that_the_boxes_are_mapped_to(area: Area, small_store: Path) -> None:
+def test_tiles_are_those_of_the_boxes(area: Area, small_store: Path) -> None:
     store = DatasetStore(root=str(small_store))
     aoi = frame(shapely.box(-100.2, 37.6, -99.1, 38.3))
     boxes = filter_aoi(landscape(store), aoi)
@@ -66,12 +66,12 @@ def test_tiles_are_those_that_the_boxes_are_mapped_to(area: Area, small_store: P
     assert count.boxes == len(boxes) and len(count.tiles) > 1
 
 
-def test_nothing_drawn_holds_nothing(area: Area) -> None:
+def test_an_empty_drawing_contains_nothing(area: Area) -> None:
     count = area.count(frame())
     assert (count.boxes, count.rich, count.chips, count.tiles, count.km2) == (0, 0, 0, [], 0)
 
 
-def test_area_is_that_between_parallels_and_meridians_and_counts_an_overlap_once(area: Area) -> None:
+def test_the_area_has_edges_straight_in_degrees_and_counts_an_overlap_once(area: Area) -> None:
     # of a spherical zone of the authalic radius, whose area differs from the ellipsoid's by little
     west, south, east, north = -102, 36, -96, 40
     radius = 6371.0072
@@ -84,7 +84,7 @@ def test_area_is_that_between_parallels_and_meridians_and_counts_an_overlap_once
     assert wide == pytest.approx(strip, rel=0.005)
 
 
-def test_chips_are_bound_by_the_recipe(small_store: Path, tmp_path: Path) -> None:
+def test_chips_are_limited_by_the_recipe(small_store: Path, tmp_path: Path) -> None:
     store = DatasetStore(root=str(small_store))
     everything = frame(shapely.box(-110, 30, -90, 45))
     few = load_area(store, LAYOUT, DatasetRecipe(chips=40)).count(everything)
@@ -105,7 +105,7 @@ def test_boxes_of_a_file_are_used_as_they_are(small_store: Path, tmp_path: Path)
     assert (count.boxes, count.chips) == (50, 50)
 
 
-def test_missing_tables_are_told_with_what_to_do(store: DatasetStore) -> None:
+def test_the_error_of_a_missing_table_says_what_to_do(store: DatasetStore) -> None:
     with pytest.raises(
         InputError, match=r"no table .*2021/tables/candidate_chips.*launch labels_job for 2021"
     ):
@@ -115,7 +115,7 @@ def test_missing_tables_are_told_with_what_to_do(store: DatasetStore) -> None:
         load_area(store, LAYOUT, DatasetRecipe())
 
 
-def test_what_is_refused_is_refused_in_the_words_of_the_graph(area: Area, small_store: Path) -> None:
+def test_an_area_is_refused_with_the_message_of_the_graph(area: Area, small_store: Path) -> None:
     boxes = landscape(DatasetStore(root=str(small_store)))
     for aoi in (frame(), frame(shapely.box(10, 50, 11, 51))):
         with pytest.raises(InputError) as here:
@@ -131,7 +131,7 @@ _LON, _LAT = st.floats(-103, -96), st.floats(35.5, 40)
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(polygons=st.lists(st.lists(st.tuples(_LON, _LAT), min_size=3, max_size=8), min_size=1, max_size=3))
-def test_what_is_told_is_what_the_graph_finds_in_the_saved_file(
+def test_counts_are_those_of_the_graph_for_the_saved_file(
     polygons: list[list[tuple[float, float]]], area: Area, small_store: Path, tmp_path: Path
 ) -> None:
     """Whatever is drawn, crossing itself or not."""

@@ -28,7 +28,7 @@ def test_the_same_drawing_gives_the_same_bytes_which_read_as_it() -> None:
     assert ring[0] == [-99.1234568, 38.0] and ring[2] == [-98.0, 39.0]
 
 
-def test_rings_turn_as_rfc_7946_has_them() -> None:
+def test_rings_are_oriented_as_in_rfc_7946() -> None:
     outer, hole = rectangle(-100, 37, -98, 39), rectangle(-99.5, 37.5, -98.5, 38.5)
     drawn = collection(outer[::-1])
     drawn["features"][0]["geometry"]["coordinates"].append([list(position) for position in hole])
@@ -115,13 +115,13 @@ RING = "features.0.geometry.coordinates.0"
         (changed(f"{RING}.1", [-2_356_095.0, 3_172_605.0]), "not a longitude"),
     ],
 )
-def test_what_is_no_drawing_is_refused(document: Any, told: str) -> None:
+def test_geojson_that_is_not_a_drawing_is_refused(document: Any, told: str) -> None:
     with pytest.raises(InputError, match=told):
         read_drawing(encoded(document))
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\x00", b"[" * 200_000])
-def test_what_is_no_json_is_refused(data: bytes) -> None:
+def test_a_file_that_is_not_json_is_refused(data: bytes) -> None:
     with pytest.raises(InputError, match="it is not JSON"):
         read_drawing(data)
 

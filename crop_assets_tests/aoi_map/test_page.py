@@ -279,9 +279,7 @@ def test_a_slow_answer_does_not_replace_a_later_one(screen: Screen, command: Com
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-def test_what_could_not_be_counted_is_not_shown_as_the_count_of_before(
-    screen: Screen, command: Command, is_late: bool
-) -> None:
+def test_a_failed_count_does_not_show_old_numbers(screen: Screen, command: Command, is_late: bool) -> None:
     screen.open(command)
     screen.rectangle(LEFT, RIGHT)
     before = screen.settled()
@@ -310,7 +308,7 @@ def test_what_could_not_be_counted_is_not_shown_as_the_count_of_before(
     assert alert.is_hidden()
 
 
-def test_what_is_being_saved_is_not_saved_twice(screen: Screen, command: Command) -> None:
+def test_a_save_in_progress_is_not_repeated(screen: Screen, command: Command) -> None:
     screen.open(command)
     held: list[Any] = []
     screen.page.route("**/aoi", lambda route: held.append(route))
@@ -389,7 +387,7 @@ def test_there_are_several_ways_to_end_a_shape(screen: Screen, command: Command)
     assert command.boxes() == before
 
 
-def test_a_polygon_that_crosses_itself_is_told(screen: Screen, command: Command) -> None:
+def test_a_polygon_that_crosses_itself_is_reported(screen: Screen, command: Command) -> None:
     screen.open(command)
     screen.press("Polygon")
     for corner in ((-99.4, 38), (-98.4, 37.4), (-98.4, 38), (-99.4, 37.4)):
@@ -412,7 +410,7 @@ def broken_pictures(page: Any) -> int:
     )
 
 
-def test_without_the_internet_the_page_is_whole(screen: Screen, command: Command) -> None:
+def test_without_the_internet_the_page_is_complete(screen: Screen, command: Command) -> None:
     screen.open(command)
     screen.says("The base map cannot be reached.")
     screen.page.wait_for_load_state("networkidle")
@@ -431,7 +429,7 @@ def test_with_the_internet_there_is_a_base_map(screen: Screen, command: Command)
     assert screen.page.locator("#notice").is_hidden()
 
 
-def test_what_the_server_refuses_is_told(screen: Screen, command: Command) -> None:
+def test_an_error_of_the_server_is_shown(screen: Screen, command: Command) -> None:
     screen.open(command)
     screen.page.evaluate("() => void map.setView([37.6, -98.7], 7, { animate: false })")
     screen.rectangle((-100.6, 39), (-100.4, 38.8))
@@ -443,7 +441,9 @@ def test_what_the_server_refuses_is_told(screen: Screen, command: Command) -> No
     assert alert.is_hidden()
 
 
-def test_what_another_page_saved_is_not_overwritten_unasked(screen: Screen, command: Command) -> None:
+def test_a_file_saved_by_another_page_is_overwritten_only_on_request(
+    screen: Screen, command: Command
+) -> None:
     screen.open(command)
     screen.rectangle(LEFT, RIGHT)
     screen.save()
@@ -494,7 +494,7 @@ def test_a_narrow_window_shows_everything(screen: Screen, command: Command) -> N
     assert screen.settled() > 0 and screen.shapes == 1
 
 
-def test_the_command_ends_by_an_interrupt_and_the_page_tells(screen: Screen, store: DatasetStore) -> None:
+def test_the_command_stops_on_an_interrupt_and_the_page_shows_it(screen: Screen, store: DatasetStore) -> None:
     with running(Path(store.root)) as command:
         screen.open(command)
         screen.rectangle(LEFT, RIGHT)
@@ -518,7 +518,7 @@ def test_the_command_ends_by_an_interrupt_and_the_page_tells(screen: Screen, sto
         (["--base-map", "nonsense"], "--base-map 'nonsense' is not an address"),
     ],
 )
-def test_what_cannot_be_drawn_on_is_told_at_once(
+def test_the_command_fails_at_once_if_there_is_nothing_to_draw_on(
     store: DatasetStore, arguments: list[str], told: str
 ) -> None:
     store.write_bytes("mine.json", b"{}")

@@ -46,7 +46,7 @@ def test_the_middle_of_a_box_has_the_colour_of_its_classes(
 
 
 @pytest.mark.parametrize("zoom", [9, 12])
-def test_a_box_is_drawn_to_its_very_corners_and_not_beyond(zoom: int) -> None:
+def test_a_box_is_drawn_exactly_to_its_corners(zoom: int) -> None:
     alone = boxes_of([(225, 314)])
     picture = ChipPicture(alone, None)
     to_lonlat = pyproj.Transformer.from_crs(5070, 4326, always_xy=True)
@@ -58,7 +58,7 @@ def test_a_box_is_drawn_to_its_very_corners_and_not_beyond(zoom: int) -> None:
             assert (at(picture, zoom, lon, lat)[1] > 0) == is_seen
 
 
-def test_chosen_chips_are_outlined_and_from_afar_filled(picture: ChipPicture, area: Area) -> None:
+def test_chosen_chips_are_outlined_or_filled_at_small_scales(picture: ChipPicture, area: Area) -> None:
     assert area.chosen is not None and len(area.chosen) == 5
     box = area.chosen.iloc[0]
     assert at(picture, 4, box["lon"], box["lat"]) == (CHOSEN_COLOUR, 255)
@@ -68,7 +68,7 @@ def test_chosen_chips_are_outlined_and_from_afar_filled(picture: ChipPicture, ar
     assert at(picture, 11, *edge) == (CHOSEN_COLOUR, 255)
 
 
-def test_boxes_with_no_data_and_places_without_boxes_are_clear(picture: ChipPicture) -> None:
+def test_boxes_with_no_data_and_areas_without_boxes_are_transparent(picture: ChipPicture) -> None:
     no_data = candidates().set_index(["row", "col"]).loc[(230, 303)]
     assert at(picture, 10, no_data["lon"], no_data["lat"])[1] == 0
     for address in ((MIN_ZOOM, 0, 0), (MIN_ZOOM, 7, 7), (5, 16, 12), (10, 0, 1023), (10, 1023, 0)):
@@ -87,13 +87,13 @@ def test_tiles_of_a_zoom_fit_together(picture: ChipPicture) -> None:
     assert same.mean() > 0.85
 
 
-def test_colours_are_thirteen_and_darken() -> None:
+def test_there_are_thirteen_colours_from_light_to_dark() -> None:
     colours = class_colours()
     light = [sum(bytes.fromhex(colour[1:])) for colour in colours]
     assert len(set(colours)) == 13 and light == sorted(light, reverse=True)
 
 
-def test_a_national_choice_of_one_is_seen_from_afar() -> None:
+def test_a_single_chosen_chip_is_visible_at_small_scales() -> None:
     boxes = boxes_of([(row, col) for row in range(200, 240) for col in range(300, 340)])
     chosen = choose_boxes(boxes, "all", 1)
     seen = pixels(ChipPicture(boxes, chosen), 6, 14, 24)[..., :3].reshape(-1, 3).tolist()

@@ -83,7 +83,7 @@ def test_the_page_and_leaflet_are_served(client: Client) -> None:
     assert "img-src 'self' data: https://*.tiles.example.org;" in policy and "script-src 'self';" in policy
 
 
-def test_the_page_learns_what_there_is(client: Client, area: Area, store: DatasetStore) -> None:
+def test_the_page_gets_a_description_of_the_area(client: Client, area: Area, store: DatasetStore) -> None:
     page = client.get("/area.json").json()
     (south, west), (north, east) = page.pop("bounds")
     assert [west, south, east, north] == pytest.approx(list(area.boxes.total_bounds))
@@ -93,7 +93,7 @@ def test_the_page_learns_what_there_is(client: Client, area: Area, store: Datase
     assert len(page["class_colours"]) == 13
 
 
-def test_map_tiles_are_bounded(client: Client) -> None:
+def test_map_tiles_are_limited(client: Client) -> None:
     far = f"5/{'9' * 5000}/0.png"
     for address in ("2/0/0.png", "19/0/0.png", "5/32/0.png", "5/0/32.png", "5/0/-1.png", "5/1/1", far, "x"):
         assert client.get(f"/chips/{address}").status_code == 404, address
@@ -102,14 +102,16 @@ def test_map_tiles_are_bounded(client: Client) -> None:
     assert Image.open(io.BytesIO(answer.content)).getextrema()[3][1] > 0  # type: ignore[index]
 
 
-def test_counts_are_told(client: Client, store: DatasetStore) -> None:
+def test_counts_are_returned(client: Client, store: DatasetStore) -> None:
     count = client.count(INSIDE).json()
     assert count["boxes"] > count["rich"] > 0 and count["tiles"] and count["km2"] > 2000
     assert client.count(json.dumps(collection())).json()["boxes"] == 0
     assert not store.exists("aoi.geojson")
 
 
-def test_a_saved_area_is_what_the_page_told(client: Client, store: DatasetStore, told: list[Count]) -> None:
+def test_a_saved_area_has_the_counts_of_the_page(
+    client: Client, store: DatasetStore, told: list[Count]
+) -> None:
     assert client.get("/aoi").status_code == 204
     live = client.count(INSIDE).json()
     answer = client.save(INSIDE, NEW)
@@ -130,7 +132,7 @@ def test_saving_the_same_gives_the_same_bytes(client: Client, store: DatasetStor
     assert store.read_bytes("aoi.geojson") == data
 
 
-def test_what_was_changed_meanwhile_is_not_overwritten(
+def test_a_file_changed_meanwhile_is_not_overwritten(
     client: Client, store: DatasetStore, told: list[Count]
 ) -> None:
     tag = client.save(INSIDE, NEW).headers["etag"]
@@ -146,7 +148,7 @@ def test_what_was_changed_meanwhile_is_not_overwritten(
     assert gone.status_code == 412 and "etag" not in gone.headers
 
 
-def test_saving_must_say_what_is_replaced(client: Client, store: DatasetStore) -> None:
+def test_saving_needs_a_precondition(client: Client, store: DatasetStore) -> None:
     assert client.save(INSIDE).status_code == 428
     assert not store.exists("aoi.geojson")
 
@@ -157,7 +159,9 @@ def test_of_two_that_save_at_once_one_wins(client: Client) -> None:
     assert sorted(saves) == [200] + 7 * [412]
 
 
-def test_what_holds_no_box_is_refused_in_the_words_of_the_graph(client: Client, store: DatasetStore) -> None:
+def test_an_area_without_boxes_is_refused_with_the_message_of_the_graph(
+    client: Client, store: DatasetStore
+) -> None:
     away = collection(rectangle(10, 50, 11, 51))
     for document in (collection(), away):
         answer = client.save(json.dumps(document), NEW)
@@ -178,7 +182,7 @@ def test_a_polygon_that_crosses_itself_is_saved_as_drawn(client: Client, store: 
     assert len(filter_aoi(landscape(store), aoi)) == answer["boxes"] > 0
 
 
-def test_others_may_not_send(client: Client, store: DatasetStore) -> None:
+def test_other_origins_are_refused(client: Client, store: DatasetStore) -> None:
     refused: list[tuple[dict[str, str], int]] = [
         ({"Host": "evil.example"}, 400),
         ({"Host": "evil.example", "Origin": "http://evil.example"}, 400),
@@ -210,7 +214,7 @@ def test_no_path_leads_out_of_the_page(client: Client) -> None:
         asked.close()
 
 
-def test_what_is_too_large_or_no_drawing_is_told(client: Client) -> None:
+def test_a_drawing_that_is_too_large_or_invalid_is_refused(client: Client) -> None:
     for body, words in ((b" " * 4_100_000, "too many"), (b"{", "not JSON"), (b"[]", "FeatureCollection")):
         for answer in (
             client.count(body),
@@ -219,7 +223,7 @@ def test_what_is_too_large_or_no_drawing_is_told(client: Client) -> None:
             assert answer.status_code == 422 and words in answer.json()["error"]
 
 
-def test_a_store_that_went_away_is_told(client: Client, store: DatasetStore, told: list[Count]) -> None:
+def test_a_store_that_disappeared_is_reported(client: Client, store: DatasetStore, told: list[Count]) -> None:
     shutil.rmtree(store.root)
     Path(store.root).write_text("a file in the folder's place")
     answer = client.save(INSIDE, NEW)
@@ -243,7 +247,7 @@ def test_a_store_that_went_away_is_told(client: Client, store: DatasetStore, tol
         "ä.json",
     ],
 )
-def test_only_a_plain_file_name_is_taken(store: DatasetStore, name: str) -> None:
+def test_only_a_plain_file_name_is_accepted(store: DatasetStore, name: str) -> None:
     with pytest.raises(InputError, match="must be a plain file name"):
         AoiFile.of(store, name)
     assert AoiFile.of(store, "corn-belt_2.json").name == "corn-belt_2.json"
@@ -300,7 +304,7 @@ def test_base_map_addresses() -> None:
             check_base_map(bad)
 
 
-def test_a_taken_port_is_told_and_the_usual_one_gives_way() -> None:
+def test_a_port_in_use_is_an_error_but_the_default_port_has_a_fallback() -> None:
     with listen(0) as taken:
         port = taken.getsockname()[1]
         assert taken.getsockname()[0] == "127.0.0.1"

@@ -182,7 +182,7 @@ def two_runs_at_work(live: Live, instance: dg.DagsterInstance) -> list[str]:
     return runs
 
 
-def test_places_of_killed_runs_go_to_the_next(live: Live, traffic: Traffic) -> None:
+def test_slots_of_killed_runs_are_released(live: Live, traffic: Traffic) -> None:
     live.configure(settings(SHORT))
     traffic.silent.add("/cmr/")
     with instance_of(live) as instance:
@@ -198,7 +198,7 @@ def test_places_of_killed_runs_go_to_the_next(live: Live, traffic: Traffic) -> N
     assert live.chips() == {chip for chips in CHIPS.values() for chip in chips}
 
 
-def test_runs_that_a_reboot_has_cut_off_end_and_leave_their_places(live: Live, traffic: Traffic) -> None:
+def test_runs_interrupted_by_a_reboot_end_and_release_their_slots(live: Live, traffic: Traffic) -> None:
     live.configure(settings(SHORT))
     traffic.silent.add("/cmr/")
     with instance_of(live) as instance:

@@ -98,7 +98,7 @@ def made(data: Path) -> tuple[set[tuple[int, str]], set[str]]:
         (["--partition", f"{YEAR}|{EAST}"], {(YEAR, EAST)}),
     ],
 )
-def test_a_command_makes_the_range_that_it_names(
+def test_a_command_makes_the_given_range(
     labels: dict[str, str], tmp_path: Path, words: list[str], named: set[tuple[int, str]]
 ) -> None:
     select = ["--select", ",".join(TILE_STAGES)]

@@ -13,13 +13,13 @@ def release(year: int, version: str) -> Release:
 YEARS = range(1997, 2026)
 
 
-def test_to_the_first_look_nothing_is_new() -> None:
+def test_nothing_is_new_on_the_first_look() -> None:
     changes = release_changes(None, [release(2022, "b"), release(2021, "a")], YEARS)
     assert changes.known == {2021: "a", 2022: "b"}
     assert changes.new == changes.again == []
 
 
-def test_a_year_that_was_not_there_is_new() -> None:
+def test_an_unknown_year_is_new() -> None:
     changes = release_changes(
         {2021: "a"}, [release(2023, "c"), release(2021, "a"), release(2022, "b")], YEARS
     )
@@ -42,12 +42,12 @@ def test_a_year_that_is_not_listed_for_a_while_is_neither_lost_nor_new() -> None
     assert (changes.new, changes.again) == ([], [])
 
 
-def test_after_a_first_look_at_nothing_everything_is_new() -> None:
+def test_everything_is_new_after_an_empty_first_look() -> None:
     assert release_changes({}, [release(2021, "a")], YEARS).new == [release(2021, "a")]
     assert release_changes(None, [], YEARS).known == {}
 
 
-def test_all_years_are_worked_on_in_the_end_a_few_at_each_look() -> None:
+def test_all_years_are_launched_eventually_a_few_per_look() -> None:
     known = dict.fromkeys(range(2008, 2020), "a")
     listed = [release(year, "b") for year in range(2008, 2022)]
     partitions = [2009, 2010, 2012, 2015, 2030]
@@ -67,19 +67,19 @@ def looks(since: float, ticks: list[float]) -> list[float]:
     return [now for last, now in itertools.pairwise(ticks) if look_is_due(now, last, since)]
 
 
-def test_a_look_that_fails_is_tried_again_after_a_minute_and_ever_less_often() -> None:
+def test_a_failed_look_is_repeated_after_a_minute_and_then_less_often() -> None:
     every_minute = [60.0 * minute for minute in range(-3, 70)]
     assert looks(0, every_minute) == [60 * minute for minute in (0, 1, 2, 4, 8, 15, 30, 45, 60)]
 
 
 @pytest.mark.parametrize("seconds", [61, 64.9, 75])
-def test_no_look_is_left_out_where_ticks_are_late(seconds: float) -> None:
+def test_no_look_is_skipped_if_ticks_are_late(seconds: float) -> None:
     ticks = [number * seconds - 30 for number in range(200)]
     found = looks(0, ticks)
     for minutes in (0, 1, 2, 4, 8, 15, 30, 45, 60, 75):
         assert any(0 <= tick - 60 * minutes < seconds for tick in found)
 
 
-def test_a_look_that_became_due_while_nothing_ran_is_made_once() -> None:
+def test_a_look_that_became_due_during_downtime_is_made_once() -> None:
     assert looks(0, [-600.0, 86_400.0, 86_460.0, 86_520.0]) == [86_400]
     assert looks(1000, [-600.0, 900.0]) == []

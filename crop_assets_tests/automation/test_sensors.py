@@ -69,7 +69,7 @@ def added(result: dg.SensorResult) -> list[str]:
     return keys
 
 
-def test_the_first_tick_records_what_is_there_and_launches_nothing(releases: Releases) -> None:
+def test_the_first_tick_records_the_releases_and_launches_nothing(releases: Releases) -> None:
     first = releases.tick()
     assert asked(first) == added(first) == []
     assert json.loads(first.cursor or "")["versions"].keys() == {"2021", "2022"}
@@ -89,7 +89,7 @@ def test_a_new_year_becomes_a_partition_and_a_run_of_the_labels(releases: Releas
     assert asked(releases.tick()) == []
 
 
-def test_a_year_that_is_released_again_is_asked_for_by_another_key(releases: Releases, nass: Nass) -> None:
+def test_a_year_that_is_released_again_is_launched_with_another_key(releases: Releases, nass: Nass) -> None:
     releases.tick()
     nass.put(2023, b"three")
     new = releases.tick()
@@ -121,9 +121,7 @@ def test_years_whose_etags_alone_changed_are_not_released_again(releases: Releas
     assert asked(releases.tick()) == []
 
 
-def test_a_year_that_is_no_partition_is_not_run_again_and_the_tick_says_so(
-    releases: Releases, nass: Nass
-) -> None:
+def test_a_year_that_is_not_a_partition_is_not_launched_again(releases: Releases, nass: Nass) -> None:
     releases.instance.add_dynamic_partitions(CDL_YEAR, ["2021"])
     releases.tick()
     nass.put(2022, b"two, mended")
@@ -157,7 +155,7 @@ def test_a_look_that_fails_changes_nothing(releases: Releases, nass: Nass, failu
     assert asked(releases.tick()) == ["2023"]
 
 
-def test_a_year_that_goes_back_to_what_it_was_is_asked_for_again(releases: Releases, nass: Nass) -> None:
+def test_a_year_that_is_reverted_is_launched_again(releases: Releases, nass: Nass) -> None:
     releases.instance.add_dynamic_partitions(CDL_YEAR, ["2022"])
     releases.tick()
     keys = set()
@@ -168,9 +166,7 @@ def test_a_year_that_goes_back_to_what_it_was_is_asked_for_again(releases: Relea
     assert len(keys) == 2
 
 
-def test_another_index_is_looked_at_for_the_first_time(
-    releases: Releases, nass: Nass, tmp_path: Path
-) -> None:
+def test_another_index_counts_as_a_first_look(releases: Releases, nass: Nass, tmp_path: Path) -> None:
     context = dg.build_sensor_context(
         releases.instance,
         None,
@@ -191,7 +187,7 @@ def test_a_page_whose_files_are_all_gone_is_an_error(releases: Releases, nass: N
     assert re.search(r"none of the 2 files that .* lists is there", str(releases.tick().skip_reason))
 
 
-def test_a_first_look_that_fails_in_part_is_none(releases: Releases, nass: Nass) -> None:
+def test_a_first_look_that_fails_in_part_does_not_count(releases: Releases, nass: Nass) -> None:
     nass.broken["/Release/datasets/2021_30m_cdls.zip"] = 500
     assert "2021_30m_cdls.zip answered 500" in str(releases.tick().skip_reason)
     nass.broken.clear()
@@ -231,9 +227,7 @@ ODD_LOOKS = [
 
 
 @pytest.mark.parametrize("cursor", [*ODD, *ODD_LOOKS], ids=lambda cursor: str(cursor)[:40])
-def test_a_cursor_of_someone_else_is_begun_anew(
-    releases: Releases, nass: Nass, cursor: str | dict[str, Any]
-) -> None:
+def test_an_invalid_cursor_is_reset(releases: Releases, nass: Nass, cursor: str | dict[str, Any]) -> None:
     place = f"{releases.resource.source} {releases.resource.index}"
     releases.cursor = cursor if isinstance(cursor, str) else json.dumps({"place": place, **cursor})
     first = releases.tick()
@@ -267,7 +261,7 @@ def test_a_cursor_of_any_number_of_years_is_bounded(releases: Releases, nass: Na
     assert len(json.loads(releases.cursor)["versions"]) <= 104
 
 
-def test_a_look_in_the_future_does_not_put_off_the_next_one(releases: Releases) -> None:
+def test_a_look_in_the_future_does_not_delay_the_next_one(releases: Releases) -> None:
     releases.tick()
     known = json.loads(releases.cursor or "")
     for looked in (time.time() + 1e7, 1e18, 1e300):

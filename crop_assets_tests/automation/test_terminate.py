@@ -81,7 +81,7 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_terminated_run_is_gone_asks_no_more_and_leaves_its_place(
+def test_a_terminated_run_is_gone_sends_no_requests_and_releases_its_slot(
     tmp_path: Path, live: Live, traffic: Traffic, three: Path
 ) -> None:
     live.configure(settings({}))

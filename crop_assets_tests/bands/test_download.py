@@ -259,9 +259,7 @@ def test_a_file_that_is_not_a_band_is_refused_from_every_server(setting: Setting
 
 def test_a_band_in_a_local_coordinate_system_is_refused(tmp_path: Path) -> None:
     write_band(tmp_path / "B02.tif", crs='LOCAL_CS["site",UNIT["metre",1]]')
-    with pytest.raises(
-        IntegrityError, match="no coordinate reference system that is tied to the Earth it is"
-    ):
+    with pytest.raises(IntegrityError, match="no coordinate reference system that is tied to the Earth"):
         check_band(tmp_path / "B02.tif", "B02", "14SMG")
 
 

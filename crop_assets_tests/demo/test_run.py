@@ -68,7 +68,7 @@ DATES = {
 }
 
 
-def test_recipes_of_ones_own_are_followed_over_the_world(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_other_recipes_can_be_used_on_the_world(small_world: SmallWorld, tmp_path: Path) -> None:
     root = small_world.world.root.parent
     assert not (root / "data").exists()
     store, chosen = DatasetStore(root=str(root / "data")), {}
@@ -201,7 +201,7 @@ def warped(world: SmallWorld, scenes: list[str], chip_id: str) -> "np.ndarray[An
         ),
     ],
 )
-def test_a_recipe_that_does_not_fit_the_world_is_refused_by_field(
+def test_the_error_of_a_recipe_that_does_not_suit_the_world_names_the_field(
     small_world: SmallWorld, tmp_path: Path, fields: dict[str, Any], said: str
 ) -> None:
     gpd.GeoSeries([shapely.box(-94, 42, -93, 43)], crs=4326).to_file(tmp_path / "iowa.geojson")
@@ -233,7 +233,7 @@ def test_a_raster_of_another_year_is_refused_before_a_world_is_made(
     assert not (tmp_path / "demo" / "world").exists()
 
 
-def test_the_jobs_that_the_demo_runs_are_to_dagster_those_of_the_location() -> None:
+def test_to_dagster_the_demo_runs_the_jobs_of_the_code_location() -> None:
     location = build_defs(environment_resources())
     shown = dg.Definitions.merge(location, dg.Definitions(loggers={"console": _console}))
     for job in MAIN_JOBS:

@@ -110,7 +110,7 @@ def test_plans_of_the_landscape(landscape: Path) -> None:
         assert all(dt.date(2022, 3, 1) <= plan.sensed.date() <= dt.date(2022, 9, 30) for plan in mine)
 
 
-def test_small_world_holds_a_season_of_one_tile(small_world: SmallWorld) -> None:
+def test_small_world_has_a_season_of_one_tile(small_world: SmallWorld) -> None:
     world = small_world.world
     assert world.tiles == ("14SMG",)
     assert len(world.scenes) == 11
@@ -129,7 +129,7 @@ def test_small_world_holds_a_season_of_one_tile(small_world: SmallWorld) -> None
     assert sum("scene" in line for line in small_world.said) == 11
 
 
-def test_metadata_is_what_the_rasters_hold(small_world: SmallWorld) -> None:
+def test_metadata_match_the_rasters(small_world: SmallWorld) -> None:
     world = small_world.world
     for scene in world.scenes:
         fmask = read(world, scene, "Fmask")
@@ -152,7 +152,7 @@ def test_fmask_and_bands_are_filled_alike(small_world: SmallWorld) -> None:
         assert np.array_equal(read(world, scene, band) == NODATA, unseen)
 
 
-def test_files_have_the_form_of_hls(small_world: SmallWorld, real: Path) -> None:
+def test_files_have_the_format_of_hls(small_world: SmallWorld, real: Path) -> None:
     world = small_world.world
     with rasterio.open(real / "hls/HLS.S30.T13RCN.2024128T173909.v2.0.Fmask.tif") as raster:
         wanted, wanted_layout = raster.profile, raster.tags(ns="IMAGE_STRUCTURE")
@@ -238,7 +238,9 @@ def test_cids_and_hashes_are_those_of_the_files(small_world: SmallWorld) -> None
             assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
 
 
-def test_a_second_build_does_nothing_and_a_torn_one_goes_on(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_a_second_build_does_nothing_and_an_interrupted_one_is_resumed(
+    small_world: SmallWorld, tmp_path: Path
+) -> None:
     world = small_world.world
     said: list[str] = []
     assert build_world(world.root, world.cdl, 2022, said.append) == world
@@ -312,9 +314,7 @@ def test_search_pages_through_the_whole_season(
     assert all(isinstance(item, pystac.Item) for item in search.items())
 
 
-def test_landsat_has_a_collection_and_band_names_of_its_own(
-    server: WorldServer, small_world: SmallWorld
-) -> None:
+def test_landsat_has_its_own_collection_and_band_names(server: WorldServer, small_world: SmallWorld) -> None:
     client = Client.open(server.stac_url)
     assert [collection.id for collection in client.get_collections()] == [SENTINEL, LANDSAT]
     items = list(client.search(collections=[LANDSAT]).items())
@@ -333,9 +333,7 @@ def test_landsat_has_a_collection_and_band_names_of_its_own(
     assert [record["umm"]["GranuleUR"] for record in found["items"]] == [item.id for item in items]
 
 
-def test_search_honours_ids_dates_places_and_the_largest_page(
-    server: WorldServer, small_world: SmallWorld
-) -> None:
+def test_search_honours_ids_dates_areas_and_page_size(server: WorldServer, small_world: SmallWorld) -> None:
     scenes = by("S30", small_world.world)
 
     def ids(**query: Any) -> list[str]:
@@ -394,7 +392,7 @@ def test_items_lead_to_metadata_and_files(server: WorldServer, small_world: Smal
     )
 
 
-def test_ipfs_items_tell_cids_in_several_forms(server: WorldServer, small_world: SmallWorld) -> None:
+def test_ipfs_items_have_cids_in_several_forms(server: WorldServer, small_world: SmallWorld) -> None:
     forms = set()
     for item in Client.open(server.ipfs_stac_url).search(collections=[SENTINEL, LANDSAT]).items_as_dicts():
         scene = next(s for s in small_world.world.scenes if s.scene_id == item["id"])

@@ -160,7 +160,7 @@ ODD_SEEN: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("cursor", [*ODD, *map(json.dumps, ODD_SEEN)], ids=lambda cursor: str(cursor)[:40])
-def test_a_cursor_of_someone_else_is_begun_anew(graph: Graph, cursor: str) -> None:
+def test_an_invalid_cursor_is_reset(graph: Graph, cursor: str) -> None:
     years = Years(graph)
     years.cursor = cursor
     words = skipped(years.tick())
