@@ -14,8 +14,11 @@ from crop_assets.hls import TILE, file_band, is_scene_id, is_tile
 _BAND = re.compile(r"[A-Za-z0-9]{2,8}")
 _YEAR = re.compile(r"[1-9]\d{3}", re.ASCII)
 _MAX_NAMED = 100
+PICTURE_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "svg": "image/svg+xml"}
+"""Media types of pictures by the suffix of their files."""
 PICTURE = (
-    rf"training_datasets/[\w-][\w.-]*/[1-9][0-9]{{3}}/pictures/[a-z_]+(/{TILE})?/[a-z_]+\.(?P<kind>png|jpeg)"
+    rf"training_datasets/[\w-][\w.-]*/[1-9][0-9]{{3}}/pictures/[a-z_]+(/{TILE})?/[a-z_]+"
+    rf"\.(?P<kind>{'|'.join(PICTURE_TYPES)})"
 )
 """Regular expression of the name in the store of a picture that the Dagster UI shows."""
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from crop_assets.dagster_internals import DAEMON, webserver_app
 from crop_assets.errors import InputError
-from crop_assets.layout import PICTURE
+from crop_assets.layout import PICTURE, PICTURE_TYPES
 from crop_assets.local_server import listen, protect, run
 from resources.errors import ResourceError
 from resources.plain_text import plain_text
@@ -107,9 +107,9 @@ def picture_route(store: DatasetStore) -> Route:
             return Response("a later run has made another picture", 404)
         headers = {
             "Cache-Control": "private, max-age=31536000, immutable",
-            "Content-Security-Policy": "sandbox",
+            "Content-Security-Policy": "default-src 'none'; sandbox",
         }
-        return Response(data, media_type=f"image/{match['kind']}", headers=headers)
+        return Response(data, media_type=PICTURE_TYPES[match["kind"]], headers=headers)
 
     return Route(f"/{_DATASETS}{{name:path}}", serve)
 

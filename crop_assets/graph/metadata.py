@@ -12,6 +12,7 @@ import dagster as dg
 import pandas as pd
 
 from crop_assets.errors import InputError
+from crop_assets.layout import PICTURE_TYPES
 from resources.errors import ResourceError
 from resources.plain_text import plain_text
 from resources.store import DatasetStore
@@ -134,7 +135,7 @@ class Picture:
 
     data: bytes
     alt: str
-    kind: Literal["png", "jpeg"] = "png"
+    kind: Literal["png", "jpeg", "svg"] = "png"
 
 
 def store_pictures(metadata: Mapping[str, Any], store: DatasetStore, folder: str) -> dict[str, Any]:
@@ -148,7 +149,10 @@ def store_pictures(metadata: Mapping[str, Any], store: DatasetStore, folder: str
         if not isinstance(picture, Picture):
             continue
         if len(picture.data) <= _MAX_INLINE_BYTES:
-            source, where = f"data:image/{picture.kind};base64,{base64.b64encode(picture.data).decode()}", ""
+            source, where = (
+                f"data:{PICTURE_TYPES[picture.kind]};base64,{base64.b64encode(picture.data).decode()}",
+                "",
+            )
         else:
             file = f"{folder}/{name}.{picture.kind}"
             store.write_bytes(file, picture.data)

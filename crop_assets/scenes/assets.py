@@ -8,7 +8,7 @@ from crop_assets.graph.stage import Made, TileRun, stage
 from crop_assets.hls import POSITIONS
 from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import scene_rows
-from crop_assets.scenes.plots import season_picture
+from crop_assets.scenes.plots import season_chart
 from crop_assets.scenes.selection import select_scenes, spread_scenes
 from crop_assets.schemas import SCENE_COLUMNS, SCENE_METADATA, SELECTED_SCENES
 from resources.stac import SceneStac
@@ -77,5 +77,6 @@ def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> Made:
             )
         run.log(outcome)
     shown = table[["date", "cloud_cover", "spatial_coverage", "position", "reason", "note", "scene_id"]]
-    chart = Picture(season_picture(table, season, run.tile, recipe.max_cloud_cover), f"season of {run.tile}")
+    svg = season_chart(table, season, run.tile, recipe.max_cloud_cover)
+    chart = Picture(svg, f"season of {run.tile}", "svg")
     return Made(table, {"outcome": outcome, "season": chart, "scenes": markdown(shown)})

@@ -1,98 +1,73 @@
-"""The picture of a tile's season: which scenes there were, and which three were chosen."""
+"""The chart of a tile's season: which scenes there were, and which three were chosen."""
 
 import datetime as dt
-import functools
-import io
+import html
 import math
 from collections import Counter
 
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
 
 from crop_assets.scenes.selection import chosen_scenes
-
-Colour = tuple[int, int, int]
 
 _WIDTH, _HEIGHT = 900, 300
 # the edges of the plot; above it are the title, the labels and the scenes of unknown cloud cover, below it the months
 _LEFT, _TOP, _RIGHT, _BOTTOM = 68, 90, 830, 270
 _TITLE_Y, _LABEL_Y, _UNKNOWN_Y, _MONTH_Y = 16, 45, 72, 289
-_RADIUS, _RING = 5, 9
-# from one dot to the next of the same place, so that it shows beside a ring
-_BESIDE = 10
-# drawn larger and reduced, which smooths circles and slanted lines
-_FINER = 2
+_RADIUS, _RING = 4.5, 8
+# scenes at the same position are drawn side by side
+_STEP = 10
 _LIGHT, _DARK = (222, 235, 247), (8, 48, 107)
-_UNKNOWN, _UNFIT = (255, 214, 102), (170, 170, 170)
-_CHOSEN, _LIMIT = (217, 72, 1), (106, 61, 154)
-_GRID, _TEXT, _WHITE = (229, 229, 229), (40, 40, 40), (255, 255, 255)
+_UNKNOWN, _UNFIT, _CHOSEN, _LIMIT = "#ffd666", "#aaa", "#d94801", "#6a3d9a"
+_RING_STROKE = f' stroke="{_CHOSEN}" stroke-width="2"'
+_GRID, _TEXT = "#e5e5e5", "#282828"
 _CLOUD_TICKS = (0, 1, 5, 10, 20, 40, 60, 80, 100)
 # the calendar module has them in the language of the machine
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-def season_picture(
+def season_chart(
     table: pd.DataFrame, season: tuple[dt.date, dt.date], tile: str, max_cloud_cover: float | None = None
 ) -> bytes:
-    """All scenes of a tile by date and cloud cover, the chosen three marked, as a PNG of 900 x 300 and some 20 kB.
+    """All scenes of a tile by date and cloud cover, with the chosen three marked, as an SVG of 900 x 300.
 
-    `table` is one of `select_scenes` or `spread_scenes`, of which it takes date, cloud_cover and
-    spatial_coverage (percent, may be missing), fit and position. `season` has the first and the last day. At
-    `max_cloud_cover` (percent) there is a line. Drawn by Pillow, for each tile has one, and a chart of
-    matplotlib would take longer than to choose its scenes.
+    `table` is the result of `select_scenes` or `spread_scenes`; its columns date, cloud_cover and spatial_coverage
+    (percent, may be missing), fit and position are used. `season` has the first and the last day. A line marks
+    `max_cloud_cover` (percent).
     """
-    canvas = _Canvas()
-    # what was set aside has no day
+    # scenes that were set aside have no date
     table = table[table["date"].notna()]
-    _title(canvas, table, tile, season)
-    _axes(canvas, season, max_cloud_cover)
+    parts = [*_title(table, tile, season), *_axes(season, max_cloud_cover)]
     if table.empty:
-        canvas.text((_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2, "no scenes", "mm", 14, _UNFIT)
-        return canvas.png()
-    # those that matter most are drawn last, over the others
-    rows = table.assign(chosen=table["position"] != "").sort_values(["chosen", "fit"], kind="stable")
-    _labels(canvas, chosen_scenes(table), season)
-    places = [dot_position(*at, season) for at in zip(rows["date"], rows["cloud_cover"], strict=True)]
-    if any(y == _UNKNOWN_Y for _, y in places):
-        canvas.text(_LEFT - 12, _UNKNOWN_Y, "unknown", "rm")
-    # of several in one place the last has it, and the others peep out on its right
-    left = Counter(places)
-    how = zip(rows["chosen"], rows["fit"], rows["spatial_coverage"], strict=True)
-    for place, (chosen, fit, coverage) in zip(places, how, strict=True):
-        left[place] -= 1
-        x, y = place[0] + min(left[place], 4) * _BESIDE, place[1]
-        if chosen:
-            canvas.disc(x, y, _RING, _CHOSEN)
-            canvas.disc(x, y, _RING - 2, _WHITE)
-        if fit:
-            canvas.disc(x, y, _RADIUS, _DARK)
-            canvas.disc(x, y, _RADIUS - 1, coverage_colour(coverage))
-        else:
-            canvas.circle(x, y, _RADIUS - 1, _UNFIT)
-    return canvas.png()
+        parts.append(_text((_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2, "no scenes", "middle", 14, _UNFIT))
+    else:
+        parts += _dots(table, season)
+    size = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
+    style = f'font-family="Helvetica,Arial,sans-serif" font-size="11" fill="{_TEXT}"'
+    white = '<rect width="100%" height="100%" fill="#fff"/>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{white}{"".join(parts)}</svg>'
+    return svg.encode()
 
 
 def dot_position(
     date: dt.date, cloud_cover: float | None, season: tuple[dt.date, dt.date]
 ) -> tuple[int, int]:
-    """The pixel (from the left, from the top) on which the dot of a scene has its centre.
+    """The position (from the left, from the top) of a scene's dot.
 
-    The height goes with the square root of the cloud cover (percent), for which of the clear scenes is the
-    clearest matters most; unknown cloud cover is on a row of its own. A scene out of season is at its edge.
+    The height is proportional to the square root of the cloud cover (percent), because differences between clear scenes
+    matter most. Scenes of unknown cloud cover have a row of their own, and scenes out of season are at its edge.
     """
     x = _across((date - season[0]).days + 0.5, season)
     return round(x), _UNKNOWN_Y if cloud_cover is None or pd.isna(cloud_cover) else _height(cloud_cover)
 
 
-def coverage_colour(spatial_coverage: float | None) -> Colour:
+def coverage_colour(spatial_coverage: float | None) -> str:
     """The fill of a scene that covers so many percent of the tile: blue, darker with more; yellow if unknown."""
     if spatial_coverage is None or pd.isna(spatial_coverage):
         return _UNKNOWN
     share = min(max(spatial_coverage / 100, 0), 1)
-    red, green, blue = (
-        round(light + (dark - light) * share) for light, dark in zip(_LIGHT, _DARK, strict=True)
+    return "#" + "".join(
+        f"{round(light + (dark - light) * share):02x}" for light, dark in zip(_LIGHT, _DARK, strict=True)
     )
-    return red, green, blue
 
 
 def _across(days: float, season: tuple[dt.date, dt.date]) -> float:
@@ -104,115 +79,119 @@ def _height(cloud_cover: float) -> int:
     return round(_BOTTOM - math.sqrt(min(max(cloud_cover / 100, 0), 1)) * (_BOTTOM - _TOP))
 
 
-def _title(canvas: "_Canvas", table: pd.DataFrame, tile: str, season: tuple[dt.date, dt.date]) -> None:
-    """What is shown on the left, and the legend from the right."""
+def _dots(table: pd.DataFrame, season: tuple[dt.date, dt.date]) -> list[str]:
+    """The scenes: those that are not fit as circles, below the fit ones as discs, below the chosen ones with a ring."""
+    rows = table.assign(chosen=table["position"] != "").sort_values(["chosen", "fit"], kind="stable")
+    places = [dot_position(*at, season) for at in zip(rows["date"], rows["cloud_cover"], strict=True)]
+    circles: list[str] = []
+    discs: list[str] = []
+    left = Counter(places)
+    marks = zip(places, rows["chosen"], rows["fit"], rows["spatial_coverage"], strict=True)
+    for (x, y), chosen, fit, coverage in marks:
+        # the last of several at one position is drawn there, the others on its right
+        left[x, y] -= 1
+        x += min(left[x, y], 4) * _STEP
+        if chosen:
+            discs.append(_disc(x, y, _RING, "#fff", _RING_STROKE))
+        if fit:
+            discs.append(_disc(x, y, _RADIUS, coverage_colour(coverage)))
+        else:
+            circles.append(_disc(x, y, _RADIUS))
+    unknown = (
+        _text(_LEFT - 12, _UNKNOWN_Y, "unknown", "end") if any(y == _UNKNOWN_Y for _, y in places) else ""
+    )
+    return [
+        *_labels(chosen_scenes(table), season),
+        unknown,
+        f'<g fill="none" stroke="{_UNFIT}">{"".join(circles)}</g>',
+        f'<g stroke="{_hex(_DARK)}">{"".join(discs)}</g>',
+    ]
+
+
+def _title(table: pd.DataFrame, tile: str, season: tuple[dt.date, dt.date]) -> list[str]:
+    """What the chart shows on the left, and the legend from the right."""
     fit = 0 if table.empty else int(table["fit"].sum())
-    what = f"{tile} {season[0].year}: cloud cover of {len(table)} scenes, {fit} of them fit"
-    canvas.text(8, _TITLE_Y, what, "lm", 14)
-    y, right = _TITLE_Y, _WIDTH - 8.0
+    title = f"{tile} {season[0].year}: cloud cover of {len(table)} scenes, {fit} of them fit"
+    parts = [_text(8, _TITLE_Y, title, size=14)]
+    right = _WIDTH - 8.0
 
-    def words(text: str) -> None:
+    def add(words: str, fill: str, more: str) -> None:
         nonlocal right
-        canvas.text(right, y, text, "rm")
-        right -= canvas.length(text) + 12
+        parts.append(_text(right, _TITLE_Y, words, "end"))
+        right -= _length(words) + 13
+        parts.append(_disc(right, _TITLE_Y, _RADIUS, fill, more))
+        right -= 18
 
-    words("chosen")
-    canvas.disc(right, y, _RADIUS, _CHOSEN)
-    canvas.disc(right, y, _RADIUS - 2, _WHITE)
-    right -= 20
-    words("not fit")
-    canvas.circle(right, y, _RADIUS - 1, _UNFIT)
-    right -= 20
+    add("chosen", "#fff", _RING_STROKE)
+    add("not fit", "none", f' stroke="{_UNFIT}"')
     if not table.empty and (table["fit"] & table["spatial_coverage"].isna()).any():
-        words("coverage unknown")
-        canvas.disc(right, y, _RADIUS, _DARK)
-        canvas.disc(right, y, _RADIUS - 1, _UNKNOWN)
-        right -= 20
-    words("100 % of the tile")
-    right += 6
-    for percent in range(100, -1, -2):
-        canvas.line([(right, y - 5), (right, y + 5)], coverage_colour(percent))
-        right -= 1
-    right -= 6
-    words("covers 0")
+        add("coverage unknown", _UNKNOWN, f' stroke="{_hex(_DARK)}"')
+    parts.append(_text(right, _TITLE_Y, "100 % of the tile", "end"))
+    right -= _length("100 % of the tile") + 56
+    stops = f'<stop stop-color="{_hex(_LIGHT)}"/><stop offset="1" stop-color="{_hex(_DARK)}"/>'
+    parts.append(f'<linearGradient id="c">{stops}</linearGradient>')
+    parts.append(f'<rect x="{right:g}" y="{_TITLE_Y - 5}" width="50" height="10" fill="url(#c)"/>')
+    parts.append(_text(right - 6, _TITLE_Y, "covers 0", "end"))
+    return parts
 
 
-def _axes(canvas: "_Canvas", season: tuple[dt.date, dt.date], max_cloud_cover: float | None) -> None:
-    for percent in _CLOUD_TICKS:
-        y = _height(percent)
-        canvas.line([(_LEFT, y), (_RIGHT, y)], _GRID)
-        canvas.text(_LEFT - 12, y, f"{percent} %", "rm")
+def _axes(season: tuple[dt.date, dt.date], max_cloud_cover: float | None) -> list[str]:
+    lines = [f"M{_LEFT} {_height(percent)}H{_RIGHT}" for percent in _CLOUD_TICKS]
+    parts = [_text(_LEFT - 12, _height(percent), f"{percent} %", "end") for percent in _CLOUD_TICKS]
     day = season[0]
     while day <= season[1]:
         following = (day.replace(day=1) + dt.timedelta(32)).replace(day=1)
         left, right = (_across((at - season[0]).days, season) for at in (day, following))
-        canvas.line([(left, _TOP), (left, _BOTTOM)], _GRID)
+        lines.append(f"M{left:g} {_TOP}V{_BOTTOM}")
         month = _MONTHS[day.month - 1]
-        if canvas.length(month) < right - left:
-            canvas.text((left + right) / 2, _MONTH_Y, month, "mm", 12)
+        if _length(month) < right - left:
+            parts.append(_text((left + right) / 2, _MONTH_Y, month, "middle", 12))
         day = following
-    canvas.line([(_RIGHT, _TOP), (_RIGHT, _BOTTOM)], _GRID)
+    lines.append(f"M{_RIGHT} {_TOP}V{_BOTTOM}")
+    parts.insert(0, f'<path d="{"".join(lines)}" stroke="{_GRID}"/>')
     if max_cloud_cover is not None:
         y = _height(max_cloud_cover)
-        canvas.line([(_LEFT, y), (_RIGHT, y)], _LIMIT)
-        canvas.text(_RIGHT + 8, y, f"max {max_cloud_cover:.3g} %", "lm", 11, _LIMIT)
+        parts.append(f'<path d="M{_LEFT} {y}H{_RIGHT}" stroke="{_LIMIT}"/>')
+        parts.append(_text(_RIGHT + 8, y, f"max {max_cloud_cover:.3g} %", fill=_LIMIT))
+    return parts
 
 
-def _labels(canvas: "_Canvas", chosen: pd.DataFrame, season: tuple[dt.date, dt.date]) -> None:
-    """The chosen scenes' position and date in a row above the plot, side by side, with lines to their dots."""
+def _labels(chosen: pd.DataFrame, season: tuple[dt.date, dt.date]) -> list[str]:
+    """Position and date of the chosen scenes in a row above the plot, with lines to their dots."""
     scenes = [
         (dot_position(row["date"], row["cloud_cover"], season), f"{row['position']} {row['date']}")
         for _, row in chosen.iterrows()
     ]
-    widths = [canvas.length(words, 12) + 14 for _, words in scenes]
-    # each as near to its dot as those to the left of it let it, and as those to the right of it must fit
-    at, edge = [], 4.0
-    for number, ((x, _), width) in enumerate(zip((place for place, _ in scenes), widths, strict=True)):
+    widths = [_length(words, 12) + 14 for _, words in scenes]
+    parts, edge = [], 4.0
+    for number, (((x, y), words), width) in enumerate(zip(scenes, widths, strict=True)):
+        # as near to its dot as the labels on both sides allow
         left = min(max(x - width / 2, edge), _WIDTH - 4 - sum(widths[number:]))
-        at.append(left + width / 2)
-        edge = left + width
-    for ((x, y), words), middle in zip(scenes, at, strict=True):
-        canvas.line([(middle, _LABEL_Y + 9), (x, _LABEL_Y + 19), (x, y)], _CHOSEN)
-        canvas.text(middle, _LABEL_Y, words, "mm", 12, _CHOSEN)
+        edge, middle = left + width, left + width / 2
+        line = f"M{middle:g} {_LABEL_Y + 9}L{x} {_LABEL_Y + 19}V{y}"
+        parts.append(f'<path d="{line}" fill="none" stroke="{_CHOSEN}"/>')
+        parts.append(_text(middle, _LABEL_Y, words, "middle", 12, _CHOSEN))
+    return parts
 
 
-class _Canvas:
-    """Pillow's drawing in the picture's own pixels, which have their centres at whole numbers."""
-
-    def __init__(self) -> None:
-        self._image = Image.new("RGB", (_WIDTH * _FINER, _HEIGHT * _FINER), _WHITE)
-        self._draw = ImageDraw.Draw(self._image)
-
-    def line(self, points: list[tuple[float, float]], colour: Colour) -> None:
-        # Pillow lays a line of even width right of and below its points: here on whole pixels, thus crisp
-        self._draw.line([(x * _FINER, y * _FINER) for x, y in points], colour, _FINER)
-
-    def disc(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        self._draw.ellipse(self._around(x, y, radius), colour)
-
-    def circle(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        self._draw.ellipse(self._around(x, y, radius), outline=colour, width=_FINER)
-
-    def text(
-        self, x: float, y: float, words: str, anchor: str, size: int = 11, colour: Colour = _TEXT
-    ) -> None:
-        self._draw.text((x * _FINER, y * _FINER), words, colour, _font(size * _FINER), anchor)
-
-    def length(self, words: str, size: int = 11) -> float:
-        return self._draw.textlength(words, _font(size * _FINER)) / _FINER
-
-    def png(self) -> bytes:
-        out = io.BytesIO()
-        self._image.reduce(_FINER).save(out, "PNG")
-        return out.getvalue()
-
-    def _around(self, x: float, y: float, radius: float) -> tuple[float, float, float, float]:
-        left, top = (x - radius) * _FINER, (y - radius) * _FINER
-        # Pillow draws the last pixel as well
-        side = (2 * radius + 1) * _FINER - 1
-        return left, top, left + side, top + side
+def _disc(x: float, y: float, radius: float, fill: str = "", more: str = "") -> str:
+    if fill:
+        more = f' fill="{fill}"{more}'
+    return f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}"{more}/>'
 
 
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _text(x: float, y: float, words: str, anchor: str = "", size: int = 11, fill: str = "") -> str:
+    more = f' text-anchor="{anchor}"' if anchor else ""
+    more += f' font-size="{size}"' if size != 11 else ""
+    more += f' fill="{fill}"' if fill else ""
+    # the middle of a line of digits and capitals is some 0.36 of its size above its baseline
+    return f'<text x="{x:g}" y="{y + 0.36 * size:g}"{more}>{html.escape(words)}</text>'
+
+
+def _length(words: str, size: int = 11) -> float:
+    """How wide a text is, near enough: Helvetica's letters are 0.55 of their size on average."""
+    return 0.55 * size * len(words)
+
+
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#" + "".join(f"{part:02x}" for part in colour)

@@ -1,22 +1,22 @@
 import datetime as dt
-import io
 import itertools
+import re
+from dataclasses import dataclass
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from PIL import Image
 
 from crop_assets.hls import POSITIONS
-from crop_assets.scenes.plots import coverage_colour, dot_position, season_picture
+from crop_assets.scenes.plots import coverage_colour, dot_position, season_chart
 from crop_assets.scenes.selection import chosen_scenes, select_scenes, spread_scenes
 
 SEASON = (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
 LADDER = [100, 90, 80, 70, 60, 50]
-ORANGE, PURPLE, GREY, WHITE = (217, 72, 1), (106, 61, 154), (170, 170, 170), (255, 255, 255)
+ORANGE, PURPLE, GREY = "#d94801", "#6a3d9a", "#aaa"
 
 
 def scenes(*rows: tuple[str, float | None, float | None]) -> pd.DataFrame:
@@ -37,19 +37,58 @@ def selected(*rows: tuple[str, float | None, float | None]) -> pd.DataFrame:
     return select_scenes(scenes(*rows), 5, LADDER, "lower")
 
 
-def pixels(png: bytes) -> NDArray[np.uint8]:
-    """The picture as an array, after a look at what holds for every one."""
-    image = Image.open(io.BytesIO(png))
-    assert (image.format, image.size, image.mode) == ("PNG", (900, 300), "RGB")
-    array = np.asarray(image)
-    for edge in (array[:3], array[-3:], array[:, :3], array[:, -3:]):
-        assert (edge == 255).all(), "something runs out of the picture"
-    return array
+@dataclass(frozen=True)
+class Chart:
+    """A chart as read back from its SVG."""
+
+    root: ElementTree.Element
+
+    @classmethod
+    def read(cls, svg: bytes) -> "Chart":
+        """Reads a chart, and checks that everything in it is inside of its 900 x 300."""
+        chart = cls(ElementTree.fromstring(svg))
+        assert (chart.root.get("width"), chart.root.get("height")) == ("900", "300")
+        for x, y, radius in chart.circles:
+            assert radius < x < 900 - radius and radius < y < 300 - radius
+        for left, right, y in chart.texts.values():
+            assert 0 <= left < right <= 900 and 8 < y < 298
+        for path in chart.elements("path"):
+            assert all(0 <= float(number) <= 900 for number in re.findall(r"[\d.]+", path.get("d", "")))
+        return chart
+
+    def elements(self, tag: str) -> list[ElementTree.Element]:
+        return list(self.root.iter(f"{{http://www.w3.org/2000/svg}}{tag}"))
+
+    @property
+    def circles(self) -> list[tuple[float, float, float]]:
+        return [(number(e, "cx"), number(e, "cy"), number(e, "r")) for e in self.elements("circle")]
+
+    @property
+    def texts(self) -> dict[str, tuple[float, float, float]]:
+        """Left and right edge and baseline of each text, by an estimate of its width."""
+        found = {}
+        for element in self.elements("text"):
+            words = element.text or ""
+            width = 0.5 * len(words) * float(element.get("font-size", 11))
+            share = {"end": 1.0, "middle": 0.5}.get(element.get("text-anchor", ""), 0.0)
+            left = number(element, "x") - share * width
+            found[words] = (left, left + width, number(element, "y"))
+        return found
+
+    def marks(self, x: float, y: float) -> list[tuple[str | None, str | None]]:
+        """Fill and stroke of the circles around a point in the order of drawing; those of their group if they have
+        none.
+        """
+        groups = {circle: group for group in self.elements("g") for circle in group}
+        return [
+            (e.get("fill") or groups[e].get("fill"), e.get("stroke") or groups[e].get("stroke"))
+            for e in self.elements("circle")
+            if (number(e, "cx"), number(e, "cy")) == (x, y)
+        ]
 
 
-def like(array: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Pixels of about this colour; thin strokes are mixed with white."""
-    return (np.abs(array.astype(int) - colour) < 60).all(axis=-1)
+def number(element: ElementTree.Element, name: str) -> float:
+    return float(element.attrib[name])
 
 
 def test_chosen_dots_are_where_their_dates_and_clouds_are() -> None:
@@ -59,53 +98,55 @@ def test_chosen_dots_are_where_their_dates_and_clouds_are() -> None:
         ("2022-09-30", 5.0, 95.0),
         ("2022-05-01", 40.0, 100.0),
     )
-    array = pixels(season_picture(table, SEASON, "13TDE"))
+    chart = Chart.read(season_chart(table, SEASON, "13TDE"))
     dots = []
     for row in chosen_scenes(table).itertuples():
         x, y = dot_position(row.date, row.cloud_cover, SEASON)
-        assert tuple(array[y, x]) == coverage_colour(row.spatial_coverage)
-        # white, then a ring, all around
-        for way in ((0, 1), (1, 0), (-1, 0)):
-            assert tuple(array[y + 6 * way[1], x + 6 * way[0]]) == WHITE
-            assert tuple(array[y + 8 * way[1], x + 8 * way[0]]) == ORANGE
+        ring, disc = chart.marks(x, y)
+        assert ring == ("#fff", ORANGE)
+        assert disc == (coverage_colour(row.spatial_coverage), "#08306b")
         dots.append((x, y))
     (x, y), others = dots[0], dots[1:]
     # the plot is 762 wide and 180 high: a day is 762 / 214, 5 % of clouds are the root of 0.05 of the height
     assert [(a - x, y - b) for a, b in others] == [(381, 25), (758, 40)]
     x, y = dot_position(dt.date(2022, 5, 1), 40, SEASON)
-    assert tuple(array[y, x]) == (229, 229, 229), "a scene that is not fit is hollow: the grid shows"
-    assert tuple(array[y - 4, x]) == GREY
+    assert chart.marks(x, y) == [("none", GREY)], "a scene that is not fit is hollow"
 
 
 def test_what_covers_more_is_darker_and_what_is_unknown_is_not_blue() -> None:
-    brightness = [sum(coverage_colour(percent)) for percent in range(0, 101, 10)]
+    brightness = [sum(bytes.fromhex(coverage_colour(percent)[1:])) for percent in range(0, 101, 10)]
     assert brightness == sorted(set(brightness), reverse=True)
-    red, _, blue = coverage_colour(None)
+    red, _, blue = bytes.fromhex(coverage_colour(None)[1:])
     assert red > blue
     assert coverage_colour(float("nan")) == coverage_colour(None)
 
 
 def test_the_line_of_the_limit_is_there_only_if_it_is_given() -> None:
     table = selected(("2022-04-01", 1.0, 100.0))
-    without, with_limit = (pixels(season_picture(table, SEASON, "13TDE", limit)) for limit in (None, 5))
-    assert not (without == PURPLE).all(axis=-1).any()
-    _, y = dot_position(SEASON[0], 5, SEASON)
-    assert (with_limit[y, 70:828] == PURPLE).all()
+    without, with_limit = (Chart.read(season_chart(table, SEASON, "13TDE", limit)) for limit in (None, 5))
+    lines = [
+        [e.get("d") for e in chart.elements("path") if e.get("stroke") == PURPLE]
+        for chart in (without, with_limit)
+    ]
+    assert lines == [[], [f"M68 {dot_position(SEASON[0], 5, SEASON)[1]}H830"]]
+    assert with_limit.texts.keys() - without.texts.keys() == {"max 5 %"}
 
 
 def test_the_same_table_gives_the_same_bytes() -> None:
     table = selected(("2022-04-01", 1.0, 100.0), ("2022-05-01", 1.0, 100.0), ("2022-06-01", 1.0, 100.0))
-    first = season_picture(table, SEASON, "13TDE", 5)
-    assert season_picture(table.copy(), SEASON, "13TDE", 5) == first
-    assert season_picture(table, SEASON, "13TDF", 5) != first
+    first = season_chart(table, SEASON, "13TDE", 5)
+    assert season_chart(table.copy(), SEASON, "13TDE", 5) == first
+    assert season_chart(table, SEASON, "13TDF", 5) != first
 
 
 def test_a_season_without_scenes_and_one_without_a_choice() -> None:
-    empty = pixels(season_picture(selected(), SEASON, "13TDE", 5))
-    assert not like(empty[30:], ORANGE).any()
-    nothing_fit = pixels(season_picture(selected(("2022-04-01", 60.0, 100.0)), SEASON, "13TDE", 5))
-    assert not like(nothing_fit[30:], ORANGE).any()
-    assert (empty != nothing_fit).any()
+    empty = Chart.read(season_chart(selected(), SEASON, "13TDE", 5))
+    assert "no scenes" in empty.texts
+    nothing_fit = Chart.read(season_chart(selected(("2022-04-01", 60.0, 100.0)), SEASON, "13TDE", 5))
+    assert "no scenes" not in nothing_fit.texts
+    assert len(nothing_fit.circles) == len(empty.circles) + 1
+    for chart in (empty, nothing_fit):
+        assert [e for e in chart.elements("path") if e.get("stroke") == ORANGE] == []
 
 
 @pytest.mark.parametrize(
@@ -123,23 +164,24 @@ def test_a_season_without_scenes_and_one_without_a_choice() -> None:
 def test_labels_of_close_dates_stand_side_by_side(days, season) -> None:
     table = selected(*((day, 0.0, 100.0) for day in days))
     assert list(chosen_scenes(table)["position"]) == list(POSITIONS)
-    row = like(pixels(season_picture(table, season, "13TDE", 5))[38:52], ORANGE).any(axis=0)
-    # within a label the largest blank is narrower than between two
-    columns = np.flatnonzero(row)
-    assert sum(b - a > 10 for a, b in itertools.pairwise(columns)) == 2
+    texts = Chart.read(season_chart(table, season, "13TDE", 5)).texts
+    labels = [texts[f"{position} {day}"] for position, day in zip(POSITIONS, days, strict=True)]
+    for (_, right, _), (left, _, _) in itertools.pairwise(labels):
+        assert right + 5 < left
+    assert len({y for _, _, y in labels}) == 1
 
 
 def test_scenes_of_one_day_and_unknown_clouds_are_all_seen() -> None:
     alone = ("2022-04-10", 20.0, 100.0)
-    one, two, three = (
-        np.count_nonzero(like(pixels(season_picture(table, SEASON, "13TDE"))[60:275], GREY))
-        for table in (selected(alone), selected(alone, alone), selected(alone, alone, alone))
-    )
-    assert one < two < three
+    x, y = dot_position(dt.date(2022, 4, 10), 20, SEASON)
+    for count in (1, 2, 3):
+        chart = Chart.read(season_chart(selected(*[alone] * count), SEASON, "13TDE"))
+        assert [len(chart.marks(x + 10 * at, y)) for at in range(4)] == [1] * count + [0] * (4 - count)
     unknown = selected(("2022-05-01", None, 100.0), ("2022-06-01", 50.0, 100.0))
-    array = pixels(season_picture(unknown, SEASON, "13TDE"))
+    chart = Chart.read(season_chart(unknown, SEASON, "13TDE"))
     x, y = dot_position(dt.date(2022, 5, 1), None, SEASON)
-    assert tuple(array[y - 4, x]) == GREY
+    assert chart.marks(x, y) == [("none", GREY)]
+    assert "unknown" in chart.texts
     assert y < dot_position(dt.date(2022, 5, 1), 100, SEASON)[1] - 10
 
 
@@ -154,7 +196,7 @@ def test_nothing_runs_out_of_any_picture(rows, limit) -> None:
         select_scenes(scenes(*rows), limit or 5, LADDER, "lower"),
         spread_scenes(scenes(*rows), limit or 5, 10, SEASON),
     ):
-        pixels(season_picture(table, SEASON, "13TDE", limit))
+        Chart.read(season_chart(table, SEASON, "13TDE", limit))
 
 
 def test_a_picture_of_a_long_season_stays_small() -> None:
@@ -163,4 +205,4 @@ def test_a_picture_of_a_long_season_stays_small() -> None:
     table = selected(
         *((day, float(c), float(k)) for day, (c, k) in zip(dates, random.random((150, 2)) * 100, strict=True))
     )
-    assert len(season_picture(table, SEASON, "13TDE", 5)) < 40_000
+    assert len(season_chart(table, SEASON, "13TDE", 5)) < 10_000
