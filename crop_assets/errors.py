@@ -1,7 +1,6 @@
-"""Errors of a dataset's own inputs: a recipe, a raster, a table, an area of interest.
+"""Errors of inputs that a user can fix: a recipe, a raster, a table, an area of interest.
 
-Belongs here: what a user can mend by changing an input. Does not: what a server did
-(`resources.errors`).
+`resources.errors` has those of servers.
 """
 
 from collections.abc import Iterable
@@ -17,9 +16,9 @@ _OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_e
 
 
 class InputError(ValueError):
-    """An input that cannot be worked with. The message says what, where, and what to do next.
+    """An invalid input. The message says what is wrong, where, and what to do next.
 
-    It is bounded and on one line, whatever of the input it repeats.
+    It is short and on one line, even if it quotes the input.
     """
 
     def __init__(self, message: str) -> None:
@@ -27,16 +26,16 @@ class InputError(ValueError):
 
 
 def problems(error: "ValidationError", kind: "type[BaseModel] | None" = None) -> dict[str, str]:
-    """What is wrong with each field, by its name; "" stands for several of them.
+    """What is wrong with each field, by its name; "" stands for several fields.
 
-    Without pydantic's own text of the error, which repeats all values, whatever secret they hold. Given the class as
-    `kind`, it shows the whole range of a number, and which word may have been meant.
+    It does not contain pydantic's message, which quotes all values, including secrets. With the class as `kind`, it
+    includes the range of a number, and suggestions for a word.
     """
     return {".".join(map(str, one["loc"])): _problem(dict(one), kind) for one in error.errors()}
 
 
 def number_range(metadata: Iterable[Any]) -> str:
-    """The range of a number by the metadata of its field, such as "from 1 to 13"; "" if it has none."""
+    """The range of a number, from the metadata of its field, such as "from 1 to 13"; "" if it has none."""
     found = {
         sign: getattr(one, sign)
         for one in metadata
@@ -51,7 +50,7 @@ def number_range(metadata: Iterable[Any]) -> str:
 
 
 def item_type(annotation: Any) -> tuple[Any, list[Any]]:
-    """The type of the items of a list, or of the values of a map, and the metadata that bound them."""
+    """The type of the items of a list or the values of a map, and the metadata with their range."""
     inner = get_args(annotation)[-1]
     if get_origin(inner) is Annotated:
         inner, field = get_args(inner)
@@ -72,12 +71,12 @@ def _problem(one: dict[str, Any], kind: "type[BaseModel] | None") -> str:
         return message + did_you_mean(one["input"], get_args(annotation))
     if one["type"] in _OUT_OF_RANGE and annotation in (int, float):
         number = int if annotation is int else float
-        return f"{name}{_shown(one['input'], number)} must lie {number_range(metadata)}"
+        return f"{name}{_shown(one['input'], number)} must be {number_range(metadata)}"
     return message
 
 
 def _shown(value: Any, kind: type[int | float]) -> str:
-    """A number in a message, but for one that is too long to be written out."""
+    """A number for a message, or "" if it is too long."""
     try:
         return f" is {kind(value)}, and"
     except (ValueError, OverflowError):

@@ -1,8 +1,6 @@
-"""How every chart and picture of the project is drawn, the same on any machine.
+"""Renders matplotlib figures as PNG, the same on any machine.
 
-Matplotlib is imported when something is drawn: it takes a second of the start of each run, and most draw nothing.
-
-Belongs here: what makes a figure a PNG. Does not: any chart.
+Matplotlib is imported only when something is drawn: the import takes a second, and most runs draw nothing.
 """
 
 import functools
@@ -15,14 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _Parameters = ParamSpec("_Parameters")
-# matplotlib's style is one for all threads
+# all threads share matplotlib's style
 _STYLE = threading.RLock()
 
 
 def png(draw: Callable[_Parameters, "Figure"]) -> Callable[_Parameters, bytes]:
-    """Make a function that draws a figure one that returns it as PNG, whatever the user's matplotlibrc says.
+    """Decorator: the function draws a figure, and the decorated function returns it as PNG, ignoring matplotlibrc.
 
-    The same figure gives the same bytes: the file names no software and no time.
+    The same figure gives the same bytes: the file contains neither software nor time.
     """
 
     @functools.wraps(draw)

@@ -1,7 +1,7 @@
-"""Servers on 127.0.0.1 for this machine's user alone, and what keeps web pages of others from using them.
+"""Servers on 127.0.0.1, protected from web pages.
 
-Any page that the user visits may ask addresses of loopback: by a link, a form, an image or a websocket, and by a host
-name of its own that resolves to 127.0.0.1. Other users of the machine are not kept out.
+Any page that the user visits can send requests to loopback: by a link, a form, an image or a websocket, and by a host
+name that resolves to 127.0.0.1. There is no protection from other users of the machine.
 """
 
 import os
@@ -24,12 +24,12 @@ from crop_assets.errors import InputError
 
 _HOSTS = ["127.0.0.1", "localhost"]
 _MAX_BODY_BYTES = 16 << 20
-"""A launch of all tiles of a year, with a run's config, takes a thousandth of it."""
+"""A launch of all tiles of a year, with a config, needs a thousandth of this."""
 
 
 @dataclass(frozen=True)
 class _Guard:
-    """Lets only the server's own pages send to it."""
+    """Middleware that accepts changes only from the server's own pages."""
 
     app: ASGIApp
     content_types: Collection[str]
@@ -47,7 +47,7 @@ class _Guard:
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"
-                # a page that shows this one could have its visitor click there
+                # a page that frames this one could trick its visitor into clicking
                 headers["X-Frame-Options"] = "SAMEORIGIN"
                 for name, value in self.headers.items():
                     headers[name] = value
@@ -58,12 +58,12 @@ class _Guard:
         await app(scope, receive, answer)
 
     def _refused(self, scope: Scope) -> tuple[int, str]:
-        """The status and words by which a request is refused, or "" where it is not."""
+        """The status and message with which to refuse a request; the message is "" if it is accepted."""
         headers = Headers(scope=scope)
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
-            # part of the path, for servers differ in what a slash or a line's end behind it means
+            # a part of the path, because servers differ in how they treat a trailing slash or newline
             acts = self.queries and self.queries in scope["path"] and scope["query_string"]
-            return (405, "queries are sent by POST") if acts else (200, "")
+            return (405, "send queries by POST") if acts else (200, "")
         # browsers send an origin with all but GET and HEAD
         origins = headers.getlist("origin")
         if origins != [f"http://{headers.get('host')}"] and not (self.programs and not origins):
@@ -72,7 +72,7 @@ class _Guard:
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind not in self.content_types:
                 return 415, f"send {' or '.join(sorted(self.content_types))}"
-            # uvicorn sees to it that a body is as long as it says
+            # uvicorn makes sure that a body has this length
             if "transfer-encoding" in headers:
                 return 411, "send a Content-Length"
             if int(headers.get("content-length", 0)) > _MAX_BODY_BYTES:
@@ -87,11 +87,11 @@ def protect(
     queries: str = "",
     programs: bool = False,
 ) -> None:
-    """Have a server answer only by its names on loopback, take what changes something, and websockets, from its own
-    pages alone, and in `content_types`, which a page of another site cannot send unasked.
+    """Make a server answer only to its names on loopback, and accept changes and websockets only from its own pages.
 
-    `headers` are added to all answers. A GET with a query to a path that holds `queries` is refused. `programs` lets
-    those send too that give no Origin, as no browser does.
+    Changes must have one of `content_types`; choose types that pages of other sites cannot send without a preflight.
+    `headers` are added to all answers. A GET with a query is refused if `queries` is in the path. `programs` also
+    allows requests without an Origin, which browsers always send.
     """
     app.add_middleware(
         _Guard,
@@ -100,32 +100,32 @@ def protect(
         queries=queries,
         programs=programs,
     )
-    # a page of another site could reach loopback by a name of its own that resolves to it
+    # other sites could use a host name that resolves to loopback
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False)
 
 
-def listen(port: int | None, usual: int = 0) -> socket.socket:
-    """A listening socket on 127.0.0.1: on `port`, or where that is None on `usual` or, if taken, on a free port.
+def listen(port: int | None, default: int = 0) -> socket.socket:
+    """A listening socket on 127.0.0.1: on `port`, or if that is None on `default`, or on a free port if that is in use.
 
-    Raises InputError where the given port cannot be used.
+    Raises InputError if the given port cannot be used.
     """
     try:
-        return socket.create_server(("127.0.0.1", usual if port is None else port))
+        return socket.create_server(("127.0.0.1", default if port is None else port))
     except OSError as error:
         if port is None:
             return socket.create_server(("127.0.0.1", 0))
         reason = os.strerror(error.errno or 0)
-        raise InputError(f"port {port} of 127.0.0.1 cannot be used: {reason}; take another, or 0") from None
+        raise InputError(f"port {port} of 127.0.0.1 cannot be used: {reason}; use another, or 0") from None
 
 
 def run(app: Starlette, listener: socket.socket, browse: str, ws: Literal["none", "auto"] = "none") -> None:
-    """Serve until SIGINT or SIGTERM. `browse` is the address that a browser opens, or empty for none."""
+    """Serve until SIGINT or SIGTERM. `browse` is the address to open in a browser, or empty."""
     options: dict[str, Any] = {"log_level": "warning", "lifespan": "off", "proxy_headers": False}
     server = uvicorn.Server(uvicorn.Config(app, ws=ws, timeout_graceful_shutdown=5, **options))
-    # uvicorn raises a signal again when it has ended by it, which would end the command as if it had failed
+    # after shutting down, uvicorn raises the signal again, which would make the command fail
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     if browse:
-        # a browser of the terminal takes as long as somebody looks at it
+        # in a thread, because a text browser blocks until it is closed
         threading.Thread(target=webbrowser.open, args=(browse,), daemon=True).start()
     server.run(sockets=[listener])

@@ -1,8 +1,4 @@
-"""Sharing work out among threads.
-
-Belongs here: waiting for a batch of work. Does not: what the work is, nor how many threads there are
-(`resources.machine`).
-"""
+"""Distributes a batch of work over threads."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
@@ -17,8 +13,8 @@ _Result = TypeVar("_Result")
 def in_parallel(pool: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """The results of `work` in the order of `items`.
 
-    Raises the error of the first item that failed. Nothing of the batch runs any more when this ends, so that the
-    caller can close what the work was using; after an interrupt it waits for that for `GRACE_SECONDS` at most.
+    Raises the error of the first item that failed. Nothing of the batch is still running when this returns, so that the
+    caller can close what the work was using; after an interrupt, it waits for at most `GRACE_SECONDS`.
     """
     futures: list[Future[_Result]] = []
     seconds: float | None = None
@@ -28,7 +24,7 @@ def in_parallel(pool: Executor, work: Callable[[_Item], _Result], items: Iterabl
         wait(futures, return_when=FIRST_EXCEPTION)
     except BaseException as error:
         if not isinstance(error, Exception):
-            # the run is stopped, and work that hangs must not keep it
+            # the run is being stopped, and work that hangs must not hold it up
             seconds = GRACE_SECONDS
         raise
     finally:

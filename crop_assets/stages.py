@@ -1,4 +1,4 @@
-"""All stages, as the assets of each room declare them."""
+"""All stages, collected from the `assets` modules."""
 
 from crop_assets.bands import assets as bands
 from crop_assets.chips import assets as chips
@@ -11,7 +11,7 @@ from crop_assets.tiles import assets as tiles
 
 
 def _in_order() -> dict[str, Stage]:
-    """By name, in the order of the rooms, but each after those that it reads. Raises TypeError as `_require_sound`."""
+    """Stages by name, in the order of the modules, but each after its inputs. Raises TypeError for invalid stages."""
     rooms = (labels, tiles, scenes, bands, chips, dataset)
     found = {one.name: one for room in rooms for one in vars(room).values() if isinstance(one, Stage)}
     ordered: dict[str, Stage] = {}
@@ -28,12 +28,12 @@ def _in_order() -> dict[str, Stage]:
     for one in found.values():
         add(one)
     for one in ordered.values():
-        _require_sound(one, ordered)
+        _require_valid(one, ordered)
     return ordered
 
 
-def _require_sound(one: Stage, stages: dict[str, Stage]) -> None:
-    """Raise TypeError for what a stage of its scope cannot have."""
+def _require_valid(one: Stage, stages: dict[str, Stage]) -> None:
+    """Raise TypeError if a stage has something that its scope does not allow."""
     if SCHEMAS.get(one.name) != one.schema:
         raise TypeError(f"{one.name}: its table must be in SCHEMAS of crop_assets/schemas.py under this name")
     if one.scope == "tile":
@@ -46,10 +46,10 @@ def _require_sound(one: Stage, stages: dict[str, Stage]) -> None:
     elif of_tiles := [name for name in one.tables if stages[name].scope == "tile"]:
         raise TypeError(f"{one.name}: a stage of a year gets {of_tiles[0]} as AllTiles")
     elif others := [name for name in one.all_tiles if stages[name].scope != "tile"]:
-        raise TypeError(f"{one.name}: {others[0]} is no tile stage")
+        raise TypeError(f"{one.name}: {others[0]} is not a tile stage")
 
 
 STAGES = _in_order()
 _OF_TILES = [one for one in STAGES.values() if one.scope == "tile"]
-# what has a job of its own comes last: where it fails, the tile is done all the same
+# stages with their own job come last: if they fail, the tile is still done
 TILE_STAGES = tuple(sorted(_OF_TILES, key=lambda one: one.job != "tiles_job"))

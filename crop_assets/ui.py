@@ -1,6 +1,6 @@
-"""Dagster's UI and daemon on loopback, as `dagster dev` starts them, but for what protects them from web pages.
+"""Dagster's UI and daemon on loopback, like `dagster dev`, but protected from web pages.
 
-Dagster's webserver takes requests of any page that the user visits, by which it would launch runs.
+Dagster's webserver itself accepts requests from any page that the user visits, and such a page could launch runs.
 """
 
 import hashlib
@@ -34,20 +34,20 @@ _DATASETS = "training_datasets/"
 _MAX_PICTURE_BYTES = 16 << 20
 
 
-def open_ui(port: int, say: Callable[[str], None]) -> int:
-    """Serve the UI of the environment's code location and run its daemon until interrupted; the exit code.
+def open_ui(port: int, log: Callable[[str], None]) -> int:
+    """Serve the UI of the code location and run its daemon until interrupted; returns the exit code.
 
-    Raises InputError where the port cannot be used or Dagster has no home.
+    Raises InputError if the port cannot be used or DAGSTER_HOME is not set.
     """
     if not os.environ.get("DAGSTER_HOME"):
-        raise InputError("DAGSTER_HOME is not set; set it to a folder that Dagster keeps its runs in")
+        raise InputError("DAGSTER_HOME is not set; set it to a folder for Dagster's runs")
     listen(port).close()
-    # a shell's background jobs ignore interrupts, and Dagster would then ignore being ended as well
+    # background jobs of a shell ignore interrupts, and Dagster's processes would inherit that
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # a plain kill of this process, or the end of its terminal, must not leave Dagster's processes behind
+    # killing this process or closing its terminal must not leave Dagster's processes behind
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        # nohup has this process ignore SIGHUP
+        # nohup makes this process ignore SIGHUP
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     children: list[subprocess.Popen[bytes]] = []
@@ -74,7 +74,7 @@ def open_ui(port: int, say: Callable[[str], None]) -> int:
                 time.sleep(_POLL_SECONDS)
             start("crop_assets.ui", str(port), str(workspace))
             start(DAEMON, "run", "-w", str(workspace))
-            say(f"Dagster UI: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+            log(f"Dagster UI: http://127.0.0.1:{port}   (Ctrl-C stops it)")
             while not (status := ended()):
                 time.sleep(_POLL_SECONDS)
             return status

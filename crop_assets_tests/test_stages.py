@@ -12,7 +12,7 @@ from crop_assets.graph.stage import AllTiles, Made, Run, Source, Stage, TileRun,
 from crop_assets.layout import Layout
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import SCHEMAS
-from crop_assets.stages import STAGES, _require_sound
+from crop_assets.stages import STAGES, _require_valid
 from crop_assets_tests.forged import forge, table_of
 from resources.errors import IntegrityError
 from resources.machine import Machine
@@ -65,14 +65,14 @@ SPLITS, CHIPS = STAGES["splits"], STAGES["chips"]
         (replace(CHIPS, then=lambda instance, table: None), "are for stages of a year"),
         (replace(CHIPS, tables=("cdl",)), "must read the tile map, or another tile stage"),
         (replace(SPLITS, tables=("chips",)), "gets chips as AllTiles"),
-        (replace(SPLITS, all_tiles=("cdl",)), "cdl is no tile stage"),
+        (replace(SPLITS, all_tiles=("cdl",)), "cdl is not a tile stage"),
     ],
 )
 def test_a_declaration_that_cannot_work_is_refused_when_it_is_loaded(wrong: Stage, why: str) -> None:
     with pytest.raises(TypeError, match=why):
-        _require_sound(wrong, STAGES)
+        _require_valid(wrong, STAGES)
     for sound in STAGES.values():
-        _require_sound(sound, STAGES)
+        _require_valid(sound, STAGES)
 
 
 @pytest.mark.parametrize("tile", [None, "14SMG"])
