@@ -56,7 +56,7 @@ YEAR = 2022
 TILES = [f"14S{column}{row}" for column in "LMNP" for row in "FGHJ"]
 _SIZE = 512
 _DAYS = (77, 157, 267)
-_START_SECONDS, _MOST_SECONDS = 90, 300
+_START_SECONDS, _MAX_SECONDS = 90, 300
 _BACKFILL = """
 mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
   ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
@@ -217,7 +217,7 @@ def _backfill(root: Path, url: str) -> dict[str, float]:
         runs: list[dict[str, Any]] = _ask(url, _RUNS, id=backfill)["runsOrError"]["results"]
         return runs if all(run["endTime"] for run in runs) else []
 
-    runs = _wait(ended, _MOST_SECONDS)
+    runs = _wait(ended, _MAX_SECONDS)
     assert {run["status"] for run in runs} == {"SUCCESS"}
     assert len(list((root / "data").rglob("chips_filtered/*_merged.tif"))) == len(TILES)
     created, started = (min(run[name] for run in runs) for name in ("creationTime", "startTime"))

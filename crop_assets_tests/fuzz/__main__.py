@@ -16,7 +16,7 @@ import atheris
 with atheris.instrument_imports(include=["crop_assets", "resources"]):
     from crop_assets_tests.fuzz.targets import OWN, TARGETS
 
-_MOST_BYTES = 1 << 16
+_MAX_BYTES = 1 << 16
 
 
 def main() -> None:
@@ -46,12 +46,12 @@ def main() -> None:
         found.mkdir()
         for index, name in enumerate(chosen):
             for number, seed in enumerate(TARGETS[name].seeds()):
-                (corpus / f"{name}-{number}").write_bytes(bytes([index]) + seed[:_MOST_BYTES])
+                (corpus / f"{name}-{number}").write_bytes(bytes([index]) + seed[:_MAX_BYTES])
         options = [
             f"-max_total_time={seconds}",
             "-timeout=60",
             "-rss_limit_mb=8192",
-            f"-max_len={_MOST_BYTES + 1}",
+            f"-max_len={_MAX_BYTES + 1}",
         ]
         if os.environ.get("CI"):
             # a search with another beginning each time would fail for what no commit has changed
