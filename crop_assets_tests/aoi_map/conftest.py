@@ -1,4 +1,4 @@
-"""A small store to draw on: 20 x 30 boxes in Kansas, four of whose columns are odd."""
+"""A small store to draw on: 20 x 30 boxes in Kansas, with four special columns."""
 
 import shutil
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ def number_of_classes(row: int, col: int) -> int:
 
 
 def candidates() -> pd.DataFrame:
-    """Boxes of 1 to 13 classes; those of one column have no-data."""
+    """Boxes with 1 to 13 classes; one column has no-data pixels."""
     cells = [(row, col) for row in ROWS for col in COLS]
     counts = np.zeros((len(cells), 14), np.int32)
     for count, (row, col) in zip(counts, cells, strict=True):
@@ -43,7 +43,7 @@ def candidates() -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def small_store(official_grid: gpd.GeoDataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with what labels_job makes of the boxes, five of which are chosen; nobody changes it."""
+    """A store with the results of labels_job for the boxes, five of them chosen; tests do not change it."""
     root = tmp_path_factory.mktemp("aoi_store")
     store = DatasetStore(root=str(root))
     grid = official_grid
@@ -60,7 +60,7 @@ def small_store(official_grid: gpd.GeoDataFrame, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def store(small_store: Path, tmp_path: Path) -> DatasetStore:
-    """A store of one's own."""
+    """A copy of the store that a test may change."""
     shutil.copytree(small_store, tmp_path / "store")
     return DatasetStore(root=str(tmp_path / "store"))
 
@@ -71,7 +71,7 @@ def area(small_store: Path) -> Area:
 
 
 def landscape(store: DatasetStore) -> Any:
-    """The boxes that the graph would choose chips from, whatever their classes."""
+    """The boxes that the graph can choose from, regardless of their classes."""
     boxes = weighed_boxes(read_table(store, LAYOUT.table("candidate_chips"), CANDIDATE_CHIPS), 8)
     return boxes[boxes["class_0"] == 0].reset_index(drop=True)
 

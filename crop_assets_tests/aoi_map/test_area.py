@@ -36,7 +36,7 @@ def frame(*shapes: shapely.Geometry) -> gpd.GeoDataFrame:
 
 
 def inside_of(boxes: gpd.GeoDataFrame, row: int, col: int) -> shapely.Polygon:
-    """A small area within a box."""
+    """A small area inside a box."""
     box = boxes[(boxes["row"] == row) & (boxes["col"] == col)]
     return box.to_crs(4326).geometry.iloc[0].centroid.buffer(0.005)
 
@@ -134,7 +134,7 @@ _LON, _LAT = st.floats(-103, -96), st.floats(35.5, 40)
 def test_counts_are_those_of_the_graph_for_the_saved_file(
     polygons: list[list[tuple[float, float]]], area: Area, small_store: Path, tmp_path: Path
 ) -> None:
-    """Whatever is drawn, crossing itself or not."""
+    """Holds for any drawing, including self-intersecting ones."""
     drawing = read_drawing(json.dumps(collection(*([*ring, ring[0]] for ring in polygons))).encode())
     told = area.count(drawing.frame())
     path = tmp_path / "aoi.geojson"

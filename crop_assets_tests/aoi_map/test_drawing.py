@@ -75,7 +75,7 @@ def test_a_polygon_that_crosses_itself_is_kept_as_drawn() -> None:
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
-    """A good collection with one thing changed."""
+    """A valid collection with one change."""
     document: Any = copy.deepcopy(collection(rectangle(-99, 38, -98, 39)))
     *way, last = path.split(".")
     place = document

@@ -44,11 +44,11 @@ class Command:
         return Path(self.store.root) / "aoi.geojson"
 
     def boxes(self) -> int:
-        """How many boxes the graph finds in what was saved."""
+        """The number of boxes that the graph finds in the saved area."""
         return len(filter_aoi(landscape(self.store), read_aoi(self.file)))
 
     def end(self, number: signal.Signals) -> str:
-        """End it by a signal; what it said until then. It must end well."""
+        """Stop it with a signal, check that it succeeds, and return its output."""
         self.process.send_signal(number)
         said, _ = self.process.communicate(timeout=20)
         assert self.process.returncode == 0
@@ -89,7 +89,7 @@ def shared_command(small_store: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def command(shared_command: Command) -> Command:
-    """The command over a store in which nothing was drawn yet."""
+    """The command with a store without a drawing."""
     shared_command.file.unlink(missing_ok=True)
     return shared_command
 
@@ -102,7 +102,7 @@ def browser() -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Screen:
-    """The page, and a hand at the mouse."""
+    """The page, with a mouse."""
 
     page: Any
 
@@ -113,7 +113,7 @@ class Screen:
         self.page.locator("img[src^='chips/'].leaflet-tile-loaded").first.wait_for()
 
     def place(self, lon: float, lat: float) -> tuple[float, float]:
-        """Where a place of the world is in the window, in pixels."""
+        """The position of a longitude and latitude in the window, in pixels."""
         x, y = self.page.evaluate(
             """([lon, lat]) => {
                 const point = map.latLngToContainerPoint([lat, lon]), box = map.getContainer().getBoundingClientRect();
@@ -162,7 +162,7 @@ class Screen:
         return int(self.page.locator(".area-shape").count())
 
     def settled(self) -> int:
-        """The number of boxes that is shown once the server has counted the latest state of the drawing."""
+        """The number of boxes shown when the server has counted the current drawing."""
         self.page.locator("#area[aria-busy='false']").wait_for()
         return self.boxes
 
@@ -333,7 +333,7 @@ def test_a_save_in_progress_is_not_repeated(screen: Screen, command: Command) ->
 
 
 def polygons(command: Command) -> list[list[tuple[float, float]]]:
-    """The corners of the polygons that are saved."""
+    """The corners of the saved polygons."""
     features = json.loads(command.file.read_bytes())["features"]
     return [[(x, y) for x, y in feature["geometry"]["coordinates"][0][:-1]] for feature in features]
 

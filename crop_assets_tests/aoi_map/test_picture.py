@@ -26,7 +26,7 @@ def pixels(picture: ChipPicture, zoom: int, x: int, y: int) -> NDArray[np.uint8]
 
 
 def at(picture: ChipPicture, zoom: int, lon: float, lat: float) -> tuple[str, int]:
-    """Colour and opacity of the map's pixel at a place."""
+    """Colour and opacity of the map at a position."""
     x = (lon + 180) / 360 * 2**zoom
     y = (1 - math.asinh(math.tan(math.radians(lat))) / math.pi) / 2 * 2**zoom
     shown = pixels(picture, zoom, int(x), int(y))[int(y % 1 * 256), int(x % 1 * 256)].tolist()
@@ -76,7 +76,7 @@ def test_boxes_with_no_data_and_areas_without_boxes_are_transparent(picture: Chi
 
 
 def test_tiles_of_a_zoom_fit_together(picture: ChipPicture) -> None:
-    """The pixels of a tile are those of its four quarters, seen from nearer."""
+    """A tile has the same pixels as its four quarters at the next zoom."""
     zoom, x, y = 8, 57, 98
     parts = [[pixels(picture, zoom + 1, 2 * x + i, 2 * y + j)[..., :3] for i in (0, 1)] for j in (0, 1)]
     nearer = np.vstack([np.hstack(row) for row in parts])

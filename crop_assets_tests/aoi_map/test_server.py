@@ -36,7 +36,7 @@ def told() -> list[Count]:
 
 
 class Client:
-    """Asks as the page does, with its origin and type of content unless `headers` say otherwise."""
+    """Sends a request like the page, with its origin and content type unless `headers` override them."""
 
     def __init__(self, port: int) -> None:
         self.port = port

@@ -1,4 +1,4 @@
-"""The running daemon: from an archive on the index to a dataset, without a person but for turning a sensor on."""
+"""The running daemon: from an archive on the release page to a dataset, after turning on a sensor."""
 
 import contextlib
 import json
@@ -111,7 +111,7 @@ def release_sensor(instance: dg.DagsterInstance) -> InstigatorState | None:
 
 
 def ticks(instance: dg.DagsterInstance) -> list[InstigatorTick]:
-    """The ticks of the release sensor that have ended, the latest first."""
+    """The finished ticks of the release sensor, the latest first."""
     state = release_sensor(instance)
     found = instance.get_ticks(state.instigator_origin_id, state.selector_id) if state else []
     return [tick for tick in found if tick.status != TickStatus.STARTED]
@@ -124,7 +124,7 @@ def versions(instance: dg.DagsterInstance) -> dict[str, str]:
 
 
 def let_a_minute_pass(instance: dg.DagsterInstance, running: Background) -> None:
-    """Put the times that the daemon knows of the release sensor a minute back, once its tick has ended."""
+    """Move the daemon's times of the release sensor back by a minute, after its tick has ended."""
 
     def at_rest() -> InstigatorState | None:
         state = release_sensor(instance)

@@ -1,4 +1,4 @@
-"""How runs end that do not end by themselves, on a running instance with the settings of deploy/dagster.yaml."""
+"""How runs end that do not end on their own, on a running instance with the settings of deploy/dagster.yaml."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ mutation($job: String!, $tags: [ExecutionTag!]) {
 
 
 def settings(monitoring: dict[str, int]) -> str:
-    """The shipped settings, some times of `run_monitoring` shortened: each must be set there."""
+    """The settings in deploy/, with some shorter times of `run_monitoring`, all of which must be set there."""
     shipped = yaml.safe_load(SHIPPED.read_text())
     assert all(shipped["run_monitoring"][name] > value for name, value in monitoring.items())
     shipped["run_monitoring"] |= monitoring
@@ -88,7 +88,7 @@ class Live:
         return dict(answer.json())
 
     def kill(self) -> None:
-        """What the power button does to all of its processes, those of runs among them."""
+        """Kill all of its processes, including runs, as the power button does."""
         assert self.process is not None
         for process in self.family():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -162,7 +162,7 @@ def status(instance: dg.DagsterInstance, run: str) -> str:
 
 
 def pid_of(instance: dg.DagsterInstance, run: str) -> int:
-    """The process that a run said it has."""
+    """The process that a run has logged."""
     for record in instance.all_logs(run):
         if match := re.search(r"Started process for run \(pid: (\d+)\)", record.message):
             return int(match[1])
@@ -170,13 +170,13 @@ def pid_of(instance: dg.DagsterInstance, run: str) -> int:
 
 
 def slots_taken(instance: dg.DagsterInstance) -> set[str]:
-    """The runs that hold a place in the pool of tiles."""
+    """The runs with a slot in the pool of tiles."""
     info = instance.event_log_storage.get_concurrency_info("tiles")
     return {step.run_id for step in info.claimed_slots}
 
 
 def two_runs_at_work(live: Live, instance: dg.DagsterInstance) -> list[str]:
-    """Two new runs of the tiles job, once they hold the two places in the pool."""
+    """Two new runs of the tiles job, after they got the two slots in the pool."""
     runs = [live.launch(), live.launch()]
     live.wait_for("the runs to take their places", lambda: set(runs) <= slots_taken(instance))
     return runs

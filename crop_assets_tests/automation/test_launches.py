@@ -1,4 +1,4 @@
-"""A command that launches tiles makes all partitions that it names, and no others: looked at in the store."""
+"""A command that launches tiles makes exactly the given partitions, checked in the store."""
 
 import shutil
 import subprocess
@@ -30,14 +30,14 @@ from resources.cdl import CdlReleases
 
 EARLIER = YEAR - 1
 EMPTY = "14SPG"
-"""A tile without a chip."""
+"""A tile without chips."""
 ORDER = (EMPTY, WEST, SOUTH, EAST)
-"""The tiles as they became partitions: not by name."""
+"""The tiles in the order in which they became partitions, which is not alphabetical."""
 CHIPS = {
     (YEAR, tile): {f"{chip}{end}" for chip in THREE_TILES[tile] for end in ("_merged.tif", ".mask.tif")}
     for tile in (WEST, EAST)
 }
-"""The files of chips that each year and tile gives; nothing is published for the others."""
+"""The chip files of each year and tile; the others have no data."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def labels(
     served: Served,
     three_tiles: dict[str, Any],
 ) -> dict[str, str]:
-    """The environment of a store with the labels of two years, and nothing of any tile."""
+    """The environment of a store with the labels of two years, but without any tile."""
     source = Path(three_tiles["cdl_releases"].source)
     earlier = source.with_name(f"{EARLIER}_30m_cdls.tif")
     shutil.copy(source, earlier)

@@ -63,7 +63,7 @@ def test_all_years_are_launched_eventually_a_few_per_look() -> None:
 
 
 def looks(since: float, ticks: list[float]) -> list[float]:
-    """The ticks at which a look is due, of which none succeeds."""
+    """The ticks at which a look is due if none succeeds."""
     return [now for last, now in itertools.pairwise(ticks) if look_is_due(now, last, since)]
 
 

@@ -1,4 +1,4 @@
-"""The release sensor, ticked on a real instance against a real index."""
+"""The release sensor, evaluated on a real instance with a real release page."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from resources.cdl import CdlReleases
 
 
 class Releases:
-    """The release sensor over an index, with the cursor that its last tick left."""
+    """The release sensor with a release page, and the cursor of its last tick."""
 
     def __init__(self, nass: Nass, folder: Path, instance: dg.DagsterInstance) -> None:
         self._nass, self._folder, self.instance = nass, folder, instance
@@ -32,7 +32,7 @@ class Releases:
         return self._nass.releases(self._folder, attempts=1)
 
     def tick(self) -> dg.SensorResult:
-        """A look, as a preview in the UI makes one."""
+        """A look, as in a preview in the UI."""
         context = dg.build_sensor_context(
             self.instance,
             self.cursor,
@@ -282,7 +282,7 @@ def test_a_look_in_the_future_does_not_delay_the_next_one(releases: Releases) ->
 def test_the_page_is_looked_at_every_hour_and_sooner_after_a_failure(
     releases: Releases, nass: Nass, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ticks of the daemon, some of which do not reach the sensor, through seven hours."""
+    """The ticks of the daemon during seven hours; some do not reach the sensor."""
     clock = [1_700_000_000.0]
     monkeypatch.setattr(sensors_module, "time", SimpleNamespace(time=lambda: clock[0]))
     start, last = clock[0], None

@@ -1,4 +1,4 @@
-"""A run that is terminated as the UI does it, on a running instance with the settings of deploy/dagster.yaml."""
+"""A run terminated as from the UI, on a running instance with the settings of deploy/dagster.yaml."""
 
 import os
 import shutil
@@ -74,7 +74,7 @@ def three(tmp_path: Path, live: Live, setting: Setting, served: Served, three_ti
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether it is neither gone, nor dead and not yet waited for by its parent."""
+    """Whether the process is running, and not a zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -88,7 +88,7 @@ def test_a_terminated_run_is_gone_sends_no_requests_and_releases_its_slot(
     hang = tmp_path / "bin/hang"
 
     def terminated(asked: Callable[[], int]) -> None:
-        """Launch a run, terminate it when several of its threads are at it, and look at what is left."""
+        """Launch a run, terminate it when several of its threads are working, and check what is left."""
         traffic.asked.clear()
         run = live.launch(TILES)
         live.wait_for("what it waits for", lambda: asked() >= 2)

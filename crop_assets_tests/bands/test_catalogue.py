@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> DatasetStore:
 def ask(
     archive: Cmr, store: DatasetStore, *scenes: str, said: list[str] | None = None, **changes: Any
 ) -> list[str]:
-    """Ids of the items that come, and how often the catalogue was searched for them."""
+    """Ids of the returned items, and the number of searches."""
     archive.asked.clear()
     catalogue = IpfsStac(**({"url": archive.stac, "attempts": 2, "requests_per_second": 1000} | changes))
     items = catalogue_items(scenes, TILE, catalogue, store, (said if said is not None else []).append)

@@ -30,7 +30,7 @@ def scenes(*names: str) -> pd.DataFrame:
 
 
 def resolve(cid: Cid, path: Sequence[str]) -> Cid:
-    """What is at a path of the one folder that there is, V1: a file, nothing, a fault, or no answer."""
+    """The content at a path of the only folder, V1: a file, nothing, an error, or no answer."""
     assert str(cid) == V1
     match path[-1]:
         case "B03.tif":
@@ -93,7 +93,7 @@ def test_a_path_that_leads_to_no_file_is_reported(name: str, why: str) -> None:
 
 
 def test_a_folder_that_is_not_available_now_is_an_error() -> None:
-    """It would be remembered as a file without a CID."""
+    """Otherwise it would be stored as a file without a CID."""
     with pytest.raises(UnavailableError, match="nobody answers"):
         read({"alternate": {"IPFS": {"href": f"ipfs://{V1}/other.tif"}}})
 

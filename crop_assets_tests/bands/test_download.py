@@ -36,7 +36,7 @@ NOWHERE = "http://127.0.0.1:1"
 
 
 def write_band(path: Path, **profile: Any) -> Path:
-    """A raster in the manner of an HLS band, of more than one block of IPFS; `profile` changes it.
+    """A raster like an HLS band, with more than one IPFS block; `profile` changes it.
 
     Sparse: some pixels in its corner, and nothing elsewhere.
     """
@@ -62,7 +62,7 @@ def write_band(path: Path, **profile: Any) -> Path:
 
 
 def made_world(folder: Path) -> World:
-    """A scene of which B02 and Fmask are right, and each other file is wrong in its own way."""
+    """A scene whose B02 and Fmask are valid, and whose other files are each wrong in a different way."""
 
     def path(band: str) -> Path:
         return folder / "scenes" / SCENE / f"{SCENE}.{band}.tif"
@@ -111,7 +111,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
 
 class Setting:
-    """A store, a mirror folder, and the services that a test lets a file be had from."""
+    """A store, a mirror folder, and the services that a test allows as sources."""
 
     def __init__(self, folder: Path, sources: Places) -> None:
         self.sources = sources
@@ -264,7 +264,7 @@ def test_a_band_in_a_local_coordinate_system_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_band_named_as_another_is_refused(setting: Setting) -> None:
-    """An Fmask is a raster of one band, too."""
+    """Fmask is also a raster of one band."""
     cid = setting.sources.cid("Fmask")
     with pytest.raises(ResourceError, match=r"1 band\(s\) of uint8; B02 has one of int16"):
         setting.obtain("B02", cid, gateway=setting.sources.good.gateway_url)
@@ -405,7 +405,7 @@ def test_the_error_of_a_file_on_another_grid_shows_both_grids(tmp_path: Path, wh
 
 @pytest.mark.parametrize("by_cid", [True, False])
 def test_a_file_of_another_tile_is_never_used(setting: Setting, by_cid: bool) -> None:
-    """Neither from the store nor from a mirror, even where a catalogue gives its very CID."""
+    """Neither from the store nor from a mirror, even if a catalogue has its CID."""
     other = write_band(setting.mirror / SCENE / f"{SCENE}.B02.tif", **OTHER_GRIDS["the tile to the north"])
     setting.put(other.read_bytes())
     cid = file_cid(other) if by_cid else ""
@@ -425,7 +425,7 @@ def test_a_file_of_another_tile_is_never_used(setting: Setting, by_cid: bool) ->
 def test_a_vrt_or_mrf_with_its_own_cid_is_refused_and_writes_nothing(
     setting: Setting, tmp_path: Path, place: str
 ) -> None:
-    """GDAL takes an MRF for a raster under any name, reads its source and puts what it read into its data file."""
+    """GDAL opens an MRF with any suffix, reads its source, and writes what it read to its data file."""
     elsewhere = tmp_path / "home/.profile"
     elsewhere.parent.mkdir()
     elsewhere.write_text("export A=1\n")

@@ -12,7 +12,7 @@ from crop_assets.demo.world import World, build_world
 
 @dataclass(frozen=True)
 class SmallWorld:
-    """A finished world of nine chips in the tile 14SMG, and what was said while it was built."""
+    """A finished world of nine chips in the tile 14SMG, and the messages of its build."""
 
     world: World
     said: list[str]
@@ -20,7 +20,7 @@ class SmallWorld:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_reading_of_the_grid() -> Iterator[None]:
-    """The official grid is parsed once: it takes some 5 s."""
+    """Parse the official grid only once, which takes about 5 s."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world_module, "read_tile_grid", functools.cache(world_module.read_tile_grid))
         yield

@@ -35,7 +35,7 @@ from resources.tables import read_table
 
 
 def demo(world: SmallWorld, recipe: Path) -> str:
-    """What `crop-assets demo` prints over the world of nine chips."""
+    """The output of `crop-assets demo` for the world of nine chips."""
     root = world.world.root.parent
     command = ["demo", "--root", str(root), "--cdl", str(world.world.cdl), "--recipe", str(recipe)]
     # the command points its own process at the world
@@ -139,7 +139,7 @@ def test_ctrl_c_stops_the_demo_and_a_second_one_resumes(small_world: SmallWorld,
 
 
 def runs_of(root: Path) -> dict[str, list[str]]:
-    """How the demo's runs of each job ended, in their order."""
+    """The results of the demo's runs of each job, in order."""
     with dg.DagsterInstance.from_config(str(root / "dagster_home")) as instance:
         return {
             job.name: [

@@ -35,7 +35,7 @@ def block() -> gpd.GeoDataFrame:
 
 @pytest.fixture
 def write_cdl(tmp_path: Path) -> WriteCdl:
-    """Writes codes as a CDL raster whose corner lies (col, row) pixels from the national origin."""
+    """Writes codes as a CDL raster whose corner is (col, row) pixels from the national origin."""
 
     def write(codes: NDArray[Any], col: float = 0, row: float = 0, **profile: Any) -> Path:
         path = tmp_path / "2022_30m_cdls.tif"

@@ -184,7 +184,7 @@ def test_a_crs_that_is_not_tied_to_the_earth_is_refused(
 
 
 def geojson(path: Path, *shapes: shapely.Geometry) -> gpd.GeoDataFrame:
-    """Geometries as they are read from a GeoJSON that names no CRS."""
+    """Geometries as read from a GeoJSON without a CRS."""
     features = [
         {"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(shape)} for shape in shapes
     ]
@@ -228,7 +228,7 @@ def test_the_error_guesses_the_crs_of_the_coordinates(block: gpd.GeoDataFrame, t
 
 
 def around(block: gpd.GeoDataFrame, kilometres: float = 5) -> list[tuple[float, float]]:
-    """A ring around all boxes that touches none, in degrees."""
+    """A ring in degrees around all boxes that touches none of them."""
     left, bottom, right, top = block.to_crs(4326).total_bounds
     by = kilometres / 100
     return [*ring(left - by, bottom - by, right + by, top + by), (left - by, bottom - by)]

@@ -21,7 +21,7 @@ FREE = Balance(max_per_block=10_000)
 
 
 def landscape(boxes: int, seed: int = 0) -> NDArray[np.int32]:
-    """Pixels by class, [boxes, 13], of boxes in which few classes are common and some are rare."""
+    """Pixels by class, [boxes, 13], of boxes with a few common and some rare classes."""
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.geomspace(1, 0.02, 13), boxes)
     counts = np.floor(shares * PIXELS).astype(np.int32)

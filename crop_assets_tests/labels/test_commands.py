@@ -1,4 +1,4 @@
-"""Commands in messages, as a person pastes them into a shell."""
+"""Commands in messages, pasted into a shell."""
 
 import re
 import shutil
@@ -49,7 +49,7 @@ TOOLS = ("gdal_edit.py", "gdalwarp", "gdal_translate")
 
 
 def pasted(message: str, folder: Path) -> list[str]:
-    """The words that the shell gives the tool which a message's command names."""
+    """The arguments that the tool gets when the command of a message is pasted into a shell."""
     command = re.search(rf"({'|'.join(map(re.escape, TOOLS))}) .*", message)
     assert command, message
     text = command[0].replace("gdal_edit.py", "gdal_edit")

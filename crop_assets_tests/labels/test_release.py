@@ -1,4 +1,4 @@
-"""From the index to the raster: what is fetched, what is refused, and what is left as it was."""
+"""From the release page to the raster: what is downloaded, what is refused, and what stays unchanged."""
 
 import errno
 import io
@@ -383,7 +383,7 @@ def misplaced(archive: bytes) -> bytes:
 
 
 def nameless(archive: bytes) -> bytes:
-    """The archive, its one letter of a name said to be of the extra field behind it."""
+    """The archive, with one letter of a name counted as part of the extra field after it."""
     lengths = archive.index(b"PK\1\2") + 28
     return archive[:lengths] + struct.pack("<HH", 0, 1) + archive[lengths + 4 :]
 

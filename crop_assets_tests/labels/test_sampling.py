@@ -176,7 +176,7 @@ def test_no_boxes_at_all() -> None:
 
 
 def counts_of(classes: int, no_data: int = 0) -> list[int]:
-    """Pixels of a box of so many classes, none like the other."""
+    """Pixels of a box with this number of classes, all with different counts."""
     pixels = [no_data, *range(100, 100 + classes), *[0] * (13 - classes)]
     return [no_data, PIXELS - sum(pixels) + 100, *pixels[2:]]
 
@@ -193,7 +193,7 @@ CLASSES_OF = [9] * 5 + [8] * 4 + [5] * 4 + [1] * 3 + [9] * 4 + [9]
 def reported(
     strategy: Any, chips: int, min_classes: int = 8, left_of: int = 99, **balance: Any
 ) -> ChoiceReport:
-    """The report on 21 boxes, the first two of which hold no-data, west of a column of the grid."""
+    """The report for 21 boxes west of a column of the grid; the first two have no-data pixels."""
     counts = [counts_of(classes, 3 if i < 2 else 0) for i, classes in enumerate(CLASSES_OF)]
     boxes = boxes_of(CELLS, counts, min_classes)
     inside = boxes[boxes["col"] < left_of]
