@@ -133,7 +133,7 @@ def launched_keys(context: dg.AssetExecutionContext) -> list[dg.MultiPartitionKe
 
 
 def _planned(instance: dg.DagsterInstance, run_id: str) -> set[str]:
-    """The partitions of the materializations that Dagster plans in a run or, in one of checks alone, of these."""
+    """The partitions that a run is planned for: those of its materializations or, if it has none, of its checks."""
     logs = instance.all_logs(run_id, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)
     planned = {event.partition for log in logs if (event := log.dagster_event) and event.partition}
     if logs:
