@@ -183,7 +183,7 @@ def warped(world: SmallWorld, scenes: list[str], chip_id: str) -> "np.ndarray[An
             "chip needs; its L30 scenes are from 2022-03-05 to 2022-08-20",
         ),
         ({"season_end": "04-01"}, "its S30 scenes are from 2022-03-13 to 2022-09-19"),
-        ({"max_cloud_cover": 0, "sensors": ["L30"]}, "max_cloud_cover: no tile"),
+        ({"max_cloud_cover": 0, "sensors": ["L30"]}, "max_cloud_cover: with this recipe, no tile"),
         ({"max_cloud_cover": 0, "sensors": ["L30"]}, "its L30 scenes of the season have 0, 1, 2 % cloud"),
         (
             {"scene_rule": "season_spread", "min_gap_days": 85, "sensors": ["L30"]},

@@ -182,7 +182,7 @@ def test_an_unknown_cdl_code_is_of_the_class_that_the_recipe_says(
         metadata = run.made["candidate_chips", str(YEAR)].metadata
         assert (metadata["reused"].value, metadata["unknown_codes"].value) == (
             False,
-            f"the raster has 6 pixels of code 99, made '{unknown_codes}' by the recipe",
+            f"the raster has 6 pixels of code 99; the recipe turns them into '{unknown_codes}'",
         )
         after = labelled_graph.table("candidate_chips")
         assert after[class_].sum() - before[class_].sum() == 6
