@@ -23,8 +23,6 @@ def read_response(
 ) -> dict[str, Any] | None:
     """The cached response; None if there is none, or if it is damaged or not `is_valid`, which is logged."""
     try:
-        if not store.exists(name):
-            return None
         with gzip.GzipFile(fileobj=io.BytesIO(store.read_bytes(name, _MAX_PACKED_BYTES))) as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
@@ -33,6 +31,8 @@ def read_response(
         if not isinstance(response, dict) or not is_valid(response):
             raise IntegrityError("not a response that would be cached")
         return response
+    except FileNotFoundError:
+        return None
     except (
         OSError,
         EOFError,

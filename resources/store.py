@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from fsspec.callbacks import Callback
 from pydantic import Field, PrivateAttr, field_validator
 from upath import UPath
 
@@ -36,7 +37,9 @@ from resources.settings import Settings
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".writing-"
-_MAX_HASHED_BYTES = 1 << 40
+_MAX_HASHED_BYTES = (1 << 40) - 1
+_MAX_COPIED_BYTES = 256 << 20
+"""An object of more bytes is hashed in pieces, as there may be no room for a copy."""
 _MAX_NAME, _MAX_PATH = 255, 1024
 """Most bytes of a name in a file system, and of a key in an object store."""
 
@@ -115,19 +118,16 @@ class DatasetStore(Settings):
 
     def read_bytes(self, name: str, max_bytes: int | None = None) -> bytes:
         """The bytes of a file. Raises IntegrityError if there are more than `max_bytes`."""
-        if max_bytes is not None and (size := self.size(name)) > max_bytes:
-            raise IntegrityError(f"{name} has {size:,} bytes; the most is {max_bytes:,}")
-        if self.is_local:
-            with self.reading(name) as file:
-                found = file.read() if max_bytes is None else file.read(max_bytes + 1)
-            if max_bytes is not None and len(found) > max_bytes:
-                raise IntegrityError(f"{name} has more than {max_bytes:,} bytes")
-            return found
-        path = self.path(name)
-        with translated(str(path)):
-            # in one request, because the object may be replaced meanwhile
-            data: bytes = path.fs.cat_file(path.path)
-        return data
+        if not self.is_local:
+            with self.local(name, max_bytes) as copy:
+                return copy.read_bytes()
+        if max_bytes is not None:
+            require_size(name, self.size(name), max_bytes)
+        with self.reading(name) as file:
+            found = file.read() if max_bytes is None else file.read(max_bytes + 1)
+        if max_bytes is not None:
+            require_size(name, len(found), max_bytes)
+        return found
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:
@@ -154,9 +154,11 @@ class DatasetStore(Settings):
             yield file
 
     def sha256(self, name: str) -> str:
-        """SHA-256 of a file in hex, read in pieces of 1 MiB. Raises IntegrityError if it has a terabyte or more."""
-        if (size := self.size(name)) >= _MAX_HASHED_BYTES:
-            raise IntegrityError(f"{name} has {size:,} bytes, which no file of a dataset has")
+        """SHA-256 of a file in hex. Raises IntegrityError if it has a terabyte or more."""
+        if not self.is_local:
+            with contextlib.suppress(IntegrityError), self.local(name, _MAX_COPIED_BYTES) as copy:
+                return sha256_of(copy)
+        require_size(name, self.size(name), _MAX_HASHED_BYTES)
         digest = hashlib.sha256()
         with self.reading(name) as file:
             while piece := file.read(_CHUNK):
@@ -221,16 +223,23 @@ class DatasetStore(Settings):
             remove_abandoned(folder, _TEMPORARY)
 
     @contextlib.contextmanager
-    def local(self, name: str) -> Iterator[Path]:
-        """A local path to read `name` from: the file itself, or a copy that is removed when the block ends."""
+    def local(self, name: str, max_bytes: int | None = None) -> Iterator[Path]:
+        """A local path to read `name` from: the file itself, or a copy that is removed when the block ends.
+
+        With `max_bytes`, raises FileNotFoundError if there is no such file, and IntegrityError if it has more bytes.
+        """
         if self.is_local:
+            if max_bytes is not None:
+                if not self.exists(name):
+                    raise FileNotFoundError(name)
+                require_size(name, self.size(name), max_bytes)
             yield Path(self.path(name).path)
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / PurePosixPath(name).name
             path = self.path(name)
             with translated(str(path)):
-                path.fs.get_file(path.path, str(copy))
+                path.fs.get_file(path.path, str(copy), callback=_Limit(name, max_bytes))
             yield copy
 
     def write_bytes(self, name: str, data: bytes) -> None:
@@ -238,16 +247,22 @@ class DatasetStore(Settings):
             file.write(data)
 
     def copy_file(self, source: str, name: str) -> None:
-        """Copy a file; on a local disk as a hard link, which takes no room.
+        """Copy a file; on a local disk as a hard link, which takes no room, in an object store by the server.
 
         Files of the store are replaced and never changed in place, so the copy does not change with the original.
         """
+        if not self.is_local:
+            path, target = self.path(source), self._target(name)
+            with translated(str(path)):
+                # servers refuse to copy an object onto itself
+                if path != target:
+                    path.fs.cp_file(path.path, target.path)
+            return
         with self.writing(name) as local:
-            if self.is_local:
-                local.unlink()
-                with contextlib.suppress(OSError):
-                    os.link(self.path(source).path, local)
-                    return
+            local.unlink()
+            with contextlib.suppress(OSError):
+                os.link(self.path(source).path, local)
+                return
             with self.reading(source) as file, open(local, "wb", opener=no_follow) as out:
                 shutil.copyfileobj(file, out, _CHUNK)
 
@@ -307,6 +322,30 @@ class DatasetStore(Settings):
                 listed = []
             found = [PurePosixPath(entry).name for entry in listed if entry != path.path.rstrip("/")]
         return sorted(f"{folder}/{name}" for name in found if not name.startswith(_TEMPORARY))
+
+
+class _Limit(Callback):  # type: ignore[misc]
+    """Refuses a file that has more than `max_bytes` bytes as soon as its size is known."""
+
+    def __init__(self, name: str, max_bytes: int | None) -> None:
+        super().__init__()
+        self._name, self._max_bytes = name, max_bytes
+
+    def set_size(self, size: int | None) -> None:
+        if self._max_bytes is not None:
+            require_size(self._name, size or 0, self._max_bytes)
+
+
+def require_size(name: str, size: int, max_bytes: int) -> None:
+    """Raise IntegrityError if a file has more than `max_bytes` bytes."""
+    if size > max_bytes:
+        raise IntegrityError(f"{name} has {size:,} bytes; the most is {max_bytes:,}")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a local file's bytes in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_a_folder(path: object) -> UnsafeNameError:

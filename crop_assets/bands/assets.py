@@ -115,7 +115,10 @@ def _download(run: TileRun, wanted: pd.DataFrame, sources: Sources) -> Made:
     rows: list[dict[str, Any]] = [dict(row) for _, row in wanted.iterrows()]
     stored: dict[int, StoredBand] = {}
     errors: list[ResourceError] = []
-    missing = [row for row in rows if not run.store.exists(run.layout.band(row["scene_id"], row["band"]))]
+    paths = [run.layout.band(row["scene_id"], row["band"]) for row in rows]
+    folders = {path.rsplit("/", 1)[0] for path in paths}
+    found = {name for folder in folders for name in run.store.names(folder)}
+    missing = [row for row, path in zip(rows, paths, strict=True) if path not in found]
     run.store.require_room(sum(expected_bytes(row["bytes"], row["max_bytes"]) for row in missing))
     transfer = Transfer(run.log, len(rows))
     with StoppablePool(FILES_AT_ONCE) as pool:
@@ -164,8 +167,8 @@ def _downloaded_rows(run: TileRun, rows: list[dict[str, Any]], stored: dict[int,
             {
                 **{column.name: row[column.name] for column in FILE_COLUMNS},
                 "path": path,
-                "bytes": run.store.size(path),
-                "sha256": run.store.sha256(path),
+                "bytes": stored[at].bytes,
+                "sha256": stored[at].sha256,
                 "cid": row["cid"],
                 "verified": stored[at].verified,
                 "note": stored[at].note,

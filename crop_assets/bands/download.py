@@ -9,7 +9,7 @@ from crop_assets.hls import parse_scene_id
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.ipfs.unixfs import matches_cid
 from resources.sources import FileRequest, Sources
-from resources.store import DatasetStore
+from resources.store import DatasetStore, sha256_of
 
 IN_STORE = "already in the store"
 NO_CID = "no CID is known to check it against"
@@ -37,11 +37,16 @@ class BandRequest:
 
 @dataclass(frozen=True)
 class StoredBand:
-    """Where a file came from; `verified` means that its bytes match its CID, otherwise `note` says why not."""
+    """Where a file came from; `verified` means that its bytes match its CID, otherwise `note` says why not.
+
+    `bytes` is its size, `sha256` the checksum of its bytes in hex.
+    """
 
     source: str
     verified: bool
     note: str
+    bytes: int
+    sha256: str
 
 
 def fetch_band(
@@ -58,15 +63,15 @@ def fetch_band(
     then leaves the store unchanged.
     """
     try:
-        if store.exists(file.name):
-            if (size := store.size(file.name)) > file.max_bytes:
-                problem = f"{size:,} bytes, but the limit is {file.max_bytes:,}"
-            else:
-                with store.local(file.name) as local:
-                    problem = _problem(local, file)
+        with store.local(file.name, file.max_bytes) as local:
+            problem = _problem(local, file)
             if not problem:
-                return StoredBand(IN_STORE, bool(file.cid), "" if file.cid else NO_CID)
-            log(f"{IN_STORE}: {problem}; fetching it again")
+                return _stored(IN_STORE, bool(file.cid), "" if file.cid else NO_CID, local)
+        log(f"{IN_STORE}: {problem}; fetching it again")
+    except FileNotFoundError:
+        pass
+    except IntegrityError as error:
+        log(f"{IN_STORE}: {error}; fetching it again")
     except UnsafeNameError as error:
         log(f"{error}; fetching it")
 
@@ -76,8 +81,12 @@ def fetch_band(
     wanted = FileRequest(file.scene_file, file.cid, file.http, file.max_bytes)
     with store.writing(file.name) as local:
         got = sources.obtain(wanted, local, store.partials, check, log, progress)
-    note = "" if got.verified else UNKNOWN_LAYOUT if file.cid else NO_CID
-    return StoredBand(got.source, got.verified, note)
+        note = "" if got.verified else UNKNOWN_LAYOUT if file.cid else NO_CID
+        return _stored(got.source, got.verified, note, local)
+
+
+def _stored(source: str, verified: bool, note: str, path: Path) -> StoredBand:
+    return StoredBand(source, verified, note, path.stat().st_size, sha256_of(path))
 
 
 def _problem(path: Path, file: BandRequest) -> str:

@@ -19,6 +19,7 @@ from crop_assets.parallel import in_parallel
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import CHIP_QUALITY, CHIPS, FILTERED_CHIPS, PIXEL_COUNTS, REPROJECTED_TILES
 from resources.cdl import CdlReleases
+from resources.store import sha256_of
 
 _CHIPS_AT_ONCE = 16
 """Chips of a tile that are in memory at once, at 2 MB each."""
@@ -70,8 +71,8 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
     ]
     whole_tile = run.recipe.coverage == "full"
     made = reproject_bands(files, chips, {"TILE": run.tile}, run.pool, whole_tile)
-    table["bytes"] = [run.store.size(path) for path in table["path"]]
-    table["sha256"] = in_parallel(run.pool, run.store.sha256, table["path"])
+    table["bytes"] = made.bytes
+    table["sha256"] = made.sha256
     table["blocks"] = made.blocks
     metadata = {
         "bytes": int(table["bytes"].sum()),
@@ -102,10 +103,6 @@ def chips(
     if reprojected_tiles.empty:
         unmade = [{"chip_id": chip_id, "outcome": NOT_FETCHED, "fit_scenes": fit} for chip_id in ids]
         return Made(_chip_table(unmade), {"outcome": f"{len(ids)} chips ruled out by Fmask"})
-    paths = {
-        (row["position"], row["band"]): run.store.gdal_path(row["path"])
-        for row in reprojected_tiles.to_dict("records")
-    }
     digest = raster_digest(cdl)
     tags = {
         "CDL": f"{run.year} {digest}",
@@ -114,7 +111,14 @@ def chips(
     }
     rows: list[dict[str, Any]] = []
     cdl_path = cdl_releases.find_same(run.year, digest)
-    with TileReader(paths, str(cdl_path), run.recipe.unknown_codes) as reader:
+    with contextlib.ExitStack() as stack:
+        # every chip reads every raster; a copy of each is one request to an object store
+        local = in_parallel(
+            run.pool, lambda path: stack.enter_context(run.store.local(path)), reprojected_tiles["path"]
+        )
+        bands = zip(reprojected_tiles["position"], reprojected_tiles["band"], strict=True)
+        paths = dict(zip(bands, map(str, local), strict=True))
+        reader = stack.enter_context(TileReader(paths, str(cdl_path), run.recipe.unknown_codes))
         for start in range(0, len(ids), _CHIPS_AT_ONCE):
             some = ids[start : start + _CHIPS_AT_ONCE]
             pixels = reader.read(some, run.pool)
@@ -142,12 +146,13 @@ def _chip_row(
     with contextlib.ExitStack() as stack:
         local = {name: stack.enter_context(store.writing(path)) for name, path in paths.items()}
         write_chip(chip, chip_id, local["merged"], local["mask"], local["fmask"], dates, tags)
+        digests = {f"{name}_sha256": sha256_of(path) for name, path in local.items()}
     return {
         "chip_id": chip_id,
         "outcome": "",
         "fit_scenes": fit,
         **{f"{name}_path": path for name, path in paths.items()},
-        **{f"{name}_sha256": store.sha256(path) for name, path in paths.items()},
+        **digests,
         **{
             f"{position}_date": date
             for position, date in zip(scenes["position"], scenes["date"], strict=True)

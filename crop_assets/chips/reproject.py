@@ -41,6 +41,7 @@ from crop_assets.errors import InputError
 from crop_assets.hls import NODATA, NODATA_BEFORE_V2, QA_BAND, QA_NODATA
 from crop_assets.parallel import in_parallel
 from resources.geodata import create_raster, open_geotiff
+from resources.store import sha256_of
 
 _CHIPS_ACROSS, _MAX_CHIPS_ACROSS = 17, 200
 """Chips of 6,720 m in an HLS tile of 109,800 m. Far from the United States, EPSG:5070 stretches a tile to over a
@@ -95,10 +96,12 @@ class ReprojectionJob:
 
 @dataclass(frozen=True)
 class Reprojection:
-    """The grid of a tile's reprojected rasters, and the number of blocks stored in each."""
+    """The grid of a tile's reprojected rasters, and of each the number of blocks stored, its bytes and its SHA-256."""
 
     grid: GeoBox
     blocks: list[int]
+    bytes: list[int]
+    sha256: list[str]
 
 
 def reproject_bands(
@@ -137,7 +140,9 @@ def reproject_bands(
                 for leader in [leaders[band.file.scene]]
             ]
             in_parallel(pool, lambda job: job[0].reproject(grid, tags, *job[1:]), jobs)
-    return Reprojection(grid, [band.stored for band in bands])
+    return Reprojection(
+        grid, [band.stored for band in bands], [band.bytes for band in bands], [band.sha256 for band in bands]
+    )
 
 
 class _Band:
@@ -151,7 +156,8 @@ class _Band:
         self._open = contextlib.ExitStack()
         self._source: rasterio.DatasetReader | None = None
         self._target: rasterio.io.DatasetWriter | None = None
-        self.stored = 0
+        self.stored = self.bytes = 0
+        self.sha256 = ""
 
     def __enter__(self) -> "_Band":
         return self
@@ -210,7 +216,9 @@ class _Band:
         if last:
             # closing compresses most blocks, so do it in a thread of the pool
             target.close()
-            require_complete(Path(target.name), self.stored)
+            path = Path(target.name)
+            require_complete(path, self.stored)
+            self.bytes, self.sha256 = path.stat().st_size, sha256_of(path)
             self._open.close()
 
     def _warp(self, at: SourcePixels) -> NDArray[Any]:

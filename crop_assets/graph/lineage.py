@@ -138,10 +138,7 @@ class Lineage:
             # what cannot be read is of no use to others
             frame = self.read(asset, tile)
             files = stored.provenance.get("files", {})
-            whole = all(
-                self.store.exists(file) and self.store.sha256(file) == digest
-                for file, digest in files.items()
-            )
+            whole = self._are_unchanged(files)
         except (IntegrityError, UnsafeNameError) as error:
             warn(f"{error}; making it again")
             return None
@@ -196,6 +193,13 @@ class Lineage:
     def _holder(self, tile: str | None) -> "Lineage":
         """Who remembers what is read of a table."""
         return self.of_year if self.of_year is not None and tile is None else self
+
+    def _are_unchanged(self, files: Mapping[str, str]) -> bool:
+        """Whether the store has all of these files, and each with its SHA-256."""
+        try:
+            return all(self.store.sha256(file) == digest for file, digest in files.items())
+        except FileNotFoundError:
+            return False
 
     def _judge(self, asset: str, tile: str | None) -> str:
         stored = self.stored(asset, tile)

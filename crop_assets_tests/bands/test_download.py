@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from crop_assets.bands.cids import MAX_BAND_BYTES
-from crop_assets.bands.download import IN_STORE, NO_CID, UNKNOWN_LAYOUT, BandRequest, StoredBand, fetch_band
+from crop_assets.bands.download import IN_STORE, NO_CID, UNKNOWN_LAYOUT, BandRequest, fetch_band
 from crop_assets.bands.files import check_band
 from crop_assets.demo import scenes as demo
 from crop_assets.demo.server import WorldServer, serve
@@ -110,6 +110,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
         yield Places(world, good, corrupt)
 
 
+class Had(NamedTuple):
+    """How a file came."""
+
+    source: str
+    verified: bool
+    note: str
+
+
 class Setting:
     """A store, a mirror folder, and the services that a test allows as sources."""
 
@@ -131,13 +139,15 @@ class Setting:
         gateway: str = NOWHERE,
         token: str = "token",
         most: int = MAX_BAND_BYTES,
-    ) -> StoredBand:
+    ) -> Had:
         file = BandRequest(self.name(band), f"{SCENE}/{SCENE}.{band}.tif", band, cid, http, most)
         ipfs = IpfsContent(kubo_api="", gateways=[gateway], timeout_seconds=5)
         lp_daac = LpDaac(token=token, hosts=["127.0.0.1"], timeout_seconds=5)
         mirror = BandMirror(folder=str(self.mirror))
         sources = Sources([mirror, *ipfs.sources("gateways"), lp_daac], attempts=1, memory=Memory(4))
-        return fetch_band(file, self.store, sources, self.said.append)
+        got = fetch_band(file, self.store, sources, self.said.append)
+        assert (got.bytes, got.sha256) == (self.store.size(file.name), self.store.sha256(file.name))
+        return Had(got.source, got.verified, got.note)
 
     def put(self, content: bytes, band: str = "B02") -> None:
         self.store.write_bytes(self.name(band), content)
@@ -164,7 +174,7 @@ def test_a_file_in_the_store_is_adopted_by_its_cid(
     source = setting.sources.path("B02")
     setting.put(source.read_bytes())
     cid = file_cid(source, chunk, version)
-    assert setting.obtain(cid=cid, http="http://127.0.0.1:1/a") == StoredBand(IN_STORE, True, "")
+    assert setting.obtain(cid=cid, http="http://127.0.0.1:1/a") == Had(IN_STORE, True, "")
     assert setting.said == []
 
 
@@ -172,7 +182,7 @@ def test_wrong_content_in_the_store_is_replaced_from_the_gateway(setting: Settin
     setting.put(setting.sources.path("Fmask").read_bytes())
     gateway = setting.sources.good.gateway_url
     cid = setting.sources.cid("B02")
-    assert setting.obtain(cid=cid, gateway=gateway) == StoredBand(gateway, True, "")
+    assert setting.obtain(cid=cid, gateway=gateway) == Had(gateway, True, "")
     assert setting.stored() == setting.sources.path("B02").read_bytes()
     assert f"already in the store: {SCENE}.B02.tif does not match {cid}; fetching it again" in setting.said
 
@@ -183,7 +193,7 @@ def test_a_file_comes_from_the_gateway(setting: Setting, band: str) -> None:
     cid = setting.sources.cid(band)
     # the link is not followed: nothing listens there
     got = setting.obtain(band, cid, "http://127.0.0.1:1/a", gateway)
-    assert got == StoredBand(gateway, True, "")
+    assert got == Had(gateway, True, "")
     assert setting.stored(band) == setting.sources.path(band).read_bytes()
 
 
@@ -192,7 +202,7 @@ def test_a_file_in_the_mirror_is_adopted_by_its_cid(setting: Setting, folder: st
     source = setting.sources.path("B02")
     (setting.mirror / folder).mkdir(exist_ok=True)
     shutil.copy(source, setting.mirror / folder)
-    assert setting.obtain(cid=setting.sources.cid("B02")) == StoredBand("mirror", True, "")
+    assert setting.obtain(cid=setting.sources.cid("B02")) == Had("mirror", True, "")
     assert setting.stored() == source.read_bytes()
     assert source.read_bytes() == (setting.mirror / folder / source.name).read_bytes()
 
@@ -216,7 +226,7 @@ def test_without_a_cid_a_readable_raster_is_adopted_unverified(setting: Setting,
     else:
         setting.put(content)
     got = setting.obtain(http="http://127.0.0.1:1/a")
-    assert got == StoredBand(place, False, NO_CID)
+    assert got == Had(place, False, NO_CID)
     assert setting.stored() == content
 
 
@@ -275,7 +285,7 @@ def test_a_file_that_does_not_match_its_cid_is_fetched_from_lp_daac(setting: Set
     gateway, link = setting.sources.corrupt.gateway_url, setting.sources.link("B02")
     # verified all the same: these bytes have the CID
     got = setting.obtain(cid=setting.sources.cid("B02"), http=link, gateway=gateway)
-    assert got == StoredBand("LP DAAC", True, "")
+    assert got == Had("LP DAAC", True, "")
     assert setting.stored() == setting.sources.path("B02").read_bytes()
     (line,) = setting.said
     assert line.startswith(f"{SCENE}.B02.tif: {gateway}: the bytes sent as block ")
@@ -284,7 +294,7 @@ def test_a_file_that_does_not_match_its_cid_is_fetched_from_lp_daac(setting: Set
 def test_a_file_whose_cid_is_unavailable_is_fetched_from_lp_daac_unverified(setting: Setting) -> None:
     link = setting.sources.link("Fmask")
     got = setting.obtain("Fmask", UNKNOWN, link, setting.sources.good.gateway_url)
-    assert got == StoredBand("LP DAAC", False, UNKNOWN_LAYOUT)
+    assert got == Had("LP DAAC", False, UNKNOWN_LAYOUT)
     (line,) = setting.said
     assert UNKNOWN in line
 
@@ -292,7 +302,7 @@ def test_a_file_whose_cid_is_unavailable_is_fetched_from_lp_daac_unverified(sett
 def test_without_a_cid_lp_daac_is_asked(setting: Setting) -> None:
     link = setting.sources.link("B02")
     got = setting.obtain(http=link, gateway=setting.sources.good.gateway_url)
-    assert got == StoredBand("LP DAAC", False, NO_CID)
+    assert got == Had("LP DAAC", False, NO_CID)
     assert setting.said == []
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -386,6 +387,22 @@ def test_names_are_those_of_files_and_folders_alone(server: Server, root: str) -
     elsewhere().pipe_file(f"{root.removeprefix('s3://')}/a/", b"")
     assert store.names("a") == ["a/b.tif", "a/c"]
     assert store.names("a/b.tif") == []
+
+
+def test_a_file_is_read_by_one_request_and_no_more_of_it_than_allowed(server: Server, root: str) -> None:
+    store = DatasetStore(root=root)
+    store.write_bytes("a/b", b"12345")
+    asked: list[str] = []
+    server.refused = lambda environ: bool(asked.append(environ["REQUEST_METHOD"]))
+    server.refusal = (500, "InternalError", "Oops.")
+    assert store.read_bytes("a/b", 5) == b"12345"
+    assert store.sha256("a/b") == hashlib.sha256(b"12345").hexdigest()
+    with store.local("a/b", 5) as path:
+        assert path.read_bytes() == b"12345"
+    assert asked == ["GET"] * 3
+    with pytest.raises(IntegrityError, match="a/b has 5 bytes; the most is 4"):
+        store.read_bytes("a/b", 4)
+    assert asked == ["GET"] * 4
 
 
 # Only damage is damage
