@@ -1,7 +1,5 @@
-"""Parquet files from outside: how much one takes when it is read, before anything of it is.
-
-Belongs here: bounds by what a file's footer and page headers say, which are what Arrow goes by, and reading within
-them. Does not: which columns a table has (`resources.tables`, and those who read areas and grids).
+"""Parquet files from outside, read only after their footer and page headers, which Arrow relies on, show that they fit
+into memory.
 """
 
 import contextlib
@@ -39,9 +37,9 @@ _TAIL_BYTES = 64 << 10
 _VALUE_BYTES, _TEXT_BYTES, _OBJECT_BYTES = 32, 64, 128
 _TEXT_TIMES, _WKB_TIMES = 3, 8
 _PAGE_BYTES = 4 << 10
-"""What a page counts for at least, so that there are not millions; writers fill them with a megabyte."""
+"""The least that a page counts for, so that there are not millions; writers put a megabyte into each."""
 
-# parquet.thrift: what is wanted of a footer, down to the columns of row groups, and of a page header
+# parquet.thrift: the fields used of a footer, down to the columns of row groups, and of a page header
 _TYPE, _PATH, _COUNT, _BYTES, _DATA_AT, _DICTIONARY_AT = 1, 3, 5, 7, 9, 11
 _META: dict[int, Wanted] = {
     _TYPE: I32,
@@ -69,21 +67,21 @@ _TEXT = 6
 _ENCODINGS = (0, 2, 3, 5, 8, 9)
 """PLAIN, PLAIN_DICTIONARY, RLE, DELTA_BINARY_PACKED, RLE_DICTIONARY, BYTE_STREAM_SPLIT."""
 _OF_TEXT = (0, 2, 8)
-"""Pages of the other encodings for texts tell by themselves how many there are: a billion of nothing, in 20 bytes."""
+"""Pages of the other text encodings hold their own count of values: 20 bytes can claim a billion empty ones."""
 
 
 def footer_of(file: IO[bytes]) -> pq.FileMetaData:
-    """What the footer of an open file tells; nothing else is read.
+    """The metadata in the footer of an open file; nothing else is read.
 
-    Raises IntegrityError for a file or a footer that is damaged or too large, OSError where it cannot be read.
+    Raises IntegrityError if the file or its footer is damaged or too large, OSError if it cannot be read.
     """
     return _footer(file)[1].metadata
 
 
 class Parquet:
-    """A Parquet file in memory, of which the footer has been read and nothing else.
+    """A Parquet file in memory, of which only the footer has been parsed.
 
-    Raises IntegrityError where that is damaged, or would fill the memory.
+    Raises IntegrityError if the footer is damaged or would fill the memory.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -101,10 +99,10 @@ class Parquet:
             self._groups = _groups(footer)
 
     def frame(self, columns: Collection[str] | None = None, most: int = MAX_READ_BYTES) -> pd.DataFrame:
-        """The rows, with `columns` and the geometry alone, or with all; a GeoDataFrame where it is GeoParquet.
+        """The rows, with `columns` and the geometry only, or all columns; a GeoDataFrame if the file is GeoParquet.
 
-        Raises IntegrityError where it is damaged, has other columns than of numbers, dates, texts and lists of these,
-        or takes more than some `most` bytes to read.
+        Raises IntegrityError if the file is damaged, has columns other than numbers, dates, texts and lists of these,
+        or takes more than about `most` bytes to read.
         """
         with _damage():
             geometry = self._geometry()
@@ -123,7 +121,7 @@ class Parquet:
             return frame
 
     def _geometry(self) -> tuple[str, Any] | None:
-        """The name of the geometry column and its CRS, as pyproj takes it; None where it is no GeoParquet."""
+        """The name of the geometry column and its CRS, in a form that pyproj accepts; None if it is not GeoParquet."""
         if b"geo" not in self.metadata:
             return None
         geo = json_values.mapping(json_values.parse(self.metadata[b"geo"]))
@@ -136,11 +134,11 @@ class Parquet:
         return name, column.get("crs", "OGC:CRS84")
 
     def _require_bounded(self, names: list[str], geometry: str | None, most: int) -> None:
-        """Raise IntegrityError where these columns take more than `most` bytes when they are read.
+        """Raise IntegrityError if these columns take more than `most` bytes to read.
 
-        A few bytes can stand for gigabytes: pages of zeros, a million times the same long entry of a dictionary, lists
-        of a billion nothings. So the headers of all pages are gone over, for a footer may lie, and how long the entries
-        of dictionaries come to is counted before they are written out.
+        A few bytes can expand to gigabytes: pages of zeros, a long dictionary entry repeated a million times, lists of
+        a billion nulls. A footer may lie, so the headers of all pages are read, and the expanded length of dictionary
+        entries is added up before they are expanded.
         """
         count = _Count(most)
         count.add(self._rows * _VALUE_BYTES)
@@ -192,7 +190,7 @@ class Parquet:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column as Arrow's schema has it: its name and type, and which one it is of those in the footer."""
+    """A column of Arrow's schema: its name and type, and its index among those in the footer."""
 
     name: str
     index: int
@@ -203,7 +201,7 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What the footer tells of one column of a row group."""
+    """What the footer records of one column of a row group."""
 
     kind: int
     path: str
@@ -233,7 +231,7 @@ class _Count:
 
 @contextlib.contextmanager
 def _damage() -> Iterator[None]:
-    """Errors of damaged bytes, of which Arrow, pandas, pyproj and GEOS raise what they like, as IntegrityError."""
+    """Raise IntegrityError for damaged bytes, for which Arrow, pandas, pyproj and GEOS raise errors of many kinds."""
     try:
         yield
     except IntegrityError:
@@ -243,7 +241,7 @@ def _damage() -> Iterator[None]:
 
 
 def _footer(file: IO[bytes]) -> tuple[bytes, pq.ParquetFile]:
-    """The footer of a file, and what Arrow makes of it alone."""
+    """The footer of a file, and the same as parsed by Arrow."""
     size = file.seek(0, io.SEEK_END)
     if size > MAX_FILE_BYTES:
         raise IntegrityError(f"it has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
@@ -270,7 +268,7 @@ def _footer(file: IO[bytes]) -> tuple[bytes, pq.ParquetFile]:
 
 
 def _groups(footer: bytes) -> list[_Group]:
-    """The columns of each row group, not by Arrow's own objects for them: of some damaged footers these abort the
+    """The columns of each row group, without Arrow's objects for them: some damaged footers make these abort the
     process ("Definition level histogram size mismatch", pyarrow 26).
     """
     found, _ = read_struct(footer, 0, _FOOTER, _MAX_FOOTER_VALUES)
@@ -306,10 +304,10 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _count_pages(data: bytes, group: _Group, column: _Column, count: _Count) -> tuple[int, bool]:
-    """Count what the pages of a column take.
+    """Add up the memory that the pages of a column take.
 
-    Returns the bytes of the texts that stand in them as they are, and whether there is a dictionary, whose entries may
-    be repeated.
+    Returns the bytes of the texts that are stored plainly, and whether there is a dictionary, whose entries may be
+    repeated.
     """
     chunk = group.chunks[column.index]
     if (chunk.kind, chunk.path) != (column.kind, column.path):

@@ -1,8 +1,4 @@
-"""Typed Parquet and GeoParquet tables in the dataset store, with a content hash and provenance.
-
-Belongs here: writing, reading, hashing and describing any table. Does not: which tables and columns a
-dataset has (the `assets.py` of each stage).
-"""
+"""Typed Parquet and GeoParquet tables in the dataset store, with a content hash and provenance."""
 
 import hashlib
 import io
@@ -46,7 +42,7 @@ class Column:
     high: float | None = None
 
     def invalid(self, values: pd.Series) -> NDArray[np.bool_]:
-        """Which values are not those of this column; missing ones count where they may not be."""
+        """Which values are invalid, bool of their shape; missing ones are, unless they are allowed."""
         if self.low is not None or self.high is not None:
             numbers = values.to_numpy(np.float64, na_value=np.nan)
             low, high = (
@@ -147,15 +143,15 @@ def write_table(
 
 
 def read_table(store: DatasetStore, name: str, schema: TableSchema) -> pd.DataFrame:
-    """Read a table, as a GeoDataFrame where it has geometry. Raises as `read_version`."""
+    """Read a table, as a GeoDataFrame if it has geometry. Raises the errors of `read_version`."""
     return read_version(store, name, schema)[0]
 
 
 def read_version(store: DatasetStore, name: str, schema: TableSchema) -> tuple[pd.DataFrame, str]:
-    """A table as `read_table` reads it, and its content hash.
+    """A table as `read_table` returns it, and its content hash.
 
-    Raises NotFoundError; IntegrityError if it is damaged, has other columns or values than its schema, would fill the
-    memory, or has the content hash of other rows.
+    Raises NotFoundError; IntegrityError if it is damaged, does not match its schema, would fill the memory, or records
+    the content hash of other rows.
     """
     try:
         file = Parquet(_bytes(store, name))
@@ -175,9 +171,9 @@ def read_version(store: DatasetStore, name: str, schema: TableSchema) -> tuple[p
 
 
 def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
-    """What is recorded of a table, from the file's footer; None where there is no such file.
+    """What is recorded of a table, from the file's footer; None if there is no such file.
 
-    Raises IntegrityError where the file is no table of this store, OSError where it cannot be read.
+    Raises IntegrityError if the file is not a table of this store, OSError if it cannot be read.
     """
     try:
         with store.reading(name) as file:
@@ -197,9 +193,9 @@ def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
 
 
 def content_hash(table: pa.Table | pd.DataFrame) -> str:
-    """SHA-256 of a table's columns and values, 16 hex digits, whatever its metadata or row index.
+    """The first 16 hex digits of the SHA-256 of a table's columns and values; metadata and row index do not matter.
 
-    A table has the hash of the frame that is read from it.
+    A table and the frame read from it have the same hash.
     """
     if isinstance(table, pa.Table):
         table = table.replace_schema_metadata(None).to_pandas()
@@ -225,7 +221,7 @@ def content_hash(table: pa.Table | pd.DataFrame) -> str:
 
 
 def _record(text: bytes) -> dict[str, Any]:
-    """The provenance in a table's metadata. Raises IntegrityError where it is none."""
+    """The provenance in a table's metadata. Raises IntegrityError if it is invalid."""
     try:
         record: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as error:

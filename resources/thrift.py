@@ -1,7 +1,6 @@
-"""Structs in Thrift's compact protocol, which the footers and page headers of Parquet files are.
+"""Structs in Thrift's compact protocol, the format of the footers and page headers of Parquet files.
 
-Belongs here: reading what is wanted of a struct, and refusing what two readers could read in two ways. Does not: what
-the fields mean (`resources.parquet`).
+Only the requested fields are parsed. Bytes that two readers could interpret in two ways are refused.
 
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 """
@@ -17,15 +16,15 @@ _FIXED = {_TRUE: 1, _FALSE: 1, _BYTE: 1, _DOUBLE: 8, _UUID: 16}
 _MAX_DEPTH = 16
 
 Wanted: TypeAlias = "int | dict[int, Wanted] | list[Wanted]"
-"""What is wanted of a value: its kind (`I32`, `I64`, `BINARY`), fields of a struct by number, or [what is wanted of
-each] of a list."""
+"""How to read a value: its kind (`I32`, `I64`, `BINARY`), the fields of a struct by number, or [how to read each item]
+of a list."""
 
 
 def read_struct(data: bytes, at: int, wanted: dict[int, Wanted], most: int) -> tuple[dict[int, Any], int]:
-    """The wanted fields of the struct that begins at `at`, those that it has; and where it ends.
+    """The wanted fields that the struct at offset `at` has, and the offset of its end.
 
-    Other fields are skipped. Raises IntegrityError where a field is there twice, a wanted one is of another kind (of
-    both, generated readers take what this one would not), the struct has more than `most` values, or no end.
+    Other fields are skipped. Raises IntegrityError if a field occurs twice or a wanted one is of another kind, which
+    generated readers resolve differently; if the struct has more than `most` values; or if it does not end.
     """
     try:
         return _Reader(data, most).struct(at, wanted, 0)
@@ -34,7 +33,7 @@ def read_struct(data: bytes, at: int, wanted: dict[int, Wanted], most: int) -> t
 
 
 class _Reader:
-    """Each method is given where its value begins, and tells where that ends."""
+    """Each method takes the offset of a value, and returns the offset of its end."""
 
     def __init__(self, data: bytes, most: int) -> None:
         self._data = data
@@ -107,7 +106,7 @@ class _Reader:
         return self._beyond(at, _FIXED[kind])
 
     def _list(self, at: int, depth: int) -> tuple[int, int, int]:
-        """How many values a list has, and of which kind; and where they begin."""
+        """The number of values in a list, their kind, and the offset of the first."""
         head = self._data[at]
         size, at = (head >> 4, at + 1) if head >> 4 < 15 else self._varint(at + 1)
         self._count(size, depth)
@@ -138,6 +137,6 @@ class _Reader:
 
 
 def _signed(value: int, bits: int) -> int:
-    """A zigzag number; of one of more bits generated readers take the last of them, too."""
+    """A zigzag number; generated readers also drop the bits above `bits`."""
     value &= (1 << bits) - 1
     return (value >> 1) ^ -(value & 1)

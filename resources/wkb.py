@@ -1,7 +1,4 @@
-"""Geometries in well-known binary, as GeoPackage and GeoParquet have them.
-
-Belongs here: what GEOS must not get. Does not: files.
-"""
+"""Geometries in well-known binary, as GeoPackage and GeoParquet store them; refuses those that would crash GEOS."""
 
 import struct
 from collections.abc import Sequence
@@ -16,7 +13,7 @@ from resources.errors import IntegrityError
 MAX_BYTES = 48 << 20
 """More than `crop_assets.polygons.MOST_VERTICES` take. A geometry of empty parts takes up to 34 times its bytes."""
 _MAX_DEPTH = 32
-"""GEOS follows as many as there are, each with some of the stack, and ends the process."""
+"""GEOS recurses into every level, and overflows the stack."""
 _UNHEEDED_BYTES = 9 * 100
 """The header of a collection has nine."""
 _POINT, _LINE, _POLYGON, _COLLECTION = 1, 2, 3, 7
@@ -25,7 +22,7 @@ _POINT, _LINE, _POLYGON, _COLLECTION = 1, 2, 3, 7
 def read_wkb(values: Sequence[bytes | None]) -> NDArray[np.object_]:
     """The geometries, None for None.
 
-    Raises IntegrityError for what is none, for more than `MAX_BYTES`, and for what holds others more than 32 deep.
+    Raises IntegrityError if one is invalid or nested more than 32 deep, or they have more than `MAX_BYTES` together.
     """
     if (size := sum(len(value) for value in values if value is not None)) > MAX_BYTES:
         raise IntegrityError(f"geometries of {size:,} bytes are more than {MAX_BYTES:,}; simplify them")
@@ -40,7 +37,7 @@ def read_wkb(values: Sequence[bytes | None]) -> NDArray[np.object_]:
 
 
 def require_shallow(value: bytes) -> None:
-    """Raise IntegrityError for a geometry that holds others more than 32 deep, or that is read in several ways."""
+    """Raise IntegrityError if a geometry is nested more than 32 deep, or ambiguous."""
     left, at = [1], 0
     try:
         while left:
@@ -73,7 +70,7 @@ def require_shallow(value: bytes) -> None:
 
 
 def _kind(code: int) -> tuple[int, int]:
-    """The kind of a geometry, and how many numbers a point of it has: as ISO has it, or as PostGIS."""
+    """The kind of a geometry and the number of coordinates of its points, by ISO's or PostGIS's codes."""
     kind, height_and_measure = code & 0xFFFF, code >> 30
     dimensions = 2 + height_and_measure.bit_count()
     if code < 4000:
