@@ -12,7 +12,7 @@ from crop_assets.automation.jobs import JOBS
 from crop_assets.automation.sensors import SENSORS
 from crop_assets.errors import InputError, problems
 from crop_assets.graph.tiles import tile_assets
-from crop_assets.graph.years import year_asset
+from crop_assets.graph.years import lineages, year_asset
 from crop_assets.launchpad import launchable
 from crop_assets.recipe import load_recipe
 from crop_assets.stages import STAGES, TILE_STAGES
@@ -90,6 +90,7 @@ def build_defs(resources: Mapping[str, Settings], tiles_per_run: int = TILES_PER
         sensors=SENSORS,
         resources={
             **{key: launchable(key, resource) for key, resource in resources.items()},
+            "lineages": lineages,
             # the assets write their own files; Dagster's default would let a run name a folder
             "io_manager": dg.mem_io_manager,
         },

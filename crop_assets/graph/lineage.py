@@ -1,8 +1,7 @@
 """The stored tables of a dataset and year, and whether each is still what the recipe and its inputs would make.
 
-Each table records the recipe fields that it was made with and the content hashes of what it was made from. So a table
-that was made by another recipe, or from tables that have changed since, is told from a current one, however far up the
-change lies, and the two are never mixed.
+Each table records the recipe fields it was made with and the content hashes of its inputs. So a table that was made by
+another recipe, or from tables that have changed since, is recognized as stale, however far upstream the change is.
 """
 
 import hashlib
@@ -23,12 +22,12 @@ from resources.errors import IntegrityError, UnsafeNameError
 from resources.store import DatasetStore
 from resources.tables import StoredTable, content_hash, read_version, stored_table, write_table
 
-_MOST_STAGES = 50
+_MAX_STAGES = 50
 _MAX_NAMED = 100
 
 
 class _Made(BaseModel, strict=True):
-    """What a table records of how it was made; the tile grid was made of no table."""
+    """What a table records of how it was made; the tile grid has no upstream tables."""
 
     fields: dict[str, Any] = {}
     upstream: dict[str, str] = {}
@@ -38,9 +37,9 @@ class _Made(BaseModel, strict=True):
 
 @dataclass
 class Lineage:
-    """The stored tables of one dataset and year, under one recipe. It reads each once.
+    """The stored tables of one dataset and year, under one recipe. Each table is read once.
 
-    The tiles of a run have one each, in threads of their own, and share what they read of the year: `of_year`.
+    Each tile of a run has its own, in a thread of its own, and shares the tables of the year through `of_year`.
     """
 
     store: DatasetStore
@@ -48,11 +47,12 @@ class Lineage:
     recipe: DatasetRecipe
     of_year: "Lineage | None" = None
     _lock: "threading.RLock" = field(default_factory=threading.RLock)
-    _depth: int = 0
     _stale: dict[tuple[str, str | None], str] = field(default_factory=dict)
     _stored: dict[tuple[str, str | None], StoredTable | None] = field(default_factory=dict)
     _frames: dict[tuple[str, str | None], pd.DataFrame] = field(default_factory=dict)
+    _places: dict[str, dict[Any, Any]] = field(default_factory=dict)
     _row_versions: dict[tuple[str, str], str] = field(default_factory=dict)
+    _of_tiles: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
     def table(self, asset: str, tile: str | None) -> str:
         """The name of a table in the store."""
@@ -60,21 +60,26 @@ class Lineage:
 
     def read(self, asset: str, tile: str | None) -> pd.DataFrame:
         """All rows of a table. Raises NotFoundError; IntegrityError, also if another run has written it meanwhile."""
-        with self._holder(tile)._lock:
-            frames = self._holder(tile)._frames
-            if (asset, tile) not in frames:
-                name = self.table(asset, tile)
-                frame, version = read_version(self.store, name, SCHEMAS[asset])
-                stored = self._holder(tile)._stored.get((asset, tile))
-                if stored is not None and stored.data_version != version:
-                    raise IntegrityError(
-                        f"{name} was written by another run meanwhile; launch this run again"
-                    )
-                frames[asset, tile] = frame
-            return frames[asset, tile].copy()
+        return self._frame(asset, tile).copy()
+
+    def _frame(self, asset: str, tile: str | None) -> pd.DataFrame:
+        """As `read`, but remembered: nobody may change it."""
+        holder = self._holder(tile)
+        with holder._lock:
+            if (asset, tile) not in holder._frames:
+                stored = holder._stored.get((asset, tile))
+                holder._frames[asset, tile] = self._read(asset, tile, stored.data_version if stored else None)
+            return holder._frames[asset, tile]
+
+    def _read(self, asset: str, tile: str | None, version: str | None) -> pd.DataFrame:
+        name = self.table(asset, tile)
+        frame, found = read_version(self.store, name, SCHEMAS[asset])
+        if version is not None and found != version:
+            raise IntegrityError(f"{name} was written by another run meanwhile; launch this run again")
+        return frame
 
     def stored(self, asset: str, tile: str | None) -> StoredTable | None:
-        """What is recorded of a table, None where there is none. Raises IntegrityError."""
+        """What is recorded of a table, None if there is none. Raises IntegrityError if the table is damaged."""
         with self._holder(tile)._lock:
             found = self._holder(tile)._stored
             if (asset, tile) not in found:
@@ -82,12 +87,19 @@ class Lineage:
             return found[asset, tile]
 
     def rows(self, asset: str, tile: str) -> pd.DataFrame:
-        """The rows of a table of the year that belong to a tile; all where it does not tell tiles apart."""
-        frame = self.read(asset, None)
-        return frame[frame["tile"] == tile].reset_index(drop=True) if "tile" in frame.columns else frame
+        """The rows of a table of the year that belong to a tile; all rows if it has no column `tile`."""
+        holder = self._holder(None)
+        with holder._lock:
+            frame = self._frame(asset, None)
+            if "tile" not in frame.columns:
+                return frame.copy()
+            if asset not in holder._places:
+                holder._places[asset] = frame.groupby("tile").indices
+            rows: pd.DataFrame = frame.iloc[holder._places[asset].get(tile, [])]
+            return rows.reset_index(drop=True)
 
     def version(self, asset: str, tile: str | None, per_tile: bool) -> str:
-        """Content hash of a table, or of a tile's rows in a table of the year; "" where there is none."""
+        """Content hash of a table, or of a tile's rows in a table of the year; "" if there is no such table."""
         stored = self.stored(asset, tile if per_tile else None)
         if stored is None:
             return ""
@@ -110,8 +122,8 @@ class Lineage:
     ) -> dict[str, Any]:
         """What a table records of how it is made, from the `upstream` tables as they are now.
 
-        `tile_assets` are those that have a table for each tile; `tiles` are the content hashes, by asset and tile, of
-        tables of all tiles. `identified` are JSON values that tell apart what else it is made from.
+        `tile_assets` are those with a table for each tile; `tiles` are the content hashes, by asset and tile, of the
+        tables of all tiles. `identified` are JSON values that identify all other inputs.
         """
         of_tile = set(tile_assets)
         record: dict[str, Any] = {
@@ -129,13 +141,13 @@ class Lineage:
     def unchanged(
         self, asset: str, tile: str | None, record: Mapping[str, Any], warn: Callable[[str], None]
     ) -> StoredTable | None:
-        """The table as stored, with today's record, if it was made from the same and its files are unchanged."""
+        """The stored table, with an up-to-date record, if its inputs and files are unchanged; None if they are not."""
         name = self.table(asset, tile)
         try:
             stored = self.stored(asset, tile)
             if stored is None or stored.provenance.get("identity") != record["identity"]:
                 return None
-            # what cannot be read is of no use to others
+            # a table that cannot be read is of no use downstream
             frame = self.read(asset, tile)
             files = stored.provenance.get("files", {})
             whole = self._are_unchanged(files)
@@ -153,45 +165,67 @@ class Lineage:
     def write(
         self, asset: str, tile: str | None, frame: pd.DataFrame, record: Mapping[str, Any]
     ) -> StoredTable:
-        """Write a table, which is current from then on. Raises IntegrityError for one that is not as its schema."""
+        """Write a table, which is current from then on. Raises IntegrityError if it does not match its schema."""
         stored = write_table(self.store, self.table(asset, tile), frame, SCHEMAS[asset], record)
         holder = self._holder(tile)
         with holder._lock:
+            if (asset, tile) in holder._stale:
+                # others may have been judged by it
+                holder._stale.clear()
+                holder._of_tiles.clear()
             holder._frames.pop((asset, tile), None)
+            holder._places.pop(asset, None)
+            holder._row_versions.clear()
             holder._stored[asset, tile] = stored
             holder._stale[asset, tile] = ""
         return stored
 
     def stale_because(self, asset: str, tile: str | None) -> str:
-        """Why a table is not what would be made now, and what to do; "" where it is.
+        """Why a table differs from what would be made now, and what to do; "" if it does not.
 
-        Raises IntegrityError where a table cannot be read.
+        Raises IntegrityError if a table cannot be read.
         """
+        return self._stale_because(asset, tile, 1)
+
+    def of_tile(self, asset: str, tile: str) -> tuple[str, str]:
+        """`stale_because` and the content hash of a tile's table; its rows and record are not kept in memory, as there
+        may be thousands of tiles. For the lineage of a year.
+        """
+        return self._of_tile(asset, tile, 1)
+
+    def read_tile(self, asset: str, tile: str) -> pd.DataFrame:
+        """All rows of the tile's table that `of_tile` returned the hash of, not kept either. Raises as `read`."""
+        return self._read(asset, tile, self.of_tile(asset, tile)[1])
+
+    def _stale_because(self, asset: str, tile: str | None, depth: int) -> str:
         holder = self._holder(tile)
-        if holder is not self:
-            with holder._lock:
-                return holder.stale_because(asset, tile)
-        if (asset, tile) not in self._stale:
-            # holds until it is judged, should it turn out to be made from itself
-            self._stale[asset, tile] = (
-                f"{asset} was made from itself by its own record; materialize {asset} again"
-            )
-            self._depth += 1
-            try:
-                self._stale[asset, tile] = (
-                    self._judge(asset, tile)
-                    if self._depth < _MOST_STAGES
-                    else f"{asset} was made from tables of tables without end; materialize {asset} again"
-                )
-            except BaseException:
-                del self._stale[asset, tile]
-                raise
-            finally:
-                self._depth -= 1
-        return self._stale[asset, tile]
+        with holder._lock:
+            if (asset, tile) not in holder._stale:
+                # until it is judged, in case it turns out to be made from itself
+                holder._stale[asset, tile] = _made_from_itself(asset)
+                try:
+                    holder._stale[asset, tile] = holder._judge(asset, tile, depth)
+                except BaseException:
+                    del holder._stale[asset, tile]
+                    raise
+            return holder._stale[asset, tile]
+
+    def _of_tile(self, asset: str, tile: str, depth: int) -> tuple[str, str]:
+        year = self._holder(None)
+        with year._lock:
+            if (asset, tile) not in year._of_tiles:
+                year._of_tiles[asset, tile] = _made_from_itself(asset), ""
+                try:
+                    one = Lineage(self.store, self.layout, self.recipe, year)
+                    reason = one._stale_because(asset, tile, depth)
+                    year._of_tiles[asset, tile] = reason, one.version(asset, tile, per_tile=True)
+                except BaseException:
+                    del year._of_tiles[asset, tile]
+                    raise
+            return year._of_tiles[asset, tile]
 
     def _holder(self, tile: str | None) -> "Lineage":
-        """Who remembers what is read of a table."""
+        """The lineage that remembers what is read of a table."""
         return self.of_year if self.of_year is not None and tile is None else self
 
     def _are_unchanged(self, files: Mapping[str, str]) -> bool:
@@ -201,7 +235,11 @@ class Lineage:
         except FileNotFoundError:
             return False
 
-    def _judge(self, asset: str, tile: str | None) -> str:
+    def _judge(self, asset: str, tile: str | None, depth: int) -> str:
+        if depth >= _MAX_STAGES:
+            return (
+                f"{asset} was made from a chain of more than {_MAX_STAGES} tables; materialize {asset} again"
+            )
         stored = self.stored(asset, tile)
         if stored is None:
             return (
@@ -223,7 +261,7 @@ class Lineage:
             return f"{asset} was made from {named}, which is no asset; materialize {asset} again"
         for upstream, version in made.upstream.items():
             per_tile = upstream in made.tile_upstream
-            if reason := self.stale_because(upstream, tile if per_tile else None):
+            if reason := self._stale_because(upstream, tile if per_tile else None, depth + 1):
                 return reason
             if self.version(upstream, tile, per_tile) != version:
                 return f"{asset} was made from another {upstream}; materialize {asset} again"
@@ -232,8 +270,13 @@ class Lineage:
                 if not is_tile(of_tile):
                     named = repr(of_tile[:_MAX_NAMED])
                     return f"{asset} was made from {named}, which is no tile; materialize {asset} again"
-                if reason := self.stale_because(upstream, of_tile):
+                reason, found = self._of_tile(upstream, of_tile, depth + 1)
+                if reason:
                     return f"{asset} was made from {upstream} of {of_tile}, but now {reason}"
-                if self.version(upstream, of_tile, per_tile=True) != version:
+                if found != version:
                     return f"{asset} was made from another {upstream} of {of_tile}; materialize {asset} again"
         return ""
+
+
+def _made_from_itself(asset: str) -> str:
+    return f"{asset} was made from itself by its own record; materialize {asset} again"

@@ -71,10 +71,16 @@ def year_asset(stage: Stage, jobs: Mapping[str, str]) -> dg.AssetsDefinition:
             *(dg.AssetDep(name, partition_mapping=year_mapping()) for name in stage.all_tiles),
         ],
         metadata={"dagster/column_schema": column_schema(stage.schema)},
-        required_resource_keys=resource_keys(stage.services),
+        required_resource_keys={"lineages", *resource_keys(stage.services)},
         check_specs=[dg.AssetCheckSpec(name, asset=stage.name, description=text) for name, text in described],
     )(bounded_errors(function))
     return asset
+
+
+@dg.resource(description="What the steps of a run have read and judged of the stored tables, by year.")
+def lineages(context: dg.InitResourceContext) -> dict[int, Lineage]:
+    """The steps of a run share it, and no other run has it. A process that runs one step alone has one of its own."""
+    return {}
 
 
 def _materialize(
@@ -93,7 +99,9 @@ def _materialize(
     store, recipe = context.resources.store, context.resources.recipe
     year = year_of(context) if stage.scope == "year" else 0
     run = YearRun(store, recipe, log, warn, year) if year else Run(store, recipe, log, warn)
-    lineage = Lineage(store, Layout(recipe.dataset, year), recipe)
+    lineage = context.resources.lineages.get(year)
+    if lineage is None:
+        lineage = context.resources.lineages[year] = Lineage(store, Layout(recipe.dataset, year), recipe)
     for name in stage.upstream:
         if reason := lineage.stale_because(name, None):
             raise InputError(f"{stage.name} {year}: {reason}")
@@ -115,6 +123,9 @@ def _materialize(
         made = call(stage.function, {**known, **frames, **tiles, "source": source.value})
         metadata |= store_pictures(made.metadata, store, lineage.layout.pictures(stage.name))
         stored = _write(lineage, stage, run, made, record)
+        if not year:
+            # those of the years may have judged by the earlier one
+            context.resources.lineages.clear()
     for name in stage.warnings:
         if text := metadata.get(name):
             # metadata of an earlier run comes wrapped
@@ -200,13 +211,11 @@ def read_tiles(
     """
     frames, versions, missing = [], {}, {}
     for tile in tile_names(lineage.read("tile_map", None)):
-        # its tables are not remembered: there may be many
-        one = Lineage(run.store, lineage.layout, run.recipe, lineage)
         try:
-            reason = one.stale_because(upstream, tile)
+            reason, version = lineage.of_tile(upstream, tile)
             if not reason:
-                frames.append(one.read(upstream, tile).assign(tile=tile))
-                versions[tile] = one.version(upstream, tile, per_tile=True)
+                frames.append(lineage.read_tile(upstream, tile).assign(tile=tile))
+                versions[tile] = version
         except IntegrityError as error:
             reason = str(error)
         if reason:

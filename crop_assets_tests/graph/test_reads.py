@@ -8,7 +8,7 @@ from typing import IO
 
 import pytest
 
-from crop_assets_tests.small_world import TILE_STAGES, TILES, Graph
+from crop_assets_tests.small_world import DATASET, TILE_STAGES, TILES, Graph
 from resources.store import DatasetStore
 
 COUNTED: Counter[str] = Counter()
@@ -40,11 +40,26 @@ def test_a_run_reads_a_table_of_the_year_once_and_one_of_a_tile_once(labelled_gr
     # the record of how it was made, and the rows
     assert set(of_years) >= {"tile_map.parquet", "cdl.parquet"}
     assert max(of_years.values()) <= 2
-    # what is read is what was written: each table but those that no stage reads
-    assert set(of_tiles) == {
-        f"{name}/{tile}.parquet" for name in TILE_STAGES if name != "filtered_chips" for tile in TILES
-    }
+    # what is read is what was written, by a later stage or a check
+    assert set(of_tiles) == {f"{name}/{tile}.parquet" for name in TILE_STAGES for tile in TILES}
     assert max(of_tiles.values()) == 1
+
+    # the steps of a run share what they read, and see what the earlier ones wrote
+    COUNTED.clear()
+    run = labelled_graph.run("dataset_job", store=store)
+    assert run.success
+    assert {asset for asset, _ in run.redone} == set(DATASET)
+    assert {f"{name}/{tile}.parquet" for name in TILE_STAGES for tile in TILES} <= set(COUNTED)
+    # band_cids: its record as an input of two stages, and its rows
+    assert max(COUNTED.values()) <= 3
+    assert COUNTED.total() <= 40
+
+    # and the next run judges again
+    store.remove(labelled_graph.layout.table("filtered_chips", TILES[0]))
+    assert (
+        f"filtered_chips has not been materialized for {TILES[0]}"
+        in labelled_graph.run("dataset_job", store=store).failure
+    )
 
 
 def test_a_run_that_reuses_all_reads_each_table_twice_at_most(labelled_graph: Graph) -> None:

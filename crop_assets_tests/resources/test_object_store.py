@@ -23,7 +23,7 @@ from crop_assets.aoi_map.server import AoiFile
 from crop_assets.cli import app
 from crop_assets.dataset.statistics import measure_bands
 from crop_assets.errors import InputError
-from crop_assets.graph.years import year_asset
+from crop_assets.graph.years import lineages, year_asset
 from crop_assets.labels.aoi import read_aoi
 from crop_assets.layout import Layout, tile_grid_table
 from crop_assets.recipe import DatasetRecipe
@@ -317,7 +317,12 @@ def materialize(store: DatasetStore, grid: TileGridSource) -> tuple[bool, str]:
         made = dg.materialize(
             [year_asset(tile_grid, {})],
             instance=instance,
-            resources={"store": store, "recipe": DatasetRecipe(), "tile_grid_source": grid},
+            resources={
+                "store": store,
+                "recipe": DatasetRecipe(),
+                "tile_grid_source": grid,
+                "lineages": lineages,
+            },
             raise_on_error=False,
         )
         told = [event.step_failure_data.error_display_string for event in made.get_step_failure_events()]
