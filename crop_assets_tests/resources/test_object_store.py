@@ -440,11 +440,11 @@ def test_verify_tells_damaged_from_unreadable(tmp_path: Path, pool: Any) -> None
     tables = [Layout("small", 2022).table(asset) for asset in assets]
     for asset, name in zip(assets, tables, strict=True):
         write_table(store, name, table_of(asset).to_pandas(), SCHEMAS[asset], {})
-    assert verify_tables(store, tables, pool).findings == []
+    assert verify_tables(store, tables, pool).bad_files == []
     store.write_bytes(tables[1], store.read_bytes(tables[1])[:50])
     store.remove(tables[2])
     Path(store.gdal_path(tables[2])).mkdir()
-    damaged, unreadable = verify_tables(store, tables, pool).findings
+    damaged, unreadable = verify_tables(store, tables, pool).bad_files
     assert (damaged.file, unreadable.file) == (tables[1], tables[2])
     assert "is damaged" in damaged.problem
     assert "is a folder, and a file belongs there" in unreadable.problem
@@ -459,7 +459,7 @@ def test_a_file_that_the_store_does_not_give_is_not_called_missing(server: Serve
     write_table(store, table, table_of("splits").to_pandas(), SCHEMAS["splits"], {"files": files})
     verify = ["verify", "--data", root, "--dataset", "small"]
     shown = CliRunner().invoke(app, verify)
-    assert (shown.exit_code, "1 tables, 3 files, all as they were made" in shown.output) == (0, True)
+    assert (shown.exit_code, "1 tables, 3 files, all unchanged" in shown.output) == (0, True)
 
     server.refused = lambda environ: environ["PATH_INFO"].endswith("/b.tif")
     for server.refusal in (
@@ -474,7 +474,7 @@ def test_a_file_that_the_store_does_not_give_is_not_called_missing(server: Serve
     store.remove("b.tif")
     shown = CliRunner().invoke(app, verify)
     assert shown.exit_code == 1
-    assert "b.tif: is missing; splits names it" in shown.output
+    assert "b.tif: is missing; splits refers to it" in shown.output
 
 
 # GDAL
