@@ -21,7 +21,7 @@ from resources.store import DatasetStore
 _DOCUMENTS_AT_ONCE = 8
 _MAX_SET_ASIDE = 300
 """Items of a tile that cannot be used: more are not a catalogue with faults, but none."""
-_MAX_TILE_SECONDS = 3600.0
+MAX_TILE_SECONDS = 3600.0
 """For all that a tile asks: a season takes some ten seconds."""
 _VERSION = 2
 """Part of an answer's name: raise it with any change of what is asked or kept."""
@@ -66,7 +66,7 @@ def tile_answer(
     if not stac.refresh and not stac.is_file and (kept := read_response(store, name, _is_whole, log)):
         return TileAnswer(kept["items"], kept["documents"], asked=False, whole=True)
     collections = [f"HLS{sensor}_2.0" for sensor in question.sensors]
-    with until(time.monotonic() + _MAX_TILE_SECONDS):
+    with until(time.monotonic() + MAX_TILE_SECONDS):
         answer = _by_granules(question, stac, collections, log) or _by_place(question, stac, collections, log)
     if answer.whole and not stac.is_file:
         write_response(store, name, {"items": answer.items, "documents": answer.documents})

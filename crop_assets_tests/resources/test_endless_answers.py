@@ -21,7 +21,6 @@ import requests
 
 from crop_assets_tests.resources.nass import Nass
 from crop_assets_tests.resources.nass import nass as nass
-from resources import pace
 from resources.cdl import CdlReleases, archive_links
 from resources.errors import IntegrityError, ResourceError, SlowError, TryAgainError
 from resources.http import RestrictedSession, get_bytes, get_file, in_time, mount, new_session, same_site
@@ -233,7 +232,7 @@ def test_a_file_may_take_as_long_as_its_size_deserves(
 ) -> None:
     hours = [longest_seconds(size) / 3600 for size in (0, 20_000_000, 256 * MIB, 2_000_000_000, 20 << 30)]
     assert [round(each, 2) for each in hours] == [0.17, 0.34, 2.44, 6, 6]
-    monkeypatch.setattr(pace, "_LONGEST_OF_NOTHING", 0.3)
+    monkeypatch.setattr("resources.http.longest_seconds", lambda most_bytes: most_bytes / 20_000)
     for announced in (b"Content-Length: 20000\r\n", b""):
         # some 10 kB a second
         server = endless(for_ever(OK + announced + b"\r\n", b"x" * 200, 0.02))

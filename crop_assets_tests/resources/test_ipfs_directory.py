@@ -260,11 +260,13 @@ def test_no_name_is_a_file_and_a_folder(tmp_path: Path, names: Sequence[str]) ->
 
 def test_names_with_the_same_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "KUBO_SHARDING", 0)
-    monkeypatch.setattr(directory, "_hash", lambda name: 1)
     (tmp_path / "file").write_bytes(b"")
-    assert FolderDag({"a": tmp_path / "file"}).size == 0
+    # found by computing Murmur3 backwards
+    names = ["one of two names with one hash..", "7q17upz6r4g_hyoy3j {k,dffH|^)KfI"]
+    for name in names:
+        assert FolderDag({name: tmp_path / "file"}).size == 0
     with pytest.raises(ValueError, match="same hash"):
-        FolderDag({"a": tmp_path / "file", "b": tmp_path / "file"})
+        FolderDag(dict.fromkeys(names, tmp_path / "file"))
 
 
 PLAIN_NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0"), min_size=1).filter(

@@ -13,7 +13,6 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -30,7 +29,6 @@ from werkzeug.wrappers import Response as WsgiResponse
 from crop_assets.demo.gateway import gateway_routes
 from crop_assets_tests.resources.gateways import RAW, UNKNOWN, World
 from crop_assets_tests.resources.loopback import closed_port, serving
-from resources import addresses
 from resources.addresses import safe_elsewhere
 from resources.errors import (
     CutShortError,
@@ -249,10 +247,16 @@ def test_a_gateway_that_redirects_over_https_to_another_is_followed_without_a_lo
 def test_a_public_gateway_does_not_lead_to_a_service_on_loopback(
     world: World, certificate: trustme.LeafCert, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    really = addresses._depths
-    monkeypatch.setattr(
-        addresses, "_depths", lambda url: {0} if urlsplit(url).hostname == "localhost" else really(url)
-    )
+    really = socket.getaddrinfo
+
+    def resolve(name: str, *rest: Any, **named: Any) -> list[Any]:
+        # the first address is the one that is connected to
+        public = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 443))]
+        if name != "localhost":
+            return really(name, *rest, **named)
+        return [*really("127.0.0.1", *rest, **named), *public]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with contextlib.ExitStack() as stack:
         inner = stack.enter_context(serving(world.app(), certificate)).replace("127.0.0.1", host)
         first = stack.enter_context(redirecting(lambda request: f"{inner}/good/x", certificate))

@@ -40,6 +40,8 @@ class Cmr:
     scenes: int
     address: str = ""
     page: int = 100
+    granules: int = 2000
+    """Granules that the search gives at once, at most."""
     failing: float = 0.0
     """Share of the requests that are answered by 503."""
     busy: int = 0
@@ -186,7 +188,7 @@ def serving(cmr: Cmr) -> Iterator[Cmr]:
                 tile = query["attribute[]"][0].removeprefix("string,MGRS_TILE_ID,")
                 names = cmr.in_season(tile) if tile in cmr.tiles else []
                 at = int(self.headers.get("CMR-Search-After", 0))
-                page = names[at : at + int(query["page_size"][0])]
+                page = names[at : at + min(int(query["page_size"][0]), cmr.granules)]
                 more = {"CMR_Search_After": str(at + len(page))} if page else {}
                 hits = len(names) if cmr.hits is None else cmr.hits
                 self._answer(200, {"hits": hits, "items": [cmr.record(name) for name in page]}, **more)
