@@ -68,12 +68,13 @@ _MAX_LINKS = 1000
 _MAX_TAGS = 20_000
 """Of HTML on that page: what a page of a megabyte may have of them takes half a minute to read."""
 _MAX_ETAG = 200
-_LOOK_SECONDS = 50.0
+LOOK_SECONDS = 50.0
 """For a look at all releases, some thirty short requests: Dagster gives a sensor a minute."""
 _FILE_SUFFIXES = {".tif", ".tiff", ".img", ".vrt", ".zip"}
 _HASHING = threading.Lock()
 _MOST_INDEX_BYTES = 1 << 20
-_MOST_ARCHIVE_BYTES = 20 << 30
+MAX_ARCHIVE_BYTES = 20 << 30
+"""Of one fetched archive; that of 30 m has 2 GB."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class CdlReleases(Settings):
         if not self.fetches:
             return [found[year] for year in sorted(found)]
         with (
-            until(time.monotonic() + _LOOK_SECONDS),
+            until(time.monotonic() + LOOK_SECONDS),
             new_session(self.attempts, self._may_redirect) as session,
         ):
             listed, elsewhere = self._listed(session)
@@ -303,7 +304,7 @@ class CdlReleases(Settings):
                 sleep=stop.pause,
                 retry=tenacity.retry_if_exception_type(TryAgainError),
                 reraise=True,
-            )(get_file, session, url, self.timeout, _MOST_ARCHIVE_BYTES, path, None, told)
+            )(get_file, session, url, self.timeout, MAX_ARCHIVE_BYTES, path, None, told)
 
     def _may_redirect(self, url: str, target: str) -> bool:
         """True, or raises RefusedError that names both, and the hosts that are configured."""

@@ -23,7 +23,8 @@ _ABANDONED_SECONDS = 7 * 24 * 3600
 """Age of a temporary file that nobody comes back to. One in use is younger, because every write to it renews its time,
 and no write waits for longer than minutes. In a week, a download of many gigabytes can still be resumed after days off.
 """
-_warned: set[str] = set()
+warned: set[str] = set()
+"""What was logged already, once in a process: "locks", "flushes"."""
 _warning = threading.Lock()
 
 
@@ -207,7 +208,7 @@ def require_own_links(path: Path, folders: int = 1) -> None:
 
 def _warn_once(kind: str, message: str) -> None:
     with _warning:
-        if kind in _warned:
+        if kind in warned:
             return
-        _warned.add(kind)
+        warned.add(kind)
     logging.getLogger(__name__).warning(message)

@@ -21,7 +21,7 @@ from resources.wkb import read_wkb
 
 MAX_FEATURES = 1_000_000
 _STEPS_AT_ONCE = 100_000
-_MAX_STEPS = 200_000_000
+MAX_STEPS = 200_000_000
 """Of SQLite's machine, of which a row of a layer takes some ten."""
 _ENVELOPES = (0, 32, 48, 48, 64)
 """Bytes before the geometry by the envelope indicator (2.1.3.1.1)."""
@@ -84,7 +84,7 @@ class _PlainTables:
     def __init__(self, database: sqlite3.Connection, size: int) -> None:
         self._database = database
         self._left_bytes = 2 * size + 1_000_000
-        self._left_steps = _MAX_STEPS
+        self._left_steps = MAX_STEPS
         database.text_factory = lambda data: data.decode(errors="replace")
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(size, 1_000_000))
         database.execute("PRAGMA trusted_schema = OFF")

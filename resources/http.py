@@ -57,7 +57,8 @@ _PIECE = 1 << 18
 _FREE_PIECES = 10_000
 _SMALL_PIECE = 128
 """Least average bytes of a response's pieces after the free ones: network packets have 500 or more."""
-_WORDS_SECONDS = 3.0
+WORDS_SECONDS = 3.0
+"""How long `first_bytes` reads."""
 _WHOLE_PATIENCES = 10
 """Timeouts within which a response other than a file must be complete: ten minutes for a page of 10 MB."""
 _MAX_WASTE = 1 << 20
@@ -454,9 +455,9 @@ def first_words(answer: requests.Response) -> str:
 
 
 def first_bytes(answer: requests.Response) -> bytes:
-    """The first 16 KiB of a response, or what comes within a few seconds, for an error message."""
+    """The first 16 KiB of a response, or what comes within WORDS_SECONDS, for an error message."""
     data = bytearray()
-    until = time.monotonic() + _WORDS_SECONDS
+    until = time.monotonic() + WORDS_SECONDS
     with contextlib.suppress(Exception):
         _require_asked_encoding(answer)
         while len(data) < MAX_BYTES and time.monotonic() < until:

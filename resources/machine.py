@@ -18,7 +18,8 @@ _BYTES_PER_THREAD = 512 << 20
 """More than the peak of a whole process that works on one tile, which the benchmarks measure."""
 _GDAL_CACHE_BYTES = 64 << 20
 """For decoded blocks. GDAL's default, 5 % of the memory, grows with the machine to no use here."""
-_CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path("/sys/fs/cgroup")
+"""The limits of this process's container (cgroup v2)."""
 
 
 class Machine(Settings):
@@ -59,6 +60,6 @@ def _memory() -> int:
 def _container_limit(name: str) -> str:
     """A limit of this process's container (cgroup v2); "" or "max" if there is none."""
     try:
-        return (_CGROUP / name).read_text().strip()
+        return (CGROUP / name).read_text().strip()
     except OSError:
         return ""

@@ -37,7 +37,8 @@ _logger = logging.getLogger(__name__)
 _LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _REST_SECONDS = 60.0
 _MAX_REST_SECONDS = 600.0
-_BACKOFF_SECONDS = 0.5
+BACKOFF_SECONDS = 0.5
+"""The first pause before all sources are asked again."""
 _MAX_BACKOFF_SECONDS = 20.0
 
 
@@ -277,8 +278,8 @@ class Sources:
             return None
 
         backoff = tenacity.wait_exponential(
-            multiplier=_BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS
-        ) + tenacity.wait_random(0, _BACKOFF_SECONDS)
+            multiplier=BACKOFF_SECONDS, max=_MAX_BACKOFF_SECONDS
+        ) + tenacity.wait_random(0, BACKOFF_SECONDS)
 
         def pause(state: tenacity.RetryCallState) -> float:
             return max(backoff(state), min(map(self.memory.busy, left)))

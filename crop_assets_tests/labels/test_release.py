@@ -626,7 +626,7 @@ def test_an_archive_that_unpacks_beyond_the_limit_is_refused(nass: Nass, obtain:
 def test_an_archive_beyond_the_limit_is_not_fetched_whole(
     nass: Nass, obtain: Obtain, pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cdl_module, "_MOST_ARCHIVE_BYTES", 1000)
+    monkeypatch.setattr(cdl_module, "MAX_ARCHIVE_BYTES", 1000)
     nass.put(2022, pack(codes()))
     with pytest.raises(IntegrityError, match="answered more than 1,000 bytes"):
         obtain()

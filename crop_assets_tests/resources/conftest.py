@@ -45,4 +45,4 @@ def partials(tmp_path: Path) -> PartialFiles:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources_module, "_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(sources_module, "BACKOFF_SECONDS", 0.01)

@@ -104,7 +104,7 @@ def test_a_look_at_all_releases_has_an_end_together(
 ) -> None:
     for year in range(2000, 2020):
         nass.put(year, b"x")
-    monkeypatch.setattr("resources.cdl._LOOK_SECONDS", 2.0)
+    monkeypatch.setattr("resources.cdl.LOOK_SECONDS", 2.0)
     nass.late = 0.5
     with pytest.raises(UnavailableError, match=r"_30m_cdls\.zip is too slow"):
         nass.releases(tmp_path).releases()

@@ -25,7 +25,7 @@ LACKING = [errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK]
 
 @pytest.fixture(autouse=True)
 def nothing_was_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_system, "_warned", set())
+    monkeypatch.setattr(file_system, "warned", set())
 
 
 @pytest.fixture

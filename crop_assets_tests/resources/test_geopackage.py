@@ -145,15 +145,15 @@ def test_what_another_program_has_open_is_refused(path: Path, suffix: str) -> No
 
 def test_rows_and_steps_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(
-        path, f"INSERT INTO area (geom, name) {up_to(2000)} SELECT (SELECT geom FROM area LIMIT 1), x FROM c"
+        path,
+        f"INSERT INTO area (geom, name) {up_to(40_000)} SELECT (SELECT geom FROM area LIMIT 1), x FROM c",
     )
-    assert len(read_aoi(path)) == 2001
+    assert len(read_aoi(path)) == 40_001
     with monkeypatch.context() as patch:
-        patch.setattr(resources.geopackage, "MAX_FEATURES", 2000)
-        with pytest.raises(InputError, match="has more than 2,000 features"):
+        patch.setattr(resources.geopackage, "MAX_FEATURES", 40_000)
+        with pytest.raises(InputError, match="has more than 40,000 features"):
             read_aoi(path)
-    monkeypatch.setattr(resources.geopackage, "_STEPS_AT_ONCE", 100)
-    monkeypatch.setattr(resources.geopackage, "_MAX_STEPS", 1000)
+    monkeypatch.setattr(resources.geopackage, "MAX_STEPS", 1000)
     with pytest.raises(InputError, match="cannot be read as a GeoPackage: interrupted"):
         read_aoi(path)
 

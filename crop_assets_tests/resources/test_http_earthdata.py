@@ -357,7 +357,7 @@ def test_the_words_of_a_refusal_are_passed_on(archive: Server, fetch: Fetching, 
 
 
 def test_words_that_drip_are_not_waited_for(archive: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_module, "_WORDS_SECONDS", 0.2)
+    monkeypatch.setattr(http_module, "WORDS_SECONDS", 0.2)
     url = archive.says(Answer(403, b"not", announced=50))
     with new_session(attempts=1) as session, pytest.raises(ForbiddenError, match=r"credentials: not$"):
         get_bytes(session, url, timeout=0.5, max_bytes=9)

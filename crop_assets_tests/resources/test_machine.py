@@ -16,7 +16,7 @@ GIB = 1 << 30
 @pytest.fixture
 def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the limits of a container on a machine of 8 cores and 32 GiB; none are set at first."""
-    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     memory(monkeypatch, 32 * GIB)
     return tmp_path

@@ -630,7 +630,7 @@ DRIPS = {
 def test_a_source_whose_answer_drips_before_its_content_is_asked_last(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, drip: str
 ) -> None:
-    monkeypatch.setattr(http, "_WORDS_SECONDS", 0.5)
+    monkeypatch.setattr(http, "WORDS_SECONDS", 0.5)
     with dripping(*DRIPS[drip]) as (address, asked):
         if kind == "gateway":
             (source,) = gateways(world, address, timeout_seconds=0.5)

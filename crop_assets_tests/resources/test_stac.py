@@ -113,7 +113,7 @@ def test_the_document_of_an_item_is_read_from_the_catalogues_own_host(catalogues
 def test_a_catalogue_whose_answer_drips_is_given_up_after_its_attempts(
     what: str, start: bytes, drop: bytes, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "_WORDS_SECONDS", 0.3)
+    monkeypatch.setattr(http, "WORDS_SECONDS", 0.3)
     retries = Retry(1, status_forcelist=[503], raise_on_status=False, allowed_methods=None)
     monkeypatch.setattr(http, "retry_rule", lambda attempts: retries)
     with dripping(start, drop) as (address, asked):
