@@ -567,7 +567,10 @@ NONSENSE = [
     ({"coverage_ladder": [50, 60]}, r"coverage_ladder \[50, 60\] must fall, as 100, 90, 80"),
     ({"coverage_ladder": []}, "coverage_ladder: List should have at least 1 item"),
     ({"coverage_ladder": [101]}, "coverage_ladder.0 is 101, and must be from 0 to 100"),
-    ({"sensors": ["S3"]}, r"sensors.0: Input should be 'S30' or 'L30' \(did you mean 'S30'\?\)"),
+    (
+        {"sensors": ["S3"]},
+        r"sensors\.0: Input should be 'S30' or 'L30' \(did you mean 'S30'\?\)|sensors\[0\].* 'one of S30, L30'",
+    ),
     ({"middle_scene": "centre"}, "lower.*upper"),
     ({"qa_rule": "none"}, "class.*value.*total"),
     ({"max_bad_percent": -1.0}, "max_bad_percent is -1.0, and must be from 0 to 100"),
