@@ -275,7 +275,9 @@ def test_documents_are_bounded(faulty: Faulty) -> None:
 
 
 def test_what_there_really_is_has_a_tenth_of_what_is_read_at_most(real: Path) -> None:
-    for path in (real / "stac").iterdir():
+    paths = list((real / "stac").iterdir())
+    assert {path.suffix for path in paths} >= {".json"}
+    for path in paths:
         data = path.read_bytes()
         assert len(data) < (256 << 10) / 4
         if path.suffix == ".json":

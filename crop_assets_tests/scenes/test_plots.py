@@ -48,12 +48,14 @@ class Chart:
         """Reads a chart, and checks that everything in it is inside of its 900 x 300."""
         chart = cls(ElementTree.fromstring(svg))
         assert (chart.root.get("width"), chart.root.get("height")) == ("900", "300")
+        assert chart.texts
+        assert chart.elements("path")
         for x, y, radius in chart.circles:
             assert radius < x < 900 - radius and radius < y < 300 - radius
         for left, right, y in chart.texts.values():
             assert 0 <= left < right <= 900 and 8 < y < 298
         for path in chart.elements("path"):
-            assert all(0 <= float(number) <= 900 for number in re.findall(r"[\d.]+", path.get("d", "")))
+            assert all(0 <= float(number) <= 900 for number in re.findall(r"[\d.]+", path.attrib["d"]))
         return chart
 
     def elements(self, tag: str) -> list[ElementTree.Element]:
