@@ -252,14 +252,18 @@ def test_a_year_leads_to_all_of_its_tiles_and_a_tile_to_its_year(location: dg.De
 def test_every_column_is_described_and_is_that_of_the_table(
     location: dg.Definitions, finished: Finished
 ) -> None:
+    compared = set()
     for spec in location.resolve_all_asset_specs():
         name = spec.key.to_user_string()
         schema = spec.metadata["dagster/column_schema"]
+        assert schema.columns, name
         assert all(column.description for column in schema.columns), name
         if name == "tile_grid" or ASSETS[name].job not in finished.runs:
             continue
         table = finished.graph.table(name, WEST if name in OF_A_TILE else None)
         assert [column.name for column in schema.columns] == list(table.columns), name
+        compared.add(name)
+    assert compared >= {"selected_scenes", "downloaded_bands", "filtered_chips", "splits"}
 
 
 def test_the_jobs_hold_every_asset_once(location: dg.Definitions) -> None:

@@ -309,6 +309,7 @@ def test_tile_payloads_list_21_files_a_tile_by_their_cids(setting: Setting, fini
 def test_downloads_are_the_worlds_files_verified(setting: Setting, finished: Finished) -> None:
     for tile in TILES:
         table = finished.graph.table("downloaded_bands", tile)
+        assert len(table) == 21
         assert table["verified"].all()
         for row in table.itertuples():
             path = finished.graph.root / row.path
