@@ -1,8 +1,6 @@
-"""Releases of the Cropland Data Layer: those that the index of NASS lists, and rasters and archives of one's own.
+"""Releases of the Cropland Data Layer: those listed on the index page of NASS, and local rasters and archives.
 
-Belongs here: the index, fetching an archive, and which files of a folder are one's own. Does not: what a CDL raster
-must be like (`crop_assets.labels.cdl`), making one of an archive (`crop_assets.labels.release`), or what follows from
-a new release (`crop_assets.automation`).
+`crop_assets.labels` checks rasters and unpacks archives; `crop_assets.automation` acts on new releases.
 """
 
 import contextlib
@@ -62,36 +60,35 @@ _VERSION = re.compile(
     r"(?P<date>\w{3}, .{20} GMT)? ?(?P<size>[1-9]\d*(?!\S))? ?(?P<etag>.*)", re.ASCII | re.DOTALL
 )
 _FIRST_YEAR = 1997
-"""Of the first CDL of any state."""
+"""The year of the first CDL of any state."""
 _MAX_LINKS = 1000
-"""Links of a page to archives; NASS's has one for each year."""
+"""Links to archives on a page; the page of NASS has one for each year."""
 _MAX_TAGS = 20_000
-"""Of HTML on that page: what a page of a megabyte may have of them takes half a minute to read."""
+"""HTML tags on that page. Parsing as many as fit in a megabyte would take half a minute."""
 _MAX_ETAG = 200
 LOOK_SECONDS = 50.0
-"""For a look at all releases, some thirty short requests: Dagster gives a sensor a minute."""
+"""Time limit for checking all releases, with about thirty short requests: a Dagster sensor times out after a minute."""
 _FILE_SUFFIXES = {".tif", ".tiff", ".img", ".vrt", ".zip"}
 _HASHING = threading.Lock()
-_MOST_INDEX_BYTES = 1 << 20
+_MAX_INDEX_BYTES = 1 << 20
 MAX_ARCHIVE_BYTES = 20 << 30
-"""Of one fetched archive; that of 30 m has 2 GB."""
+"""Limit on a downloaded archive; the archive of 30 m has 2 GB."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release of a year. `version` tells it from a later one of the same year
-    (`same_release`); `place` is a URL or a local path;
-    `size` is in bytes, 0 where that is not told.
+    """A release of a year. `version` distinguishes it from a later one of the same year (`same_release`); `location` is
+    a URL or a local path; `size` is in bytes, 0 if unknown.
     """
 
     year: int
     version: str
-    place: str
+    location: str
     size: int
 
     @property
     def is_local(self) -> bool:
-        return not is_url(self.place)
+        return not is_url(self.location)
 
 
 class CdlReleases(Settings):
@@ -108,8 +105,8 @@ class CdlReleases(Settings):
     )
     hosts: list[str] = Field(
         default=["nass.usda.gov"],
-        description="Hosts, with all below them, that links of the page and redirects may lead to over https, beside "
-        "the page's own.",
+        description="Hosts, including their subdomains, that links on the page and redirects may lead to over https, "
+        "besides the page's own host.",
     )
     attempts: Attempts = 4
     timeout: TimeoutSeconds = 60
@@ -131,7 +128,7 @@ class CdlReleases(Settings):
 
     @property
     def fetches(self) -> bool:
-        """Whether releases come from the index where the folder has none."""
+        """Whether releases that are not in the folder are fetched from the index."""
         return bool(self.index) and self._is_folder
 
     @property
@@ -139,34 +136,34 @@ class CdlReleases(Settings):
         return Path(self.source).suffix.lower() not in _FILE_SUFFIXES and "{year}" not in self.source
 
     def _names(self, year: int) -> bool:
-        """Whether the source says where a year's raster is: by its name, or a {year} in its folder's."""
+        """Whether the source gives the location of a year's raster, by the file's name or a {year} in a folder's."""
         name = Path(self.source).name
         if self._is_folder or ("{year}" in self.source and "{year}" not in name):
             return True
         return year_of(name.replace("{year}", str(year))) == year
 
     def require_year(self, year: int) -> None:
-        """Raise NotFoundError where the source is a file of another year, or of none, by its name."""
+        """Raise NotFoundError if the source is a file with another year, or none, in its name."""
         if not self._names(year):
             path = Path(self.source.replace("{year}", str(year)))
             named = year_of(path.name)
             what = f"is the raster of {named} by its name" if named else "has no year in its name"
             raise NotFoundError(
-                f"{path} {what}, and that of {year} is wanted (the first four-digit number counts); materialize the "
+                f"{path} {what}, but {year} is needed (the first four-digit number counts); materialize the "
                 f"partition of its year, or set CROP_ASSETS_CDL to a file such as {year}_30m_cdls{path.suffix.lower()}"
             )
 
     @property
     def _shared_folders(self) -> int:
-        """How many folders of a raster's path may be others' to change: those with the year, and the one around."""
+        """How many folders of a raster's path other users may change: those with the year, and their parent."""
         parts = Path(self.source).parts
         named = [at for at, part in enumerate(parts) if "{year}" in part]
         return max(1, len(parts) - named[0]) if named else 1
 
     def raster_path(self, year: int) -> Path:
-        """Where the raster of a year is, or will be.
+        """The path of a year's raster, which may not exist yet.
 
-        Raises UnsafeNameError where that, or its folder, is a link of another user's: they may be in a shared store.
+        Raises UnsafeNameError if the file or its folder is another user's link: the store may be shared.
         """
         path = Path(self.source.replace("{year}", str(year)))
         if self._is_folder:
@@ -177,7 +174,7 @@ class CdlReleases(Settings):
         return path
 
     def archive_path(self, year: int) -> Path:
-        """Where the archive of a year is that someone brought. Raises as `raster_path`."""
+        """The path of a year's archive, if a user supplies one. Raises as `raster_path`."""
         path = Path(self.source.replace("{year}", str(year)))
         if path.suffix.lower() != ".zip":
             path = self.raster_path(year).with_suffix(".zip")
@@ -185,35 +182,36 @@ class CdlReleases(Settings):
         return path
 
     def partials(self, year: int) -> PartialFiles:
-        """Where what is not finished yet of a year's raster is kept."""
+        """The unfinished downloads of a year's raster."""
         return PartialFiles.below(self.raster_path(year).parent)
 
     def find(self, year: int) -> Path:
-        """The raster of a year. Raises NotFoundError that says where to get it and where to put it."""
+        """The raster of a year. Raises NotFoundError, with where to get it and where to put it."""
         self.require_year(year)
         path = self.raster_path(year)
         if not path.is_file():
             raise NotFoundError(
-                f"there is no CDL raster of {year} at {path}; put {year}_30m_cdls.zip, or the GeoTIFF inside, there, "
-                f"from {INDEX}, or set CROP_ASSETS_CDL to where it is"
+                f"there is no CDL raster of {year} at {path}; put {year}_30m_cdls.zip from {INDEX}, or the GeoTIFF "
+                f"inside it, there, or set CROP_ASSETS_CDL to its path"
             )
         return path
 
     def find_same(self, year: int, sha256: str) -> Path:
         """The raster that the asset `cdl` described, by its checksum.
 
-        Raises NotFoundError where there is none, or another one now.
+        Raises NotFoundError if it does not exist or has changed.
         """
         path = self.find(year)
         if raster_sha256(path) != sha256:
-            raise NotFoundError(f"{path} is not the file that cdl described any more; materialize cdl again")
+            raise NotFoundError(f"{path} is no longer the file that cdl described; materialize cdl again")
         return path
 
     def release(self, year: int) -> Release | None:
-        """The archive of a year: one's own, or else the one of the index; None where neither is to be had.
+        """The archive of a year: the local one, or else the one on the index; None if there is no local one and nothing
+        is fetched.
 
-        Raises NotFoundError where the index does not list the year, IntegrityError where it lists the year on hosts
-        alone that are not configured, and otherwise as `releases`.
+        Raises NotFoundError if the index does not list the year, IntegrityError if it lists the year only on hosts that
+        are not configured, and otherwise as `releases`.
         """
         self.require_year(year)
         archive = self.archive_path(year)
@@ -227,20 +225,19 @@ class CdlReleases(Settings):
                 raise IntegrityError(self._not_fetched(elsewhere[year]))
             if year not in listed:
                 raise NotFoundError(
-                    f"{self.index} lists no release of {year}, but those of {', '.join(map(str, sorted(listed)))}"
+                    f"{self.index} lists no release of {year}, only of {', '.join(map(str, sorted(listed)))}"
                 )
             return self._release(session, year, listed[year])
 
     def releases(self, log: Callable[[str], None] = lambda _: None) -> list[Release]:
-        """The latest release of each year: files of one's own, and of the other years what the index lists.
+        """The latest release of each year: local files, and for other years those that the index lists.
 
-        A listed file that is not there (404) is no release yet; a year that is listed on hosts alone that are
-        not configured is none, and logged, as is a file that is a link of another user's. Raises
-        UnavailableError and the like where the index or a file of it does not answer, or all of them not within
-        50 seconds; RefusedError where one of them redirects to a host that is not configured, and
-        IntegrityError where the index lists nothing that is there or a file tells no version.
+        A listed file that does not exist (404) is left out. So is a year that is listed only on hosts that are not
+        configured, and a file that is another user's link; both are logged. Raises UnavailableError and its subclasses
+        if the index or a file does not answer, or checking all of them takes more than 50 seconds; RefusedError if one
+        redirects to a host that is not configured; IntegrityError if no listed file exists, or a file has no version.
         """
-        found = {release.year: release for release in self._own(log)}
+        found = {release.year: release for release in self._local_releases(log)}
         if not self.fetches:
             return [found[year] for year in sorted(found)]
         with (
@@ -255,40 +252,42 @@ class CdlReleases(Settings):
                     found[year] = self._release(session, year, listed[year])
         if not found:
             raise IntegrityError(
-                f"none of the {len(listed)} files that {self.index} lists is there, such as {min(listed.values())}"
+                f"none of the {len(listed)} files that {self.index} lists exists, such as {min(listed.values())}"
             )
         return [found[year] for year in sorted(found)]
 
     @contextlib.contextmanager
     def archive(self, release: Release, progress: Callable[[int], None]) -> Iterator[Path]:
-        """The archive of a release as a local file, whole, and gone at the end of the block if it was fetched.
+        """The complete archive of a release as a local file; a fetched one is deleted at the end of the block.
 
-        A fetch goes on behind what an earlier one left. `progress` gets the bytes there are so far. Raises as
-        `get_file`. After a DamagedError of the block the archive is fetched again next time; after others it stays.
+        Resumes a partial download. `progress` gets the bytes so far. Raises as `get_file`. If the block raises
+        DamagedError, the archive is fetched again next time; after other errors it is kept.
         """
         if release.is_local:
-            yield Path(release.place)
+            yield Path(release.location)
             return
-        key = f"{release.place} {release.version}"
+        key = f"{release.location} {release.version}"
         with self.partials(release.year).holding(key) as path:
-            whole = path.with_name(f"{path.name}.whole")
-            if not whole.is_file():
-                require_room(whole.parent, release.size - (path.stat().st_size if path.is_file() else 0))
-                self._fetch(release.place, path, progress)
-                path.replace(whole)
-            # so that it is kept for as long as it is used
-            os.utime(whole)
+            complete = path.with_name(f"{path.name}.whole")
+            if not complete.is_file():
+                require_room(complete.parent, release.size - (path.stat().st_size if path.is_file() else 0))
+                self._fetch(release.location, path, progress)
+                path.replace(complete)
+            # files that are not used for a while are removed
+            os.utime(complete)
             try:
-                if release.size not in (0, size := whole.stat().st_size):
-                    raise DamagedError(f"{release.place} gave {size:,} bytes, and told of {release.size:,}")
-                yield whole
+                if release.size not in (0, size := complete.stat().st_size):
+                    raise DamagedError(
+                        f"{release.location} sent {size:,} bytes instead of the {release.size:,} that it announced"
+                    )
+                yield complete
             except DamagedError:
-                whole.unlink()
+                complete.unlink()
                 raise
-            whole.unlink()
+            complete.unlink()
 
     def _fetch(self, url: str, path: Path, progress: Callable[[int], None]) -> None:
-        def told(_: int) -> None:
+        def report(_: int) -> None:
             progress(path.stat().st_size)
 
         backoff = tenacity.wait_random_exponential(multiplier=1, max=30)
@@ -304,35 +303,35 @@ class CdlReleases(Settings):
                 sleep=stop.pause,
                 retry=tenacity.retry_if_exception_type(TryAgainError),
                 reraise=True,
-            )(get_file, session, url, self.timeout, MAX_ARCHIVE_BYTES, path, None, told)
+            )(get_file, session, url, self.timeout, MAX_ARCHIVE_BYTES, path, None, report)
 
     def _may_redirect(self, url: str, target: str) -> bool:
-        """True, or raises RefusedError that names both, and the hosts that are configured."""
+        """True, or raises RefusedError, which names both addresses and the configured hosts."""
         if not self._allows(url, target):
             old, new = read(url), read(target, plain_http=True)
             raise RefusedError(
                 f"{old.scheme}://{old.host}{old.path} redirects to {new.scheme}://{new.place[:80]}, "
-                f"which is not followed: {self._hosts_told()}"
+                f"which is not followed: {self._allowed_hosts()}"
             )
         return True
 
     def _allows(self, url: str, target: str) -> bool:
         return same_site(url, target) or leads_to(target, self.hosts)
 
-    def _hosts_told(self) -> str:
+    def _allowed_hosts(self) -> str:
         return (
             f"releases come over https from {', '.join(self.hosts) or 'no other host'}; if its owner publishes them, "
             "add it to CROP_ASSETS_CDL_HOSTS"
         )
 
     def _not_fetched(self, address: str) -> str:
-        return f"{self.index} links to {address[:200]}, which is not fetched: {self._hosts_told()}"
+        return f"{self.index} links to {address[:200]}, which is not fetched: {self._allowed_hosts()}"
 
-    def _own(self, log: Callable[[str], None]) -> Iterator[Release]:
+    def _local_releases(self, log: Callable[[str], None]) -> Iterator[Release]:
         problems = set()
         for year in _years():
             try:
-                release = self._own_of(year)
+                release = self._local_release(year)
             except UnsafeNameError as error:
                 problems.add(str(error))
             else:
@@ -341,7 +340,7 @@ class CdlReleases(Settings):
         for problem in sorted(problems):
             log(problem)
 
-    def _own_of(self, year: int) -> Release | None:
+    def _local_release(self, year: int) -> Release | None:
         if not self._names(year):
             return None
         raster, archive = self.raster_path(year), self.archive_path(year)
@@ -353,8 +352,8 @@ class CdlReleases(Settings):
         return _local(year, raster) if raster.is_file() and not self.fetches else None
 
     def _listed(self, session: requests.Session) -> tuple[dict[int, str], dict[int, str]]:
-        """The address of each year's archive on the index; and one of each year that it lists on other hosts alone."""
-        page, answer = ask(session, "GET", self.index, self.timeout, _MOST_INDEX_BYTES, page=True)
+        """The address of each year's archive on the index; and one for each year that it lists only on other hosts."""
+        page, answer = ask(session, "GET", self.index, self.timeout, _MAX_INDEX_BYTES, page=True)
         text = page.decode(errors="replace")
         links = list(_year_links(text, answer.url))
         found = _firsts(link for link in links if self._allows(answer.url, link[1]))
@@ -363,8 +362,8 @@ class CdlReleases(Settings):
             raise IntegrityError(self._not_fetched(elsewhere[max(elsewhere)]))
         if not found:
             raise IntegrityError(
-                f"{self.index} has no link to a <year>_30m_cdls.zip; its page may have changed, and "
-                "CROP_ASSETS_CDL_INDEX can name another that lists them"
+                f"{self.index} has no link to a <year>_30m_cdls.zip; if the page has moved, set CROP_ASSETS_CDL_INDEX "
+                "to its new address"
             )
         return found, elsewhere
 
@@ -377,15 +376,15 @@ class CdlReleases(Settings):
         )
         if not version:
             raise IntegrityError(
-                f"{shown(url)} tells no ETag, date or size, so that a new release of {year} could not be told"
+                f"{shown(url)} has no ETag, date or size, so a new release of {year} could not be detected"
             )
         return Release(year, version, url, size)
 
 
 def _version(date: str, size: int, etag: str) -> str:
-    """What tells a release from a later one: date and size, and the ETag where there is no date.
+    """What distinguishes a release from a later one: date and size, with the ETag if there is no date.
 
-    ETags also change when a server moves, or by which of several servers answers.
+    ETags also change if a server moves, and may differ between the servers of one host.
     """
     try:
         date = email.utils.format_datetime(
@@ -397,10 +396,10 @@ def _version(date: str, size: int, etag: str) -> str:
 
 
 def same_release(known: str, version: str) -> bool:
-    """Whether two versions of a year's raster are of one release.
+    """Whether two versions of a year's raster are the same release.
 
-    Another size is another release. Otherwise the dates decide; if one is missing, the ETags, weak or not; and if one
-    of these is missing too, the size.
+    A different size is a different release. Otherwise the dates decide; if one is missing, the ETags, weak or not; if
+    one of these is missing too, the size.
     """
     if known == version:
         return True
@@ -419,14 +418,14 @@ def _opaque(etag: str) -> str:
 
 
 def _years() -> range:
-    """The years that a release may be of: it comes out in the year after."""
+    """The possible years of a release; one comes out in the following year."""
     return range(_FIRST_YEAR, datetime.now(UTC).year + 1)
 
 
 def year_of(name: str) -> int | None:
-    """The year that a file's name says: its first four-digit number; None without one.
+    """The year in a file's name: its first four-digit number; None if it has none.
 
-    A longer run of digits is none: CDL_2021_clip_20220315112233_42.tif is of 2021.
+    Longer runs of digits do not count: CDL_2021_clip_20220315112233_42.tif is of 2021.
     """
     found = _YEAR.search(name)
     return int(found[0]) if found else None
@@ -447,10 +446,10 @@ class _Links(html.parser.HTMLParser):
 
 
 def archive_links(page: str, url: str, allowed: Callable[[str, str], bool] = same_site) -> dict[int, str]:
-    """The address of each year's <year>_30m_cdls.zip that an HTML page at `url` links to and may, by `allowed`.
+    """The address of each year's <year>_30m_cdls.zip that an HTML page at `url` links to, if `allowed` permits it.
 
-    Of several links of a year the first that is allowed counts. Raises IntegrityError for a page that is no HTML, or
-    has tags or links without end.
+    The first permitted link of a year counts. Raises IntegrityError if the page is not HTML, or has too many tags or
+    links.
     """
     return _firsts(link for link in _year_links(page, url) if allowed(url, link[1]))
 
@@ -463,15 +462,15 @@ def _firsts(links: Iterable[tuple[int, str]]) -> dict[int, str]:
 
 
 def _year_links(page: str, url: str) -> Iterator[tuple[int, str]]:
-    """Year and address of each link of a page to an archive."""
+    """Year and address of each link to an archive on a page."""
     if (tags := page.count("<")) > _MAX_TAGS:
-        raise IntegrityError(f"{shown(url)} has {tags:,} tags of HTML, and {_MAX_TAGS:,} are read at most")
+        raise IntegrityError(f"{shown(url)} has {tags:,} HTML tags; the most is {_MAX_TAGS:,}")
     links = _Links()
     try:
         links.feed(page)
     except AssertionError as error:
-        # what html.parser raises at some declarations
-        raise IntegrityError(f"{shown(url)} is no page of HTML: {error}") from None
+        # html.parser raises it for some declarations
+        raise IntegrityError(f"{shown(url)} is not an HTML page: {error}") from None
     archives = [link for link in links.found if "_30m_cdls.zip" in link]
     if len(archives) > _MAX_LINKS:
         raise IntegrityError(f"{shown(url)} has more than {_MAX_LINKS:,} links to archives")
@@ -489,15 +488,15 @@ def _year_links(page: str, url: str) -> Iterator[tuple[int, str]]:
 
 
 def record_path(raster: Path) -> Path:
-    """Where it is noted which release a raster was made of. A raster without is one's own."""
+    """The file that records which release a raster was made from. A raster without one is the user's own."""
     return raster.with_suffix(".release.json")
 
 
 def raster_files(path: Path) -> list[Path]:
-    """A raster's files: `path`, then the others that its pixels, place and nodata are read from, sorted.
+    """A raster's files: `path`, then the others that its pixels, georeference and nodata value are read from, sorted.
 
-    These are the .ige with the pixels of an .img, the sources of a .vrt with theirs, an .aux.xml, a world file; an
-    .ovr, whose pixels nothing here reads, is none. Raises NotFoundError for one that is no local file.
+    These are the .ige with the pixels of an .img, the sources of a .vrt and their files, an .aux.xml, and a world file.
+    An .ovr does not count, because its pixels are not read. Raises NotFoundError if one is not a local file.
     """
     found = [path]
     for file in found:
@@ -506,22 +505,22 @@ def raster_files(path: Path) -> list[Path]:
         except SourceError as error:
             raise NotFoundError(str(error)) from None
         except RasterioError:
-            # no raster by itself, such as an .ige; what is wrong with `path` is said by those who read it
+            # not a raster by itself, such as an .ige; what is wrong with `path` is reported when it is read
             continue
         found += [other for other in others if other not in found and other.suffix.lower() != ".ovr"]
     for file in found:
         if not file.is_file():
             raise NotFoundError(
-                f"{path} is read from {file}, which is no local file, so that a change of it could not be told; fetch "
-                f"that, or make one file of it all: {translated(path)}"
+                f"{path} is read from {file}, which is not a local file, so a change could not be detected; fetch it, "
+                f"or convert everything to one file: {translated(path)}"
             )
     return [path, *sorted(found[1:])]
 
 
 def raster_sha256(path: Path) -> str:
-    """The checksum of a raster's files: of one file its SHA-256, of several that of their names and checksums.
+    """The checksum of a raster's files: the SHA-256 of one file, or of the names and checksums of several.
 
-    A file is read once a process, unless it changes. Raises as `raster_files`.
+    Each process reads a file once, unless it changes. Raises as `raster_files`.
     """
     digests = {file: file_sha256(file) for file in raster_files(path)}
     if len(digests) == 1:
@@ -532,7 +531,7 @@ def raster_sha256(path: Path) -> str:
 
 def file_sha256(path: Path) -> str:
     status = path.stat()
-    # tiles of one run ask at once
+    # the tiles of a run ask at the same time
     with _HASHING:
         return _sha256_of(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
 

@@ -1,8 +1,8 @@
-"""Opening rasters. Nothing else may, which a lint rule enforces; `resources.vectors` opens vector files.
+"""Opens rasters safely. A lint rule forbids opening them elsewhere; `resources.vectors` opens vector files.
 
-GDAL goes by the content of a file, whatever its name, and many of its formats are descriptions that lead to other
-files, other hosts, or an object store with the keys of whoever opens them. So the format is named before a file is
-opened, its sources are checked where it may have any, and the drivers that ask networks are not registered.
+GDAL detects formats by the content of a file, whatever its name, and many of its formats are descriptions that lead to
+other files, other hosts, or an object store with the keys of whoever opens them. So the driver is chosen before a file
+is opened, the sources of a description are checked, and drivers that use the network are not registered.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from resources.plain_text import shell_file
 _SKIPPED_BY_RASTERIO = """
     DAAS EEDA EEDAI ESRIC GTI HTTP KMLSUPEROVERLAY MRF PLMOSAIC STACIT STACTA WCS WMS WMTS
 """
-"""Drivers in rasterio's build of GDAL that ask hosts, or open whatever a description names. GDAL warns of a name that
-it does not know."""
+"""Drivers in rasterio's build of GDAL that connect to hosts, or open whatever a description names. GDAL warns about
+unknown names."""
 
 
 @contextlib.contextmanager
 def drivers_left_out(drivers: str) -> Iterator[None]:
-    """Leave out drivers while GDAL registers the others, besides those that the environment leaves out."""
+    """Skip drivers while GDAL registers the others, in addition to those that GDAL_SKIP already names."""
     before = os.environ.get("GDAL_SKIP")
     os.environ["GDAL_SKIP"] = ",".join(filter(None, [before, *drivers.split()]))
     try:
@@ -49,46 +49,44 @@ Driver = Literal["GTiff", "HFA", "VRT"]
 
 _RASTERS: Mapping[str, Driver] = {".tif": "GTiff", ".tiff": "GTiff", ".img": "HFA", ".vrt": "VRT"}
 _ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
-"""What keeps GDAL from files beside the one that it opens."""
+"""Options that keep GDAL from reading other files next to the one that it opens."""
 # without this GDAL presents a strip of all rows as strips of one row, and may decode it from its start for each
 _AS_STORED = {"GDAL_ENABLE_TIFF_SPLIT": "NO"}
 _COMPRESSIONS = ("DEFLATE", "LZW", "PACKBITS", "ZSTD")
-"""HLS v2.0 is deflated; these are the other general ones. Those for pictures make gigabytes of some hundred bytes."""
+"""HLS v2.0 uses DEFLATE; the others are general too. With those for pictures, a hundred bytes can unpack to
+gigabytes."""
 _OPENED_BY_CONTENT = (".ovr", ".msk")
 _MAX_BANDS = 100
 _MAX_BLOCK_BYTES = 64 << 20
 _MAX_BLOCKS = 1 << 20
-"""The whole country in blocks of 128 x 128 has 910,000."""
+"""The national raster in blocks of 128 x 128 has 910,000."""
 _MAX_TIMES_PADDED = 4
-"""Blocks reach beyond the edges of a raster; those of 1024 x 1024 pixels of an HLS tile come to 1.3 times it."""
+"""Blocks reach beyond the edges of a raster: blocks of 1024 x 1024 pixels have 1.3 times the pixels of an HLS tile."""
 _MAX_NESTED = 4
 _WARNING = threading.Lock()
 
 
 class SourceError(RasterioIOError):  # type: ignore[misc]
-    """A raster is made of others that it may not lead to, or that are not there."""
+    """A raster refers to files that do not exist, or that it must not refer to."""
 
 
 def open_geotiff(path: str | Path) -> rasterio.DatasetReader:
-    """A GeoTIFF, and nothing beside it. `path` is a local file, or GDAL's path of one in an object store (/vsis3/...).
+    """Open a GeoTIFF without the files next to it. `path` is local, or GDAL's path in an object store (/vsis3/...).
 
-    Raises RasterioIOError for what is no GeoTIFF, or leads to other files.
+    Raises RasterioIOError if it is not a GeoTIFF, or refers to other files.
     """
     return _open(path, "GTiff", _ALONE)
 
 
 def open_raster(path: Path) -> rasterio.DatasetReader:
-    """A local raster, by its suffix: a GeoTIFF, an .img or a .vrt, with the files beside it.
+    """Open a local raster by its suffix: a GeoTIFF, an .img or a .vrt, with the files that belong to it.
 
-    The sources of a .vrt are such rasters too, in its folder or below it. Raises RasterioIOError for other suffixes,
-    for what the suffix does not say, and for what leads elsewhere.
+    The sources of a .vrt must be such rasters too, in its folder or below. Raises RasterioIOError if the suffix is
+    another or does not match the content, or if the raster refers to files elsewhere.
     """
     driver = _RASTERS.get(path.suffix.lower())
     if driver is None:
-        raise RasterioIOError(
-            f"{path} has the suffix of no raster that is read here ({', '.join(_RASTERS)}); run: "
-            f"{translated(path)}"
-        )
+        raise RasterioIOError(f"{path} is not a {', '.join(_RASTERS)} file; run: {translated(path)}")
     folder = path.resolve().parent
     if driver == "VRT":
         return _open(path, driver, {}, _described(path, folder)[0].name)
@@ -96,12 +94,12 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
 
 
 def create_raster(path: Path, driver: str = "GTiff", **profile: Any) -> rasterio.io.DatasetWriter:
-    """A new local raster; `profile` as of `rasterio.open`."""
+    """Create a local raster; `profile` is as for `rasterio.open`."""
     return rasterio.open(path, "w", driver=driver, **profile)
 
 
 def raster_sources(path: Path) -> list[Path]:
-    """The files that a raster is read from, `path` among them, each as it is named. Raises as `open_raster`."""
+    """The files that a raster is read from, including `path`, by the names it uses. Raises as `open_raster`."""
     with open_raster(path) as raster:
         files = [Path(file) for file in raster.files]
     return [path, *_described(path, path.resolve().parent)[1]] if raster.driver == "VRT" else files
@@ -110,8 +108,8 @@ def raster_sources(path: Path) -> list[Path]:
 def _open(
     path: str | Path, driver: Driver, options: Mapping[str, str], description: str = ""
 ) -> rasterio.DatasetReader:
-    """A raster, by its path, or by a description of it that was written here."""
-    # of an object store this file alone; of a local one none, whatever its metadata name
+    """Open a raster by its path, or by a VRT description that this module wrote."""
+    # of an object store only this file may be read, and none for a local file, whatever its metadata names
     remote = path if isinstance(path, str) and path.startswith("/vsi") else "none"
     with rasterio.Env.from_defaults(CPL_VSIL_CURL_ALLOWED_FILENAME=remote, **_AS_STORED, **options):
         raster = rasterio.open(description or (path if remote == path else Path(path)), driver=driver)
@@ -127,7 +125,7 @@ def _open(
 
 
 def _require_plain(path: str | Path, raster: rasterio.DatasetReader) -> None:
-    """Raise RasterioIOError for what takes hours or all memory to read, and for what leads elsewhere."""
+    """Raise RasterioIOError if a raster would take hours or all memory to read, or refers to other files."""
     if raster.tags(ns="OVERVIEWS"):
         # GDAL opens that file by its content
         raise RasterioIOError(f"{path} has its overviews in a file that its metadata name")
@@ -150,12 +148,12 @@ def _require_plain(path: str | Path, raster: rasterio.DatasetReader) -> None:
 
 
 def translated(path: Path) -> str:
-    """The command that makes a GeoTIFF of its own of a raster, in the folder where it is run."""
+    """The command that converts a raster to a GeoTIFF in the current folder."""
     return f"gdal_translate {shell_file(path)} {shell_file(f'{path.stem}.tif')}"
 
 
 def _open_inside(path: Path, driver: Driver, folder: Path) -> rasterio.DatasetReader:
-    """A raster that leads to no files outside of `folder`. Raises RasterioIOError."""
+    """Open a raster. Raises RasterioIOError if it refers to files outside `folder`."""
     if not path.is_file():
         raise RasterioIOError(f"{path}: No such file or directory")
     for beside in path.parent.iterdir():
@@ -164,7 +162,7 @@ def _open_inside(path: Path, driver: Driver, folder: Path) -> rasterio.DatasetRe
         if beside.suffix.lower() in _OPENED_BY_CONTENT:
             _require_geotiff(beside)
         elif beside.suffix.lower() == ".xml" and driver == "GTiff":
-            # which may tell of another compression
+            # it may contain another compression
             _require_geotiff(path)
     raster = _open(path, driver, {})
     try:
@@ -176,7 +174,7 @@ def _open_inside(path: Path, driver: Driver, folder: Path) -> rasterio.DatasetRe
 
 
 def _require_geotiff(path: Path) -> None:
-    """Raise as `open_geotiff`; its georeference may be in files beside it."""
+    """Raise as `open_geotiff`, without a warning if the georeference is in another file."""
     with _WARNING, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         _open(path, "GTiff", _ALONE).close()
@@ -185,15 +183,15 @@ def _require_geotiff(path: Path) -> None:
 def _described(
     path: Path, folder: Path, depth: int = _MAX_NESTED, known: dict[Path, Source] | None = None
 ) -> tuple[Source, list[Path]]:
-    """A .vrt as GDAL may have it, and the files that it names.
+    """A .vrt as a description that is safe for GDAL, and the files that it names.
 
-    `known` are sources that were looked at. Raises RasterioIOError for one that does more than put rasters together
-    which lie in `folder`.
+    `known` are the sources that were checked before. Raises RasterioIOError if it does more than combine rasters in
+    `folder`.
     """
     known = {} if known is None else known
     mosaic = _mosaic(path)
     try:
-        # a mosaic may have each of its files a thousand times
+        # a mosaic may name each of its files a thousand times
         files = {named: (path.parent if named.relative else Path()) / named.name for named in mosaic.names}
         sources = {}
         for named, file in files.items():
@@ -204,7 +202,7 @@ def _described(
     except RasterioIOError:
         raise
     except (IntegrityError, OSError, RuntimeError, ValueError) as error:
-        # paths raise those for names that are too long, or links that lead to themselves
+        # paths raise these for names that are too long, and for circular links
         raise SourceError(f"{path} cannot be used: {error}") from None
 
 
@@ -222,13 +220,13 @@ def _source(path: Path, file: Path, folder: Path, depth: int, known: dict[Path, 
     _require_inside(path, [file], folder)
     driver = _RASTERS.get(file.suffix.lower())
     if driver is None or not file.is_file() or not depth:
-        raise SourceError(f"{path} is read from {file}, which is no local {', '.join(_RASTERS)} file")
+        raise SourceError(f"{path} is read from {file}, which is not a local {', '.join(_RASTERS)} file")
     if driver == "VRT":
         return _described(file, folder, depth - 1, known)[0]
-    # GDAL gets the file that a link leads to, with what lies beside that
+    # GDAL gets the target of a link, and so the files next to the target
     with _open_inside(file.resolve(), driver, folder) as raster:
         if raster.count != 1 or raster.dtypes[0] != "uint8":
-            raise SourceError(f"{path} is read from {file}, which has not one band of bytes")
+            raise SourceError(f"{path} is read from {file}, which does not have one band of bytes")
         (height, width), (block_height, block_width) = raster.shape, raster.block_shapes[0]
     name = plain_name(str(file.resolve()))
     return Source(name, width, height, block_width, block_height, width * height)

@@ -1,7 +1,4 @@
-"""JSON from outside: documents within bounds, and values of the kind that is expected, or unknown.
-
-Belongs here: what any document may have wrong. Does not: what a field means.
-"""
+"""Reading JSON from outside: documents of bounded size, and values that may not have the expected type."""
 
 import json
 import math
@@ -11,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)
-"""What a look into JSON of another shape raises, also that of shapely for a geometry."""
+"""The errors that reading JSON of an unexpected shape raises, including shapely's for a geometry."""
 
 MAX_VALUES = 500_000
-"""Some 100 MB at most. A hundred items of a catalogue have 12,000, of another mission 90,000; 500 granule records have
+"""About 100 MB at most. A hundred items of a catalogue have 12,000, of another mission 90,000; 500 granule records have
 170,000.
 """
 _MAX_DEPTH = 64
@@ -24,10 +21,10 @@ _ESCAPE = re.compile(rf"\\(?:u{_HIGH}\\u{_LOW}|(?P<lone>u{_HIGH}|u{_LOW})|.)", r
 
 
 def parse(data: bytes | str, max_values: int = MAX_VALUES) -> Any:
-    """The document. A key that an object has twice is left out, for readers differ in which they take. Half of a
-    surrogate pair, which no text can be written with, is U+FFFD.
+    """The document. A key that occurs twice in an object is left out, because readers differ in which one they take.
+    Half of a surrogate pair, which cannot be encoded, becomes U+FFFD.
 
-    Raises ValueError for what is no JSON, has more than some `max_values` values, or is nested more than 64 deep.
+    Raises ValueError if it is not JSON, has more than about `max_values` values, or is nested more than 64 deep.
     """
     text = data if isinstance(data, str) else data.decode()
     if "\\ud" in text or "\\uD" in text:
@@ -47,14 +44,14 @@ def parse(data: bytes | str, max_values: int = MAX_VALUES) -> Any:
 
 
 def values_in(text: str | bytes) -> int:
-    """How many values a document has at most, but for itself, before it is read."""
+    """An upper bound of the number of values in a document that has not been parsed."""
     if isinstance(text, bytes):
         return sum(map(text.count, (b",", b"[", b"{")))
     return sum(map(text.count, ",[{"))
 
 
 def size(value: Any) -> tuple[int, int]:
-    """How many values are in a value of JSON, itself among them, and how many characters in its texts and keys."""
+    """The number of values in a JSON value, including itself, and the number of characters in its texts and keys."""
     values = characters = 0
     layer = [value]
     while layer:
@@ -78,7 +75,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int | float:
-    # int() refuses more than some thousand digits, and takes long for fewer
+    # int() refuses more than a few thousand digits, and is slow for fewer
     return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
 
 
@@ -87,10 +84,10 @@ def _inner(value: Any) -> Iterable[Any]:
 
 
 def number(value: Any, low: float, high: float) -> float | None:
-    """A number from `low` to `high`, as such or as text; None for anything else, such as true, NaN or "high"."""
+    """A number from `low` to `high`, or a text of one; None for anything else, such as true, NaN or "high"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    # float() also reads the underscores of Python's own numbers, and the digits of all scripts
+    # float() also accepts underscores, and the digits of all scripts
     if isinstance(value, str) and (not value.isascii() or "_" in value):
         return None
     try:
@@ -101,22 +98,22 @@ def number(value: Any, low: float, high: float) -> float | None:
     return found if low <= found <= high and math.isfinite(found) else None
 
 
-def count(value: Any, most: int = 1 << 40) -> int | None:
-    """A number of things or bytes, from 0 to `most`; None for anything else, such as -1 or 2.5."""
-    found = number(value, 0, most)
+def count(value: Any, maximum: int = 1 << 40) -> int | None:
+    """A number of things or bytes, from 0 to `maximum`; None for anything else, such as -1 or 2.5."""
+    found = number(value, 0, maximum)
     return int(found) if found is not None and found.is_integer() else None
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """The value, or nothing where it is no object."""
+    """The value if it is an object, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def objects(value: Any) -> list[Mapping[str, Any]]:
-    """The objects of a list; none where it is no list."""
+    """The objects in a list; none if it is not a list."""
     return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
 
 
 def text(value: Any) -> str:
-    """The value, or "" where it is no text."""
+    """The value if it is a text, else ""."""
     return value if isinstance(value, str) else ""

@@ -81,7 +81,7 @@ def cdl_release_sensor(
         )
         context.log.info(message)
     for release in launched:
-        context.log.info(plain_text(f"{release.year}: {release.place}, version {release.version}"))
+        context.log.info(plain_text(f"{release.year}: {release.location}, version {release.version}"))
     if changes.later:
         context.log.info(
             f"{_years(changes.later)} also changed, and will be launched by later looks: each look launches at most "
@@ -95,7 +95,7 @@ def cdl_release_sensor(
                     f"cdl-{release.year}-{(before or {}).get(release.year, '')}-{release.version}"
                 ),
                 partition_key=str(release.year),
-                tags={"cdl_release": release.place},
+                tags={"cdl_release": release.location},
             )
             for release in launched
         ],

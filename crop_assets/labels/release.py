@@ -151,10 +151,10 @@ def _replace_raster(
     unknown_codes: str,
 ) -> YearRaster:
     """Download and unpack a release, and replace the current raster, if any."""
-    log(f"{release.place} is {'a newer release' if before else 'new'}; using it")
+    log(f"{release.location} is {'a newer release' if before else 'new'}; using it")
     earlier = before.origin if before else None
     with releases.archive(release, _megabytes(log, "MB downloaded", release.size)) as archive:
-        name = Path(release.place).name if release.is_local else release.place
+        name = Path(release.location).name if release.is_local else release.location
         found = Origin(name, release.version, file_sha256(archive), earlier.raster_sha256 if earlier else "")
         if before and earlier and earlier.archive_sha256 == found.archive_sha256:
             log("the archive is unchanged; nothing to unpack")
@@ -214,23 +214,23 @@ def _make_raster(
         check_cdl(raster)
     except (RasterioError, CPLE_BaseError) as error:
         raise InputError(
-            f"{release.place}: {name} cannot be read or converted: {error.__cause__ or error}"
+            f"{release.location}: {name} cannot be read or converted: {error.__cause__ or error}"
         ) from None
     except DamagedError as error:
         raise DamagedError(
-            f"{str(error).replace(str(archive), release.place)}. It was not used, and an earlier raster is unchanged. "
-            "Run again to download the archive again, or set CROP_ASSETS_CDL_INDEX to nothing to keep using the "
-            "raster that is there"
+            f"{str(error).replace(str(archive), release.location)}. It was not used, and an earlier raster is "
+            "unchanged. Run again to download the archive again, or set CROP_ASSETS_CDL_INDEX to nothing to keep using "
+            "the raster that is there"
         ) from None
     except IntegrityError as error:
         kept = archive if release.is_local else f"{archive}, and is not downloaded again unless you remove it"
         raise IntegrityError(
-            f"{str(error).replace(str(archive), release.place)}. The archive stays at {kept}. Unpack it with 7-Zip or "
-            f"unzip, and put {target.name} at {target}, or set CROP_ASSETS_CDL to the path of its .tif or .img"
+            f"{str(error).replace(str(archive), release.location)}. The archive stays at {kept}. Unpack it with 7-Zip "
+            f"or unzip, and put {target.name} at {target}, or set CROP_ASSETS_CDL to the path of its .tif or .img"
         ) from None
     except InputError as error:
         message = str(error).replace(str(unpacked), name).replace(str(raster), name)
-        raise InputError(f"{release.place}: {message}") from None
+        raise InputError(f"{release.location}: {message}") from None
     finally:
         for part in parts:
             part.unlink(missing_ok=True)

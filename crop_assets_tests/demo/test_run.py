@@ -229,7 +229,7 @@ def test_a_raster_of_another_year_is_refused_before_a_world_is_made(
     command = ["demo", "--root", str(tmp_path / "demo"), "--cdl", str(tmp_path / name), "--year", year]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2
-    assert f"and that of {year} is wanted" in result.output
+    assert f"but {year} is needed" in result.output
     assert not (tmp_path / "demo" / "world").exists()
 
 

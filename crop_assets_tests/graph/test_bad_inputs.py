@@ -91,7 +91,7 @@ BAD_RASTERS: dict[str, tuple[Spoil, str]] = {
     "a truncated raster": (cut, r"{path} cannot be read: .*damaged or truncated: fetch it again"),
     "an archive": (
         lambda good, bad: shutil.copy(good, bad.with_suffix(".zip")) and None,
-        r"{path} is not a zip archive, or not all of one: .*It was not used",
+        r"{path} is not a zip archive, or is cut short: .*It was not used",
     ),
 }
 
@@ -122,7 +122,7 @@ def test_a_cdl_that_is_not_there_or_of_another_year_says_where_it_belongs(
         other = tmp_path / name
         shutil.copy(setting.world.cdl, other)
         run = finished_graph.run("labels_job", cdl_releases=CdlReleases(source=str(other)))
-        assert f"{other} is the raster of 2019 by its name, and that of {YEAR} is wanted" in run.failure
+        assert f"{other} is the raster of 2019 by its name, but {YEAR} is needed" in run.failure
 
 
 def test_pixels_that_are_replaced_beside_their_header_are_noticed(

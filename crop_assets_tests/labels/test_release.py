@@ -286,7 +286,7 @@ def test_a_fetched_archive_outlasts_a_failed_run_but_not_a_damaged_one(
     made = obtain()
     assert ARCHIVE not in nass.asked_for("GET"), "it was there already"
     nass.put(2022, pack(codes(seed=1))[:-2000] + bytes(2000))
-    with pytest.raises(IntegrityError, match="is not a zip archive, or not all of one"):
+    with pytest.raises(IntegrityError, match="is not a zip archive, or is cut short"):
         obtain()
     assert obtain.raster.is_file()
     nass.put(2022, pack(codes(seed=1)))
@@ -406,7 +406,7 @@ UNFIT = {
     ),
     "two rasters": (zipped((NAME, b"x"), (f"again/{NAME}", b"x")), "but contains 2"),
     "nothing in it": (zipped(), r"but contains 0 \(nothing\)"),
-    "a cut archive": (zipped((NAME, b"x" * 5000))[:-30], "is not a zip archive, or not all of one"),
+    "a cut archive": (zipped((NAME, b"x" * 5000))[:-30], "is not a zip archive, or is cut short"),
     "a text": (b"Sorry", "is not a zip archive"),
     "a directory elsewhere": (misplaced(zipped((NAME, b"x"))), r"is not a zip archive|cannot be unpacked"),
     "no raster": (
@@ -444,13 +444,13 @@ def altered(archive: bytes, method: int, flags: int = 0, part: int = 0) -> bytes
 
 
 KEPT = {
-    "Deflate64": (9, 0, 0, "cannot be unpacked by Python: it is compressed by Deflate64"),
-    "Zstandard": (93, 0, 0, "it is compressed by Zstandard"),
+    "Deflate64": (9, 0, 0, "cannot be unpacked by Python: it is compressed with Deflate64"),
+    "Zstandard": (93, 0, 0, "it is compressed with Zstandard"),
     "encrypted": (8, 1, 0, "cannot be unpacked by Python: .* is encrypted"),
-    "AES": (99, 1, 0, "it is compressed by AES encryption|is encrypted"),
+    "AES": (99, 1, 0, "it is compressed with AES encryption|is encrypted"),
     "patched": (8, 0x20, 0, "cannot be unpacked by Python: compressed patched data"),
     "strong encryption": (8, 0x41, 0, "cannot be unpacked by Python: strong encryption"),
-    "the last of several parts": (8, 0, 3, "is part 4 of a zip archive in several"),
+    "the last of several parts": (8, 0, 3, "is part 4 of a zip archive in several parts"),
 }
 
 
@@ -532,7 +532,7 @@ def test_a_link_of_another_user_is_not_followed_and_keeps_no_other_year_waiting(
     years = [release.year for release in releases.releases(told.append)]
     if planted != "folder":
         assert years == [2021, 2022], "2022 is on the index as well"
-        assert releases.releases()[1].place.startswith("http")
+        assert releases.releases()[1].location.startswith("http")
     links = [text for text in told if "of another user" in text]
     assert [text.split(" of ")[0] for text in links] == [f"{link} is a symbolic link"]
     with pytest.raises(UnsafeNameError, match="remove it, or make it yourself"):
@@ -609,7 +609,7 @@ def test_a_local_archive_that_python_cannot_unpack_is_kept(obtain: Obtain, nass:
     archive = obtain.folder / "2022_30m_cdls.zip"
     archive.write_bytes(altered(zipped((NAME, b"x" * 99)), 98))
     with pytest.raises(
-        IntegrityError, match=rf"compressed by PPMd\. The archive stays at {archive}\. Unpack"
+        IntegrityError, match=rf"compressed with PPMd\. The archive stays at {archive}\. Unpack"
     ):
         obtain()
     assert archive.is_file()
@@ -769,7 +769,7 @@ def test_an_archive_of_another_year_is_refused_also_when_its_raster_is_there(
     releases = CdlReleases(source=str(archive))
     assert obtain_raster(releases, 2019, pool, print, print).origin is not None
     with pytest.raises(
-        NotFoundError, match=r"2019_30m_cdls\.zip is the raster of 2019 by its name, and that of 2022"
+        NotFoundError, match=r"2019_30m_cdls\.zip is the raster of 2019 by its name, but 2022"
     ):
         obtain_raster(releases, 2022, pool, print, print)
 

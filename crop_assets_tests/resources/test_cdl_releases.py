@@ -77,7 +77,7 @@ def test_releases_of_the_index_have_version_and_size(nass: Nass, tmp_path: Path)
     found = nass.releases(tmp_path).releases()
     assert [(release.year, release.size) for release in found] == [(2021, 5), (2022, 3)]
     assert found[0].version != found[1].version
-    assert found[1].place == nass.put(2022, b"another")
+    assert found[1].location == nass.put(2022, b"another")
     assert nass.releases(tmp_path).releases()[1].version != found[1].version
     assert "GET" not in {method for method, path, _ in nass.asked if path.endswith(".zip")}
 
@@ -139,7 +139,7 @@ def test_a_page_without_links_is_an_error_and_not_an_empty_list(nass: Nass, tmp_
     nass.put(2022, b"two")
     nass.page = "<html><script>render()</script></html>"
     with pytest.raises(
-        IntegrityError, match=r"has no link to a <year>_30m_cdls\.zip; its.*CROP_ASSETS_CDL_INDEX"
+        IntegrityError, match=r"has no link to a <year>_30m_cdls\.zip; if.*CROP_ASSETS_CDL_INDEX"
     ):
         nass.releases(tmp_path).releases()
     nass.page = "<!--" + "x" * (5 << 20)
@@ -172,10 +172,10 @@ def test_links_are_relative_to_where_the_page_was_found(nass: Nass, tmp_path: Pa
     address = nass.put(2022, b"two")
     nass.moved["/Release"] = "/Release/index.php"
     (found,) = nass.releases(tmp_path, index=f"{nass.address}/Release").releases()
-    assert found.place == address
+    assert found.location == address
     nass.page = '<base href="/Release/"><base href="/Other/"><a href="datasets/2022_30m_cdls.zip">2022</a>'
     (found,) = nass.releases(tmp_path).releases()
-    assert found.place == address
+    assert found.location == address
 
 
 def own(folder: Path, name: str, text: str = "mine") -> Path:
@@ -191,7 +191,7 @@ def test_files_of_ones_own_come_before_the_index(nass: Nass, tmp_path: Path) -> 
     own(tmp_path, "2022_30m_cdls.zip")
     archive = own(tmp_path, "2019_30m_cdls.zip")
     own(tmp_path, "notes.txt")
-    places = {release.year: release.place for release in nass.releases(tmp_path).releases()}
+    places = {release.year: release.location for release in nass.releases(tmp_path).releases()}
     assert places == {2019: str(archive), 2021: nass.put(2021, b"one"), 2022: str(raster)}
 
 
@@ -201,8 +201,8 @@ def test_a_raster_that_was_fetched_gives_way_to_the_index_unless_there_is_none(
     nass.put(2022, b"two")
     raster = own(tmp_path, "2022_30m_cdls.tif")
     own(tmp_path, "2022_30m_cdls.release.json", "{}")
-    assert [r.place for r in nass.releases(tmp_path).releases()] == [nass.put(2022, b"two")]
-    assert [r.place for r in nass.releases(tmp_path, index="").releases()] == [str(raster)]
+    assert [r.location for r in nass.releases(tmp_path).releases()] == [nass.put(2022, b"two")]
+    assert [r.location for r in nass.releases(tmp_path, index="").releases()] == [str(raster)]
 
 
 def test_a_file_that_changes_is_another_version(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_file_that_changes_is_another_version(tmp_path: Path) -> None:
     assert releases.releases() == [before]
     os.utime(path, ns=(1, 1))
     (after,) = releases.releases()
-    assert (after.year, after.place) == (2022, str(path))
+    assert (after.year, after.location) == (2022, str(path))
     assert after.version != before.version
 
 
@@ -243,10 +243,10 @@ def test_a_file_is_of_the_year_that_its_name_says_first(tmp_path: Path, name: st
     path = own(tmp_path, name)
     releases = CdlReleases(source=str(path))
     # what the sensor sees: once, and of no other year
-    assert [(r.year, r.place) for r in releases.releases()] == ([(year, str(path))] if year else [])
+    assert [(r.year, r.location) for r in releases.releases()] == ([(year, str(path))] if year else [])
     for other in {2019, 2020, 2022} - {year}:
         what = f"is the raster of {year} by its name" if year else "has no year in its name"
-        with pytest.raises(NotFoundError, match=rf"{name} {what}, and that of {other} is wanted"):
+        with pytest.raises(NotFoundError, match=rf"{name} {what}, but {other} is needed"):
             releases.find(other)
         with pytest.raises(NotFoundError, match=what):
             releases.release(other)
@@ -258,7 +258,7 @@ def test_the_year_in_a_path_is_where_the_name_has_its_year(tmp_path: Path) -> No
     own(tmp_path, "CDL_2021_clip_2022.tif")
     releases = CdlReleases(source=str(tmp_path / "CDL_2021_clip_{year}.tif"))
     assert releases.releases() == []
-    with pytest.raises(NotFoundError, match="is the raster of 2021 by its name, and that of 2022 is wanted"):
+    with pytest.raises(NotFoundError, match="is the raster of 2021 by its name, but 2022 is needed"):
         releases.find(2022)
 
 
@@ -276,7 +276,7 @@ def test_a_year_that_the_index_does_not_list_is_told_with_those_that_it_does(
 ) -> None:
     nass.put(2021, b"one")
     nass.put(2022, b"two")
-    with pytest.raises(NotFoundError, match=r"lists no release of 2031, but those of 2021, 2022$"):
+    with pytest.raises(NotFoundError, match=r"lists no release of 2031, only of 2021, 2022$"):
         nass.releases(tmp_path).release(2031)
 
 
@@ -315,10 +315,10 @@ def test_a_raster_is_all_the_files_that_its_pixels_are_read_from(tmp_path: Path)
     assert raster_sha256(path) == raster_sha256(other) != sha256
     (after,) = releases.releases()
     assert (after.version != before.version, after.size) == (True, before.size)
-    with pytest.raises(NotFoundError, match=r"2019\.vrt is not the file that cdl described any more"):
+    with pytest.raises(NotFoundError, match=r"2019\.vrt is no longer the file that cdl described"):
         releases.find_same(2019, sha256)
     path.with_name("usda.img").unlink()
-    with pytest.raises(NotFoundError, match=r"inner\.vrt is read from .*usda\.img, which is no local"):
+    with pytest.raises(NotFoundError, match=r"inner\.vrt is read from .*usda\.img, which is not a local"):
         releases.find_same(2019, sha256)
 
 
@@ -392,7 +392,7 @@ def test_a_file_that_tells_neither_date_nor_size_nor_etag_is_an_error(nass: Nass
     nass.put(2019, b"one")
     nass.etags["/Release/datasets/2019_30m_cdls.zip"] = ""
     nass.sizeless = True
-    with pytest.raises(IntegrityError, match="tells no ETag, date or size"):
+    with pytest.raises(IntegrityError, match="has no ETag, date or size"):
         nass.releases(tmp_path).releases()
 
 
@@ -424,7 +424,7 @@ def test_a_page_that_has_moved_to_another_host_of_the_publisher_is_followed(
         <a href="https://www.nass.usda.gov/a/2020_30m_cdls.zip">2020</a>"""
     releases = sister.releases(tmp_path, index=page)
     found = releases.releases()
-    assert [(one.year, one.place, one.size) for one in found] == [
+    assert [(one.year, one.location, one.size) for one in found] == [
         (2019, f"https://{host}/Release/datasets/2019_30m_cdls.zip", 8),
         (2020, "https://www.nass.usda.gov/a/2020_30m_cdls.zip", 6),
     ]
@@ -484,4 +484,4 @@ def test_another_host_is_followed_where_it_is_configured(sister: Nass, tmp_path:
     with pytest.raises(RefusedError, match=r"redirects to https://mirror\.example, which"):
         sister.releases(tmp_path, index=index).releases()
     (found,) = sister.releases(tmp_path, index=index, hosts=["Mirror.example"]).releases()
-    assert found.place == "https://mirror.example/Release/datasets/2019_30m_cdls.zip"
+    assert found.location == "https://mirror.example/Release/datasets/2019_30m_cdls.zip"

@@ -623,7 +623,7 @@ def test_a_page_of_html_is_read_within_bounds(nass: Nass, tmp_path: Path) -> Non
         "<a/",
     ):
         assert archive_links(unit * 10_000, "https://nass.example/") == {}
-        with pytest.raises(IntegrityError, match=r"has 20,001 tags of HTML, and 20,000 are read at most"):
+        with pytest.raises(IntegrityError, match=r"has 20,001 HTML tags; the most is 20,000"):
             archive_links(unit * 20_001, "https://nass.example/")
     for start, unit in (("", "&#"), ("<a ", "a="), ("<a ", " \n"), ("<!--", "--!"), ("<a href='", "x")):
         assert archive_links(start + unit * (MIB // len(unit)), "https://nass.example/") == {}

@@ -281,7 +281,7 @@ def test_geometries_of_geoparquet_are_walked_through_as_well(tmp_path: Path) -> 
     at = table.column_names.index("geometry")
     pq.write_table(table.set_column(at, table.field(at), pa.array([NESTED, None], pa.binary())), path)
     for read in (read_aoi, read_tile_grid):
-        with pytest.raises(InputError, match="holds others more than 32 deep"):
+        with pytest.raises(InputError, match="nested more than 32 deep"):
             read(path)
 
 
@@ -303,5 +303,5 @@ def test_binary_geometries_without_end_do_not_reach_geos() -> None:
         b"\2\2\0\0\0",
         *(struct.pack("<BI", 1, code) for code in (0, 8, 2008, 4002, 1 << 29 | 2, 1 << 16 | 2)),
     ):
-        with pytest.raises(IntegrityError, match=r"cannot be read|not read here"):
+        with pytest.raises(IntegrityError, match=r"cannot be read|unsupported kind"):
             read_wkb([head + line])
