@@ -17,7 +17,7 @@ class ResourceError(Exception):
 
 
 class ForbiddenError(ResourceError):
-    """The server refuses it to this login, or without one."""
+    """The server does not allow this with the given login, or without one."""
 
 
 class LoginError(ForbiddenError):
@@ -25,11 +25,11 @@ class LoginError(ForbiddenError):
 
 
 class StoreError(ResourceError):
-    """The object store cannot be used before a setting is changed: no such bucket, or a refused request."""
+    """The object store cannot be used until a setting is changed: there is no such bucket, or it refused a request."""
 
 
 class RefusedError(ResourceError):
-    """The server refuses the request, whoever sends it: a status such as 400, a redirect that is not followed."""
+    """The server refuses the request from anyone: a status such as 400, or a redirect that is not followed."""
 
 
 class UnavailableError(ResourceError):
@@ -41,7 +41,7 @@ class NotAFileError(RefusedError):
 
 
 class TryAgainError(UnavailableError):
-    """A server may have it in a while, `retry_after` seconds from now at the earliest."""
+    """A server may have it later: in `retry_after` seconds at the earliest."""
 
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -53,15 +53,15 @@ class UnreachableError(TryAgainError):
 
 
 class SlowError(TryAgainError):
-    """A server accepted the request, and then was silent or too slow."""
+    """A server accepted the request, but then was silent or too slow."""
 
 
 class NotFoundError(ResourceError):
-    """The server answered, and has no such thing. Trying again does not help."""
+    """The server answered that it does not have it. Trying again does not help."""
 
 
 class IntegrityError(ResourceError):
-    """The bytes are wrong: another hash, too large, malformed."""
+    """The bytes are wrong: a different hash, too large, or malformed."""
 
 
 class DamagedError(IntegrityError):

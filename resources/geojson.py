@@ -1,5 +1,5 @@
-"""GeoJSON, read without GDAL, which asks any host that a `crs` member names, and takes a name that it does not know for
-degrees.
+"""Reads GeoJSON without GDAL, which connects to any host that a `crs` member names, and assumes degrees if it does not
+know the name of a CRS.
 """
 
 import json
@@ -19,9 +19,9 @@ from resources.errors import IntegrityError
 from resources.json_values import MALFORMED, mapping, objects, parse, text
 
 MAX_VALUES = 10_000_000
-"""Of a document: some three million vertices."""
+"""Values in a document: about three million vertices."""
 MAX_PARTS = 500_000
-"""Of which its geometries consist: one in three bytes takes a kilobyte."""
+"""Parts of all geometries: one may have only three bytes, and takes a kilobyte of memory."""
 _CRS_NAME = re.compile(
     r"(?:urn:(?:x-)?ogc:def:crs:|https?://www\.opengis\.net/def/crs/)?"
     r"(?P<authority>EPSG|ESRI|OGC)[:/](?:[\d.]*[:/])?(?P<code>[A-Za-z0-9]{1,20})",
@@ -42,14 +42,14 @@ _GEOMETRIES = (
 class GeoJson:
     """A FeatureCollection, a Feature or a geometry, as one layer. Its CRS is EPSG:4326 unless a `crs` member names one.
 
-    Raises IntegrityError if it is not GeoJSON, and for a CRS that is not given by an authority's name.
+    Raises IntegrityError if it is not GeoJSON, or its CRS is not given by an authority and a code.
     """
 
     def __init__(self, data: bytes, name: str) -> None:
         try:
             document = mapping(parse(data.decode("utf-8-sig"), MAX_VALUES))
         except ValueError as error:
-            raise IntegrityError(f"it is no GeoJSON: {error}") from None
+            raise IntegrityError(f"it is not GeoJSON: {error}") from None
         self._name = name
         self._features = _features(document)
         self._crs = named_crs(document.get("crs"))
@@ -73,9 +73,9 @@ class GeoJson:
 
 
 def named_crs(member: Any) -> pyproj.CRS:
-    """The CRS of a `crs` member, by the code that EPSG, ESRI or OGC has for it; EPSG:4326 where there is none.
+    """The CRS of a `crs` member, by its code of EPSG, ESRI or OGC; EPSG:4326 if there is no such member.
 
-    PROJ would take more for a name: a path, or parameters that name files. Raises IntegrityError for all else.
+    Raises IntegrityError for anything else: PROJ also accepts paths, and parameters that name files.
     """
     if not member:
         return pyproj.CRS.from_epsg(4326)
@@ -90,7 +90,7 @@ def named_crs(member: Any) -> pyproj.CRS:
         except ProjError:
             pass
     shown = name if isinstance(name, str) else json.dumps(member)
-    raise IntegrityError(f"it is in {shown[:200]}, which PROJ does not know by a code such as EPSG:4326")
+    raise IntegrityError(f"its CRS is {shown[:200]}, which is not a code that PROJ knows, such as EPSG:4326")
 
 
 def _features(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -101,12 +101,12 @@ def _features(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return [document]
     features = document.get("features")
     if kind != "FeatureCollection" or not isinstance(features, list):
-        raise IntegrityError("it is no GeoJSON, such as a FeatureCollection")
+        raise IntegrityError("it is not GeoJSON, such as a FeatureCollection")
     return [mapping(feature) for feature in features]
 
 
 def _parts(geometry: Any) -> int:
-    """How many parts a geometry has that are not features of their own."""
+    """The number of parts in a geometry."""
     found = mapping(geometry)
     coordinates = found.get("coordinates")
     several = (
@@ -123,4 +123,4 @@ def _shape(number: int, geometry: Any) -> shapely.Geometry | None:
     try:
         return shapely.geometry.shape(geometry)
     except (ShapelyError, *MALFORMED) as error:
-        raise IntegrityError(f"feature {number} has no geometry that can be read: {error}") from None
+        raise IntegrityError(f"the geometry of feature {number} cannot be read: {error}") from None

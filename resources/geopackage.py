@@ -1,7 +1,7 @@
-"""GeoPackages (OGC 12-128r18), read as the databases that they are and without GDAL.
+"""Reads GeoPackages (OGC 12-128r18) as SQLite databases, without GDAL.
 
-A database brings what is run as it is read: views, triggers, generated columns, tables of other kinds. Here its plain
-tables are read, column by column, and nothing else.
+A database may contain code that runs when it is read: views, triggers, generated columns, virtual tables. Here only the
+stored columns of plain tables are read.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from resources.wkb import read_wkb
 MAX_FEATURES = 1_000_000
 _STEPS_AT_ONCE = 100_000
 MAX_STEPS = 200_000_000
-"""Of SQLite's machine, of which a row of a layer takes some ten."""
+"""Steps of SQLite's virtual machine; a row of a layer takes about ten."""
 _ENVELOPES = (0, 32, 48, 48, 64)
 """Bytes before the geometry by the envelope indicator (2.1.3.1.1)."""
 
@@ -30,7 +30,7 @@ _ENVELOPES = (0, 32, 48, 48, 64)
 class GeoPackage:
     """The layers of a GeoPackage that have features, as GDAL reads them.
 
-    Its methods raise IntegrityError for what is damaged, and for a layer that is no plain table.
+    Its methods raise IntegrityError if it is damaged or a layer is not a plain table.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,7 @@ class GeoPackage:
             beside = path.with_name(f"{path.name}{suffix}")
             if beside.is_file() and beside.stat().st_size:
                 raise IntegrityError(
-                    f"{path} is open in another program, or was not closed, as {beside.name} says; close it there"
+                    f"{path} is open in another program, or was not closed: there is {beside.name}; close it there"
                 )
 
     def layers(self) -> dict[str, str | None]:
@@ -66,7 +66,7 @@ class GeoPackage:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator["_PlainTables"]:
-        # immutable: without a look at what lies beside it
+        # immutable: without reading other files next to it
         address = f"file:{quote(str(self._path.absolute()))}?mode=ro&immutable=1"
         try:
             with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
@@ -76,7 +76,7 @@ class GeoPackage:
 
 
 class _PlainTables:
-    """A database of which the stored columns of plain tables are read, and nothing that is run for it.
+    """A database of which only the stored columns of plain tables are read, so that none of its code runs.
 
     Its methods raise IntegrityError for other tables and columns, and sqlite3.Error.
     """
@@ -93,13 +93,13 @@ class _PlainTables:
         database.set_authorizer(_may)
 
     def columns(self, table: str) -> dict[str, bool]:
-        """The stored columns of a table, and whether each is the number of the row."""
+        """The stored columns of a table, and whether each is the row id."""
         found = self._run(
             "SELECT type, sql FROM sqlite_master WHERE name = ? COLLATE NOCASE AND type IN ('table', 'view')",
             table,
         )
         if len(found) != 1 or found[0][0] != "table" or not str(found[0][1]).startswith("CREATE TABLE "):
-            raise IntegrityError(f"it has no plain table {table!r}; save it again, with its layers as tables")
+            raise IntegrityError(f"it has no plain table {table!r}; save it again with its layers as tables")
         return {
             str(name): bool(key) and str(kind).upper() == "INTEGER"
             for _, name, kind, _, _, key, hidden in self._run(f"PRAGMA table_xinfo({_quoted(table)})")
@@ -108,19 +108,19 @@ class _PlainTables:
 
     def rows(self, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
         if missing := set(columns) - self.columns(table).keys():
-            raise IntegrityError(f"its table {table!r} has no column {min(missing)!r} that is stored")
-        # the names are those of the file, and quoted
+            raise IntegrityError(f"its table {table!r} has no stored column {min(missing)!r}")
+        # the names come from the file, and are quoted
         return self._run(f"SELECT {', '.join(map(_quoted, columns))} FROM {_quoted(table)}")  # noqa: S608
 
     def _run(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         found = []
         for row in self._database.execute(query, values):
             found.append(row)
-            # a page may be there several times, and so may its rows
+            # a damaged file may refer to a page, and so its rows, several times
             self._left_bytes -= sum(len(value) for value in row if isinstance(value, bytes | str))
             if self._left_bytes < 0 or len(found) > MAX_FEATURES:
                 raise IntegrityError(
-                    f"it has more than {MAX_FEATURES:,} features, or more bytes of them than of its own"
+                    f"it has more than {MAX_FEATURES:,} features, or they have more bytes than the file"
                 )
         return found
 
@@ -130,28 +130,28 @@ class _PlainTables:
 
 
 def _may(action: int, first: str | None, second: str | None, schema: str | None, source: str | None) -> int:
-    """Whether SQLite may do something; the source is the view or trigger that it does it for."""
+    """Whether SQLite may do something; `source` is the view or trigger that requires it."""
     plain = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
     columns = action == sqlite3.SQLITE_PRAGMA and first == "table_xinfo"
     return sqlite3.SQLITE_OK if (plain or columns) and source is None else sqlite3.SQLITE_DENY
 
 
 def _geometry_column(database: _PlainTables, layer: str) -> tuple[str, Any]:
-    """The column of a layer's geometries, and the id of its CRS."""
+    """The geometry column of a layer, and the id of its CRS."""
     listed = database.rows("gpkg_geometry_columns", ["table_name", "column_name", "srs_id"])
     found = [(str(column), srs) for name, column, srs in listed if name == layer]
     if len(found) != 1:
-        raise IntegrityError(f"its layer {layer!r} has {len(found)} columns of geometries")
+        raise IntegrityError(f"its layer {layer!r} has {len(found)} geometry columns")
     return found[0]
 
 
 def _crs(database: _PlainTables, srs: Any) -> pyproj.CRS | None:
-    """A CRS by its id: that of the code, or else as it is defined. -1 and 0 stand for unknown ones (1.1.2.1.2), and for
-    GDAL what is called undefined.
+    """A CRS by its id: by its code, or else by its definition. None if it is unknown: -1 and 0 (1.1.2.1.2), or a name
+    by which GDAL marks an undefined one.
     """
     table = "gpkg_spatial_ref_sys"
     known = ["srs_id", "organization", "organization_coordsys_id", "definition"]
-    # of WKT2, for what the first cannot say (the extension crs_wkt)
+    # in WKT2, for what the first definition cannot express (the extension crs_wkt)
     newer = [name for name in database.columns(table) if name == "definition_12_063"]
     found = [row[1:] for row in database.rows(table, known + newer) if row[0] == srs]
     if srs in (-1, 0) or not found:
@@ -171,11 +171,11 @@ def _wkb(value: object) -> bytes | None:
     if value is None:
         return None
     if not isinstance(value, bytes) or value[:3] != b"GP\0" or len(value) < 8:
-        raise IntegrityError("a geometry has not the form of a GeoPackage")
+        raise IntegrityError("a geometry is not in the format of GeoPackage")
     flags = value[3]
     envelope = flags >> 1 & 7
     if flags & 0x20 or envelope >= len(_ENVELOPES):
-        raise IntegrityError("a geometry has a form of an extension of GeoPackage")
+        raise IntegrityError("a geometry is in the format of an extension of GeoPackage")
     return value[8 + _ENVELOPES[envelope] :]
 
 

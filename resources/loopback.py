@@ -1,4 +1,4 @@
-"""Ports of this machine for servers that are started later."""
+"""Free ports for local servers."""
 
 import contextlib
 import random
@@ -6,11 +6,11 @@ import socket
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 for a server that is started later, or for none.
+    """A free port of 127.0.0.1 for a server that is started later.
 
-    Linux takes the ports of outgoing connections from 32768 on, where one could be lost before the server has it.
+    It is below 32768, because Linux could give a port above to an outgoing connection before the server starts.
     """
     while True:
-        port = random.randrange(20_000, 32_768)  # noqa: S311 - nobody is to be kept from guessing it
+        port = random.randrange(20_000, 32_768)  # noqa: S311 - it need not be hard to guess
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port

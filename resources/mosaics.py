@@ -1,7 +1,7 @@
-"""A .vrt as the rasters that it puts together. GDAL gets a description that is written here, never its author's.
+"""Reads a .vrt as a mosaic of rasters, and writes a safe description of it for GDAL, which never gets the original.
 
-GDAL's reading of XML is its own: attributes count as elements, names in any case, and the name of a file may be a
-connection, or a description again. So the author's is read here, and what is not known of it is refused.
+GDAL reads XML in its own way: attributes count as elements, names are case-insensitive, and the name of a file may be a
+connection or another description. So the original is read here, and anything unknown in it is refused.
 """
 
 import html
@@ -22,13 +22,13 @@ from resources.errors import IntegrityError
 MAX_BYTES = 16 << 20
 _MAX_SIZE = 2**31 - 1
 _MAX_TIMES_READ = 16
-"""Of 10 m pixels nine come to one of 30 m; sources overlap at the borders of states."""
+"""A pixel of 30 m takes nine of 10 m; sources overlap at the borders of states."""
 _UNHEEDED_PIXELS = 1 << 24
 _SOURCES = ("SimpleSource", "ComplexSource")
 _DATASET = {"SRS", "GeoTransform", "VRTRasterBand"}
 _BAND = {"NoDataValue", "HideNoDataValue", *_SOURCES}
 _SOURCE = {"SourceFilename", "SourceBand", "SourceProperties", "SrcRect", "DstRect", "NODATA"}
-_TOLD = {
+_IGNORED = {
     "Metadata",
     "OverviewList",
     "BlockXSize",
@@ -43,7 +43,7 @@ _TOLD = {
     "Offset",
     "Scale",
 }
-"""What GDAL's tools say of a raster besides, none of which is needed."""
+"""Elements that GDAL's tools write and that are not needed."""
 _ATTRIBUTES = {
     "VRTDataset": {"rasterXSize", "rasterYSize"},
     "SRS": {"dataAxisToSRSAxisMapping", "coordinateEpoch"},
@@ -67,7 +67,7 @@ class Rectangle(NamedTuple):
     height: float
 
     def within(self, width: float, height: float) -> float:
-        """How many pixels of a raster lie inside."""
+        """How many pixels of a raster are inside."""
         cols = min(self.left + self.width, width) - max(self.left, 0)
         rows = min(self.top + self.height, height) - max(self.top, 0)
         return max(cols, 0) * max(rows, 0)
@@ -78,7 +78,7 @@ class Rectangle(NamedTuple):
 
 
 class Name(NamedTuple):
-    """What a part of a mosaic is read from, as its author names it: from the .vrt on, or from the working folder."""
+    """The file name of a part, as the .vrt gives it: relative to the .vrt, or to the working folder."""
 
     name: str
     relative: bool
@@ -86,7 +86,9 @@ class Name(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a mosaic, and the pixels there and here: without rectangles all of it, in the upper left corner."""
+    """A part of a mosaic. `rectangles` are its pixels in the source and in the mosaic; without them, all of the
+    source is in the upper left corner.
+    """
 
     named: Name
     nodata: float | None
@@ -95,9 +97,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A raster of one band of bytes that GDAL opens by `name`: a path, or a description that was written here.
+    """A raster with one band of bytes that GDAL opens by `name`: a path, or a description that this module wrote.
 
-    `read` is how many pixels of files are decoded to read all of it.
+    `read` is the number of pixels in files that are decoded to read all of it.
     """
 
     name: str
@@ -110,7 +112,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Mosaic:
-    """What a .vrt says."""
+    """The content of a .vrt."""
 
     width: int
     height: int
@@ -122,13 +124,13 @@ class Mosaic:
 
     @property
     def names(self) -> list[Name]:
-        """Each once, in order."""
+        """The names of its files, each once, in order."""
         return list(dict.fromkeys(part.named for part in self.parts))
 
     def described(self, sources: Mapping[Name, Source]) -> Source:
-        """The mosaic as a raster, given what each name leads to.
+        """The mosaic as a raster, given the source of each name.
 
-        Raises IntegrityError for sources that are read over and over.
+        Raises IntegrityError if sources would be read too many times.
         """
         size = self.width * self.height
         read, length, written = 0.0, 0, []
@@ -139,12 +141,12 @@ class Mosaic:
             read += max(share * source.read, here.within(self.width, self.height))
             if read > _MAX_TIMES_READ * size + _UNHEEDED_PIXELS:
                 raise IntegrityError(
-                    f"it puts together over {_MAX_TIMES_READ} times as many pixels as it has"
+                    f"its sources have over {_MAX_TIMES_READ} times as many pixels as it has"
                 )
             written.append(_element(source, there, here, part.nodata))
             length += len(written[-1])
             if length > 2 * MAX_BYTES:
-                raise IntegrityError("it holds others at too great length")
+                raise IntegrityError("it contains too many sources")
         place = f"<SRS>{html.escape(self.crs.to_wkt())}</SRS>" if self.crs else ""
         if self.transform:
             place += f"<GeoTransform>{','.join(map(repr, self.transform))}</GeoTransform>"
@@ -167,7 +169,7 @@ def _element(source: Source, there: Rectangle, here: Rectangle, nodata: float | 
     )
     return (
         f'<{kind}><SourceFilename relativeToVRT="0">{html.escape(source.name)}</SourceFilename>'
-        # with these properties GDAL opens a few hundred sources at a time, and not all
+        # with these properties GDAL opens a few hundred sources at a time, not all of them
         f'<SourceBand>1</SourceBand><SourceProperties RasterXSize="{source.width}" RasterYSize="{source.height}" '
         f'DataType="Byte" BlockXSize="{source.block_width}" BlockYSize="{source.block_height}"/>'
         f"<SrcRect {there.attributes}/><DstRect {here.attributes}/>{besides}</{kind}>"
@@ -175,14 +177,14 @@ def _element(source: Source, there: Rectangle, here: Rectangle, nodata: float | 
 
 
 def plain_name(path: str) -> str:
-    """The path of a file as a name that GDAL takes for nothing else. Raises IntegrityError where it might."""
+    """The path of a file, if GDAL cannot take it for anything else. Raises IntegrityError if it might."""
     if path.startswith("/vsi") or _ODD.search(path):
         raise IntegrityError(f"{path!r} may be taken for more than the path of a file; rename it")
     return path
 
 
 def read_mosaic(data: bytes) -> Mosaic:
-    """A .vrt, of no more than `MAX_BYTES`. Raises IntegrityError for one that does more than put rasters together."""
+    """Parse a .vrt of at most `MAX_BYTES`. Raises IntegrityError if it does more than combine rasters."""
     if len(data) > MAX_BYTES:
         raise IntegrityError(f"it has more than {MAX_BYTES >> 20} MiB")
     try:
@@ -190,7 +192,7 @@ def read_mosaic(data: bytes) -> Mosaic:
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise IntegrityError(f"it is not well-formed XML: {error}") from None
     if root.tag != "VRTDataset":
-        raise IntegrityError(f"it has the root {root.tag[:50]!r} and is no .vrt")
+        raise IntegrityError(f"it has the root {root.tag[:50]!r} and is not a .vrt")
     held = _children(root, _DATASET)
     band = _one(held, "VRTRasterBand")
     if band is None or band.get("dataType", "Byte") != "Byte" or band.get("band", "1") != "1":
@@ -212,7 +214,7 @@ def _part(element: Element) -> Part:
     name = _one(held, "SourceFilename")
     nodata = _text(_one(held, "NODATA"))
     if name is None or not _text(name):
-        raise IntegrityError("a source of it has no name")
+        raise IntegrityError("one of its sources has no name")
     if _text(_one(held, "SourceBand")) not in ("", "1") or (nodata and element.tag == "SimpleSource"):
         raise IntegrityError("it must take the first band of each source")
     return Part(
@@ -223,11 +225,11 @@ def _part(element: Element) -> Part:
 
 
 def _children(element: Element, known: set[str]) -> list[Element]:
-    """The elements inside one that matter. Raises IntegrityError for unknown ones, and for unknown attributes."""
+    """The relevant elements inside one. Raises IntegrityError for unknown ones, and for unknown attributes."""
     _require_known(element, element.attrib.keys() - _ATTRIBUTES.get(element.tag, set()))
     found = []
     for child in element:
-        if child.tag in _TOLD:
+        if child.tag in _IGNORED:
             continue
         _require_known(child, {child.tag} - known)
         _require_known(child, child.attrib.keys() - _ATTRIBUTES.get(child.tag, set()))
@@ -240,7 +242,7 @@ def _children(element: Element, known: set[str]) -> list[Element]:
 def _require_known(element: Element, unknown: set[str]) -> None:
     if unknown:
         what = f"{element.tag[:50]} {min(unknown)[:50]}" if min(unknown) != element.tag else element.tag[:50]
-        raise IntegrityError(f"it has {what!r}, and a .vrt may only put rasters together")
+        raise IntegrityError(f"it has {what!r}, and a .vrt may only combine rasters")
 
 
 def _one(elements: list[Element], tag: str) -> Element | None:
@@ -251,7 +253,7 @@ def _one(elements: list[Element], tag: str) -> Element | None:
 
 
 def _text(element: Element | None) -> str:
-    # not stripped: a name may begin or end with a space, which then is that of another file
+    # not stripped: a name with a space at an end is another file
     return "" if element is None else element.text or ""
 
 
@@ -290,7 +292,7 @@ def _rectangles(there: Element | None, here: Element | None) -> tuple[Rectangle,
     if there is None and here is None:
         return None
     if there is None or here is None:
-        raise IntegrityError("a source of it has one of SrcRect and DstRect without the other")
+        raise IntegrityError("one of its sources has only one of SrcRect and DstRect")
     return _rectangle(there), _rectangle(here)
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from resources import json_values
 from resources.errors import IntegrityError
-from resources.thrift import BINARY, I32, I64, Wanted, read_struct
+from resources.thrift import BINARY, I32, I64, Shape, read_struct
 from resources.wkb import MAX_BYTES as MAX_WKB_BYTES
 from resources.wkb import read_wkb
 
@@ -41,7 +41,7 @@ _PAGE_BYTES = 4 << 10
 
 # parquet.thrift: the fields used of a footer, down to the columns of row groups, and of a page header
 _TYPE, _PATH, _COUNT, _BYTES, _DATA_AT, _DICTIONARY_AT = 1, 3, 5, 7, 9, 11
-_META: dict[int, Wanted] = {
+_META: dict[int, Shape] = {
     _TYPE: I32,
     _PATH: [BINARY],
     _COUNT: I64,
@@ -50,13 +50,13 @@ _META: dict[int, Wanted] = {
     _DICTIONARY_AT: I64,
 }
 _GROUPS, _COLUMNS, _ROWS, _COLUMN, _SECRET, _SECRET_COLUMN = 4, 1, 3, 3, 8, 9
-_CHUNK: dict[int, Wanted] = {_COLUMN: _META, _SECRET: {}, _SECRET_COLUMN: BINARY}
-_FOOTER: dict[int, Wanted] = {_GROUPS: [{_COLUMNS: [_CHUNK], _ROWS: I64}]}
+_CHUNK: dict[int, Shape] = {_COLUMN: _META, _SECRET: {}, _SECRET_COLUMN: BINARY}
+_FOOTER: dict[int, Shape] = {_GROUPS: [{_COLUMNS: [_CHUNK], _ROWS: I64}]}
 _PAGE, _SIZE, _COMPRESSED = 1, 2, 3
 # of each kind of page: which field has its own header, and which of that the encoding
 _DICTIONARY = 2
 _PAGES = {0: (5, 2), _DICTIONARY: (7, 2), 3: (8, 4)}
-_HEADER: dict[int, Wanted] = {
+_HEADER: dict[int, Shape] = {
     _PAGE: I32,
     _SIZE: I32,
     _COMPRESSED: I32,

@@ -1,25 +1,25 @@
-"""How text from outside stands in messages, metadata and logs, whatever it holds."""
+"""Makes text from outside safe for messages, metadata and logs."""
 
 import shlex
 from pathlib import Path
 
 MAX_MESSAGE = 4000
-"""The most characters of a message: Dagster keeps each in its event log, and shows it."""
+"""Maximum characters of a message: Dagster keeps each in its event log, and shows it."""
 _MAX_FILE = 1000
 
 
-def plain_text(text: str, most: int = MAX_MESSAGE) -> str:
-    r"""The text as a message shows it: on one line, with control characters written out (\n, \x1b, \u202e), and of more
-    than `most` characters the beginning and the end, where what is wrong and what to do stand.
+def plain_text(text: str, max_length: int = MAX_MESSAGE) -> str:
+    r"""The text on one line, with control characters escaped (\n, \x1b, \u202e). Of more than `max_length` characters,
+    the middle is left out: messages begin with the problem and end with what to do.
     """
-    short = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in _cut(text, most))
-    return _cut(short, most)
+    short = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in _cut(text, max_length))
+    return _cut(short, max_length)
 
 
 def shell_file(path: str | Path) -> str:
-    """A file's name as a word of a command that a message gives to be pasted: one argument, and no option.
+    """A file's name for a shell command in a message: quoted as one argument, and not taken for an option.
 
-    "FILE" stands for a name that a message could not show as it is.
+    "FILE" replaces a name that a message could not show unchanged.
     """
     name = str(path)
     if not name.isprintable() or len(name) > _MAX_FILE:
@@ -27,9 +27,9 @@ def shell_file(path: str | Path) -> str:
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
-def _cut(text: str, most: int) -> str:
-    if len(text) <= most:
+def _cut(text: str, max_length: int) -> str:
+    if len(text) <= max_length:
         return text
     left_out = f"…({len(text):,} characters)…"
-    head = (most - len(left_out)) * 2 // 3
-    return f"{text[:head]}{left_out}{text[head + len(left_out) - most :]}"
+    head = (max_length - len(left_out)) * 2 // 3
+    return f"{text[:head]}{left_out}{text[head + len(left_out) - max_length :]}"

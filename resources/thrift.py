@@ -15,19 +15,21 @@ _INTEGERS = (_I16, I32, I64)
 _FIXED = {_TRUE: 1, _FALSE: 1, _BYTE: 1, _DOUBLE: 8, _UUID: 16}
 _MAX_DEPTH = 16
 
-Wanted: TypeAlias = "int | dict[int, Wanted] | list[Wanted]"
+Shape: TypeAlias = "int | dict[int, Shape] | list[Shape]"
 """How to read a value: its kind (`I32`, `I64`, `BINARY`), the fields of a struct by number, or [how to read each item]
 of a list."""
 
 
-def read_struct(data: bytes, at: int, wanted: dict[int, Wanted], most: int) -> tuple[dict[int, Any], int]:
+def read_struct(
+    data: bytes, at: int, wanted: dict[int, Shape], max_values: int
+) -> tuple[dict[int, Any], int]:
     """The wanted fields that the struct at offset `at` has, and the offset of its end.
 
     Other fields are skipped. Raises IntegrityError if a field occurs twice or a wanted one is of another kind, which
-    generated readers resolve differently; if the struct has more than `most` values; or if it does not end.
+    generated readers resolve differently; if the struct has more than `max_values` values; or if it does not end.
     """
     try:
-        return _Reader(data, most).struct(at, wanted, 0)
+        return _Reader(data, max_values).struct(at, wanted, 0)
     except IndexError:
         raise IntegrityError("a page header or footer has no end") from None
 
@@ -35,11 +37,11 @@ def read_struct(data: bytes, at: int, wanted: dict[int, Wanted], most: int) -> t
 class _Reader:
     """Each method takes the offset of a value, and returns the offset of its end."""
 
-    def __init__(self, data: bytes, most: int) -> None:
+    def __init__(self, data: bytes, max_values: int) -> None:
         self._data = data
-        self._left = most
+        self._left = max_values
 
-    def struct(self, at: int, wanted: dict[int, Wanted], depth: int) -> tuple[dict[int, Any], int]:
+    def struct(self, at: int, wanted: dict[int, Shape], depth: int) -> tuple[dict[int, Any], int]:
         data = self._data
         found: dict[int, Any] = {}
         seen: set[int] = set()
@@ -63,7 +65,7 @@ class _Reader:
         self._count(len(seen), depth)
         return found, at + 1
 
-    def _value(self, at: int, kind: int, wanted: Wanted, depth: int) -> tuple[Any, int]:
+    def _value(self, at: int, kind: int, wanted: Shape, depth: int) -> tuple[Any, int]:
         expected = _LIST if isinstance(wanted, list) else _STRUCT if isinstance(wanted, dict) else wanted
         if kind != expected:
             raise IntegrityError("a page header or footer has a field of another kind than its own")

@@ -1,4 +1,4 @@
-"""Where the Sentinel-2 tile grid is read from."""
+"""The file of the Sentinel-2 tile grid, as a Dagster resource."""
 
 from pydantic import Field, field_validator
 

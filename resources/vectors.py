@@ -1,4 +1,4 @@
-"""Opening vector files, by the rules of `resources.geodata`. Nothing else may."""
+"""Opens vector files by the rules of `resources.geodata`. A lint rule forbids opening them elsewhere."""
 
 import contextlib
 import tempfile
@@ -25,20 +25,20 @@ from resources.geopackage import GeoPackage
 _SKIPPED_BY_PYOGRIO = """
     ADBC AmigoCloud Carto CSW EEDA Elasticsearch GDALG GML GPSBabel HTTP LVBAG NGW OAPIF OGCAPI OGR_VRT PLSCENES WFS
 """
-"""Drivers that ask hosts, or open and run whatever a description names, in pyogrio's own build of GDAL."""
+"""Drivers in pyogrio's build of GDAL that connect to hosts, or open and run whatever a description names."""
 
 with drivers_left_out(_SKIPPED_BY_PYOGRIO):
     import pyogrio
 
 VECTORS = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".kml")
-"""Suffixes of the vector files that are read."""
+"""Suffixes of the supported vector files."""
 _SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg")
 _MAGIC = {".gpkg": b"SQLite format 3\0", ".shp": b"\0\0\x27\x0a", ".fgb": b"fgb\x03fgb"}
 _GEOPACKAGE = (b"GPKG", b"GP10", b"GP11")
 """The application ids of a GeoPackage, at byte 68 (OGC 12-128r18, 1.1.1.1)."""
 _OFFLINE = {
     "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
-    # not all of GDAL heeds the first: whoever asks a host in another way asks a port that nobody listens at
+    # some parts of GDAL ignore the first option; they get a proxy on a port where nothing listens
     "GDAL_HTTP_PROXY": "http://127.0.0.1:9",
     "GDAL_HTTP_TIMEOUT": "1",
     "GDAL_HTTP_MAX_RETRY": "0",
@@ -50,20 +50,20 @@ _CONFIGURING = threading.Lock()
 
 
 class Vector(Protocol):
-    """An open vector file. Its methods raise IntegrityError for what is damaged."""
+    """An open vector file. Its methods raise IntegrityError if it is damaged."""
 
     def layers(self) -> dict[str, str | None]:
-        """The layers by name, each with its type of geometry, None without one."""
+        """The geometry type of each layer, by name; None if it has no geometries."""
 
     def columns(self, layer: str) -> list[str]: ...
 
     def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame | pd.DataFrame:
-        """The geometries of a layer, if it has any, with some of its columns."""
+        """The geometries of a layer, if it has any, with the given columns."""
 
 
 @dataclass(frozen=True)
-class _OfGdal:
-    """A vector file by the name that GDAL has for it, and its bytes with those of the files beside it."""
+class _GdalVector:
+    """A vector file that GDAL reads: its path, and its size in bytes including the files that belong to it."""
 
     source: str
     size: int
@@ -87,9 +87,9 @@ class _OfGdal:
 
 @contextlib.contextmanager
 def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
-    """A local vector file by its suffix (`VECTORS`), or the one that a .zip or .kmz holds, of `max_bytes` unpacked.
+    """Open a local vector file by its suffix (`VECTORS`), or the one in a .zip or .kmz; at most `max_bytes` unpacked.
 
-    Raises IntegrityError for other suffixes, and for what the suffix does not say.
+    Raises IntegrityError if the suffix is another or does not match the content.
     """
     if path.suffix.lower() not in (".zip", ".kmz"):
         yield _vector(path, max_bytes)
@@ -99,9 +99,9 @@ def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
         vectors = [one for one in found if PurePosixPath(one.filename).suffix.lower() in VECTORS]
         if len(vectors) != 1:
             listed = ", ".join(one.filename for one in vectors[:5]) or "none"
-            raise IntegrityError(f"{path} must hold one vector file, found {len(vectors)}: {listed}")
+            raise IntegrityError(f"{path} must contain one vector file, found {len(vectors)}: {listed}")
         place = PurePosixPath(vectors[0].filename)
-        # nothing else lies beside it for GDAL to find
+        # only these, so that GDAL finds no other files next to it
         suffixes = (_SHAPEFILE if place.suffix.lower() == ".shp" else ()) + (place.suffix.lower(),)
         for member in found:
             name = PurePosixPath(member.filename)
@@ -111,12 +111,12 @@ def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
 
 
 def _vector(path: Path, max_bytes: int) -> Vector:
-    """An unpacked vector file. pyogrio cannot be given a driver, so one driver alone takes its first bytes."""
+    """Open an unpacked vector file. pyogrio cannot be given a driver, so its first bytes must be those of only one."""
     suffix = path.suffix.lower()
     if not path.is_file():
         raise IntegrityError(f"{path}: No such file or directory")
     if suffix not in VECTORS:
-        raise IntegrityError(f"{path} is no {', '.join(VECTORS)} or .parquet file; save it as one")
+        raise IntegrityError(f"{path} is not a {', '.join(VECTORS)} or .parquet file; save it as one")
     if (size := path.stat().st_size) > max_bytes:
         raise IntegrityError(f"{path} has {size:,} bytes; the most is {max_bytes:,}")
     if suffix in (".geojson", ".json"):
@@ -127,28 +127,30 @@ def _vector(path: Path, max_bytes: int) -> Vector:
         with path.open("rb") as file:
             head = file.read(72)
         if not head.startswith(_MAGIC[suffix]) or (suffix == ".gpkg" and head[68:72] not in _GEOPACKAGE):
-            raise IntegrityError(f"{path} does not begin as a {suffix} file does; save it again")
+            raise IntegrityError(f"{path} does not begin like a {suffix} file; save it again")
         if suffix == ".gpkg":
             return GeoPackage(path)
     beside = [path.with_suffix(other) for other in _SHAPEFILE] if suffix == ".shp" else []
-    return _OfGdal(str(path.absolute()), size + sum(file.stat().st_size for file in beside if file.is_file()))
+    return _GdalVector(
+        str(path.absolute()), size + sum(file.stat().st_size for file in beside if file.is_file())
+    )
 
 
 def _require_kml(path: Path) -> None:
-    """Raise IntegrityError for what does not begin as KML. The rest is read by a driver for that alone."""
+    """Raise IntegrityError if a file does not begin as KML, so that GDAL chooses a driver for KML."""
     try:
         with path.open("rb") as file:
             _, root = next(defusedxml.ElementTree.iterparse(file, events=("start",)))
     except (ParseError, DefusedXmlException, ValueError, LookupError, StopIteration) as error:
         raise IntegrityError(f"{path} is not well-formed XML: {error}") from None
     if root.tag.rsplit("}", 1)[-1] != "kml":
-        raise IntegrityError(f"{path} has the root {root.tag[:50]!r} and is no KML")
+        raise IntegrityError(f"{path} has the root {root.tag[:50]!r} and is not KML")
 
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Keep pyogrio from hosts that a file names."""
-    # they are the process's, and others may need them otherwise
+    """Keep pyogrio from connecting to hosts that a file names."""
+    # the options apply to the process, and others may need other values
     with _CONFIGURING:
         pyogrio.set_gdal_config_options(_OFFLINE)
         try:

@@ -60,13 +60,13 @@ def require_shallow(value: bytes) -> None:
                     (points,) = struct.unpack_from(f"{order}I", value, at)
                     at += 4 + 8 * dimensions * points
             elif len(left) == _MAX_DEPTH:
-                raise IntegrityError(f"a geometry holds others more than {_MAX_DEPTH} deep")
+                raise IntegrityError(f"a geometry is nested more than {_MAX_DEPTH} deep")
             else:
                 left.append(count)
     except (LookupError, struct.error):
         at = len(value) + 1
     if at > len(value):
-        raise IntegrityError("a geometry cannot be read: it is cut short, or none")
+        raise IntegrityError("a geometry cannot be read: it is cut short or invalid")
 
 
 def _kind(code: int) -> tuple[int, int]:
@@ -76,7 +76,7 @@ def _kind(code: int) -> tuple[int, int]:
     if code < 4000:
         kind, dimensions = code % 1000, (2, 3, 3, 4)[code // 1000]
     elif code & 0x3FFF0000 or kind > _COLLECTION:
-        raise IntegrityError(f"a geometry is of the kind {code}, which is not read here")
+        raise IntegrityError(f"a geometry is of the unsupported kind {code}")
     if not _POINT <= kind <= _COLLECTION:
-        raise IntegrityError(f"a geometry is of the kind {code}, which is not read here")
+        raise IntegrityError(f"a geometry is of the unsupported kind {code}")
     return kind, dimensions

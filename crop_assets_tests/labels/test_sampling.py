@@ -412,7 +412,7 @@ def test_bad_chip_geojson_is_refused(
         ('{"features": [{}], "crs": {"properties": {"name": "EPSG:5700000"}}}', "is in EPSG:5700000, which"),
         (
             '{"features": [{}], "crs": "EPSG:5070"}',
-            'is in "EPSG:5070", which PROJ does not know by .*; save it in',
+            'its CRS is "EPSG:5070", which is not a code that .*; save it in',
         ),
         ('{"features": [{}], "crs": {"type": "link"}}', 'is in {"type": "link"}'),
     ],
