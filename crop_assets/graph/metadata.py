@@ -1,4 +1,4 @@
-"""What the Dagster UI shows of a stage: metadata and errors, bounded, and as text whatever they repeat."""
+"""Metadata and errors of a stage for the Dagster UI, of limited length; text from outside in them is escaped."""
 
 import base64
 import functools
@@ -24,33 +24,33 @@ _Made = TypeVar("_Made")
 OWNERS = ("team:crop-assets",)
 
 _MAX_CELL = 500
-"""The most characters of one text in a table or list that the UI shows."""
+"""Maximum characters of one text in a table or list in the UI."""
 _MAX_INLINE_BYTES = 10_000
 _ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]*://|www\.|mailto:|[\w.+-]+@)[^\s`]+)", re.I)
 _MARKDOWN = re.compile(r"([\\`*\[\]<>|~])")
 
 
 def bounded_errors(function: Callable[_Parameters, _Made]) -> Callable[_Parameters, _Made]:
-    """The function of an asset or sensor; its errors reach Dagster bounded and on one line, those of libraries too."""
+    """Wrap the function of an asset or sensor so that all its errors are on one line and of limited length."""
 
     @functools.wraps(function)
     def bounded(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Made:
         try:
             return function(*args, **kwargs)
         except (InputError, ResourceError) as error:
-            # without its causes, whose words it has
+            # without its causes, because it quotes them
             raise error from None
         except Exception as error:
             if all(plain_text(text) == text for text in _texts(error)):
                 raise
-            words = plain_text(f"{type(error).__name__}: {error}")
-            raise RuntimeError(words).with_traceback(error.__traceback__) from None
+            message = plain_text(f"{type(error).__name__}: {error}")
+            raise RuntimeError(message).with_traceback(error.__traceback__) from None
 
     return bounded
 
 
 def _texts(error: BaseException | None) -> Iterator[str]:
-    """The texts of an error and of what caused it."""
+    """The texts of an error and of its causes."""
     while error is not None:
         yield str(error)
         error = error.__cause__ or error.__context__
@@ -66,7 +66,7 @@ def column_schema(schema: TableSchema) -> dg.TableSchema:
 def latest_record(
     instance: dg.DagsterInstance, asset: str, partition: str | None
 ) -> dg.EventLogRecord | None:
-    """The event log's record of an asset's latest materialization, for a partition if it has any."""
+    """The event log's record of an asset's latest materialization, of a partition if it has partitions."""
     partitions = None if partition is None else [partition]
     where = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=partitions)
     records = instance.fetch_materializations(where, limit=1).records
@@ -78,7 +78,7 @@ def earlier_metadata(
 ) -> dict[str, Any]:
     """Metadata of an asset's latest materialization, so that an unchanged result keeps its previews.
 
-    Nothing where that one made another table, of another recipe or dataset.
+    Empty if that materialization made another table, as of another recipe or dataset.
     """
     record = latest_record(instance, asset, partition)
     found = record.asset_materialization if record else None
@@ -99,12 +99,12 @@ def table_metadata(store: DatasetStore, stored: StoredTable, reused: bool, secon
 
 
 def shown(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata whose texts are bounded and on one line, whatever they repeat of the outside world."""
+    """The metadata with texts on one line and of limited length."""
     return {name: plain_text(value) if isinstance(value, str) else value for name, value in metadata.items()}
 
 
 def markdown(frame: pd.DataFrame, rows: int = 50) -> dg.MarkdownMetadataValue:
-    """The first rows of a table as the Dagster UI shows it."""
+    """The first rows of a table as Markdown for the Dagster UI."""
     head = frame.head(rows)
     lines = ["| " + " | ".join(map(str, head.columns)) + " |", "|" + " --- |" * len(head.columns)]
     lines += [
@@ -116,13 +116,13 @@ def markdown(frame: pd.DataFrame, rows: int = 50) -> dg.MarkdownMetadataValue:
 
 
 def plain(text: str) -> str:
-    """Text from outside, such as a server's words, as Markdown that shows it as it is: no links, images or columns of
-    Markdown come of it, and bare addresses are code, for the UI makes links of others.
+    """Text from outside, such as a server's message, escaped for Markdown, so that it cannot become links, images or
+    columns. Addresses become code, because the UI would make links of them.
     """
     parts = _ADDRESS.split(plain_text(" ".join(text.split()), _MAX_CELL))
     for number, part in enumerate(parts):
         if number % 2:
-            # nothing is escaped in code but the end of a table's cell
+            # in code only the separator of table cells is escaped
             parts[number] = f"`{part.replace('|', '%7C')}`"
         else:
             parts[number] = _MARKDOWN.sub(r"\\\1", part)
@@ -139,10 +139,10 @@ class Picture:
 
 
 def store_pictures(metadata: Mapping[str, Any], store: DatasetStore, folder: str) -> dict[str, Any]:
-    """Metadata with each picture as Markdown: inline up to 10 kB, and else as a file of the store, by its entry's name.
+    """The metadata with each picture as Markdown: inline up to 10 kB, else as a file in the store named like its entry.
 
-    An event stays in Dagster's database for good, and each run adds one. `crop-assets ui` and `dev` serve the file at
-    the address in the Markdown (`crop_assets.ui`) as long as it is the one of this event.
+    Events stay in Dagster's database for good, and each run adds one. `crop-assets ui` and `dev` serve the file at the
+    address in the Markdown (`crop_assets.ui`), unless a later run has replaced it.
     """
     found = dict(metadata)
     for name, picture in metadata.items():

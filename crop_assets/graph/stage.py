@@ -17,7 +17,7 @@ from resources.tables import TableSchema
 
 Scope = Literal["store", "year", "tile"]
 _LABELS = ("labels", "tiles")
-"""The groups of stages that come before any tile's."""
+"""The groups of stages that run before the tile stages."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class AllTiles:
 
 @dataclass(frozen=True)
 class Made:
-    """What a stage made: its table, what the operator should see, and the names of the files that the table names.
+    """The result of a stage: its table, metadata for the UI, and the names of the files in the table.
 
-    `files` may be their SHA-256 by name, where these are known.
+    `files` may be their SHA-256 by name, if known.
     """
 
     frame: pd.DataFrame
@@ -79,14 +79,14 @@ class Made:
     files: Iterable[str] | Mapping[str, str] = ()
 
     def digests(self, store: DatasetStore) -> dict[str, str]:
-        """SHA-256 of each file, by name; read from the store where it is not known."""
+        """SHA-256 of each file, by name; computed from the store if it is not known."""
         known = self.files if isinstance(self.files, Mapping) else {}
         return {name: known.get(name) or store.sha256(name) for name in sorted(self.files)}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a stage reads besides tables. `identity` is what it is told apart by, as JSON values."""
+    """What a stage reads besides tables. `identity` (JSON values) changes if and only if its content does."""
 
     value: Any
     identity: Any
@@ -103,7 +103,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """A check of a stage's table, whether it was made or reused: of each tile or year by itself, with severity WARN.
+    """A check of a stage's table of one tile or year, made or reused, with severity WARN.
 
     `function` takes the table, and the tables of all tiles that a year stage was made from, by stage.
     """
@@ -115,7 +115,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Stage:
-    """A declared stage. It is callable as the function that it was declared with."""
+    """A declared stage. Calling it calls the function that it was declared with."""
 
     function: Callable[..., Made]
     group: str
@@ -131,7 +131,7 @@ class Stage:
     job: str
     scope: Scope
     tables: tuple[str, ...]
-    """The stages whose tables are inputs: of the same tile, the tile's rows of the year's table, or the same year's."""
+    """The stages whose tables are inputs: the table of the same tile or year, or a tile's rows in the year's table."""
     all_tiles: tuple[str, ...]
     """The tile stages whose tables of all tiles are inputs."""
     services: frozenset[str]
@@ -143,7 +143,7 @@ class Stage:
 
     @property
     def upstream(self) -> tuple[str, ...]:
-        """The stages whose tables are inputs, but for those of all tiles, which the year's tile map names."""
+        """The stages whose tables are inputs, except those in `all_tiles`; these need the year's tile map instead."""
         implied = ("tile_map",) if self.all_tiles and "tile_map" not in self.tables else ()
         return (*self.tables, *implied)
 
@@ -168,24 +168,24 @@ def stage(
     warnings: Sequence[str] = (),
     job: str = "",
 ) -> Callable[[Callable[..., Made]], Stage]:
-    """Declare a stage by a function whose first parameter is a `TileRun`, a `YearRun` or a `Run`: its scope.
+    """Declare a stage by a function. The type of its first parameter, `TileRun`, `YearRun` or `Run`, is the scope.
 
-    Of the other parameters, each with its annotation,
+    The other parameters must have annotations:
 
-    - a DataFrame or GeoDataFrame is the table of the stage of that name. A tile stage gets the table of its own tile
-      from another tile stage, and from a year stage the rows of its tile, or all where the table has no tiles;
-    - `AllTiles` are the tables of the tile stage of that name, over all tiles of the year;
+    - a DataFrame or GeoDataFrame is the table of the stage with that name. A tile stage gets the table of its own tile
+      from another tile stage, and from a year stage the rows of its tile, or all rows if the table has no tiles;
+    - `AllTiles` are the tables of the tile stage with that name, over all tiles of the year;
     - `source` is what the function `source` returns;
     - `config` is the configuration of a run, a `dg.Config`;
-    - any other is the service of that name (`crop_assets.graph.services`).
+    - any other is the service with that name (`crop_assets.graph.services`).
 
-    An earlier result is reused where its inputs, the recipe's `fields`, the identity of the source, the configuration
+    An earlier result is reused if its inputs, the recipe's `fields`, the identity of the source, the configuration
     and the code version are the same and its files are unchanged. `fields` may depend on the recipe.
 
-    `source`, `again` and `then` are called each time: `source` finds what else is read; `again` says whether to make
-    the table although nothing has changed. Both name their parameters as the stage does. `then` gets the Dagster
-    instance and the table. Texts of the metadata that are named in `warnings` are logged as warnings too. `job` is the
-    job that makes it; by default labels_job, tiles_job or dataset_job.
+    `source`, `again` and `then` are called each time: `source` finds what else is read; `again` returns whether to make
+    the table although nothing has changed. Their parameters have the same names as the stage's. `then` gets the Dagster
+    instance and the table. Texts of the metadata that are named in `warnings` are also logged as warnings. `job` is the
+    job that makes the table; by default labels_job, tiles_job or dataset_job.
     """
 
     def declare(function: Callable[..., Made]) -> Stage:
@@ -228,7 +228,7 @@ def stage(
 
 
 def call(function: Callable[..., Any], known: Mapping[str, Any]) -> Any:
-    """Call a function with those of the known values that its parameters name."""
+    """Call a function with the known values that its parameters name."""
     return function(**{name: known[name] for name in inspect.signature(function).parameters})
 
 

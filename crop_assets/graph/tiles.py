@@ -1,9 +1,9 @@
 """Tile stages as one Dagster multi-asset.
 
-Each stage is an asset of its own in the graph, with its own partitions, metadata and lineage; they share one step, so
-that a tile goes through all of its stages whatever becomes of its neighbours. Dagster skips everything downstream of a
-failed step, so with a step per stage one bad tile would stop every other tile of its run. Here each (stage, tile) that
-succeeds is recorded as it ends, and the step fails last, naming the tiles that failed and why.
+Each stage is a separate asset in the graph, with its own partitions, metadata and lineage, but they share one step, so
+that a tile goes through all of its stages even if other tiles fail. Dagster skips everything downstream of a failed
+step, so with a step per stage one bad tile would stop every other tile of its run. Here each (stage, tile) is recorded
+as soon as it succeeds, and the step fails at the end, naming the tiles that failed and why.
 """
 
 import inspect
@@ -53,22 +53,22 @@ from resources.store import DatasetStore
 from resources.tables import StoredTable
 
 _TRANSIENT = "transient"
-"""Metadata of observations of failures: whether the stage and tile is worked on again."""
+"""Metadata of observations of failures: whether the stage and tile is retried."""
 _ATTEMPT = "attempt"
-"""Metadata of these observations: how often the run had worked on the tile before."""
+"""Metadata of these observations: the number of retries before it."""
 _NAMED = 5
-"""Causes that an error names; the log names all."""
+"""Maximum causes in an error; the log has all."""
 
 
 @dataclass(frozen=True)
 class TileWork:
-    """The tile stages of a run, in their order, and what they have to work with."""
+    """The tile stages of a run, in order, and what they use."""
 
     stages: Sequence[Stage]
     selected: Collection[str]
-    """Those whose tables are made; of the others the checks alone are executed."""
+    """The stages whose tables are made; for the others only the checks are executed."""
     tile_assets: frozenset[str]
-    """All tile stages of the graph, in this run or not."""
+    """All tile stages of the graph, whether in this run or not."""
     store: DatasetStore
     recipe: DatasetRecipe
     machine: Machine
@@ -76,7 +76,7 @@ class TileWork:
 
 
 def tile_assets(stages: Sequence[Stage], at_once: int) -> dg.AssetsDefinition:
-    """All tile stages, in their order, as one subsettable multi-asset partitioned by year and tile."""
+    """All tile stages, in order, as one subsettable multi-asset partitioned by year and tile."""
     names = frozenset(stage.name for stage in stages)
 
     @dg.multi_asset(
@@ -86,7 +86,7 @@ def tile_assets(stages: Sequence[Stage], at_once: int) -> dg.AssetsDefinition:
         partitions_def=year_tile_partitions,
         backfill_policy=tiles_per_run(at_once),
         can_subset=True,
-        # so that runs at once share what a catalogue bears: dagster.yaml says how many
+        # limits concurrent runs, because they share the rate limit of a catalogue; dagster.yaml has the number
         pool="tiles",
         required_resource_keys={"machine", "downloads"}.union(
             *(resource_keys(one.services) for one in stages)
@@ -94,7 +94,7 @@ def tile_assets(stages: Sequence[Stage], at_once: int) -> dg.AssetsDefinition:
     )
     def tile_stages(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         _materialize(context, stages, names)
-        # each (stage, tile) has been recorded by an event of its own
+        # each (stage, tile) has been recorded by a separate event
         yield from ()
 
     return tile_stages
@@ -119,7 +119,7 @@ def _spec(stage: Stage, tile_assets: frozenset[str]) -> dg.AssetSpec:
 
 def _check_spec(stage: Stage, check: Check) -> dg.AssetCheckSpec:
     with warnings.catch_warnings():
-        # that a check has partitions is new in Dagster 1.13, and may change
+        # partitions of checks are new in Dagster 1.13, and may change
         warnings.simplefilter("ignore", dg.PreviewWarning)
         return dg.AssetCheckSpec(
             check.name, asset=stage.name, description=check.description, partitions_def=year_tile_partitions
@@ -143,8 +143,8 @@ def _materialize(context: dg.AssetExecutionContext, stages: Sequence[Stage], nam
         pause = pause_seconds * 2 ** (context.retry_number - 1)
         tiles = ", ".join(map(shown_tile, again))
         with uninterrupted():
-            context.log.info(plain_text(f"working again on {tiles} in {pause:.0f} s"))
-        # here, for Dagster's own pause cannot be interrupted
+            context.log.info(plain_text(f"retrying {tiles} in {pause:.0f} s"))
+        # not by Dagster, whose own pause cannot be interrupted
         time.sleep(pause)
     failures = _run_tiles(context, again, work)
     if any(failure.transient for failure in failures) and context.retry_number < retries:
@@ -166,7 +166,7 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Input:
-    """An upstream table: its content hash, and whether it is a tile's or the year's."""
+    """An upstream table: its content hash, and whether it is per tile or per year."""
 
     version: str
     per_tile: bool
@@ -205,13 +205,13 @@ def _run_tiles(
         finally:
             messages.put(None)
 
-    # the tiles have threads of their own, so that those who wait for work leave the ones who do it
+    # separate threads for tiles, so that a tile that waits for its work does not occupy a thread that does work
     with work.machine.pool() as pool, StoppablePool(work.machine.threads) as tiles:
         futures = [tiles.submit(make, key, pool) for key in keys]
         try:
             return _record(context, messages, len(keys), [stage.name for stage in work.stages])
         finally:
-            # where the event log fails
+            # if the event log fails
             for future in futures:
                 future.cancel()
 
@@ -222,7 +222,7 @@ def _record(
     tiles: int,
     stages: Sequence[str],
 ) -> list[_Failure]:
-    """Write what the tiles report to Dagster's event log, which takes one thread alone, until all have ended."""
+    """Write what the tiles report to Dagster's event log until all have ended; only one thread may write to it."""
     failures: list[_Failure] = []
     finished = 0
     while finished < tiles:
@@ -258,13 +258,13 @@ def _log_failure(context: dg.AssetExecutionContext, failure: _Failure, stages: S
 def make_tile(
     key: dg.MultiPartitionKey,
     work: TileWork,
-    of_year: Lineage | None,
+    year_lineage: Lineage | None,
     report: Callable[[str | _Done | _Checked | _Failure], None],
     pool: Executor,
 ) -> None:
-    """Make the tables of a tile, one stage after the other, until one fails.
+    """Make the tables of a tile, one stage after another, until one fails.
 
-    `of_year` is shared by the tiles of a year, so that its tables are read once.
+    `year_lineage` is shared by the tiles of a year, so that the year's tables are read once.
     """
     label = shown_tile(key)
     lineage: Lineage | None = None
@@ -276,7 +276,9 @@ def make_tile(
             def log(text: str, name: str = stage.name) -> None:
                 report(plain_text(f"{label} {name}: {text}"))
 
-            lineage = lineage or Lineage(work.store, Layout(work.recipe.dataset, year), work.recipe, of_year)
+            lineage = lineage or Lineage(
+                work.store, Layout(work.recipe.dataset, year), work.recipe, year_lineage
+            )
             run = TileRun(work.store, work.recipe, log, log, year, tile, pool)
             if stage.name in work.selected:
                 report(_make(key, run, stage, work, lineage))
@@ -288,7 +290,7 @@ def make_tile(
             report(_Failure(str(key), label, stage.name, plain_text(str(error)), "", transient))
             return
         except Exception as error:
-            # the words of another library, of whatever length
+            # a message from another library, of any length
             cause = plain_text(f"{type(error).__name__}: {error}")
             where = "".join(traceback.format_tb(error.__traceback__))
             report(_Failure(str(key), label, stage.name, cause, f"\n{where}", False))
@@ -315,7 +317,7 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
         run.log(f"unchanged, nothing to do ({stored.rows} rows)")
     else:
         if lineage.rows("tile_map", run.tile).empty:
-            made = Made(stage.schema.empty(), {"outcome": f"no chip box of {run.year} lies in this tile"})
+            made = Made(stage.schema.empty(), {"outcome": f"no chip box of {run.year} is in this tile"})
         else:
             frames = {
                 name: lineage.read(name, run.tile) if one.per_tile else lineage.rows(name, run.tile)
@@ -333,8 +335,8 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
 def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMaterialization:
     """The event of one stage and tile.
 
-    Its tags are those by which Dagster tells what is out of date: for partitioned inputs that is the event of the
-    input, by its id in the event log.
+    From its tags Dagster finds out what is out of date: for partitioned inputs, the id of the input's event in the
+    event log.
     """
     partition = str(done.partition)
     earlier = earlier_metadata(instance, done.stage.name, partition, done.stored) if done.reused else {}
@@ -366,10 +368,10 @@ def _evaluation(done: _Checked, check: Check, found: Finding) -> dg.AssetCheckEv
 
 
 def _earlier_failures(context: dg.AssetExecutionContext) -> dict[str, _Failure]:
-    """The last failure of each partition in the earlier attempts of this run, by partition, but for those that an
-    attempt has made since.
+    """The last failure of each partition in the earlier attempts of this run, by partition, without those that
+    succeeded in a later attempt.
 
-    From the event log, for an attempt may have a process of its own.
+    Read from the event log, because each attempt may run in a separate process.
     """
     logs = context.instance.all_logs(context.run.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION)
     found = {}
@@ -379,9 +381,9 @@ def _earlier_failures(context: dg.AssetExecutionContext) -> dict[str, _Failure]:
             continue
         transient = bool(event.metadata[_TRANSIENT].value)
         if transient and event.metadata[_ATTEMPT].value != context.retry_number - 1:
-            # it was worked on again, and has another failure or none
+            # it was retried, and has another failure or none
             continue
-        # each stage that was not made has the same words
+        # each stage that was not made has the same text
         words = str(event.metadata[FAILED].value).removeprefix("failed at ")
         stage, _, cause = words.partition(": ")
         tile = shown_tile(year_tile_partitions.get_partition_key_from_str(event.partition))
@@ -390,12 +392,12 @@ def _earlier_failures(context: dg.AssetExecutionContext) -> dict[str, _Failure]:
 
 
 def _failure(failures: Sequence[_Failure], tiles: int) -> dg.Failure:
-    """Names the causes first, each once, then the tiles and stages."""
+    """The failure of the step: first the causes, each once, with their tiles and stages."""
     failures = sorted(failures, key=lambda failure: failure.tile)
-    places: dict[str, list[str]] = {}
+    affected: dict[str, list[str]] = {}
     for f in failures:
-        places.setdefault(f.cause, []).append(f"{f.tile} at {f.stage}")
-    causes = [f"{cause} ({', '.join(where)})" for cause, where in places.items()]
+        affected.setdefault(f.cause, []).append(f"{f.tile} at {f.stage}")
+    causes = [f"{cause} ({', '.join(where)})" for cause, where in affected.items()]
     more = f"; and {len(causes) - _NAMED} more causes, which the log names" if len(causes) > _NAMED else ""
     lines = [f"- **{f.tile}** at `{f.stage}`: {plain(f.cause)}" for f in failures]
     return dg.Failure(

@@ -1,4 +1,4 @@
-"""Year stages, and those of a whole store, as Dagster assets: one asset and one step each."""
+"""Year stages, and stages of a store, as Dagster assets: one asset and one step each."""
 
 import contextlib
 import inspect
@@ -33,9 +33,9 @@ from resources.tables import StoredTable
 
 EVERY_TILE_IS_IN = "every_tile_is_in"
 FAILED = "failed"
-"""Metadata of the observations by which a stage and tile that was not made says why."""
+"""Metadata of the observation of a stage and tile that was not made: the reason."""
 _NAMED = 5
-"""Missing tiles that an error names with their causes; the log and the check name all."""
+"""Maximum missing tiles in an error, with their causes; the log and the check have all."""
 _ALL_TILES = (
     "Every tile of the year's tile map is done, by this recipe. Fails with the severity ERROR if more are missing than "
     "`max_missing_tiles` allows; the asset fails then too."
@@ -43,7 +43,7 @@ _ALL_TILES = (
 
 
 def year_asset(stage: Stage, jobs: Mapping[str, str]) -> dg.AssetsDefinition:
-    """The Dagster asset of a year stage, or a stage of a whole store; `jobs` are the jobs of all stages by name."""
+    """The Dagster asset of a stage with the scope "year" or "store"; `jobs` are the jobs of all stages by name."""
     described = [(check.name, check.description) for check in stage.checks]
     if stage.all_tiles:
         described.insert(0, (EVERY_TILE_IS_IN, _ALL_TILES))
@@ -55,7 +55,7 @@ def year_asset(stage: Stage, jobs: Mapping[str, str]) -> dg.AssetsDefinition:
         return _materialize(context, stage, jobs, config)
 
     if stage.config:
-        # Dagster makes the schema of a run's configuration of it
+        # Dagster derives the schema of the run configuration from it
         with_config.__annotations__["config"] = stage.config
     function: Callable[..., Any] = with_config if stage.config else without_config
     asset: dg.AssetsDefinition = dg.asset(
@@ -128,7 +128,7 @@ def _materialize(
             context.resources.lineages.clear()
     for name in stage.warnings:
         if text := metadata.get(name):
-            # metadata of an earlier run comes wrapped
+            # metadata of an earlier run is wrapped
             warn(str(getattr(text, "value", text)))
     table = lineage.read(stage.name, None) if stage.then or stage.checks else pd.DataFrame()
     if stage.then:
@@ -159,12 +159,12 @@ def _record(
 
 
 def _write(lineage: Lineage, stage: Stage, run: Run, made: Made, record: Mapping[str, Any]) -> StoredTable:
-    """Write what was made; files that the earlier table named and this one does not are removed."""
+    """Write the result; files that only the earlier table named are removed."""
     digests = made.digests(run.store)
     with contextlib.suppress(IntegrityError):
         earlier = lineage.stored(stage.name, None)
         for file in set(earlier.provenance.get("files", {}) if earlier else ()) - set(digests):
-            # others may have written what is recorded
+            # others may have changed the record
             if file.startswith(f"{lineage.layout.root}/"):
                 with contextlib.suppress(UnsafeNameError):
                     run.store.remove(file)
@@ -182,7 +182,7 @@ def _check(check: Check, table: pd.DataFrame, tiles: Mapping[str, AllTiles]) -> 
 
 
 def _every_tile_is_in(tiles: AllTiles) -> dg.AssetCheckResult:
-    """The result where the missing tiles are no more than the recipe allows."""
+    """The check's result if no more tiles are missing than the recipe allows."""
     return dg.AssetCheckResult(
         check_name=EVERY_TILE_IS_IN,
         passed=not tiles.missing,
@@ -192,7 +192,7 @@ def _every_tile_is_in(tiles: AllTiles) -> dg.AssetCheckResult:
 
 
 def tiles_metadata(tiles: AllTiles) -> dict[str, Any]:
-    """What the operator sees of the tiles of a year."""
+    """Metadata about the tiles of a year, for the UI."""
     found: dict[str, Any] = {"tiles": len(tiles.versions), "tiles_missing": len(tiles.missing)}
     if tiles.missing:
         lines = [f"- **{tile}**: {plain(reason)}" for tile, reason in sorted(tiles.missing.items())]
@@ -203,11 +203,11 @@ def tiles_metadata(tiles: AllTiles) -> dict[str, Any]:
 def read_tiles(
     context: dg.AssetExecutionContext, stage: Stage, upstream: str, job: str, run: Run, lineage: Lineage
 ) -> AllTiles:
-    """The tables of a tile stage of all tiles of the year, in the order of tiles.
+    """The tables of a tile stage for all tiles of the year, in the order of tiles.
 
-    A tile whose table is missing, unreadable, or not what would be made now is left out and named in `missing`.
-    `job` makes them. Raises InputError, before anything is written, if no tile is current, or more are missing than
-    `max_missing_tiles`; the check `every_tile_is_in` then fails with the severity ERROR.
+    A tile whose table is missing, unreadable or out of date is left out and named in `missing`. `job` makes them.
+    Raises InputError, before anything is written, if no tile is current, or more are missing than `max_missing_tiles`;
+    the check `every_tile_is_in` then fails with the severity ERROR.
     """
     frames, versions, missing = [], {}, {}
     for tile in tile_names(lineage.read("tile_map", None)):
@@ -241,8 +241,9 @@ def read_tiles(
 def failed_because(
     instance: dg.DagsterInstance, asset: str, year: int, tiles: Collection[str]
 ) -> dict[str, str]:
-    """Why the last run that was to make a tile's table failed, by tile; without tiles that were made since, or never
-    failed. The event log is asked three times, however many tiles there are.
+    """Why the last run for a tile's table failed, by tile; without tiles that never failed or were made since.
+
+    Three queries of the event log, for any number of tiles.
     """
     if not tiles:
         return {}
@@ -258,7 +259,7 @@ def failed_because(
     where = dg.AssetRecordsFilter(asset_key=key, storage_ids=later)
     events = [record.asset_observation for record in instance.fetch_observations(where, len(later)).records]
     return {
-        # anybody who reaches the UI may report an event
+        # anyone with access to the UI may report an event
         partitions[event.partition]: plain_text(str(event.metadata[FAILED].value))
         for event in events
         if event and event.partition and FAILED in event.metadata

@@ -380,7 +380,7 @@ def test_a_tile_without_chips_gives_empty_tables_at_once(finished_graph: Graph, 
         assert table.empty
         assert list(table.columns) == list(finished_graph.table(stage, WEST).columns)
     outcome = run.made["scene_metadata", f"{YEAR}|14SMH"].metadata["outcome"].value
-    assert outcome == f"no chip box of {YEAR} lies in this tile"
+    assert outcome == f"no chip box of {YEAR} is in this tile"
     new = digests(finished_graph.dataset).items() - before.items()
     assert {name for name, _ in new} == {f"tables/{stage}/14SMH.parquet" for stage in TILE_STAGES}
     assert finished_graph.run("dataset_job").redone == set()
