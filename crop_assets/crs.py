@@ -20,9 +20,9 @@ _UTM = (100e3, 2.7e6, 900e3, 5.5e6)
 
 
 def require_proj() -> None:
-    """Raise InputError if PROJ cannot look up EPSG:5070, as with the database of another program's PROJ.
+    """Raise InputError if PROJ cannot look up EPSG:5070, for example because it uses the database of another program.
 
-    rasterio, and so GDAL, then read the CRS of a raster as a local one, without an error.
+    rasterio would then read the CRS of a raster as a local one, without an error.
     """
     try:
         rasterio.CRS.from_epsg(5070)
@@ -39,7 +39,7 @@ def require_proj() -> None:
 
 
 def require_place(crs: pyproj.CRS, what: str, advice: str) -> None:
-    """Raise InputError if a CRS does not say where on Earth its coordinates are: a local or engineering one, say."""
+    """Raise InputError if a CRS is not tied to the Earth, such as a local or engineering CRS."""
     if not crs.is_geographic and not crs.is_projected:
         raise InputError(
             f"{what} is in {crs.name!r} ({crs.type_name}), which does not say where on Earth a place is; {advice}"
@@ -47,7 +47,7 @@ def require_place(crs: pyproj.CRS, what: str, advice: str) -> None:
 
 
 def looks_like(bounds: NDArray[np.float64]) -> str:
-    """What coordinates with these bounds (left, bottom, right, top), which are no degrees, look like; "" if unknown."""
+    """What coordinates with these bounds (left, bottom, right, top) could be if they are not degrees; "" if unknown."""
     for crs, (left, bottom, right, top) in (
         ("metres of EPSG:5070", _CONUS),
         ("metres of EPSG:3857", _WEB_MERCATOR),

@@ -1,7 +1,7 @@
-"""What is used of Dagster that is not its public API: each with the reason, and where it is asked for upstream.
+"""All uses of Dagster's private API, each with the reason and the issue that asks for a public one.
 
-Nothing else imports `dagster._…` (a test looks), and pyproject.toml bounds Dagster's version from above. When raising
-that bound, run the tests of this module's callers: demo, sensors, `crop-assets ui`.
+No other module imports `dagster._…`, which a test checks, and pyproject.toml has an upper bound for Dagster's version.
+When raising it, run the tests of this module's callers: demo, sensors, `crop-assets ui`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, 
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 DAEMON = "dagster._daemon"
-"""The module that `dagster-daemon` runs: a process of this very interpreter, wherever its scripts are."""
+"""The module of `dagster-daemon`, to run it with this interpreter wherever its scripts are."""
 _NO_OUTPUT_FILES = {
     "module": "dagster._core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
@@ -36,9 +36,9 @@ def request_backfill(
     keys: Collection[str],
     tags: Mapping[str, str],
 ) -> dg.RunRequest:
-    """A backfill of assets over partitions, which the daemon launches as it does one from the UI.
+    """A backfill of assets over partitions, which the daemon launches like one from the UI.
 
-    A sensor can only request runs, and Dagster's own automation sensors launch backfills in this way
+    A sensor can only request runs, but Dagster's own automation sensors launch backfills in this way
     (https://github.com/dagster-io/dagster/issues/27759).
     """
     partitions = partitions_def.subset_with_partition_keys(keys)
@@ -69,7 +69,7 @@ def execute_here(
 ) -> JobExecutionResult:
     """Run a job in this process, as a run of the code location in `module`.
 
-    `execute_in_process` makes runs of no location, which the UI leaves out of its timeline and of the job's history
+    `execute_in_process` makes runs without a location, which are missing in the UI's timeline and the job's history
     (https://github.com/dagster-io/dagster/issues/17707). Raises KeyboardInterrupt after Ctrl-C; the run is CANCELED.
     """
     location = ManagedGrpcPythonEnvCodeLocationOrigin(
@@ -78,15 +78,15 @@ def execute_here(
     origin = RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME).get_job_origin(job.name)
     run = instance.create_run_for_job(job, run_config=run_config, tags=tags, remote_job_origin=origin)
     result = execute_run(InMemoryJob(job), run, instance)
-    if any(map(is_of_interrupt, result.all_events)):
-        # Dagster has recorded a failure, for nobody asked for the end in its UI
+    if any(map(is_interrupt, result.all_events)):
+        # Dagster has recorded a failure, because nobody terminated the run in its UI
         instance.report_run_canceled(run, "Ctrl-C stopped the run.")
         raise KeyboardInterrupt
     return result
 
 
-def is_of_interrupt(event: dg.DagsterEvent) -> bool:
-    """Whether it is the failure of a step or run that Ctrl-C interrupted."""
+def is_interrupt(event: dg.DagsterEvent) -> bool:
+    """Whether an event is the failure of a step or run that Ctrl-C interrupted."""
     if event.is_step_failure:
         error = event.step_failure_data.error
         return error is not None and error.cls_name == DagsterExecutionInterruptedError.__name__
@@ -97,11 +97,11 @@ def is_of_interrupt(event: dg.DagsterEvent) -> bool:
 
 @contextlib.contextmanager
 def webserver_app(instance: dg.DagsterInstance, workspace: str) -> Iterator[Any]:
-    """Dagster's web application over a workspace file, as an ASGI app that can be guarded.
+    """Dagster's web application for a workspace file, as an ASGI app to which middleware can be added.
 
-    `dagster-webserver` starts a server of its own, in front of which nothing can be put in the same process.
+    `dagster-webserver` starts its own server, without a way to add middleware.
     """
-    # they take seconds to import
+    # importing them takes seconds
     from dagster._core.workspace.context import WorkspaceProcessContext
     from dagster._core.workspace.load_target import WorkspaceFileTarget
     from dagster_webserver.app import create_app_from_workspace_process_context

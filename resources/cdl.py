@@ -46,7 +46,7 @@ from resources.file_system import require_own_links
 from resources.geodata import SourceError, raster_sources, translated
 from resources.http import ask, get_file, new_session
 from resources.json_values import count
-from resources.pace import until
+from resources.pace import deadline
 from resources.plain_text import plain_text
 from resources.resume import PartialFiles
 from resources.settings import Attempts, Settings, TimeoutSeconds
@@ -241,7 +241,7 @@ class CdlReleases(Settings):
         if not self.fetches:
             return [found[year] for year in sorted(found)]
         with (
-            until(time.monotonic() + LOOK_SECONDS),
+            deadline(time.monotonic() + LOOK_SECONDS),
             new_session(self.attempts, self._may_redirect) as session,
         ):
             listed, elsewhere = self._listed(session)

@@ -39,7 +39,7 @@ from resources.errors import (
     UnreachableError,
 )
 from resources.json_values import count
-from resources.pace import LONGEST_SECONDS, Pace, last_moment, longest_seconds
+from resources.pace import MAX_SECONDS, Pace, current_deadline, max_seconds
 from resources.stop import check, pause
 from resources.words import MAX_BYTES, document, server_words
 
@@ -213,7 +213,7 @@ class _RawAnswer(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int | None:
         check()
-        left = min(self.until, last_moment()) - time.monotonic()
+        left = min(self.until, current_deadline()) - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         patience = self._sock.gettimeout()
@@ -273,7 +273,7 @@ class _StoppableRetry(Retry):
 
     def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
         seconds = (self.get_retry_after(response) if response else None) or self.get_backoff_time()
-        if time.monotonic() + seconds >= last_moment():
+        if time.monotonic() + seconds >= current_deadline():
             raise urllib3.exceptions.TimeoutError("there is no time left to ask again")
         pause(seconds)
 
@@ -313,7 +313,7 @@ class RestrictedSession(requests.Session):
         check()
         connect, patience = _seconds(kwargs.get("timeout"))
         # redirects are sent by this method too
-        left = min(self._began + self._attempts * patience, last_moment()) - time.monotonic()
+        left = min(self._began + self._attempts * patience, current_deadline()) - time.monotonic()
         if left <= 0:
             raise requests.ReadTimeout("redirects, or requests before this one, took too long")
         # this also parses the cookies of redirects
@@ -475,7 +475,7 @@ def require_no_page(answer: requests.Response, data: bytes, what: str, url: str 
         raise NotAFileError(f"{shown(url)} answered with {found} instead of {what}".strip())
 
 
-def body(answer: requests.Response, patience: float, longest: float = LONGEST_SECONDS) -> Iterator[bytes]:
+def body(answer: requests.Response, patience: float, longest: float = MAX_SECONDS) -> Iterator[bytes]:
     """The response's bytes as they arrive, decompressed. Raises SlowError like `Pace`, and IntegrityError for an
     encoding that was not requested, or if framing takes many times more bytes than the content.
     """
@@ -511,7 +511,7 @@ def _read(answer: requests.Response, size: int, until: float) -> bytes:
     return piece
 
 
-def in_time(pieces: Iterator[bytes], patience: float, longest: float = LONGEST_SECONDS) -> Iterator[bytes]:
+def in_time(pieces: Iterator[bytes], patience: float, longest: float = MAX_SECONDS) -> Iterator[bytes]:
     """The pieces as they arrive. Raises SlowError like `Pace`, counting all bytes as useful, and IntegrityError for
     very many tiny pieces, as each costs as much time as a large one.
     """
@@ -647,7 +647,7 @@ def get_file(
             raise TryAgainError(f"{shown(url)} has changed; it is fetched from its start next")
         announced = count(answer.headers.get("Content-Length"))
         most = max_bytes - size if announced is None else min(announced, max_bytes - size)
-        pieces = body(answer, timeout, longest_seconds(most))
+        pieces = body(answer, timeout, max_seconds(most))
         first = next(pieces, b"")
         if not size:
             # before writing, so that a web page does not replace a partial download

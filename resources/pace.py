@@ -10,44 +10,44 @@ from resources.errors import SlowError
 
 SLOWEST = 4096
 """Useful bytes per second. A read timeout alone would permit one byte a minute."""
-LONGEST_SECONDS = 6 * 3600.0
+MAX_SECONDS = 6 * 3600.0
 """Maximum duration of one request: enough for the 2 GB of a CDL archive at 100 kB/s. At a lower rate it takes several
 requests, each of which resumes the one before.
 """
-_LONGEST_OF_NOTHING = 600.0
+_MAX_EMPTY_SECONDS = 600.0
 _SLOWEST_IN_ALL = 32 << 10
 """Bytes per second, over a complete file."""
 
-_last_moment: ContextVar[float] = ContextVar("last_moment", default=math.inf)
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 @contextlib.contextmanager
-def until(moment: float) -> Iterator[None]:
+def deadline(moment: float) -> Iterator[None]:
     """Set a deadline, a moment of `time.monotonic`, for this thread's requests in the block, with retries and pauses.
 
     They raise SlowError after it. An earlier deadline of an enclosing block still applies.
     """
-    token = _last_moment.set(min(moment, _last_moment.get()))
+    token = _deadline.set(min(moment, _deadline.get()))
     try:
         yield
     finally:
-        _last_moment.reset(token)
+        _deadline.reset(token)
 
 
-def last_moment() -> float:
-    """The current deadline set by `until`, to pass on to another thread; infinity if there is none."""
-    return _last_moment.get()
+def current_deadline() -> float:
+    """The deadline of this thread, to pass on to another thread; infinity if there is none."""
+    return _deadline.get()
 
 
-def longest_seconds(most_bytes: int) -> float:
+def max_seconds(max_bytes: int) -> float:
     """Maximum duration of a request for so many bytes: 20 minutes for a band of 20 MB."""
-    return min(_LONGEST_OF_NOTHING + most_bytes / _SLOWEST_IN_ALL, LONGEST_SECONDS)
+    return min(_MAX_EMPTY_SECONDS + max_bytes / _SLOWEST_IN_ALL, MAX_SECONDS)
 
 
 class Pace:
     """Checks the rate of a response's useful bytes; those sent needlessly do not count."""
 
-    def __init__(self, patience: float, longest: float = LONGEST_SECONDS) -> None:
+    def __init__(self, patience: float, longest: float = MAX_SECONDS) -> None:
         self._patience = patience
         self._longest = longest
         self._began = self._since = time.monotonic()

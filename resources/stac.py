@@ -1,4 +1,4 @@
-"""STAC catalogues: a STAC API, or an ItemCollection in a local file. An item without an id is named by its place."""
+"""Searches STAC catalogues: a STAC API, or an ItemCollection in a local file."""
 
 import datetime as dt
 import math
@@ -32,51 +32,51 @@ from resources.errors import (
 )
 from resources.http import RateLimit, ask, get_bytes, new_session
 from resources.json_values import MALFORMED, count, mapping, objects, parse, size, text, values_in
-from resources.pace import until
+from resources.pace import deadline
 from resources.settings import Attempts, Settings, TimeoutSeconds
 
 Item = dict[str, Any]
 
 SET_ASIDE = "crop_assets:set_aside"
-"""The field of what stands for an item that cannot be used: why not."""
+"""The field with the reason why an item cannot be used, in the placeholder that replaces it."""
 
 _PAGE = 100
 _FOLLOWED_LINKS = ("search", "next")
 _CMR_SEARCH = "https://cmr.earthdata.nasa.gov/search/granules.umm_json"
 _GRANULES = 500
-"""Records of one request. A tile has some 200 of one collection in a year, and CMR gives 2,000 at once at most."""
+"""Records per request. A tile has about 200 of one collection in a year; CMR returns at most 2,000 at once."""
 _SEARCH_AFTER = "CMR-Search-After"
 _MAX_CATALOGUE_BYTES = 4 << 20
 _MAX_PAGE_BYTES = 16 << 20
-"""A hundred items have 0.7 MB, of another mission 5 MB; 500 granule records have 8 MB."""
+"""A hundred items have 0.7 MB, those of another mission 5 MB; 500 granule records have 8 MB."""
 _MAX_PAGES = 500
 _MAX_ANSWER_BYTES = 64 << 20
 _MAX_ANSWER_VALUES = 2_000_000
-"""Some 300 MB at most. The items of a year, with those of the tiles around, have a seventh of it."""
+"""About 300 MB at most. The items of a year, including those of neighbouring tiles, have a seventh of this."""
 _MAX_ANSWER_SECONDS = 3600.0
 _MAX_SCENES_A_DAY = 4
-"""Of a tile in one collection: a satellite passes once a day, and what it saw may come in two parts."""
+"""For a tile and one collection: a satellite passes once a day, and its scene may come in two parts."""
 _MAX_TILES_AROUND = 10
-"""How many times as many items may touch a tile's place as are its own."""
+"""How many times more items may touch a tile's bounding box than belong to the tile."""
 _MAX_ITEM_VALUES = 10_000
-"""An item has some 120, of another mission 900."""
+"""An item has about 120, one of another mission 900."""
 _MAX_ITEM_CHARACTERS = 256 << 10
-"""An item has 7,000 in all, of another mission 53,000."""
+"""An item has 7,000 in total, one of another mission 53,000."""
 _MAX_ID_CHARACTERS = 200
 _MAX_DOCUMENT_BYTES = 256 << 10
-"""Granules' documents have 9 kB (XML) and 15 kB (UMM-JSON)."""
+"""Documents of granules have 9 kB (XML) or 15 kB (UMM-JSON)."""
 _MAX_COLLECTION_BYTES = 1 << 30
 _MAX_COLLECTION_VALUES = 50_000_000
 
 
 _CLIENT_ERRORS = (STACError, STACTypeError, APIError, ClientTypeError, ParametersError, PystacClientWarning)
-"""What pystac and pystac-client raise of their own; the last of them also as an error."""
+"""The errors of pystac and pystac-client; the last is a warning that may be raised as an error."""
 
 
 class _StacCatalogue(Settings):
     refresh: bool = Field(
         default=False,
-        description="Ask again, even where an earlier answer is stored and nothing else changed.",
+        description="Ask again, even if an earlier answer is stored and nothing else changed.",
     )
     timeout_seconds: TimeoutSeconds = 60
     attempts: Attempts = 6
@@ -85,7 +85,7 @@ class _StacCatalogue(Settings):
         ge=0.01,
         le=1_000_000,
         allow_inf_nan=False,
-        description="Most requests a second, over all tiles of a run.",
+        description="Maximum requests per second, over all tiles of a run.",
     )
     _local: threading.local = PrivateAttr(default_factory=threading.local)
 
@@ -103,7 +103,7 @@ class _StacCatalogue(Settings):
 
     @property
     def address(self) -> str:
-        """The catalogue's URL or path; each catalogue declares a `url` field with its own default."""
+        """The catalogue's URL or path; each subclass declares a `url` field with its own default."""
         return str(getattr(self, "url"))  # noqa: B009
 
     @property
@@ -119,38 +119,38 @@ class _StacCatalogue(Settings):
     ) -> list[Item]:
         """All items that touch `bbox` (west, south, east, north, degrees) from `start` to `end`, both included.
 
-        Each item comes once, sorted by id, however often the server repeats it. The search is by bbox
-        because CMR-STAC answers 500 to polygons that are not axis-aligned. What a server sends beyond what it was
-        asked for is left out; an item whose day or place cannot be read is not. What has no id is named by its place
-        in the answer and says in `SET_ASIDE` why. Raises UnavailableError where the catalogue keeps failing or
-        gives fewer items than it has matched, IntegrityError for a malformed answer: a partial one is never returned.
+        Sorted by id, without duplicates. The search is by bbox because CMR-STAC answers 500 to polygons that are not
+        axis-aligned. Items that were not asked for are left out, but not those whose date or footprint cannot be read.
+        An item without an id is named by its position in the answer, with the reason in `SET_ASIDE`. Raises
+        UnavailableError if the catalogue keeps failing or returns fewer items than it matched, IntegrityError if an
+        answer is malformed: a partial result is never returned.
         """
         area = box(*bbox)
-        around = _MAX_TILES_AROUND * most_scenes(start, end) * len(collections)
+        around = _MAX_TILES_AROUND * max_scenes(start, end) * len(collections)
         bounds = Bounds(self.address, around + _PAGE)
         if self.is_file:
-            return self._in_file(lambda item: _may_lie_in(item, start, end) and _may_touch(item, area))
+            return self._in_file(lambda item: _may_be_in(item, start, end) and _may_touch(item, area))
         moments = "/".join(_moments(start, end))
-        with until(bounds.until):
+        with deadline(bounds.deadline):
             found = self._ask(bounds, collections=list(collections), bbox=bbox, datetime=moments)
-        return [item for item in found if _may_lie_in(item, start, end)]
+        return [item for item in found if _may_be_in(item, start, end)]
 
     def items(self, ids: Sequence[str], collections: Sequence[str] = ("HLSS30_2.0",)) -> list[Item]:
-        """The items of these ids that the catalogue has, each once, sorted by id. What a server sends beyond them comes
-        too, for it may be one of them that is malformed. Raises as `search`.
+        """The items with these ids that the catalogue has, each once, sorted by id. Other items that a server sends are
+        included, because one may be a malformed item of these ids. Raises as `search`.
         """
         wanted = sorted(set(ids))
         if self.is_file:
             return self._in_file(lambda item: item["id"] in wanted)
         bounds = Bounds(self.address, 2 * len(wanted) * len(collections) + _PAGE)
         found: list[Item] = []
-        with until(bounds.until):
+        with deadline(bounds.deadline):
             for at in range(0, len(wanted), _PAGE):
                 found += self._ask(bounds, collections=list(collections), ids=wanted[at : at + _PAGE])
         return _once(found)
 
     def _ask(self, bounds: "Bounds", **query: Any) -> list[Item]:
-        """The items of one search, which may be one of several for the same question."""
+        """The items of one search, possibly one of several for the same question."""
         try:
             client, reader = self._client()
             reader.bounds = bounds
@@ -158,7 +158,7 @@ class _StacCatalogue(Settings):
         except (NotAFileError, *_CLIENT_ERRORS, *MALFORMED) as error:
             why = str(error) if isinstance(error, NotAFileError) else repr(error)
             raise IntegrityError(
-                f"{self.address} did not answer as a STAC catalogue does: {why}; check the address, or try again later"
+                f"{self.address} did not answer like a STAC catalogue: {why}; check the address, or try again later"
             ) from error
         except RefusedError as error:
             raise RefusedError(
@@ -172,12 +172,12 @@ class _StacCatalogue(Settings):
             ) from error
 
     def _client(self) -> "tuple[Client, _Io]":
-        # one session a thread: requests' sessions are not safe to share
+        # one session per thread: sessions of requests are not thread-safe
         if not hasattr(self._local, "client"):
             reader = _Io(self.address, self.attempts, self.timeout_seconds, self._limit)
             self._local.client = Client.open(self.address, stac_io=reader), reader
-        opened: tuple[Client, _Io] = self._local.client
-        return opened
+        client: tuple[Client, _Io] = self._local.client
+        return client
 
     @cached_property
     def _limit(self) -> RateLimit:
@@ -187,7 +187,7 @@ class _StacCatalogue(Settings):
         path = Path(self.address)
         if not path.is_file():
             raise NotFoundError(
-                f"the STAC ItemCollection {shown(self.address)} is not there; give a file or an http(s) address"
+                f"the STAC ItemCollection {shown(self.address)} does not exist; give a file or an http(s) address"
             )
         if path.stat().st_size > _MAX_COLLECTION_BYTES:
             raise IntegrityError(f"{path} is larger than {_MAX_COLLECTION_BYTES:,} bytes; split it by tile")
@@ -198,14 +198,14 @@ class _StacCatalogue(Settings):
             raise IntegrityError(f"{path} is not a STAC ItemCollection: {error!r}") from error
         if len(items) < (matched := _matched(content)):
             raise IntegrityError(
-                f"{path} holds {len(items)} of the {matched} items that its catalogue matched; save all pages of it"
+                f"{path} has {len(items)} of the {matched} items that its catalogue matched; save all its pages"
             )
         named = (_named(item, place) for place, item in enumerate(items, 1))
         return _once(item for item in named if SET_ASIDE in item or wanted(item))
 
 
 class SceneStac(_StacCatalogue):
-    """The catalogue of the scenes themselves, with their cloud cover and links: CMR-STAC by default."""
+    """The catalogue of scenes, with their cloud cover and links: CMR-STAC by default."""
 
     url: str = Field(
         default="https://cmr.earthdata.nasa.gov/stac/LPCLOUD",
@@ -214,23 +214,23 @@ class SceneStac(_StacCatalogue):
     granule_search: str = Field(
         default="",
         description="Address of a granule search like CMR's, which returns all granules of a tile at once. "
-        "Empty for CMR's own where the catalogue is CMR-STAC; elsewhere each granule's document is read.",
+        "If empty, CMR's own for CMR-STAC; with another catalogue each granule's document is read.",
     )
     metadata_hosts: list[str] = Field(
         default=["cmr.earthdata.nasa.gov"],
-        description="Hosts besides the catalogue's own whose metadata documents may be read.",
+        description="Hosts, besides the catalogue's own, from which metadata documents may be read.",
     )
 
     @property
     def search_address(self) -> str:
-        """The granule search that is asked, or "" for none."""
+        """The address of the granule search, or "" for none."""
         is_cmr = not self.is_file and read(self.address).host == read(_CMR_SEARCH).host
         return self.granule_search or (_CMR_SEARCH if is_cmr else "")
 
     def document(self, url: str) -> bytes:
         """A granule's metadata document, at most 256 KiB.
 
-        Raises IntegrityError for a host that is not configured, NotFoundError, UnavailableError.
+        Raises IntegrityError if the host is not configured, NotFoundError, UnavailableError.
         """
         own = [] if self.is_file else [read(self.address).place]
         require_host(url, {*self.metadata_hosts, *own})
@@ -240,11 +240,11 @@ class SceneStac(_StacCatalogue):
     def granules(
         self, short_name: str, tile: str, start: dt.date, end: dt.date
     ) -> list[dict[str, Any]] | None:
-        """The UMM-JSON records of all granules of a tile from `start` to `end`, by one request for up to 500.
+        """The UMM-JSON records of all granules of a tile from `start` to `end`, in one request per 500.
 
-        `short_name` is the collection's, such as HLSS30. None where there is no granule search, which is so for a
-        catalogue in a file. Of a record that is far larger than any there is, its name is left, and `SET_ASIDE` says
-        why. Raises UnavailableError, and IntegrityError for a malformed answer: a partial one is never returned.
+        `short_name` is the collection's, such as HLSS30. Returns None if there is no granule search, as for a catalogue
+        in a file. Of a record that is far too large only the name is kept, with the reason in `SET_ASIDE`. Raises
+        UnavailableError, and IntegrityError if an answer is malformed: a partial result is never returned.
         """
         address = self.search_address
         if self.is_file or not address:
@@ -259,10 +259,10 @@ class SceneStac(_StacCatalogue):
         found: dict[str, dict[str, Any]] = {}
         after: dict[str, str] = {}
         total = 0
-        bounds = Bounds(address, most_scenes(start, end))
+        bounds = Bounds(address, max_scenes(start, end))
         while True:
             self._limit.wait()
-            with until(bounds.until):
+            with deadline(bounds.deadline):
                 data, response = ask(
                     self._session(),
                     "GET",
@@ -280,11 +280,11 @@ class SceneStac(_StacCatalogue):
                     raise ValueError(f"hits is {answer['hits']!r:.40}")
             except MALFORMED as error:
                 raise IntegrityError(
-                    f"{address} did not answer as a granule search does: {error!r}; check the address"
+                    f"{address} did not answer like a granule search: {error!r}; check the address"
                 ) from error
             known = len(found)
             found |= records
-            # pages may differ in it, as granules come in; a number that is too small ends nothing
+            # it may differ between pages, because granules are added; a number that is too small does not end the loop
             total = max(total, hits)
             bounds.add(pages=1, bytes=len(data), values=values_in(data), records=len(found) - known)
             bounds.expect(total)
@@ -306,21 +306,21 @@ class SceneStac(_StacCatalogue):
 
 
 class _Io(StacApiIO):
-    """What pystac-client asks by: only the catalogue's own site, at a bounded rate, bounded answers."""
+    """Makes the requests of pystac-client: only to the catalogue's own site, with limits on rates and answers."""
 
     def __init__(self, address: str, attempts: int, timeout: float, limit: RateLimit) -> None:
         super().__init__(timeout=timeout)
         self.session = new_session(attempts)
         self.bounds = Bounds(address, 0)
-        """Those of the question that is asked."""
+        """The limits of the current question."""
         self._address = address
         self._seconds = timeout
         self._limit = limit
         self._received = b""
 
     def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
-        """What is at an address or a link. pystac-client's own also reads files, and sends the headers and by the
-        method that a catalogue's link asks for.
+        """The text at an address or a link. pystac-client's own method also reads files, and uses the headers and the
+        method that a link of the catalogue asks for.
         """
         if not isinstance(source, Link):
             return self.request(str(source), *args, **kwargs)
@@ -340,17 +340,17 @@ class _Io(StacApiIO):
         address = read(href)
         if not same_site(self._address, href):
             raise IntegrityError(
-                f"the catalogue {self._address} leads to {address.place}, which is not its own site; check its address"
+                f"the catalogue {self._address} leads to {address.place}, which is another site; check its address"
             )
         self._limit.wait()
         method = (method or "GET").upper()
         in_body: dict[str, Any] = {"json" if method == "POST" else "parameters": parameters}
-        most = _MAX_CATALOGUE_BYTES if href == self._address else _MAX_PAGE_BYTES
-        self._received, _ = ask(self.session, method, href, self._seconds, most, headers, **in_body)
+        max_bytes = _MAX_CATALOGUE_BYTES if href == self._address else _MAX_PAGE_BYTES
+        self._received, _ = ask(self.session, method, href, self._seconds, max_bytes, headers, **in_body)
         return self._received.decode()
 
     def json_loads(self, txt: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """A page, of whose links those are left that are followed here: pystac would follow others by itself."""
+        """A page with only the links that may be followed: pystac would follow others by itself."""
         page = dict(parse(txt))
         if "links" in page:
             page["links"] = [link for link in objects(page["links"]) if link.get("rel") in _FOLLOWED_LINKS]
@@ -359,9 +359,9 @@ class _Io(StacApiIO):
     def get_pages(
         self, url: str, method: str | None = None, parameters: dict[str, Any] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The pages of a search, whose items each have an id; what has none is named by its place. pystac-client's own
-        takes an answer without items for an empty one, and the last page for the end even where the server says that
-        it matched more: here that raises UnavailableError.
+        """The pages of a search; items without an id are named by their position. pystac-client's own method accepts an
+        answer without a list of items as empty, and ends at the last page even if the server matched more items: here
+        that raises UnavailableError.
         """
         came: set[tuple[str, str]] = set()
         matched = 0
@@ -389,7 +389,7 @@ class _Io(StacApiIO):
 
 
 class IpfsStac(_StacCatalogue):
-    """The catalogue with the CID of each band file: the EASIER STAC by default."""
+    """The catalogue with the CIDs of the band files: the EASIER STAC by default."""
 
     url: str = Field(
         default="https://stac.easierdata.info",
@@ -398,18 +398,18 @@ class IpfsStac(_StacCatalogue):
 
 
 class Bounds:
-    """What all answers to one question may have in all, counted by any thread."""
+    """Limits on all answers to one question together; thread-safe."""
 
     def __init__(self, address: str, max_records: int) -> None:
-        self.until = time.monotonic() + _MAX_ANSWER_SECONDS
+        self.deadline = time.monotonic() + _MAX_ANSWER_SECONDS
         self._address = address
-        self._most = {
+        self._limits = {
             "records": max_records,
             "pages": _MAX_PAGES,
             "bytes": _MAX_ANSWER_BYTES,
             "values": _MAX_ANSWER_VALUES,
         }
-        self._found = dict.fromkeys(self._most, 0)
+        self._found = dict.fromkeys(self._limits, 0)
         self._lock = threading.Lock()
 
     @property
@@ -417,40 +417,42 @@ class Bounds:
         return self._found["records"]
 
     def add(self, **found: int) -> None:
-        """Count records, pages, bytes or values. Raises IntegrityError where these are too many."""
+        """Count records, pages, bytes or values. Raises IntegrityError if there are too many."""
         with self._lock:
             for what, number in found.items():
                 self._found[what] += number
                 self._require(what, self._found[what])
 
     def expect(self, records: int) -> None:
-        """Raise IntegrityError where a server reports more records than there can be."""
+        """Raise IntegrityError if a server reports more records than there can be."""
         self._require("records", records)
 
     def _require(self, what: str, number: int) -> None:
-        if number > self._most[what]:
+        if number > self._limits[what]:
             raise IntegrityError(
-                f"{shown(self._address)} answers with {number:,} {what}, where {self._most[what]:,} are the most "
-                "that can be right; check the address, and that the server takes notice of the search's ids, bbox, "
-                "dates and attributes"
+                f"{shown(self._address)} answers with {number:,} {what}, but at most {self._limits[what]:,} can be "
+                "right; check the address, and that the server does not ignore the ids, bbox, dates and attributes of "
+                "a search"
             )
 
 
-def most_scenes(start: dt.date, end: dt.date) -> int:
-    """The most scenes of one collection that a tile can have from `start` to `end`, both included."""
+def max_scenes(start: dt.date, end: dt.date) -> int:
+    """The maximum number of scenes of a tile in one collection from `start` to `end`, both included."""
     return _MAX_SCENES_A_DAY * ((end - start).days + 1)
 
 
 def _features(page: Any) -> list[Any]:
-    """The items of a page or a file. Raises ValueError where it is no ItemCollection."""
+    """The items of a page or a file. Raises ValueError if it is not an ItemCollection."""
     items = page["features"]
     if not isinstance(items, list):
-        raise ValueError(f"features is no list but {items!r:.40}")
+        raise ValueError(f"features is {items!r:.40}, not a list")
     return items
 
 
 def _matched(page: Mapping[str, Any]) -> int:
-    """How many items the server has matched: `numberMatched`, or `context.matched` as older ones say; 0 for unknown."""
+    """The number of items that the server matched: `numberMatched`, or `context.matched` of older servers; 0 if
+    unknown.
+    """
     reported = page.get("numberMatched"), mapping(page.get("context")).get("matched")
     return max(count(number) or 0 for number in reported)
 
@@ -462,13 +464,13 @@ def _once(items: Iterable[Item]) -> list[Item]:
     for item in items:
         repeats += item["id"] in found
         if repeats > 10 * _PAGE:
-            raise UnavailableError("the STAC catalogue repeats its pages without end; try again later")
+            raise UnavailableError("the STAC catalogue repeats its pages endlessly; try again later")
         found.setdefault(item["id"], item)
     return [found[key] for key in sorted(found)]
 
 
 def _named(item: Any, place: int) -> Item:
-    """The item, or what stands for it where it has no id or is far larger than any item."""
+    """The item, or a placeholder with the reason if it has no id or is far too large."""
     name = f"item {place} of the answer"
     if not isinstance(item, dict):
         why = f"is not an item but {item!r:.40}"
@@ -484,14 +486,14 @@ def _named(item: Any, place: int) -> Item:
 
 
 def _record(record: Any) -> tuple[str, dict[str, Any]]:
-    """A granule's name and record, or what stands for one that is far larger than any."""
+    """A granule's name and record, or a placeholder for a record that is far too large."""
     name = str(record["umm"]["GranuleUR"])[:_MAX_ID_CHARACTERS]
     why = _excess(record)
     return name, {"umm": {"GranuleUR": name}, SET_ASIDE: why} if why else record
 
 
 def _excess(value: Any) -> str:
-    """What an item or a record has too much of."""
+    """Why an item or a record is too large; "" if it is not."""
     values, characters = size(value)
     if values > _MAX_ITEM_VALUES:
         return f"has {values:,} values, and {_MAX_ITEM_VALUES:,} are the most"
@@ -501,12 +503,12 @@ def _excess(value: Any) -> str:
 
 
 def _moments(start: dt.date, end: dt.date) -> tuple[str, str]:
-    """Both days whole: the last second of a day has fractions. What was taken at the very end is sorted out later."""
+    """Both complete days: the last second of a day has fractions, so scenes of the next midnight are removed later."""
     return f"{start}T00:00:00Z", f"{end + dt.timedelta(days=1)}T00:00:00Z"
 
 
-def _may_lie_in(item: Item, start: dt.date, end: dt.date) -> bool:
-    """Whether a server's item is of these days, or of none that can be read."""
+def _may_be_in(item: Item, start: dt.date, end: dt.date) -> bool:
+    """Whether an item is from these days, or its date cannot be read."""
     try:
         return start <= _day(item) <= end
     except MALFORMED:
@@ -514,7 +516,7 @@ def _may_lie_in(item: Item, start: dt.date, end: dt.date) -> bool:
 
 
 def _may_touch(item: Item, area: Polygon) -> bool:
-    """Whether an item touches an area, or has no place that can be read."""
+    """Whether an item touches an area, or its footprint cannot be read."""
     try:
         footprint = shape(item["geometry"])
         # an empty shape has NaN for bounds

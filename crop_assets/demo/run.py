@@ -18,7 +18,7 @@ import requests
 import yaml
 
 from crop_assets.automation.jobs import MAIN_JOBS, labels_job, tiles_job
-from crop_assets.dagster_internals import execute_here, instance_of_terminal, is_of_interrupt
+from crop_assets.dagster_internals import execute_here, instance_of_terminal, is_interrupt
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
 from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.demo.fit import require_fit
@@ -247,7 +247,7 @@ class _NoDagsterEvents(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         meta = getattr(record, "dagster_meta", None) or {}
         event = meta.get("dagster_event")
-        return event is None or (record.levelno >= logging.ERROR and not is_of_interrupt(event))
+        return event is None or (record.levelno >= logging.ERROR and not is_interrupt(event))
 
 
 # declared like the logger that it replaces, so that to Dagster the jobs are the same as in the code location

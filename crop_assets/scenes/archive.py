@@ -1,4 +1,4 @@
-"""What the archive knows of a tile's season: asked once, and kept in the store."""
+"""Asks the archive for all scenes of a tile's season, and keeps complete answers in the store."""
 
 import datetime as dt
 import hashlib
@@ -12,19 +12,19 @@ from crop_assets.hls import parse_scene_id, tile_in
 from crop_assets.scenes.granules import document_url, parse_document, unusable
 from resources.errors import IntegrityError, NotAFileError, NotFoundError, UnavailableError
 from resources.json_values import text
-from resources.pace import last_moment, until
+from resources.pace import current_deadline, deadline
 from resources.response_cache import read_response, write_response
-from resources.stac import SET_ASIDE, Bounds, SceneStac, most_scenes
+from resources.stac import SET_ASIDE, Bounds, SceneStac, max_scenes
 from resources.stop import StoppablePool
 from resources.store import DatasetStore
 
 _DOCUMENTS_AT_ONCE = 8
 _MAX_SET_ASIDE = 300
-"""Items of a tile that cannot be used: more are not a catalogue with faults, but none."""
+"""Unusable items of a tile. With more, the address is probably not a catalogue of HLS scenes."""
 MAX_TILE_SECONDS = 3600.0
-"""For all that a tile asks: a season takes some ten seconds."""
+"""Time limit for all requests of a tile; a season takes about ten seconds."""
 _VERSION = 2
-"""Part of an answer's name: raise it with any change of what is asked or kept."""
+"""Part of an answer's file name: increase it with any change of the requests or of what is kept."""
 
 
 @dataclass(frozen=True)
@@ -40,41 +40,41 @@ class TileQuestion:
 
 @dataclass(frozen=True)
 class TileAnswer:
-    """The STAC items of the tile, and their metadata documents (UMM-JSON or XML) by scene id, where they have one.
+    """The STAC items of the tile, and their metadata documents (UMM-JSON or XML) by scene id, if they have one.
 
-    What of it cannot be used is among the items, as `granules.unusable` tells; then, or with a document that cannot be
-    read, it is not `whole`.
+    The items include those that cannot be used (`granules.unusable`). With one of these, or with a document that cannot
+    be read, the answer is not `complete`.
     """
 
     items: list[dict[str, Any]]
     documents: dict[str, str]
     asked: bool
-    whole: bool
+    complete: bool
 
 
 def tile_answer(
     question: TileQuestion, stac: SceneStac, store: DatasetStore, log: Callable[[str], None]
 ) -> TileAnswer:
-    """The answer to a question, from the store where the same catalogue has given it before, unless it is to be asked
-    anew (`refresh`). Kept only when it is whole, so that what is mended at the source is seen.
+    """The answer to a question; from the store if the same catalogue has answered it before, unless `refresh` is set.
 
-    With a granule search it takes one request for it, and one for each hundred scenes; without one, a search by the
-    bounding box and a document for each scene that does not tell its cloud cover and coverage. Raises
-    UnavailableError, also where the catalogue lacks a granule that the search has told of; IntegrityError.
+    Only complete answers are kept, so that corrections at the source are noticed. With a granule search this takes one
+    request for the search, and one for each hundred scenes; without, a search by bounding box, and a document for each
+    scene whose item lacks cloud cover or coverage. Raises UnavailableError, also if the catalogue lacks a granule that
+    the granule search lists; IntegrityError.
     """
     name = _name(question, stac)
-    if not stac.refresh and not stac.is_file and (kept := read_response(store, name, _is_whole, log)):
-        return TileAnswer(kept["items"], kept["documents"], asked=False, whole=True)
+    if not stac.refresh and not stac.is_file and (kept := read_response(store, name, _is_complete, log)):
+        return TileAnswer(kept["items"], kept["documents"], asked=False, complete=True)
     collections = [f"HLS{sensor}_2.0" for sensor in question.sensors]
-    with until(time.monotonic() + MAX_TILE_SECONDS):
+    with deadline(time.monotonic() + MAX_TILE_SECONDS):
         answer = _by_granules(question, stac, collections, log) or _by_place(question, stac, collections, log)
-    if answer.whole and not stac.is_file:
+    if answer.complete and not stac.is_file:
         write_response(store, name, {"items": answer.items, "documents": answer.documents})
     return answer
 
 
-def _is_whole(kept: dict[str, Any]) -> bool:
-    """Whether a kept answer is one that is kept: of usable items with their documents."""
+def _is_complete(kept: dict[str, Any]) -> bool:
+    """Whether a kept answer is valid: usable items and their documents."""
     items, documents = kept.get("items"), kept.get("documents")
     return (
         isinstance(items, list)
@@ -88,8 +88,8 @@ def _is_whole(kept: dict[str, Any]) -> bool:
 def _by_granules(
     question: TileQuestion, stac: SceneStac, collections: Sequence[str], log: Callable[[str], None]
 ) -> TileAnswer | None:
-    """What the granule search tells of the tile, and the items of these granules; None where there is no search, or one
-    that knows of nothing here.
+    """The granules of the tile by the granule search, and their items; None if there is no granule search or it finds
+    nothing.
     """
     documents: dict[str, str] = {}
     aside: list[dict[str, Any]] = []
@@ -114,7 +114,7 @@ def _by_granules(
     items = [item for item in found if item["id"] in documents and not unusable(item)]
     unread = [item for item in found if unusable(item) and not _is_of_another(item, question.tile)]
     missing = sorted(documents.keys() - {item["id"] for item in (*items, *unread)})
-    # an item that cannot be read stands for one of them, and fails no tile
+    # an unreadable item may be one of them, and must not fail the tile
     if len(missing) > sum(item["id"] not in documents for item in unread):
         raise UnavailableError(
             f"the STAC catalogue {stac.address} lacks {len(missing)} of the {len(documents)} granules of "
@@ -130,15 +130,15 @@ def _by_granules(
 def _by_place(
     question: TileQuestion, stac: SceneStac, collections: Sequence[str], log: Callable[[str], None]
 ) -> TileAnswer:
-    """The items around the tile, whose neighbours' are left out, and the document of each that needs one."""
-    bounds = Bounds(stac.address, len(collections) * most_scenes(question.start, question.end))
-    moment = last_moment()
+    """The items in the tile's bounding box, without those of its neighbours, and the documents that are needed."""
+    bounds = Bounds(stac.address, len(collections) * max_scenes(question.start, question.end))
+    current = current_deadline()
 
     def read(url: str) -> str:
-        # none more once there are too many
+        # raises once there are too many
         bounds.add(bytes=0)
         try:
-            with until(moment):
+            with deadline(current):
                 data = stac.document(url)
         except (NotFoundError, IntegrityError, NotAFileError) as error:
             log(f"{error}; what only it reports about the scene stays unknown")
@@ -163,15 +163,15 @@ def _answer(
     aside: list[dict[str, Any]],
     documents: dict[str, str],
 ) -> TileAnswer:
-    """The answer. Raises IntegrityError where more is set aside than a catalogue may have wrong."""
+    """The answer. Raises IntegrityError if too many items cannot be used."""
     if len(aside) > _MAX_SET_ASIDE:
         raise IntegrityError(
             f"the STAC catalogue {stac.address} gives {len(aside):,} items of {question.tile} that cannot be used, "
-            f"such as {aside[0]['id'][:80]}: {unusable(aside[0])}; {_MAX_SET_ASIDE} are set aside at most. Check "
-            "that the address is that of a catalogue of HLS scenes, or try again later"
+            f"such as {aside[0]['id'][:80]}: {unusable(aside[0])}; at most {_MAX_SET_ASIDE} are set aside. Check "
+            "that the address is a catalogue of HLS scenes, or try again later"
         )
-    whole = not aside and all(map(_can_be_read, documents.values()))
-    return TileAnswer([*items, *aside], documents, True, whole)
+    complete = not aside and all(map(_can_be_read, documents.values()))
+    return TileAnswer([*items, *aside], documents, True, complete)
 
 
 def _can_be_read(document: str) -> bool:
@@ -188,7 +188,7 @@ def _is_of_another(item: Mapping[str, Any], tile: str) -> bool:
 
 
 def _is_asked_for(item: Mapping[str, Any], question: TileQuestion) -> bool:
-    """Whether a usable item is of the tile, and by its name of the season."""
+    """Whether a usable item is of the tile and, by its id, of the season."""
     name = parse_scene_id(item["id"])
     return name.tile == question.tile and question.start <= name.sensed.date() <= question.end
 

@@ -1,4 +1,4 @@
-"""HLS granules: reading their STAC items and metadata documents into rows."""
+"""Reads STAC items and metadata documents of HLS granules into rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from resources.json_values import MALFORMED, count, mapping, number, objects, pa
 from resources.stac import SET_ASIDE
 
 _MAX_CROSSINGS = 100
-"""A footprint has some ten vertices, and a question some hundred footprints."""
+"""A footprint has about ten vertices, and a tile a hundred footprints or more."""
 _LP_DAAC = "data.lpdaac.earthdatacloud.nasa.gov"
 
 
@@ -28,8 +28,8 @@ _LP_DAAC = "data.lpdaac.earthdatacloud.nasa.gov"
 class GranuleDocument:
     """What a granule's metadata document adds to its STAC item.
 
-    The percentages are None where it gives none, or one that is not from 0 to 100, which `problem` quotes; `size` is
-    that of all its files in bytes, 0 where it does not say.
+    A percentage is None if it is missing or not from 0 to 100, which `problem` reports. `size` is the size of all files
+    in bytes, 0 if unknown.
     """
 
     cloud_cover: float | None
@@ -40,9 +40,9 @@ class GranuleDocument:
 
 
 def parse_document(data: bytes) -> GranuleDocument:
-    """Read a granule's UMM-JSON or ECHO-10 XML; attributes are found by name, whatever their order.
+    """Read a granule's UMM-JSON or ECHO-10 XML; attributes are found by name, in any order.
 
-    What is odd about one of its values leaves the others as they are. Raises IntegrityError where it is neither.
+    An invalid value does not affect the others. Raises IntegrityError if it is neither.
     """
     try:
         attributes, links, sizes = _umm_json(data) if data.lstrip()[:1] == b"{" else _echo_xml(data)
@@ -51,7 +51,7 @@ def parse_document(data: bytes) -> GranuleDocument:
     cloud, no_cloud = _percent("cloud cover", attributes.get("CLOUD_COVERAGE"))
     coverage, no_coverage = _percent("spatial coverage", attributes.get("SPATIAL_COVERAGE"))
     known = [size for size in map(count, sizes) if size is not None]
-    # with the size of a file unknown, that of all would be taken for less than it is
+    # without the size of one file, the sum would be too small
     total = count(sum(known)) if len(known) == len(sizes) else None
     return GranuleDocument(
         cloud, coverage, tuple(filter(None, links)), total or 0, _joined(no_cloud, no_coverage)
@@ -85,7 +85,7 @@ def _echo_xml(data: bytes) -> tuple[dict[str, Any], list[str], list[Any]]:
 
 
 def _percent(what: str, value: Any) -> tuple[float | None, str]:
-    """A percentage, or None; and why one that is given is none."""
+    """A percentage or None, and why a given value is invalid."""
     found = number(value, 0, 100)
     if found is not None or value is None or value == "":
         return found, ""
@@ -97,7 +97,7 @@ def _joined(*problems: str) -> str:
 
 
 def unusable(item: Mapping[str, Any]) -> str:
-    """Why an item of a catalogue is no scene that can be used; "" where it is one."""
+    """Why an item of a catalogue cannot be used as a scene; "" if it can."""
     if why := item.get(SET_ASIDE):
         return str(why)
     try:
@@ -116,11 +116,11 @@ def scene_rows(
 ) -> pd.DataFrame:
     """One row per scene of `tile` by one of `sensors`, and one for each item that is `unusable`, sorted by id.
 
-    Items of other tiles are left out. Cloud cover and spatial coverage are read from the item where it has them, else
-    from its metadata document among `documents`, by scene id. Each value that is missing, or not what it should be, is
-    unknown by itself: without a cloud cover or coverage from 0 to 100 a scene is not fit to be selected, and `problem`
-    says what was refused. `problem` also says why an item is unusable, which has neither date nor figures. `chips` are
-    the outlines of the tile's chips in degrees. Columns: `crop_assets.scenes.assets.SCENE_METADATA`.
+    Items of other tiles are left out. Cloud cover and spatial coverage are read from the item if it has them, else from
+    its metadata document in `documents`, by scene id. A missing or invalid value is unknown and does not affect the
+    others; a scene without a cloud cover and coverage from 0 to 100 is not fit, and `problem` has the invalid values.
+    `problem` also has the reason why an item is unusable; its row has neither date nor figures. `chips` are the
+    outlines of the tile's chips in degrees. Columns: `crop_assets.schemas.SCENE_METADATA`.
     """
     outlines = np.array(chips, dtype=object)
     rows = []
@@ -152,7 +152,7 @@ def _row_without_scene(item: Mapping[str, Any], tile: str, why: str) -> dict[str
 def _scene_row(
     item: dict[str, Any], document: str | None, name: SceneName, chips: NDArray[np.object_]
 ) -> dict[str, Any]:
-    cloud, coverage, problem = _own_percentages(item)
+    cloud, coverage, problem = _item_percentages(item)
     links: tuple[str, ...] = ()
     size = 0
     if document:
@@ -187,7 +187,7 @@ def _scene_row(
 
 
 def _chip_coverage(item: dict[str, Any], chips: NDArray[np.object_]) -> float | None:
-    """Share of the chips' area in percent that lies in the scene's footprint; None where that is no shape."""
+    """Percentage of the chips' area that is inside the scene's footprint; None if the footprint is invalid."""
     if not len(chips):
         return None
     try:
@@ -198,26 +198,24 @@ def _chip_coverage(item: dict[str, Any], chips: NDArray[np.object_]) -> float | 
         shared = shapely.area(shapely.intersection(chips, footprint)).sum()
     except (InputError, ShapelyError, *MALFORMED):
         return None
-    # sums of areas may come out a hair above
+    # rounding may make it slightly more than 100
     return number(min(float(100 * shared / shapely.area(chips).sum()), 100.0), 0, 100)
 
 
-def _own_percentages(item: Mapping[str, Any]) -> tuple[float | None, float | None, str]:
-    """Cloud cover and spatial coverage by the item itself, and what of them was refused."""
+def _item_percentages(item: Mapping[str, Any]) -> tuple[float | None, float | None, str]:
+    """Cloud cover and spatial coverage from the item itself, and which values are invalid."""
     properties = mapping(item.get("properties"))
     cloud, no_cloud = _percent("cloud cover", properties.get("eo:cloud_cover"))
-    told = properties.get("spatial_coverage", properties.get("SPATIAL_COVERAGE"))
-    coverage, no_coverage = _percent("spatial coverage", told)
+    given = properties.get("spatial_coverage", properties.get("SPATIAL_COVERAGE"))
+    coverage, no_coverage = _percent("spatial coverage", given)
     return cloud, coverage, _joined(no_cloud, no_coverage)
 
 
 def document_url(item: Mapping[str, Any]) -> str:
-    """The metadata document that is needed to know the item's cloud cover and spatial coverage: UMM-JSON where it links
-    to one, else XML.
-
-    "" where the item tells both itself, or links to neither.
+    """The address of the document with the item's cloud cover and spatial coverage: UMM-JSON if there is a link to one,
+    else XML; "" if the item has both itself, or no such link.
     """
-    if None not in _own_percentages(item)[:2]:
+    if None not in _item_percentages(item)[:2]:
         return ""
     links = [text(link.get("href")) for link in objects(item.get("links")) if link.get("rel") == "via"]
     links.append(text(mapping(mapping(item.get("assets")).get("metadata")).get("href")))
@@ -229,6 +227,6 @@ def document_url(item: Mapping[str, Any]) -> str:
 
 
 def _s3_link(href: str) -> str:
-    """LP DAAC's direct-access link, whose bucket and key are the path of its HTTPS link."""
+    """LP DAAC's direct-access link; its bucket and key are the path of the HTTPS link."""
     path = href.removeprefix(f"https://{_LP_DAAC}/")
     return f"s3://{path}" if path != href else ""

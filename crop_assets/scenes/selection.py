@@ -1,7 +1,7 @@
-"""Which scenes of a tile become its three dates.
+"""Selects the three scenes of a tile.
 
-Two strategies: `select_scenes` takes the first, middle and last fit scene, as the specification asks;
-`spread_scenes` takes the three that are jointly best for the tile's chips.
+`select_scenes` selects the first, middle and last fit scene, as the specification requires; `spread_scenes` selects the
+three that are jointly best for the tile's chips.
 """
 
 import datetime as dt
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crop_assets.hls import POSITIONS
 
-# where three dates lie most evenly: in the middle of each third of the season, in sixths of it
+# three evenly spaced dates: the middle of each third of the season, in sixths of it
 _IDEAL_SIXTHS = (1, 3, 5)
 _PERCENTS = ("cloud_cover", "spatial_coverage", "chip_coverage")
 _ANOTHER = "another scene of that day"
@@ -26,27 +26,27 @@ def select_scenes(
     coverage_ladder: Sequence[float],
     middle: Literal["lower", "upper"],
 ) -> pd.DataFrame:
-    """The first, middle and last fit scene by date, and for every other scene the reason against it.
+    """The first, middle and last fit scene by date, and for every other scene the reason why it was not selected.
 
     `scenes` has the columns scene_id, date, cloud_cover and spatial_coverage (percent, may be
     missing), missing_bands, and may have chip_coverage, the percentage of the area of the tile's chips
     that the scene covers, and problem, what is wrong with its metadata. A percentage outside 0 to 100
     is unknown. A scene is fit with at most `max_cloud_cover` and at least the coverage of the highest
-    rung of `coverage_ladder` on which scenes of three days are fit. Of several scenes of one day only
-    one is fit: that with the highest coverage, then the least cloud, then the first id. Of an even
-    number of fit scenes the lower or the upper of the two in the middle is taken: the specification
-    asks for the lower, the published dataset has the upper.
+    rung of `coverage_ladder` on which scenes of three days are fit. Only one scene of a day is fit: the
+    one with the highest coverage, then the least cloud, then the first id. With an even number of fit
+    scenes, the lower or the upper of the two middle ones is selected: the specification requires the
+    lower, the published dataset has the upper.
 
     Returns one row per distinct scene_id, by date and id, with the columns fit (bool), position (first,
-    middle, last or ""), reason ("" where selected), coverage_step (the rung taken, missing where fewer
-    than three scenes are fit on the lowest), clear_percent (as in `spread_scenes`, missing without
-    chip_coverage) and note (which of how many fit scenes this is and on which rung; "" where not selected).
-    The result does not depend on the order of the rows, nor on duplicates.
+    middle, last or ""), reason ("" if selected), coverage_step (the rung used, missing if fewer than
+    three scenes are fit on the lowest), clear_percent (as in `spread_scenes`, missing without
+    chip_coverage) and note (which of how many fit scenes this is and on which rung; "" if not selected).
+    The result depends neither on the order of the rows nor on duplicates.
     """
     table = _distinct(scenes)
-    # a comparison with a missing value is false, so a scene of unknown cloud or coverage is never fit
+    # a comparison with a missing value is false, so a scene with unknown cloud or coverage is never fit
     clear = (table["cloud_cover"] <= max_cloud_cover) & (table["missing_bands"] == "")
-    # the one that covers most is on every rung on which any of its day is
+    # the scene with the highest coverage is on every rung on which another of its day is
     best = _one_a_day(table[clear], ["spatial_coverage", "cloud_cover", "scene_id"], [False, True, True])
     another = clear & ~table.index.isin(best)
     clear &= ~another
@@ -79,14 +79,14 @@ def spread_scenes(
 ) -> pd.DataFrame:
     """The three scenes that are jointly best for the tile's chips, and for every other the reason against it.
 
-    `scenes` has the columns of `select_scenes`, with chip_coverage. What is clear of the chips is
-    estimated before any file is fetched, as chip_coverage * (1 - cloud_cover / 100) percent, to two
-    decimals. A scene is fit with at most `max_cloud_cover`, all bands, a date in `season` (first and last
-    day, both included) and anything clear at all; with unknown cloud cover or chip coverage it is not. Of
-    several such scenes of one day only the clearest is fit, then the first by id.
+    `scenes` has the columns of `select_scenes`, with chip_coverage. The clear percentage of the chips' area
+    is estimated before any file is fetched, as chip_coverage * (1 - cloud_cover / 100), to two decimals. A
+    scene is fit with at most `max_cloud_cover`, all bands, a date in `season` (first and last day, both
+    included) and a clear percentage above 0; with unknown cloud cover or chip coverage it is not. Only the
+    clearest scene of a day is fit, then the first by id.
 
-    Of all three fit scenes on different days, at least `min_gap_days` from one to the next, those with
-    the highest score are taken, the earliest by date and then id where several have it:
+    Of all triples of fit scenes that are at least `min_gap_days` apart, the one with the highest score is
+    selected; of equal scores, the earliest by date and then id:
 
         score (0 to 100) = 100 * clear * evenness
         clear    = product of the three clear shares
@@ -95,13 +95,13 @@ def spread_scenes(
     `clear` is the share of the chips' area that is clear on all three dates if clouds and edges fall
     independently of each other: a chip needs all three. `evenness` is 1 with a date in the middle of
     each third of the season, and falls to 0 towards three dates at one end of it. The product weighs
-    both without a further parameter: a date that is a quarter of the season off costs as much as a
-    scene that leaves out a sixth of the chips.
+    both without another parameter: a date that is off by a quarter of the season costs as much as a
+    scene that misses a sixth of the chips.
 
-    Returns the rows and columns of `select_scenes`, where coverage_step is missing, clear_percent is the
-    estimate (missing where unknown), reason says what the best three with a scene would have scored,
-    and note why a scene is taken and which three came second. Without three scenes that keep the gap
-    none is taken. The result does not depend on the order of the rows, nor on duplicates.
+    Returns the rows and columns of `select_scenes`. coverage_step is missing; clear_percent is the
+    estimate (missing if unknown); reason has the score of the best triple with the scene; note has the
+    reason why a scene was selected, and the second-best triple. If no three scenes keep the gap, none is
+    selected. The result depends neither on the order of the rows nor on duplicates.
     """
     table = _distinct(scenes)
     table["reason"] = [
@@ -117,9 +117,9 @@ def spread_scenes(
         return table
     days = np.array([(date - season[0]).days for date in fit["date"]], np.int64)
     length = (season[1] - season[0]).days + 1
-    # with no gap at all a scene could come after itself
+    # with a gap of 0 a scene could follow itself
     gap = max(min_gap_days, 1)
-    # whole numbers, so that equal triples tie on any machine: hundredths of a percent and sixths of a day
+    # integers, so that equal triples tie on any machine: hundredths of a percent and sixths of a day
     clear = (fit["clear_percent"] * 100).round().to_numpy(np.int64)
     off = np.abs(6 * days + 3 - length * np.array(_IDEAL_SIXTHS)[:, None])
     ranked, with_it = _best_triples(days, clear, off, length, gap)
@@ -152,12 +152,12 @@ class _Triple(NamedTuple):
 def _best_triples(
     days: NDArray[np.int64], clear: NDArray[np.int64], off: NDArray[np.int64], length: int, gap: int
 ) -> tuple[list[_Triple], NDArray[np.int64]]:
-    """The best and the second best triple that keep the gap, and the highest score with each scene (else 0).
+    """The best and second-best triple that keep the gap, and the highest score with each scene, or 0.
 
-    By scenes in order of `days`: `clear` in hundredths of a percent, and `off`, [3, scenes], the distance
-    from the three ideal dates in sixths of a day. A score has the unit 1 / (9e10 * `length`); the largest is
-    some 4e15. All first and last scenes of one middle scene are compared at once, so memory grows with the
-    square of the number of scenes, not with its cube.
+    Scenes are in order of `days`; `clear` is in hundredths of a percent, and `off`, [3, scenes], is the
+    distance from the three ideal dates in sixths of a day. A score has the unit 1 / (9e10 * `length`); the
+    largest is about 4e15. All first and last scenes for one middle scene are compared at once, so memory
+    grows with the square of the number of scenes, not with its cube.
     """
     best: list[_Triple] = []
     with_it = np.zeros(len(days), np.int64)
@@ -179,9 +179,9 @@ def _best_triples(
 
 
 def _distinct(scenes: pd.DataFrame) -> pd.DataFrame:
-    """One row per scene, by date and id, nothing selected yet, with clear_percent."""
+    """One row per scene, by date and id, with clear_percent and nothing selected yet."""
     known = [column for column in _PERCENTS if column in scenes]
-    # by all that a rule reads, so that the same of two rows stays whatever their order
+    # by all columns that a rule reads, so that the choice among duplicates does not depend on their order
     by = ["date", "scene_id", *known, "missing_bands", "problem"]
     table = scenes if "problem" in scenes else scenes.assign(problem="")
     table = table.astype(dict.fromkeys(known, float)).sort_values(by).drop_duplicates("scene_id")
@@ -189,8 +189,8 @@ def _distinct(scenes: pd.DataFrame) -> pd.DataFrame:
     for column in known:
         wrong = table[column].notna() & ~table[column].between(0, 100)
         why = [f"{column.replace('_', ' ')} {value:g} is not from 0 to 100" for value in table[column][wrong]]
-        told = table["problem"][wrong]
-        table.loc[wrong, "problem"] = [f"{a}; {b}" if a else b for a, b in zip(told, why, strict=True)]
+        earlier = table["problem"][wrong]
+        table.loc[wrong, "problem"] = [f"{a}; {b}" if a else b for a, b in zip(earlier, why, strict=True)]
         table.loc[wrong, column] = float("nan")
     table["position"], table["reason"], table["note"] = "", "", ""
     table["coverage_step"], table["clear_percent"] = float("nan"), float("nan")
@@ -200,7 +200,7 @@ def _distinct(scenes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _one_a_day(scenes: pd.DataFrame, by: list[str], ascending: list[bool]) -> "pd.Index[int]":
-    """The rows of the scene of each day that comes first by these columns."""
+    """The first row of each day in the order of these columns."""
     return scenes.sort_values(by, ascending=ascending).drop_duplicates("date").index
 
 
@@ -238,7 +238,7 @@ def _outdone(score: int, best: int, unit: float, gap: int) -> str:
 
 
 def chosen_scenes(selected: pd.DataFrame) -> pd.DataFrame:
-    """The three scenes of a table of `select_scenes` or `spread_scenes` as first, middle, last, or none."""
+    """The selected scenes in a result of `select_scenes` or `spread_scenes`, as first, middle, last; possibly none."""
     chosen = selected[selected["position"] != ""]
     return (
         chosen.set_index("position")

@@ -31,7 +31,7 @@ def _grid_file(tile_grid_source: TileGridSource) -> Source:
 @stage("tiles", TILE_GRID, kinds={"geoparquet"}, source=_grid_file)
 def tile_grid(run: Run, source: Path) -> Made:
     """The Sentinel-2 tile grid: name, centroid, bounding box and outline of each tile; tiles across the
-    antimeridian are whole.
+    antimeridian are complete.
     """
     return Made(read_tile_grid(source))
 
@@ -49,7 +49,7 @@ def _chips_lie_in_their_tile(tile_map: pd.DataFrame, tiles: Mapping[str, AllTile
     checks=[
         Check(
             "chips_lie_in_their_tile",
-            "Every chip box lies wholly inside the HLS raster of its tile.",
+            "Every chip box is completely inside the HLS raster of its tile.",
             _chips_lie_in_their_tile,
         )
     ],
@@ -61,7 +61,7 @@ def tile_map(run: YearRun, chip_bboxes: gpd.GeoDataFrame, tile_grid: gpd.GeoData
     edges = tile_grid[["tile", "minx", "miny", "maxx", "maxy"]]
     edges.columns = pd.Index(["tile", "tile_west", "tile_south", "tile_east", "tile_north"])
     table = table.merge(edges, on="tile", how="left").fillna({"tile": ""})
-    # the boxes come by rank, and a new rank alone must not make a tile's work again
+    # boxes are in order of rank, and a new rank alone must not cause a tile to be made again
     table = table.sort_values("chip_id", ignore_index=True)
     tiles = tile_names(table)
     chips = table.groupby("tile", as_index=False).agg(

@@ -1,4 +1,4 @@
-"""The Sentinel-2 tile grid: reading it from a file, official or not, and the HLS raster of each tile's polygon."""
+"""Reads the Sentinel-2 tile grid, and computes the HLS raster of each tile from its polygon."""
 
 import importlib.util
 import math
@@ -26,13 +26,13 @@ from resources.vectors import Vector, open_vector
 _NAME_COLUMNS = ("tile", "name", "tile_id", "tileid", "tile_name", "mgrs", "mgrs_tile")
 _MAX_ARCHIVE_BYTES = 1 << 30
 _MAX_CROSSINGS = 100
-"""Of the outlines of a tile's pieces, which share an edge."""
+"""Crossings of the outlines of a tile's pieces, which share an edge."""
 
 
 def official_grid_path() -> Path:
     """The zipped KML of the official grid (56,686 tiles) in the installed package `s2tiling`.
 
-    Raises InputError where the package, or the file in it, is missing.
+    Raises InputError if the package, or the file in it, is missing.
     """
     spec = importlib.util.find_spec("s2tiling")
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -40,7 +40,7 @@ def official_grid_path() -> Path:
         if path.is_file():
             return path
     raise InputError(
-        "the package s2tiling, which brings the official tile grid, is not installed or lacks "
+        "the package s2tiling, which contains the official tile grid, is not installed or lacks "
         "data/s2_tiling.zip; install s2tiling, or name a tile grid file"
     )
 
@@ -49,22 +49,22 @@ def read_tile_grid(path: str | Path) -> gpd.GeoDataFrame:
     """A tile grid as a frame of tiles, sorted by name.
 
     Columns: tile (str, such as 13TDE), lon and lat (float64, centroid of the polygon in degrees), x
-    and y (float64, that centroid in EPSG:5070; inf where the projection has no such place), minx,
+    and y (float64, the same in EPSG:5070; inf if it cannot be projected), minx,
     miny, maxx, maxy (float64, bounds of the polygon in degrees) and geometry (Polygon, EPSG:4326).
 
-    A tile across the antimeridian, which the official grid holds in two pieces, is one polygon of
-    unbroken longitudes: its `lon` is from -180 to below 180 as everywhere, and either `minx` falls
-    below -180 or `maxx` rises above 180, so that minx < maxx and maxx - minx is the tile's width.
+    A tile across the antimeridian, which the official grid has in two pieces, becomes one polygon with
+    continuous longitudes: its `lon` is from -180 to below 180 as for any tile, and either `minx` is
+    below -180 or `maxx` is above 180, so that maxx - minx is the tile's width.
 
-    Reads a KML, a KMZ or zip of one vector file, GeoParquet, or what else GDAL reads, with the
-    tile's name in a column called Name, tile, tile_id or the like. Raises InputError for a file
-    that cannot be read, an archive that is unsafe or larger than 1 GiB unpacked, a missing CRS, and
-    names or polygons that are no tiles.
+    Reads the vector files of `resources.vectors`, also in a KMZ or zip, and GeoParquet. The name of a
+    tile must be in a column called Name, tile, tile_id or the like. Raises InputError if the file
+    cannot be read, an archive is unsafe or larger than 1 GiB unpacked, the CRS is missing, or names or
+    polygons are not valid tiles.
     """
     features = _read_features(Path(path))
-    # whatever they are: numbers, or nothing
+    # they may be numbers or missing
     names = np.array([str(name) for name in features["tile"]], dtype=object)
-    _refuse(path, "names that are no tile's", [name for name in names if not is_tile(name)])
+    _refuse(path, "names that are not valid for a tile", [name for name in names if not is_tile(name)])
     unique, times = np.unique(names.astype(str), return_counts=True)
     _refuse(path, "tiles that occur twice", unique[times > 1].tolist())
     try:
@@ -98,28 +98,28 @@ def hls_tile_bounds(tile: str, polygon: shapely.Polygon) -> HlsBounds:
 
     HLS lays the tile of the 100 km square with south-west corner (E0, N0) from
     floor(E0 / 60) * 60 eastward and from ceil((N0 + 100000) / 60) * 60 southward, 109,800 m each
-    way: measured right for every tile over CONUS. The tile's name gives the UTM zone, and the
-    polygon's north-west corner the square, to which it lies within 40 m in the official grid.
+    way: confirmed for every tile over CONUS. The tile's name gives the UTM zone, and the polygon's
+    north-west corner gives the square; in the official grid it is less than 40 m from the square's.
     Southern tiles are in the zone's northern CRS (EPSG:326xx), with negative northings.
 
-    Raises InputError for a name that no tile has, and a polygon whose corner is not near that of a 100 km square.
+    Raises InputError if the name is not valid for a tile, or the polygon's corner is not near one of a 100 km square.
     """
     points = shapely.get_coordinates(polygon)
     if not is_tile(tile) or not len(points) or not np.isfinite(points).all():
         raise InputError(
-            f"the tile grid has {plain_text(repr(tile), 60)} with {len(points)} vertices, which is no tile, or lies "
-            "nowhere; materialize tile_grid again"
+            f"the tile grid has {plain_text(repr(tile), 60)} with {len(points)} vertices, which is not a valid tile; "
+            "materialize tile_grid again"
         )
     epsg = 32600 + int(tile[:2])
     east, north = _to_utm(epsg).transform(points[:, 0], points[:, 1])
     west_edge, north_edge = float(np.min(east)), float(np.max(north))
     if not math.isfinite(west_edge + north_edge):
         raise InputError(
-            f"tile {tile}: its polygon has no place in EPSG:{epsg}; use the official Sentinel-2 tile grid"
+            f"tile {tile}: its polygon cannot be projected to EPSG:{epsg}; use the official Sentinel-2 tile grid"
         )
     square_left = SQUARE_METRES * round(west_edge / SQUARE_METRES)
     square_top = SQUARE_METRES * round(north_edge / SQUARE_METRES)
-    # a tile cut at the antimeridian has vertices in mid edge, which bow by up to 1,890 m (01CDH)
+    # a tile cut at the antimeridian has vertices within its edges, which bow by up to 1,890 m (01CDH)
     if max(abs(west_edge - square_left), abs(north_edge - square_top)) > 5000:
         raise InputError(
             f"tile {tile}: its polygon's north-west corner is ({west_edge:.0f}, {north_edge:.0f}) "
@@ -151,7 +151,7 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
     except (IntegrityError, ProjError, ValueError, OSError) as error:
         raise InputError(f"tile grid {path} cannot be read: {error}") from None
     if not isinstance(features, gpd.GeoDataFrame) or features.empty:
-        raise InputError(f"tile grid {path} holds no polygons")
+        raise InputError(f"tile grid {path} has no polygons")
     if features.crs is None:
         raise InputError(f"tile grid {path} has no CRS; save it as GeoJSON or GeoPackage in EPSG:4326")
     require_place(features.crs, f"tile grid {path}", "save it as GeoJSON or GeoPackage in EPSG:4326")
@@ -161,13 +161,13 @@ def _read_features(path: Path) -> gpd.GeoDataFrame:
 
 def _features(path: Path, vector: Vector) -> gpd.GeoDataFrame | pd.DataFrame:
     layers = list(vector.layers())
-    # the official KML has a second layer, Info, with no tiles
+    # the official KML has a second layer, Info, without tiles
     if not layers:
-        raise InputError(f"tile grid {path} holds no polygons")
+        raise InputError(f"tile grid {path} has no polygons")
     layer = "Features" if "Features" in layers else layers[0]
     if layer != "Features" and len(layers) > 1:
         raise InputError(
-            f"tile grid {path} has several layers ({', '.join(layers[:5])}); keep the tiles' alone"
+            f"tile grid {path} has several layers ({', '.join(layers[:5])}); keep only the one with the tiles"
         )
     return vector.read(layer, [_name_column(path, vector.columns(layer))])
 
@@ -186,7 +186,7 @@ def _name_column(path: Path, columns: "NDArray[np.object_] | list[str]") -> str:
 def _polygons(
     path: str | Path, names: NDArray[np.object_], geometries: NDArray[np.object_]
 ) -> NDArray[np.object_]:
-    """One polygon a tile, its centroid from -180 to below 180."""
+    """One polygon per tile, with a centroid from -180 to below 180 degrees."""
     parts, tiles = shapely.get_parts(shapely.force_2d(geometries), return_index=True)
     parts, nested = shapely.get_parts(parts, return_index=True)
     tiles = tiles[nested]
@@ -198,7 +198,7 @@ def _polygons(
     on_earth = (np.abs(shapely.bounds(parts)) <= [360, 90, 360, 90]).all(axis=1)
     _refuse(
         path,
-        "tiles with coordinates that are no degrees",
+        "tiles with coordinates that are not degrees",
         np.unique(names[tiles[~on_earth]].astype(str)).tolist(),
     )
 
@@ -230,7 +230,7 @@ def _polygons(
 
 
 def _unwrapped(polygon: shapely.Polygon) -> shapely.Polygon:
-    """The polygon with its western longitudes counted on beyond 180."""
+    """The polygon with 360 added to its negative longitudes."""
     return shapely.transform(polygon, lambda points: points + np.where(points[:, :1] < 0, [360.0, 0.0], 0.0))
 
 

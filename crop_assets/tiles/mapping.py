@@ -1,4 +1,4 @@
-"""The HLS tile of each chip box."""
+"""Finds the HLS tile of each chip box."""
 
 from functools import lru_cache
 from typing import Any, Literal
@@ -21,20 +21,19 @@ def map_chips(
     rule: Literal["projected", "degrees"],
     outside: Literal["drop", "reassign"] = "drop",
 ) -> pd.DataFrame:
-    """The tile whose centroid is nearest to each box's centre, one row a box in the boxes' order.
+    """The tile whose centroid is nearest to each box's centre, one row per box in the same order.
 
-    `rule` measures in EPSG:5070 ('projected', the specification) or in degrees of longitude and
-    latitude taken as plane coordinates ('degrees', the published dataset). Tiles that are equally
-    near go by name. A box that lies in no way inside the nearest tile has none ('drop'), or by 'reassign' the one
-    that it lies deepest in of those that hold its centre.
+    `rule` measures distances in EPSG:5070 ('projected', the specification) or in degrees as plane
+    coordinates ('degrees', the published dataset). Of equally near tiles the first by name is taken. A box
+    that does not overlap the nearest tile has none ('drop'), or gets the tile with the largest margin among
+    those that contain its centre ('reassign').
 
     Columns: chip_id (str); chip_x and chip_y (float64, longitude and latitude of the centre);
-    tile (str, missing where the box lies in no way inside the nearest tile, so that no chip is made
-    from a far one); distance_m (float64, centre to tile centroid in EPSG:5070); contained (bool, the
-    box is wholly inside the tile's HLS raster); margin_m (float64, least distance from the box's
-    corners to the raster's edge in the tile's UTM zone, or minus the farthest reach beyond it; an edge
-    of the box bows by at most 0.4 m between its corners); finding (str, why a box is not contained,
-    else empty).
+    tile (str, missing if the box does not overlap the nearest tile, so that no chip is made from a
+    distant one); distance_m (float64, centre to tile centroid in EPSG:5070); contained (bool, the box is
+    completely inside the tile's HLS raster); margin_m (float64, minimum distance from the box's corners to
+    the raster's edge in the tile's UTM zone, negative if one is outside; an edge of the box bows by at
+    most 0.4 m between its corners); finding (str, why a box is not contained, else empty).
 
     Raises InputError if no tile of the grid has a centroid.
     """
@@ -50,11 +49,13 @@ def map_chips(
     margin, overlaps = _margins(cells, grid, nearest)
     if outside == "reassign":
         for i in np.flatnonzero(~overlaps):
-            holding = np.flatnonzero(grid.contains(shapely.Point(boxes["lon"].iloc[i], boxes["lat"].iloc[i])))
-            if len(holding):
-                depths, met = _margins(np.repeat(cells[[i]], len(holding), axis=0), grid, holding)
+            containing = np.flatnonzero(
+                grid.contains(shapely.Point(boxes["lon"].iloc[i], boxes["lat"].iloc[i]))
+            )
+            if len(containing):
+                depths, met = _margins(np.repeat(cells[[i]], len(containing), axis=0), grid, containing)
                 deepest = depths.argmax()
-                nearest[i], margin[i], overlaps[i] = holding[deepest], depths[deepest], met[deepest]
+                nearest[i], margin[i], overlaps[i] = containing[deepest], depths[deepest], met[deepest]
     with np.errstate(invalid="ignore"):
         distance = np.hypot(*(centres - grid[["x", "y"]].to_numpy()[nearest]).T)
     names = grid["tile"].to_numpy(dtype=object)[nearest]
@@ -74,9 +75,9 @@ def map_chips(
 
 
 def _nearest(points: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Index of the nearest centroid to each point, the least index of equally near ones."""
-    places: Any = shapely.points(centroids)
-    point, centroid = shapely.STRtree(places).query_nearest(shapely.points(points), all_matches=True)
+    """Index of the nearest centroid to each point; of equally near ones the smallest index."""
+    targets: Any = shapely.points(centroids)
+    point, centroid = shapely.STRtree(targets).query_nearest(shapely.points(points), all_matches=True)
     nearest = np.full(len(points), len(centroids))
     np.minimum.at(nearest, point, centroid)
     return nearest
@@ -85,7 +86,7 @@ def _nearest(points: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDA
 def _margins(
     cells: NDArray[np.int64], grid: gpd.GeoDataFrame, nearest: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """How far each box stays inside its tile's HLS raster, metres, and whether it meets it at all.
+    """The margin of each box inside its tile's HLS raster, in metres, and whether it overlaps the raster at all.
 
     `cells` is [n, 2], the boxes' rows and columns.
     """
@@ -110,15 +111,15 @@ def _margins(
 
 
 def _corners(cells: NDArray[np.int64], epsg: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The four corners of boxes in a UTM zone, [n, 4] each. One that boxes share is projected once."""
+    """The four corners of boxes in a UTM zone, x and y as [n, 4]. A corner that boxes share is projected once."""
     across = GRID_COLS + 1
     corners = cells[:, :1] * across + cells[:, 1:] + [0, 1, across + 1, across]
     used = np.zeros((GRID_ROWS + 1) * across, bool)
     used[corners] = True
     row, col = np.divmod(np.flatnonzero(used), across)
     x, y = _to_utm(epsg).transform(ORIGIN_X + CHIP_METRES * col, ORIGIN_Y - CHIP_METRES * row)
-    place = np.cumsum(used) - 1
-    return x[place[corners]], y[place[corners]]
+    index = np.cumsum(used) - 1
+    return x[index[corners]], y[index[corners]]
 
 
 @lru_cache

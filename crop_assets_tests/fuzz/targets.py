@@ -70,7 +70,7 @@ from resources.ipfs.cid import Cid, cid_from_href
 from resources.ipfs.directory import find
 from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag, decode_file_node
-from resources.pace import until
+from resources.pace import deadline
 from resources.parquet import Parquet
 from resources.response_cache import read_response
 from resources.sources import FileRequest
@@ -413,7 +413,7 @@ def http_answer(data: bytes) -> None:
         ),
     ):
         # a pause that is asked for is not waited for
-        with contextlib.suppress(*OWN), until(time.monotonic() + 0.2):
+        with contextlib.suppress(*OWN), deadline(time.monotonic() + 0.2):
             ask()
 
 

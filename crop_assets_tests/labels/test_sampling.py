@@ -409,12 +409,15 @@ def test_bad_chip_geojson_is_refused(
         ("[]", "is not a FeatureCollection"),
         ('{"features": [1]}', "is not a FeatureCollection"),
         ('{"features": []}', "has no features"),
-        ('{"features": [{}], "crs": {"properties": {"name": "EPSG:5700000"}}}', "is in EPSG:5700000, which"),
+        (
+            '{"features": [{}], "crs": {"properties": {"name": "EPSG:5700000"}}}',
+            "its CRS is EPSG:5700000, which",
+        ),
         (
             '{"features": [{}], "crs": "EPSG:5070"}',
             'its CRS is "EPSG:5070", which is not a code that .*; save it in',
         ),
-        ('{"features": [{}], "crs": {"type": "link"}}', 'is in {"type": "link"}'),
+        ('{"features": [{}], "crs": {"type": "link"}}', 'its CRS is {"type": "link"}'),
     ],
 )
 def test_a_file_that_is_not_a_chip_geojson_is_refused(

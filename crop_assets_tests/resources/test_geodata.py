@@ -234,9 +234,7 @@ def test_a_raster_is_what_its_suffix_says(tmp_path: Path) -> None:
     for path, other in ((tif, "2021_30m_cdls.img"), (img, "2021_30m_cdls.tif"), (tif, "2021_30m_cdls.vrt")):
         with pytest.raises(InputError):
             check_cdl(shutil.copy(path, tmp_path / other))
-    with pytest.raises(
-        InputError, match=r"the suffix of no raster .* gdal_translate .*cdls\.nc 2021_30m_cdls\.tif"
-    ):
+    with pytest.raises(InputError, match=r"is not a .tif.* gdal_translate .*cdls\.nc 2021_30m_cdls\.tif"):
         check_cdl(shutil.copy(tif, tmp_path / "2021_30m_cdls.nc"))
 
 

@@ -242,7 +242,9 @@ def test_file_with_other_columns_layers_or_no_crs_is_refused(tmp_path: Path) -> 
 
 
 def test_names_and_shapes_that_are_no_tiles_are_refused(geojson: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"names that are no tile's: 61SNH, 14SNI, corn, 1\u0664SNH$"):
+    with pytest.raises(
+        InputError, match=r"names that are not valid for a tile: 61SNH, 14SNI, corn, 1\u0664SNH$"
+    ):
         names = ("61SNH", "14SNH", "14SNI", "corn", "1\u0664SNH")
         read_tile_grid(geojson(**dict.fromkeys(names, SQUARE)))
     with pytest.raises(InputError, match=r"tiles without a polygon: 14SNH$"):

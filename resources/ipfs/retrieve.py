@@ -10,7 +10,7 @@ from resources.errors import CutShortError, IntegrityError, NotFoundError, Resou
 from resources.ipfs.car import MAX_SECTION, read_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FileNode, decode_file_node
-from resources.pace import Pace, longest_seconds
+from resources.pace import Pace, max_seconds
 from resources.resume import move
 
 MAX_NODES = 1 << 18
@@ -88,7 +88,7 @@ class Retrieval:
         count.
         """
         aside = self._path.with_name(f"{self._path.name}.aside")
-        pace = Pace(patience, longest_seconds(self._max_bytes))
+        pace = Pace(patience, max_seconds(self._max_bytes))
         with _Stream(pieces, aside, self._seen, pace) as stream:
             while self._expected:
                 cid, _ = self._expected[-1]
