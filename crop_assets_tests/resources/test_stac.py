@@ -555,5 +555,5 @@ def test_items_of_one_id_in_two_collections_count_as_two(faulty: Faulty) -> None
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for url in (str(tmp_path / "none.json"), str(tmp_path)):
-        with pytest.raises(NotFoundError, match=f"ItemCollection {url} is not there"):
+        with pytest.raises(NotFoundError, match=f"ItemCollection {url} does not exist"):
             IpfsStac(url=url).items(["a"])
