@@ -184,7 +184,7 @@ def test_another_index_counts_as_a_first_look(releases: Releases, nass: Nass, tm
 def test_a_page_whose_files_are_all_gone_is_an_error(releases: Releases, nass: Nass) -> None:
     for path in nass.archives:
         nass.broken[path] = 404
-    assert re.search(r"none of the 2 files that .* lists is there", str(releases.tick().skip_reason))
+    assert re.search(r"none of the 2 files that .* lists exists", str(releases.tick().skip_reason))
 
 
 def test_a_first_look_that_fails_in_part_does_not_count(releases: Releases, nass: Nass) -> None:
