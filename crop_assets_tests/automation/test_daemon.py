@@ -160,7 +160,7 @@ def test_the_first_look_of_the_daemon_records_what_is_there_and_is_tried_again_i
         asked = len(nass.asked_for("GET"))
         let_a_minute_pass(instance, running)
         running.wait_for("the third tick", lambda: len(ticks(instance)) == 3)
-        assert "the next look is due at" in str(ticks(instance)[0].skip_reason)
+        assert "the next one is due at" in str(ticks(instance)[0].skip_reason)
         assert instance.get_runs() == []
         assert instance.get_dynamic_partitions("cdl_year") == []
     assert nass.asked_for("GET") == [INDEX] * asked
