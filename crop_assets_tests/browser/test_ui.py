@@ -74,10 +74,12 @@ def test_the_graph_shows_every_asset(page: Any) -> None:
 
 def test_a_chip_can_be_looked_at(page: Any) -> None:
     page.goto("/assets/chips?view=events")
-    page.get_by_text("[Show Markdown]").first.click()
     picture = page.get_by_role("img", name="chip_").first
     picture.wait_for()
-    assert picture.evaluate("image => image.naturalWidth") > 600
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 600
+    assert "/pictures/chips/" in (picture.get_attribute("src") or ""), (
+        "a file of the store, not part of the event"
+    )
 
 
 def test_the_runs_of_the_demo_are_in_the_histories_of_their_jobs(page: Any, ui: Ui) -> None:

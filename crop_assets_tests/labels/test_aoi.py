@@ -76,7 +76,9 @@ def test_aoi_files(block: gpd.GeoDataFrame, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"broken\.geojson cannot be read"):
         read_aoi(tmp_path / "broken.geojson")
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"table\.csv is no \.geojson, .* or \.parquet file; save it as one"):
+    with pytest.raises(
+        InputError, match=r"table\.csv is not a \.geojson, .* or \.parquet file; save it as one"
+    ):
         read_aoi(tmp_path / "table.csv")
 
 

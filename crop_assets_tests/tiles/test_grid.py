@@ -203,7 +203,7 @@ def test_archive_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path) -> Non
         ("grid.zip", b"PK no zip", "is not a zip archive"),
         ("grid.kml", b"<html/>", "cannot be read"),
         ("grid.parquet", b"PAR1", "cannot be read"),
-        ("grid.csv", b"tile\n14SNH\n", r"is no \.geojson, .* or \.parquet file; save it as one"),
+        ("grid.csv", b"tile\n14SNH\n", r"is not a \.geojson, .* or \.parquet file; save it as one"),
         (
             "grid.geojson",
             b'{"type": "FeatureCollection", "features": []}',
