@@ -1,4 +1,5 @@
 import hashlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,3 +47,12 @@ def partials(tmp_path: Path) -> PartialFiles:
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources_module, "BACKOFF_SECONDS", 0.01)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the system's temporary files, empty at first."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -290,15 +289,6 @@ def test_a_file_that_cannot_be_removed_stops_nobody(folder: Path, monkeypatch: p
 
 
 # Where a store has them
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the system's temporary files, empty at first."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def place_of(store: DatasetStore) -> Path:

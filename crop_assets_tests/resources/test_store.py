@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -53,15 +52,6 @@ def object_store() -> Iterator[None]:
 def elsewhere() -> s3fs.S3FileSystem:
     """The bucket as another machine has it: nothing is shared with the store under test."""
     return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the system's temporary files, empty at first."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 @pytest.fixture
