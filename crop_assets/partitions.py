@@ -33,7 +33,7 @@ year_tile_partitions = dg.MultiPartitionsDefinition({CDL_YEAR: cdl_year_partitio
 
 
 def add_tiles(instance: dg.DagsterInstance, tiles: Collection[str]) -> None:
-    """Add these tiles (`tiles.grid.tile_names`) as partitions.
+    """Add these tiles (`crop_assets.schemas.tile_names`) as partitions.
 
     Raises IntegrityError if there would be more than any dataset has, for example because of forged tile maps.
     """

@@ -34,8 +34,8 @@ def _optional(*columns: Column) -> tuple[Column, ...]:
     return tuple(replace(column, optional=True) for column in columns)
 
 
-def _percent(name: str, description: str, optional: bool = True) -> Column:
-    return Column(name, pa.float64(), description, optional, low=0, high=100)
+def _percent(name: str, description: str) -> Column:
+    return Column(name, pa.float64(), description, optional=True, low=0, high=100)
 
 
 def _count(name: str, description: str, type: pa.DataType, high: float | None = None) -> Column:

@@ -149,14 +149,12 @@ def store_pictures(metadata: Mapping[str, Any], store: DatasetStore, folder: str
         if not isinstance(picture, Picture):
             continue
         if len(picture.data) <= _MAX_INLINE_BYTES:
-            source, where = (
-                f"data:{PICTURE_TYPES[picture.kind]};base64,{base64.b64encode(picture.data).decode()}",
-                "",
-            )
+            data, path = base64.b64encode(picture.data).decode(), ""
+            source = f"data:{PICTURE_TYPES[picture.kind]};base64,{data}"
         else:
             file = f"{folder}/{name}.{picture.kind}"
             store.write_bytes(file, picture.data)
             source = f"/{file}?sha256={hashlib.sha256(picture.data).hexdigest()}"
-            where = f"\n\n`{store.path(file)}`"
-        found[name] = dg.MetadataValue.md(f"![{picture.alt}]({source}){where}")
+            path = f"\n\n`{store.path(file)}`"
+        found[name] = dg.MetadataValue.md(f"![{picture.alt}]({source}){path}")
     return found

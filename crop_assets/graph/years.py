@@ -124,7 +124,7 @@ def _materialize(
         metadata |= store_pictures(made.metadata, store, lineage.layout.pictures(stage.name))
         stored = _write(lineage, stage, run, made, record)
         if not year:
-            # those of the years may have judged by the earlier one
+            # those of years may depend on the earlier table
             context.resources.lineages.clear()
     for name in stage.warnings:
         if text := metadata.get(name):
