@@ -100,14 +100,14 @@ def open_vector(path: Path, max_bytes: int = 1 << 30) -> Iterator[Vector]:
         if len(vectors) != 1:
             listed = ", ".join(one.filename for one in vectors[:5]) or "none"
             raise IntegrityError(f"{path} must contain one vector file, found {len(vectors)}: {listed}")
-        place = PurePosixPath(vectors[0].filename)
+        vector = PurePosixPath(vectors[0].filename)
         # only these, so that GDAL finds no other files next to it
-        suffixes = (_SHAPEFILE if place.suffix.lower() == ".shp" else ()) + (place.suffix.lower(),)
+        suffixes = (_SHAPEFILE if vector.suffix.lower() == ".shp" else ()) + (vector.suffix.lower(),)
         for member in found:
             name = PurePosixPath(member.filename)
-            if name.with_suffix("") == place.with_suffix("") and name.suffix.lower() in suffixes:
+            if name.with_suffix("") == vector.with_suffix("") and name.suffix.lower() in suffixes:
                 unpack(path, member, Path(folder, name.name), lambda _: None)
-        yield _vector(Path(folder, place.name), max_bytes)
+        yield _vector(Path(folder, vector.name), max_bytes)
 
 
 def _vector(path: Path, max_bytes: int) -> Vector:

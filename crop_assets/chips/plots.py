@@ -21,8 +21,8 @@ _GAP, _TITLE, _LEGEND, _LINE = 10, 42, 190, 15
 def chip_picture(chip: Chip, chip_id: str, dates: Sequence[str]) -> bytes:
     """The three dates of a chip in natural colour, its mask and a legend, side by side, as a JPEG of about 70 kB.
 
-    Drawn by Pillow, because a matplotlib figure takes longer than all other work on a tile, and saved as a JPEG
-    because the picture of each tile stays in the event log.
+    Drawn by Pillow, because a matplotlib figure takes longer than all other work on a tile, and saved as a JPEG because
+    there is one for each tile.
     """
     panels = [(date, _natural_colour(chip, at)) for at, date in enumerate(dates)]
     palette = np.array([class_colormap()[c][:3] for c in range(len(CLASSES))], np.uint8)
