@@ -42,6 +42,7 @@ _MAX_COPIED_BYTES = 256 << 20
 """An object of more bytes is hashed in pieces, as there may be no room for a copy."""
 _MAX_NAME, _MAX_PATH = 255, 1024
 """Most bytes of a name in a file system, and of a key in an object store."""
+_NOT_IN_NAMES = frozenset(":\\\0")
 
 
 class DatasetStore(Settings):
@@ -62,7 +63,10 @@ class DatasetStore(Settings):
     _swept: set[Path] = PrivateAttr(default_factory=set)
 
     def path(self, name: str) -> UPath:
-        """The path of `name` below the root. Raises UnsafeNameError if the name leads out of it, or over a link."""
+        """The path of `name` below the root. Raises UnsafeNameError if the name leads out of it, or over a link.
+
+        A colon is no part of a name: fsspec and GDAL take what stands before it for a protocol.
+        """
         return self._checked(name, len)
 
     def _target(self, name: str) -> UPath:
@@ -70,15 +74,7 @@ class DatasetStore(Settings):
         return self._checked(name, lambda parts: len(parts) - 1)
 
     def _checked(self, name: str, count: Callable[[Sequence[str]], int]) -> UPath:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts:
-            raise UnsafeNameError(f"{name!r:.200} is not a name below the store's root")
-        try:
-            longest = max(len(os.fsencode(part)) for part in parts)
-        except UnicodeEncodeError:
-            raise UnsafeNameError(f"{name!r:.200} cannot be a name in a file system") from None
-        if longest > _MAX_NAME or len(name) > _MAX_PATH:
-            raise UnsafeNameError(f"{name!r:.200} is longer than names of files may be")
+        parts = _parts(name)
         if self.is_local:
             require_no_links(Path(self._place.path), parts[: count(parts)])
         return self._place.joinpath(*parts)
@@ -309,7 +305,10 @@ class DatasetStore(Settings):
                 os.unlink(last, dir_fd=folder)
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names of the files and folders in `folder`, relative to the root; none if it is not a folder."""
+        """Sorted names of the files and folders in `folder`, relative to the root; none if it is not a folder.
+
+        What others put there under a name that `path` refuses is left out.
+        """
         path = self.path(folder)
         if self.is_local:
             found = [entry.name for entry in path.iterdir()] if path.is_dir() else []
@@ -321,7 +320,28 @@ class DatasetStore(Settings):
             except FileNotFoundError:
                 listed = []
             found = [PurePosixPath(entry).name for entry in listed if entry != path.path.rstrip("/")]
-        return sorted(f"{folder}/{name}" for name in found if not name.startswith(_TEMPORARY))
+        names = (f"{folder}/{name}" for name in found if not name.startswith(_TEMPORARY))
+        return sorted(name for name in names if _is_name(name))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or set(name) & _NOT_IN_NAMES or ".." in parts:
+        raise UnsafeNameError(f"{name!r:.200} is not a name below the store's root")
+    try:
+        longest = max(len(os.fsencode(part)) for part in parts)
+    except UnicodeEncodeError:
+        raise UnsafeNameError(f"{name!r:.200} cannot be a name in a file system") from None
+    if longest > _MAX_NAME or len(name) > _MAX_PATH:
+        raise UnsafeNameError(f"{name!r:.200} is longer than names of files may be")
+    return parts
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(_parts(name))
+    except UnsafeNameError:
+        return False
 
 
 class _Limit(Callback):  # type: ignore[misc]

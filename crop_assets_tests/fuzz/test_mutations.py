@@ -53,6 +53,8 @@ def changed(name: str, *path: str | int, to: Any) -> bytes:
 FIRST = ("features", 0)
 PLACE = (*FIRST, "geometry")
 FOUND: list[tuple[str, Callable[[], bytes]]] = [
+    # ValueError of a chained URL's unknown protocol
+    ("store_name", lambda: b"training_datasets/small/202\xff/ta120:: 00003/cdl.parquet"),
     # what left as OverflowError, IndexError, RecursionError
     *(
         (name, lambda name=name: changed(name, *PLACE, "coordinates", 0, 0, 0, to=10**400))

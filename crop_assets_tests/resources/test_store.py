@@ -194,7 +194,8 @@ def test_modes_follow_the_umask(folder: DatasetStore, umask: int, mode: int) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../a", "a/../../b", "a/..", "/etc/passwd", "//a", "a\0b", "a\\b", "..\\a"],
+    ["", ".", "..", "../a", "a/../../b", "a/..", "/etc/passwd", "//a", "a\0b", "a\\b", "..\\a"]
+    + ["s3://other/a", "file:///etc/passwd", "a/x::b", "a/zip::c.zip", "http::a", "data:,a", "vrt:a.tif", "a:"],
 )
 @pytest.mark.parametrize("root", ["data", "s3://crops/data"])
 def test_names_that_are_none_below_the_root_are_refused(root: str, name: str) -> None:
@@ -207,7 +208,7 @@ def test_names_that_are_none_below_the_root_are_refused(root: str, name: str) ->
         pytest.fail("the block was entered")
 
 
-@pytest.mark.parametrize("name", ["s3://other/a", "file:///etc/passwd", "~/a", "a?versionId=1", "a#b", "..a"])
+@pytest.mark.parametrize("name", ["s3/other/a", "~/a", "a?versionId=1", "a#b", "..a", "$HOME", "{a}", "*"])
 def test_what_only_looks_like_an_address_stays_below_the_root(store: DatasetStore, name: str) -> None:
     root = Path(store.root if store.is_local else store.root.replace("s3://", "/vsis3/"))
     path = Path(store.gdal_path(name))
@@ -221,6 +222,17 @@ def test_names_are_sorted_and_below_one_folder(store: DatasetStore) -> None:
     assert store.names("a") == ["a/10.tif", "a/9.tif", "a/z.tif"]
     assert store.names("c") == ["c/d.tif"]
     assert store.names("missing") == []
+
+
+@pytest.mark.parametrize("other", ["x::y.tif", "s3:", "a\\b.tif", "n" * 255])
+def test_a_file_of_others_that_cannot_be_named_hides_no_other(store: DatasetStore, other: str) -> None:
+    store.write_bytes("a/b.tif", b"x")
+    path = store.path("a/b.tif")
+    if store.is_local:
+        Path(path.path).with_name(other).write_bytes(b"y")
+    else:
+        path.fs.pipe_file(path.path.removesuffix("b.tif") + other, b"y")
+    assert store.names("a") == (["a/b.tif"] if set(other) & set(":\\") else ["a/b.tif", f"a/{other}"])
 
 
 def test_a_copy_has_the_bytes_of_its_source(store: DatasetStore, scratch: Path) -> None:
