@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from crop_assets.classes import CLASSES
 from crop_assets.errors import InputError, problems
 from crop_assets.suggest import with_suggestions
-from resources.addresses import require_no_login
+from resources.addresses import require_place
 from resources.plain_text import plain_text
 from resources.settings import Settings
 
@@ -197,7 +197,7 @@ class DatasetRecipe(Settings):
             )
         return value
 
-    _have_no_login = field_validator("aoi", "chip_boxes")(require_no_login)
+    _are_places = field_validator("aoi", "chip_boxes")(require_place)
 
     @field_validator("season_start", "season_end")
     @classmethod

@@ -17,6 +17,7 @@ from resources.errors import IntegrityError
 _MAX_LENGTH = 8192
 """Signed addresses of S3 have some 2,000 characters, and servers take request lines of 8 kB."""
 _AUTHORITY = re.compile(r"(?P<host>[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?", re.I | re.ASCII)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.I | re.ASCII)
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 _PORTS = {"https": 443, "http": 80}
@@ -111,8 +112,17 @@ def require_local(path: str) -> str:
     return path
 
 
-def require_no_login(path: str) -> str:
-    """A configured path, local or of an object store. Raises AddressError if it has a login."""
+def require_place(path: str) -> str:
+    """A configured file or folder: a local path, a file:// URL, or s3://bucket/key without a login.
+
+    Raises AddressError for all else, which fsspec would open: other protocols, some of which ask hosts without any of
+    the checks of `read`, and chains of them ("zip::a.zip").
+    """
+    scheme = _SCHEME.match(path)
+    if scheme and not path.startswith(("s3://", "file://")):
+        raise _refused(
+            path, f"not by {scheme[0]}, but as a local path (./… for a name like this) or as s3://"
+        )
     if is_url(path) and "@" in path.split("://", 1)[1].split("/")[0]:
         raise _refused(path, "it has a user name")
     return path

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 
+from crop_assets.labels.aoi import read_aoi
+from crop_assets.recipe import DatasetRecipe
 from crop_assets_tests.resources.loopback import closed_port
 from resources.addresses import AddressError, join, leads_to, read, require_host, safe_elsewhere, same_site
 from resources.cdl import CdlReleases, archive_links
@@ -23,6 +25,7 @@ from resources.ipfs.nodes import Gateway, KuboNode
 from resources.resume import PartialFiles
 from resources.sources import FileRequest
 from resources.stac import IpfsStac, SceneStac
+from resources.store import DatasetStore
 from resources.words import redacted
 
 TOKEN = "secret-token"
@@ -516,3 +519,44 @@ def test_the_login_of_an_address_is_in_no_message() -> None:
         with pytest.raises(AddressError) as error:
             read(url)
         assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://127.0.0.1:{port}/a.geojson",
+        "HTTPS://169.254.169.254/latest/meta-data",
+        "simplecache::http://127.0.0.1:{port}/a.geojson",
+        "zip://a.geojson::http://127.0.0.1:{port}/a.zip",
+        "github://owner:repo@main/a.geojson",
+        "sftp://host/a.geojson",
+        "smb://host/share/a.geojson",
+        "memory://a.geojson",
+        "ta120::a.geojson",
+        "data:,{{}}",
+        "S3://bucket/a.geojson",
+        "zzz://a/b.geojson",
+    ],
+)
+def test_files_of_the_configuration_are_on_a_disk_or_in_an_object_store(
+    listeners: tuple[Listener, Listener], place: str
+) -> None:
+    own, _ = listeners
+    named = place.format(port=own.port)
+    configured: list[Callable[[], object]] = [
+        lambda: DatasetStore(root=named),
+        lambda: DatasetRecipe(aoi=named),
+        lambda: DatasetRecipe(chip_boxes=named),
+    ]
+    for configure in configured:
+        with pytest.raises(ValueError, match=r"not by .*, but as a local path \(./… .* s3://"):
+            configure()
+    assert own.asked == []
+
+
+def test_a_local_path_may_have_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("./memory:field.geojson", str(tmp_path / "a::b.geojson"), "c:field.geojson"):
+        shape = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}
+        Path(name).write_text(json.dumps(shape))
+        assert len(read_aoi(DatasetRecipe(aoi=name).aoi)) == 1

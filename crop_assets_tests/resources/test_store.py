@@ -194,8 +194,19 @@ def test_modes_follow_the_umask(folder: DatasetStore, umask: int, mode: int) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../a", "a/../../b", "a/..", "/etc/passwd", "//a", "a\0b", "a\\b", "..\\a"]
-    + ["s3://other/a", "file:///etc/passwd", "a/x::b", "a/zip::c.zip", "http::a", "data:,a", "vrt:a.tif", "a:"],
+    [
+        *("", ".", "..", "../a", "a/../../b", "a/..", "/etc/passwd", "//a", "a\0b", "a\\b", "..\\a"),
+        *(
+            "s3://other/a",
+            "file:///etc/passwd",
+            "a/x::b",
+            "a/zip::c.zip",
+            "http::a",
+            "data:,a",
+            "vrt:a.tif",
+            "a:",
+        ),
+    ],
 )
 @pytest.mark.parametrize("root", ["data", "s3://crops/data"])
 def test_names_that_are_none_below_the_root_are_refused(root: str, name: str) -> None:
