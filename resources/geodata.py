@@ -112,22 +112,22 @@ def _open(
     # of an object store only this file may be read, and none for a local file, whatever its metadata names
     remote = path if isinstance(path, str) and path.startswith("/vsi") else "none"
     with rasterio.Env.from_defaults(CPL_VSIL_CURL_ALLOWED_FILENAME=remote, **_AS_STORED, **options):
-        raster = rasterio.open(description or (path if remote == path else Path(path)), driver=driver)
         try:
-            _require_plain(path, raster)
-        except RasterioIOError:
-            raster.close()
-            raise
+            raster = rasterio.open(description or (path if remote == path else Path(path)), driver=driver)
+            try:
+                _require_plain(path, raster)
+            except BaseException:
+                raster.close()
+                raise
         except UnicodeDecodeError as error:
-            raster.close()
-            raise RasterioIOError(f"{path} has metadata that are no text: {error}") from None
+            raise RasterioIOError(f"{path} has a CRS that is no text: {error}") from None
     return raster
 
 
 def _require_plain(path: str | Path, raster: rasterio.DatasetReader) -> None:
     """Raise RasterioIOError if a raster would take hours or all memory to read, or refers to other files."""
-    if raster.tags(ns="OVERVIEWS"):
-        # GDAL opens that file by its content
+    # GDAL opens that file by its content, even if its name is no text, so that rasterio leaves the tag out
+    if "OVERVIEWS" in raster.tag_namespaces():
         raise RasterioIOError(f"{path} has its overviews in a file that its metadata name")
     if raster.count > _MAX_BANDS:
         raise RasterioIOError(f"{path} has {raster.count} bands; the most is {_MAX_BANDS}")

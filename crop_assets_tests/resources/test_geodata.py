@@ -888,6 +888,31 @@ def _is_refused(path: Path, message: str) -> None:
         check_band(path, "B02", "14SMG")
 
 
+@pytest.mark.parametrize(
+    ("text", "spoilt", "message"),
+    [
+        pytest.param(b"My Albers", b"My \xc7lbers", "a CRS that is no text", id="name of the CRS"),
+        pytest.param(b"beside.tif", b"\xe9eside.tif", "its overviews in a file", id="value of a tag"),
+    ],
+)
+def test_texts_that_rasterio_cannot_read_hide_nothing_from_us(
+    tmp_path: Path, text: bytes, spoilt: bytes, message: str
+) -> None:
+    path = tmp_path / "2022_30m_cdls.tif"
+    # with a code, GDAL would look at no name
+    crs = pyproj.CRS.from_epsg(5070).to_wkt("WKT1_GDAL").replace("NAD83 / Conus Albers", "My Albers")
+    crs = crs.replace(',AUTHORITY["EPSG","5070"]', "")
+    with create_raster(
+        path, height=448, width=448, count=1, crs=crs, transform=PLACE, dtype="uint8"
+    ) as raster:
+        if text == b"beside.tif":
+            raster.update_tags(ns="OVERVIEWS", OVERVIEW_FILE="beside.tif")
+    data = path.read_bytes()
+    assert text in data
+    path.write_bytes(data.replace(text, spoilt))
+    _is_refused(path, message)
+
+
 @pytest.mark.parametrize("compress", ["deflate", "lzw", "zstd", "packbits"])
 def test_a_raster_in_one_strip_is_read_at_once_or_not_at_all(tmp_path: Path, compress: str) -> None:
     path = tmp_path / "2022_30m_cdls.tif"
