@@ -19,8 +19,8 @@ from resources.tables import read_table
 
 WIDTH, HEIGHT = 153_811, 96_523
 CHIPS = 5000
-SIDE = 12
-"""Chips along the side of the landscape that is laid out over and over."""
+SIDE, PIECE = 12, 10
+"""Chips along the side of the landscape, and of each piece of it that is laid out."""
 
 RUN = """
 import json, pathlib, sys
@@ -46,29 +46,27 @@ print(json.dumps({"success": result.success, "tiles": len(tiles), "peak_mb": int
 
 
 def write_country(path: Path, part: Path) -> int:
-    """A raster of full size as a VRT of one landscape, each time from another part of it, with sea between and at the
-    edges: land alone would take twice as long to read.
+    """A raster of full size as a VRT of pieces of one landscape, with as much sea between and at the edges.
 
     Returns how many whole chips are on land.
     """
-    side = SIDE * CHIP_SIZE
     rng = np.random.default_rng(0)
     root = ElementTree.Element("VRTDataset", rasterXSize=str(WIDTH), rasterYSize=str(HEIGHT))
     ElementTree.SubElement(root, "SRS").text = "EPSG:5070"
     ElementTree.SubElement(root, "GeoTransform").text = f"{ORIGIN_X}, 30, 0, {ORIGIN_Y}, 0, -30"
     band = ElementTree.SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
     land = 0
-    for row, top in enumerate(range(2, GRID_ROWS - SIDE, SIDE // 2)):
-        for left in range(2 + row % 2 * SIDE // 2, GRID_COLS - SIDE, SIDE):
+    for row, top in enumerate(range(2, GRID_ROWS - PIECE, PIECE)):
+        for left in range(2 + row % 2 * PIECE, GRID_COLS - PIECE, 2 * PIECE):
             source = ElementTree.SubElement(band, "SimpleSource")
             ElementTree.SubElement(source, "SourceFilename", relativeToVRT="1").text = part.name
             ElementTree.SubElement(source, "SourceBand").text = "1"
-            x, y = rng.integers(0, side // 2, 2)
-            size = {"xSize": str(side // 2), "ySize": str(side // 2)}
+            x, y = rng.integers(0, (SIDE - PIECE) * CHIP_SIZE, 2)
+            size = {"xSize": str(PIECE * CHIP_SIZE), "ySize": str(PIECE * CHIP_SIZE)}
             ElementTree.SubElement(source, "SrcRect", xOff=str(x), yOff=str(y), **size)
             place = {"xOff": str(left * CHIP_SIZE), "yOff": str(top * CHIP_SIZE)}
             ElementTree.SubElement(source, "DstRect", **place, **size)
-            land += (SIDE // 2) ** 2
+            land += PIECE**2
     ElementTree.ElementTree(root).write(path)
     return land
 
