@@ -4,9 +4,9 @@ import contextlib
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 from xml.etree.ElementTree import ParseError
 
 import defusedxml.ElementTree
@@ -67,6 +67,8 @@ class _GdalVector:
 
     source: str
     size: int
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is known of each layer: GDAL parses a KML file as a whole each time."""
 
     def layers(self) -> dict[str, str | None]:
         with _reading():
@@ -74,15 +76,20 @@ class _GdalVector:
 
     def columns(self, layer: str) -> list[str]:
         with _reading():
-            return [str(name) for name in pyogrio.read_info(self.source, layer=layer)["fields"]]
+            return [str(name) for name in self._info(layer)["fields"]]
 
     def read(self, layer: str, columns: Sequence[str] = ()) -> gpd.GeoDataFrame | pd.DataFrame:
         with _reading():
-            features = pyogrio.read_info(self.source, layer=layer)["features"]
+            features = self._info(layer)["features"]
             if features > self.size:
                 raise ValueError(f"{self.source} reports {features:,} features in {self.size:,} bytes")
             found: pd.DataFrame = pyogrio.read_dataframe(self.source, layer=layer, columns=list(columns))
             return found
+
+    def _info(self, layer: str) -> dict[str, Any]:
+        if layer not in self.known:
+            self.known[layer] = pyogrio.read_info(self.source, layer=layer)
+        return self.known[layer]
 
 
 @contextlib.contextmanager

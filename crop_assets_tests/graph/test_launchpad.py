@@ -1,5 +1,6 @@
 """What a run's configuration may change, and what only the environment does."""
 
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -144,10 +145,17 @@ TEXTS = [name for name, field in FIELDS_OF_RUNS.items() if holds(field.annotatio
 HUGE = [10**30, -(10**30), 10**300, 1e300, -1e300, math.inf, -math.inf, math.nan]
 
 
+@functools.cache
+def instance() -> dg.DagsterInstance:
+    """One for all contexts, because each would make one with databases of its own."""
+    return dg.DagsterInstance.ephemeral()
+
+
 def made(field: str, value: Any) -> Any:
     """The resource that a run with this value of a field gets."""
     key, name = field.split(".")
-    return launchable(key, environment_resources()[key])(dg.build_init_resource_context({name: value}))
+    context = dg.build_init_resource_context({name: value}, instance=instance())
+    return launchable(key, environment_resources()[key])(context)
 
 
 def refusal(field: str, value: Any) -> str:

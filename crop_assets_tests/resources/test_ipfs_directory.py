@@ -131,8 +131,8 @@ def test_every_file_is_found(files_of: Files, folder: str) -> None:
     dag = FolderDag(files)
     blocks = dict(dag.blocks())
     cids = {path: file_cid(path) for path in set(files.values())}
-    # going through one block of 4096 entries takes a while
-    for name in list(files)[:: 100 if folder == "at the threshold" else 1]:
+    # going through a block of 4096 entries takes a while, and so do thousands of names
+    for name in list(files)[:: max(1, len(files) // 40)]:
         assert str(resolve_path(dag.root, name.split("/"), blocks.__getitem__)) == cids[files[name]]
     *folders, last = next(iter(files)).split("/")
     for missing in ([*folders, last[:-1]], [*folders, last + "x"], [*folders, "no"], [""], ["\udcff"]):
