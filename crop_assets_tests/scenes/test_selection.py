@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crop_assets.scenes.selection import chosen_scenes, select_scenes
+from crop_assets_tests.golden import published_choice, published_scenes
 
 LADDER = [100, 90, 80, 70, 60, 50]
 
@@ -28,22 +29,10 @@ def chosen(table: pd.DataFrame) -> list[str]:
     return list(chosen_scenes(table)["scene_id"])
 
 
-def test_the_published_choice_of_19_real_tiles_is_reproduced(real: Path) -> None:
-    candidates = pd.read_csv(real / "tables/scene_candidates.csv")
-    published = pd.read_csv(real / "tables/selected_scenes_published.csv")
-    frame = pd.DataFrame(
-        {
-            "scene_id": candidates["title_id"],
-            "tile": candidates["tile_id"],
-            "date": pd.to_datetime(candidates["date"]).dt.date,
-            "cloud_cover": candidates["cloud_cover"].astype(float),
-            "spatial_coverage": candidates["spatial_cover"].astype(float),
-            "missing_bands": "",
-        }
-    )
+def test_the_published_choice_of_19_real_tiles_is_reproduced() -> None:
     differing = set()
-    for tile, rows in frame.groupby("tile"):
-        theirs = list(published.loc[published["tile_id"] == tile, "title_id"])
+    for tile, rows in published_scenes().groupby("tile"):
+        theirs = published_choice(rows)
         ours = chosen(select_scenes(rows, 5, LADDER, "upper"))
         assert len(ours) == len(set(ours)) in (0, 3)
         if ours != theirs:
@@ -51,6 +40,23 @@ def test_the_published_choice_of_19_real_tiles_is_reproduced(real: Path) -> None
             # a scene that stood twice in the reference's list counted twice, and was chosen twice
             assert len(set(theirs)) == 2
     assert differing == {"T17SQC", "T17TPE", "T17TQE"}
+
+
+def test_the_table_of_published_scenes_is_that_of_others(real: Path) -> None:
+    ours = published_scenes()
+    theirs = (
+        pd.read_csv(real / "tables/scene_candidates.csv").drop_duplicates().sort_values(["tile_id", "date"])
+    )
+    facts = ours[["scene_id", "tile", "cloud_cover", "spatial_coverage", "date"]]
+    assert facts.astype(str).to_numpy().tolist() == (
+        theirs.astype({"cloud_cover": float, "spatial_cover": float}).astype(str).to_numpy().tolist()
+    )
+    selected = pd.read_csv(real / "tables/selected_scenes_published.csv")
+    choices = {tile: published_choice(rows) for tile, rows in ours.groupby("tile")}
+    assert sorted(map(len, choices.values())) == [0] + [3] * 18
+    assert {tile: scenes for tile, scenes in choices.items() if scenes} == {
+        tile: rows["title_id"].tolist() for tile, rows in selected.groupby("tile_id")
+    }
 
 
 def test_even_number_of_scenes_has_a_lower_and_an_upper_middle() -> None:

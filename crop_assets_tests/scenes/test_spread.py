@@ -2,7 +2,6 @@
 
 import datetime as dt
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from crop_assets.hls import POSITIONS
 from crop_assets.scenes.selection import chosen_scenes, select_scenes, spread_scenes
+from crop_assets_tests.golden import published_scenes
 
 SEASON = (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
 # days of 2022 in the middle of each third of the season of 214 days
@@ -274,23 +274,13 @@ def test_a_long_season_has_three_scenes() -> None:
     assert len(chosen(spread(frame, 1))) == 3
 
 
-def test_19_real_tiles_get_what_brute_force_finds(real: Path) -> None:
-    candidates = pd.read_csv(real / "tables/scene_candidates.csv")
-    frame = pd.DataFrame(
-        {
-            "scene_id": candidates["title_id"],
-            "tile": candidates["tile_id"],
-            "date": pd.to_datetime(candidates["date"]).dt.date,
-            "cloud_cover": candidates["cloud_cover"].astype(float),
-            "spatial_coverage": candidates["spatial_cover"].astype(float),
-            "missing_bands": "",
-            # the chips' own share is not in these tables
-            "chip_coverage": candidates["spatial_cover"].astype(float),
-        }
-    )
+def test_19_real_tiles_get_what_brute_force_finds() -> None:
+    candidates = published_scenes()
+    # the chips' own share is not in this table
+    frame = candidates.assign(chip_coverage=candidates["spatial_coverage"])
     without = set()
     for tile, rows in frame.groupby("tile"):
-        ranked = ranking(rows.drop_duplicates("scene_id"), 20)
+        ranked = ranking(rows, 20)
         assert chosen(spread(rows)) == (ranked[0][1] if ranked else [])
         if not chosen(spread(rows)):
             without.add(tile)
