@@ -6,6 +6,7 @@ step, so with a step per stage one bad tile would stop every other tile of its r
 as soon as it succeeds, and the step fails at the end, naming the tiles that failed and why.
 """
 
+import functools
 import inspect
 import queue
 import time
@@ -225,6 +226,8 @@ def _record(
     """Write what the tiles report to Dagster's event log until all have ended; only one thread may write to it."""
     failures: list[_Failure] = []
     finished = 0
+    # the same for all tiles of a year
+    pointer_of_year = functools.cache(functools.partial(_event_pointer, context.instance))
     while finished < tiles:
         message = messages.get()
         with uninterrupted():
@@ -232,7 +235,7 @@ def _record(
                 finished += 1
                 context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
             elif isinstance(message, _Done):
-                context.log_event(_materialization(context.instance, message))
+                context.log_event(_materialization(context.instance, message, pointer_of_year))
             elif isinstance(message, _Checked):
                 for check, found in message.findings:
                     context.log_event(_evaluation(message, check, found))
@@ -332,7 +335,15 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
     return _Done(stage, key, stored, {**metadata, **described}, inputs, reused)
 
 
-def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMaterialization:
+def _event_pointer(instance: dg.DagsterInstance, asset: str, partition: str) -> str:
+    """The id in the event log of an asset's latest materialization of a partition, as Dagster's tags have it."""
+    record = latest_record(instance, asset, partition)
+    return str(record.storage_id) if record else "NULL"
+
+
+def _materialization(
+    instance: dg.DagsterInstance, done: _Done, pointer_of_year: Callable[[str, str], str]
+) -> dg.AssetMaterialization:
     """The event of one stage and tile.
 
     From its tags Dagster finds out what is out of date: for partitioned inputs, the id of the input's event in the
@@ -347,10 +358,12 @@ def _materialization(instance: dg.DagsterInstance, done: _Done) -> dg.AssetMater
         **{f"dagster/partition/{name}": key for name, key in done.partition.keys_by_dimension.items()},
     }
     for name, upstream in done.inputs.items():
-        key = partition if upstream.per_tile else done.partition.keys_by_dimension[CDL_YEAR]
         tags[f"dagster/input_data_version/{name}"] = upstream.version
-        record = latest_record(instance, name, key)
-        tags[f"dagster/input_event_pointer/{name}"] = str(record.storage_id) if record else "NULL"
+        tags[f"dagster/input_event_pointer/{name}"] = (
+            _event_pointer(instance, name, partition)
+            if upstream.per_tile
+            else pointer_of_year(name, done.partition.keys_by_dimension[CDL_YEAR])
+        )
     return dg.AssetMaterialization(
         done.stage.name, partition=partition, metadata={**earlier, **shown(done.metadata)}, tags=tags
     )
