@@ -18,11 +18,14 @@ from crop_assets.classes import CLASSES
 from crop_assets.errors import InputError, problems
 from crop_assets.suggest import with_suggestions
 from resources.addresses import require_place
+from resources.object_store import translated
 from resources.plain_text import plain_text
 from resources.settings import Settings
 
-_PATHS = {"aoi", "chip_boxes"}
+_SPLIT_FILES = ("train_ids", "validation_ids", "test_ids")
+_PATHS = {"aoi", "chip_boxes", *_SPLIT_FILES}
 _MAX_PATH = 4096
+_MAX_NAMED_FILE = 256 << 20
 _DATASET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 """A dataset's name is that of a folder in any kind of store, and part of addresses and logs."""
 
@@ -172,11 +175,46 @@ class DatasetRecipe(Settings):
         description="How many tiles of a year its dataset may lack. With more missing, dataset_job fails and names "
         "them; with fewer, their chips are in rejected_chips.csv with the reason.",
     )
-    train_share: float = Field(
-        default=0.8, gt=0, lt=1, allow_inf_nan=False, description="Share of the kept chips that train."
+    split: Literal["random", "blocks", "files"] = Field(
+        default="random",
+        description="How chips are split: 'random' by a seeded hash of the id (specification); 'blocks' keeps blocks "
+        "of `block_chips` together, so that no validation or test chip touches a training chip; 'files' as in "
+        "`train_ids`, `validation_ids` and `test_ids`.",
     )
-    seed: int = Field(
-        default=42, ge=-(2**63), le=2**63 - 1, description="Seed of the train/validation split."
+    train_share: float = Field(
+        default=0.8, gt=0, lt=1, allow_inf_nan=False, description="Share of the chips that train."
+    )
+    test_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        allow_inf_nan=False,
+        description="Share of the chips that test; what trains neither nor tests validates.",
+    )
+    whole_tiles: bool = Field(
+        default=False,
+        description="With the split 'blocks': keep whole tiles together, so that no validation or test chip shares a "
+        "tile with a training chip.",
+    )
+    seed: int = Field(default=42, ge=-(2**63), le=2**63 - 1, description="Seed of the split.")
+    train_ids: str = Field(
+        default="",
+        max_length=_MAX_PATH,
+        description="With the split 'files': path of a list of the ids that train, in a recipe file relative to it.",
+    )
+    validation_ids: str = Field(
+        default="", max_length=_MAX_PATH, description="The same for the ids that validate."
+    )
+    test_ids: str = Field(
+        default="", max_length=_MAX_PATH, description="The same for the ids that test; may be empty."
+    )
+    max_touching: float = Field(
+        default=0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Most validation and test chips that may touch a training chip, percent; with more, a check of "
+        "`splits` warns.",
     )
     statistics_over: Literal["train", "kept"] = Field(
         default="train",
@@ -197,7 +235,7 @@ class DatasetRecipe(Settings):
             )
         return value
 
-    _are_places = field_validator("aoi", "chip_boxes")(require_place)
+    _are_places = field_validator(*_PATHS)(require_place)
 
     @field_validator("season_start", "season_end")
     @classmethod
@@ -247,6 +285,25 @@ class DatasetRecipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _is_a_split(self) -> "DatasetRecipe":
+        if self.train_share + self.test_share >= 1:
+            raise ValueError(
+                f"test_share: {self.train_share} train and {self.test_share} test, which leaves none to validate"
+            )
+        given = [name for name in _SPLIT_FILES if getattr(self, name)]
+        if self.split == "files" and not {"train_ids", "validation_ids"} <= set(given):
+            raise ValueError("split: 'files' needs train_ids and validation_ids")
+        if self.split != "files" and given:
+            raise ValueError(
+                f"{given[0]}: lists of ids are used by the split 'files', and not by {self.split!r}"
+            )
+        if self.split != "blocks" and self.whole_tiles:
+            raise ValueError(
+                f"whole_tiles: tiles are kept together by the split 'blocks', and not by {self.split!r}"
+            )
+        return self
+
     def season(self, year: int) -> tuple[dt.date, dt.date]:
         """First and last day of the season of `year`, both included.
 
@@ -278,6 +335,23 @@ class DatasetRecipe(Settings):
 
 def _fingerprint(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_named_file(path: str) -> bytes:
+    """The content of a file that a recipe names, local or in an object store.
+
+    Raises InputError if it cannot be read or has more than 256 MiB.
+    """
+    from upath import UPath
+
+    try:
+        with translated(path), UPath(path).open("rb") as file:
+            data: bytes = file.read(_MAX_NAMED_FILE + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}, which the recipe names: {error.strerror or error}") from None
+    if len(data) > _MAX_NAMED_FILE:
+        raise InputError(f"{path}, which the recipe names, has more than {_MAX_NAMED_FILE:,} bytes")
+    return data
 
 
 def _read_yaml(path: str) -> Any:

@@ -140,15 +140,17 @@ _PLACE_AND_CLASSES = (
     _count("classes", "how many of the 13 classes the box has", pa.int32(), 13),
 )
 
+_BLOCK = Column(
+    "block", pa.string(), "block of chips that contains the box, for splits that keep blocks together"
+)
+
 CANDIDATE_CHIPS = TableSchema(_PLACE_AND_CLASSES, key=("chip_id",))
 
 CHIP_BBOXES = TableSchema(
     (
         *_PLACE_AND_CLASSES,
         Column("weight", pa.float64(), "evenness of the classes, 0 to 1", low=0, high=1),
-        Column(
-            "block", pa.string(), "block of chips that contains the box, for splits that keep blocks together"
-        ),
+        _BLOCK,
         Column(
             "neighbours",
             pa.list_(pa.string()),
@@ -439,13 +441,18 @@ FILTERED_CHIPS = TableSchema(
     rule=_files_where_kept,
 )
 
-_SPLIT = Column("split", pa.string(), "train or validation", words=("train", "validation"))
+_SPLIT = Column("split", pa.string(), "train, validation or test", words=("train", "validation", "test"))
 
 SPLITS = TableSchema(
     (
         _CHIP,
         _TILE,
         _SPLIT,
+        _BLOCK,
+        Column("touches_train", pa.bool_(), "not for training, and touches a training chip (8 neighbours)"),
+        Column("borders_train", pa.bool_(), "not for training, and shares an edge with a training chip"),
+        Column("in_train_tile", pa.bool_(), "not for training, and shares its tile with a training chip"),
+        Column("in_train_block", pa.bool_(), "not for training, and shares its block with a training chip"),
         Column("merged_path", pa.string(), "merged image in the store", pattern=_FILE),
         Column("mask_path", pa.string(), "mask in the store", pattern=_FILE),
         Column("merged_sha256", pa.string(), "checksum of the merged image", pattern=_SHA256),

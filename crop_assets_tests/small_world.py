@@ -87,7 +87,8 @@ SPARE_DAY = 242
 
 
 def recipe(**changes: Any) -> DatasetRecipe:
-    return DatasetRecipe(**{"dataset": "small", "min_classes": 1, **changes})
+    # with this seed, seven of the nine chips train
+    return DatasetRecipe(**{"dataset": "small", "min_classes": 1, "seed": 2, **changes})
 
 
 def _write_cdl(path: Path) -> None:

@@ -44,12 +44,29 @@ ANOTHER: dict[str, Any] = {
     "max_bad_percent": 4.5,
     "max_na_pixels": 7,
     "max_missing_tiles": 3,
+    "split": "blocks",
     "train_share": 0.7,
+    "test_share": 0.1,
+    "whole_tiles": True,
     "seed": 43,
+    "max_touching": 1.5,
     "statistics_over": "kept",
     "band_values_binary": False,
 }
-"""A value other than the default for every field."""
+"""A value other than the default for every field but those of `OF_FILES`."""
+OF_FILES = {
+    "split": "files",
+    "train_ids": "train_ids.csv",
+    "validation_ids": "val_ids.csv",
+    "test_ids": "test_ids.csv",
+}
+
+
+def changed(field: str) -> DatasetRecipe:
+    """A recipe with another value of a field, and with the split that uses the field."""
+    if field in OF_FILES.keys() - {"split"}:
+        return DatasetRecipe(**OF_FILES | {field: f"other_{OF_FILES[field]}"})
+    return DatasetRecipe(**{"split": "blocks"} if field == "whole_tiles" else {}, **{field: ANOTHER[field]})
 
 
 @pytest.fixture
@@ -93,7 +110,8 @@ def test_without_a_file_the_recipe_is_the_default() -> None:
 
 
 def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
-    assert load(yaml.safe_dump(ANOTHER)).values() == ANOTHER
+    lists = dict.fromkeys(OF_FILES.keys() - {"split"}, "")
+    assert load(yaml.safe_dump(ANOTHER)).values() == ANOTHER | lists
     assert load("season_start: 04-01\nchips: 12  # few\n").values() == {
         **DatasetRecipe().values(),
         "season_start": "04-01",
@@ -169,6 +187,19 @@ def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
         ("qa_rule: worst", "qa_rule: Input should be 'class', 'value' or 'total'"),
         ("statistics_over: all", "statistics_over: Input should be 'train' or 'kept'"),
         ("seed: luck", "seed: Input should be a valid integer"),
+        ("test_share: 0.2", "test_share: 0.8 train and 0.2 test, which leaves none to validate"),
+        ("test_share: 1.2", "test_share is 1.2, and must be from 0 to 0.9"),
+        (
+            "split: blocks\ntrain_ids: a.csv",
+            "train_ids: lists of ids are used by the split 'files', and not by 'blocks'",
+        ),
+        ("split: files\ntrain_ids: a.csv", "split: 'files' needs train_ids and validation_ids"),
+        (
+            "whole_tiles: true",
+            "whole_tiles: tiles are kept together by the split 'blocks', and not by 'random'",
+        ),
+        ("split: files\ntrain_ids: http://h/a\nvalidation_ids: b", "train_ids: .* but as a local path"),
+        ("max_touching: -1", "max_touching is -1"),
         ("band_values_binary: perhaps", "band_values_binary: Input should be a valid boolean"),
         ("dataset: ''", "dataset '' must be letters, digits"),
         ("dataset: ..", r"dataset '\.\.' must be letters"),
@@ -257,14 +288,17 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_every_field_has_another_value_here() -> None:
     defaults = DatasetRecipe().values()
-    assert ANOTHER.keys() == defaults.keys()
-    assert not [name for name, value in ANOTHER.items() if value == defaults[name]]
+    assert ANOTHER.keys() | OF_FILES.keys() == defaults.keys()
+    assert not [name for name, value in (OF_FILES | ANOTHER).items() if value == defaults[name]]
 
 
-@pytest.mark.parametrize("field", ANOTHER)
+@pytest.mark.parametrize("field", ANOTHER | OF_FILES)
 def test_the_fingerprint_tells_every_field(field: str) -> None:
-    changed = DatasetRecipe(**{field: ANOTHER[field]})
-    assert changed.fingerprint() != DatasetRecipe().fingerprint()
+    recipe = changed(field)
+    without = DatasetRecipe(**OF_FILES if field in OF_FILES else {"split": recipe.split})
+    if field == "split":
+        without = DatasetRecipe()
+    assert recipe.fingerprint() != without.fingerprint()
 
 
 def test_of_a_file_only_the_name_is_part_of_the_recipe(tmp_path: Path) -> None:
@@ -274,8 +308,8 @@ def test_of_a_file_only_the_name_is_part_of_the_recipe(tmp_path: Path) -> None:
 
 
 def test_no_two_recipes_of_one_changed_field_share_a_fingerprint() -> None:
-    changed = [DatasetRecipe(**{field: value}) for field, value in ANOTHER.items()]
-    assert len({recipe.fingerprint() for recipe in changed}) == len(ANOTHER)
+    fields = ANOTHER | OF_FILES
+    assert len({changed(field).fingerprint() for field in fields}) == len(fields)
 
 
 def test_the_fingerprint_is_of_values_not_of_how_they_are_written(
@@ -299,6 +333,6 @@ def test_a_leap_day_is_a_day_of_leap_years_only(load: Load) -> None:
 
 def test_values_are_sorted_and_plain() -> None:
     recipe = DatasetRecipe(**ANOTHER)
-    assert list(recipe.values()) == sorted(ANOTHER)
+    assert list(recipe.values()) == sorted(ANOTHER | OF_FILES)
     assert recipe.values(["seed", "chips"]) == {"chips": 200, "seed": 43}
     assert json.loads(json.dumps(recipe.values())) == recipe.values()

@@ -213,7 +213,7 @@ def cid_retrievability(run: TileRun, band_cids: pd.DataFrame, ipfs: IpfsContent,
     return Made(rows if len(rows) else CID_RETRIEVABILITY.empty(), metadata)
 
 
-def _every_cid_is_retrievable(missing: pd.DataFrame, tiles: Mapping[str, AllTiles]) -> Finding:
+def _every_cid_is_retrievable(missing: pd.DataFrame, tiles: Mapping[str, AllTiles], _: object) -> Finding:
     shown = markdown(missing[["file", "cid", "problem"]])
     asked = len(tiles["cid_retrievability"].frame)
     return Finding(missing.empty, {"asked": asked, "missing": len(missing), "missing_cids": shown})

@@ -169,7 +169,7 @@ def _chip_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[column.name for column in CHIPS.columns], dtype=object)
 
 
-def _any_chip_is_kept(chips: pd.DataFrame, _: object) -> Finding:
+def _any_chip_is_kept(chips: pd.DataFrame, *_: object) -> Finding:
     rejected = chips.loc[~chips["kept"], "reason"].value_counts()
     kept = int(chips["kept"].sum())
     return Finding(

@@ -3,27 +3,45 @@
 """
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import dagster as dg
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from crop_assets.classes import CLASS_COLUMNS, CLASSES
-from crop_assets.dataset.funnel import reject_ledger, yield_funnel
+from crop_assets.dataset.funnel import left_out, reject_ledger, yield_funnel
 from crop_assets.dataset.plots import funnel_png
 from crop_assets.dataset.publish import published_names
-from crop_assets.dataset.splits import TRAIN, VALIDATION, split_chips
+from crop_assets.dataset.splits import (
+    SPLITS as ALL_SPLITS,
+)
+from crop_assets.dataset.splits import (
+    TEST,
+    TOUCHES,
+    TRAIN,
+    VALIDATION,
+    Shares,
+    block_split,
+    leakage,
+    leakage_report,
+    parse_ids,
+    random_split,
+    split_by_files,
+)
 from crop_assets.dataset.statistics import BandStatistics, measure_bands
 from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
 from crop_assets.graph.metadata import Picture, markdown
-from crop_assets.graph.stage import AllTiles, Made, YearRun, stage
+from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Source, YearRun, stage
 from crop_assets.hls import REFLECTANCE_BANDS
 from crop_assets.labels.plots import class_histogram_png
 from crop_assets.progress import Progress
+from crop_assets.recipe import DatasetRecipe, read_named_file
 from crop_assets.schemas import BAND_STATS, CLASS_DISTRIBUTION, CLASS_WEIGHTS, PUBLISHED_DATASET, SPLITS
 from resources.ipfs.car import write_car
 from resources.ipfs.directory import FolderDag
@@ -31,43 +49,130 @@ from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
 from resources.tables import TableSchema
 
+_NAMED = 5
+"""Chips that a message names."""
 
-@stage("dataset", SPLITS, kinds={"csv"}, fields=["train_share", "seed"])
-def splits(run: YearRun, filtered_chips: AllTiles, tile_map: pd.DataFrame) -> Made:
-    """The kept chips, split into training and validation by a seeded hash of their ids: `train_ids.csv`,
-    `val_ids.csv`, `train_data.txt`, `validation_data.txt`; and `rejected_chips.csv`, which lists every other chip box
-    with the reason why it is not in the dataset.
+
+def _split_fields(recipe: DatasetRecipe) -> list[str]:
+    shares = ["train_share", "test_share", "seed"]
+    return ["split", *{"random": shares, "blocks": [*shares, "whole_tiles"], "files": []}[recipe.split]]
+
+
+def _split_files(run: YearRun) -> Source:
+    """The ids of each split that the recipe names a file for."""
+    recipe = run.recipe
+    named = {TRAIN: recipe.train_ids, VALIDATION: recipe.validation_ids, TEST: recipe.test_ids}
+    ids = {
+        split: parse_ids(read_named_file(path).decode(errors="replace"), path)
+        for split, path in named.items()
+        if path
+    }
+    return Source(ids, {split: sorted(set(found)) for split, found in ids.items()})
+
+
+def _few_chips_touch(chips: pd.DataFrame, _: object, recipe: DatasetRecipe) -> Finding:
+    others = chips[chips["split"] != TRAIN]
+    percent = 100 * float(others[TOUCHES].mean()) if len(others) else 0.0
+    metadata: dict[str, Any] = {"touching_percent": percent, "limit_percent": recipe.max_touching}
+    if recipe.split == "random" and percent > recipe.max_touching:
+        metadata["advice"] = "the recipe's split: blocks keeps them apart"
+    return Finding(percent <= recipe.max_touching, metadata)
+
+
+@stage(
+    "dataset",
+    SPLITS,
+    kinds={"csv"},
+    fields=_split_fields,
+    code_version="2",
+    source=_split_files,
+    checks=[
+        Check(
+            "few_chips_touch_training",
+            "No more validation and test chips touch a training chip than `max_touching` allows: results on those that "
+            "do are better than on new fields.",
+            _few_chips_touch,
+        )
+    ],
+    warnings=("not_in_dataset", "empty"),
+)
+def splits(
+    run: YearRun,
+    filtered_chips: AllTiles,
+    tile_map: pd.DataFrame,
+    chip_bboxes: gpd.GeoDataFrame,
+    source: dict[str, list[str]],
+) -> Made:
+    """The kept chips, split into training, validation and test: `train_ids.csv`, `train_data.txt` and the like; which
+    of them lie next to training chips; and `rejected_chips.csv`, which lists every other chip box with the reason why
+    it is not in the dataset.
     """
     judged = filtered_chips.frame
     ledger = reject_ledger(tile_map, judged, filtered_chips.missing)
-    kept = judged[judged["kept"]]
-    if kept.empty:
+    kept = judged[judged["kept"]].merge(_split(run.recipe, tile_map, chip_bboxes, source), on="chip_id")
+    ledger = pd.concat([ledger, left_out(kept)]).sort_values("chip_id", ignore_index=True)
+    chips = kept[kept["split"].isin(ALL_SPLITS)].sort_values("chip_id", ignore_index=True)
+    if chips.empty:
         run.write_text("rejected_chips.csv", _ledger_text(ledger))
         raise InputError(
             f"none of the {len(tile_map)} chip boxes of {run.year} is kept: "
             f"{ledger['reason'].value_counts().to_dict()}; rejected_chips.csv lists them all"
         )
-    funnel = yield_funnel(tile_map, ledger)
-    split = split_chips(kept["chip_id"], run.recipe.train_share, run.recipe.seed)
-    counts = split["split"].value_counts()
-    table = kept.merge(split, on="chip_id").sort_values("chip_id", ignore_index=True)
-    files = _write_splits(run, table, ledger)
+    chips = pd.concat([chips, leakage(chips)], axis=1)
+    wanted = source or Shares(run.recipe.train_share, run.recipe.test_share).by_split
+    counts = {split: int((chips["split"] == split).sum()) for split in wanted}
+    files = _write_splits(run, chips, ledger, counts)
     _remove_old_chips(run, set(tile_map["chip_id"]))
+    funnel = yield_funnel(tile_map, ledger)
     metadata = {
         "funnel": markdown(funnel),
         "funnel_chart": Picture(funnel_png(funnel), "funnel"),
-        **{name: int(counts.get(name, 0)) for name in (TRAIN, VALIDATION)},
+        **counts,
+        "leakage": markdown(leakage_report(chips).round(1)),
     }
-    return Made(table[_columns(SPLITS)], metadata, files)
+    if empty := [split for split, count in counts.items() if not count]:
+        metadata["empty"] = (
+            f"no chip is for {' or '.join(empty)}; choose more chips, other shares or smaller blocks"
+        )
+    if unknown := sorted({chip for ids in source.values() for chip in ids} - set(chips["chip_id"])):
+        metadata["not_in_dataset"] = f"{_listed(unknown)} of the files of the split, not in the dataset"
+    return Made(chips[_columns(SPLITS)], metadata, files)
 
 
-def _write_splits(run: YearRun, table: pd.DataFrame, ledger: pd.DataFrame) -> list[str]:
+def _split(
+    recipe: DatasetRecipe, tile_map: pd.DataFrame, boxes: pd.DataFrame, files: dict[str, list[str]]
+) -> pd.DataFrame:
+    """The split and the block of each chip box, whether or not it is kept, so that new tiles move no chip."""
+    shares = Shares(recipe.train_share, recipe.test_share)
+    found = boxes.merge(tile_map[["chip_id", "tile"]], on="chip_id")
+    if recipe.split == "files":
+        found["split"] = split_by_files(list(found["chip_id"]), files)
+    elif recipe.split == "blocks":
+        found["split"] = block_split(found, shares, recipe.seed, "tile" if recipe.whole_tiles else "block")
+    else:
+        found["split"] = random_split(found["chip_id"], shares, recipe.seed)
+    return found[["chip_id", "split", "block"]]
+
+
+def _listed(ids: list[str]) -> str:
+    more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
+    return f"{len(ids):,} chips ({', '.join(ids[:_NAMED])}{more})"
+
+
+_FILES = {
+    TRAIN: ("train_ids.csv", "train_data.txt"),
+    VALIDATION: ("val_ids.csv", "validation_data.txt"),
+    TEST: ("test_ids.csv", "test_data.txt"),
+}
+
+
+def _write_splits(
+    run: YearRun, chips: pd.DataFrame, ledger: pd.DataFrame, splits: Iterable[str]
+) -> list[str]:
     contents = {"rejected_chips.csv": _ledger_text(ledger)}
-    for split, ids_file, data_file in (
-        (TRAIN, "train_ids.csv", "train_data.txt"),
-        (VALIDATION, "val_ids.csv", "validation_data.txt"),
-    ):
-        ids = list(table.loc[table["split"] == split, "chip_id"])
+    for split in splits:
+        ids_file, data_file = _FILES[split]
+        ids = list(chips.loc[chips["split"] == split, "chip_id"])
         contents[ids_file] = "".join(f"{line}\n" for line in ["ids", *(i.removeprefix("chip_") for i in ids)])
         contents[data_file] = "".join(f"{chip_id}\n" for chip_id in ids)
     return [run.write_text(name, text) for name, text in contents.items()]
@@ -155,9 +260,14 @@ def class_weights(run: YearRun, splits: pd.DataFrame) -> Made:
 
 @stage("dataset", CLASS_DISTRIBUTION, kinds={"png"})
 def class_distribution(run: YearRun, splits: pd.DataFrame) -> Made:
-    """`training_dst.png` and `validation_dst.png`: the share of each class in the two splits."""
+    """`training_dst.png` and `validation_dst.png`: the share of each class in the splits; `test_dst.png` too if there
+    are test chips.
+    """
     files, metadata, tables = [], {}, []
-    for split, name in ((TRAIN, "training_dst"), (VALIDATION, "validation_dst")):
+    names = {TRAIN: "training_dst", VALIDATION: "validation_dst"}
+    if (splits["split"] == TEST).any():
+        names[TEST] = "test_dst"
+    for split, name in names.items():
         counts = splits.loc[splits["split"] == split, CLASS_COLUMNS]
         pixels = counts.sum().to_numpy(dtype=np.int64)
         png = class_histogram_png(pixels, f"{split}: {len(counts)} chips of {run.year}")

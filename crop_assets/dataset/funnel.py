@@ -5,9 +5,11 @@ from collections.abc import Mapping
 import pandas as pd
 
 from crop_assets.chips.quality import BAD_QUALITY, NA_PIXELS, NO_SCENES
+from crop_assets.dataset.splits import BUFFER, UNASSIGNED
 from crop_assets.errors import InputError
 
 NO_TILE, TILE_MISSING = "no_tile", "tile_missing"
+_OF_SOME_SPLITS = (BUFFER, UNASSIGNED)
 
 
 def reject_ledger(tile_map: pd.DataFrame, filtered: pd.DataFrame, missing: Mapping[str, str]) -> pd.DataFrame:
@@ -35,8 +37,17 @@ def reject_ledger(tile_map: pd.DataFrame, filtered: pd.DataFrame, missing: Mappi
     return ledger.sort_values("chip_id", ignore_index=True)
 
 
+def left_out(chips: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the ledger for kept chips that are in no split: those whose `split` is BUFFER or UNASSIGNED."""
+    rows = chips.loc[chips["split"].isin(_OF_SOME_SPLITS), ["chip_id", "tile", "split"]]
+    return rows.rename(columns={"split": "reason"}).assign(figure=float("nan"), detail="")
+
+
 def yield_funnel(tile_map: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
-    """The steps from chip boxes to kept chips: step, chips left, chips lost at this step, and why."""
+    """The steps from chip boxes to the chips of the dataset: step, chips left, chips lost at this step, and why.
+
+    The last steps are there if a split leaves chips out.
+    """
     lost = ledger["reason"].value_counts()
     left = len(tile_map)
     rows = [("chip boxes", left, 0, "")]
@@ -46,8 +57,12 @@ def yield_funnel(tile_map: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
         ("three scenes", NO_SCENES, "fewer than three scenes are fit"),
         ("no missing pixels", NA_PIXELS, "pixels lack a band or Fmask on some date"),
         ("kept", BAD_QUALITY, "too much cloud, shadow or snow on some date"),
+        ("in a split", BUFFER, "training chips that touch a validation or test chip"),
+        ("in the split's files", UNASSIGNED, "no file of the split names the chip"),
     ):
         gone = int(lost.get(reason, 0))
+        if not gone and reason in _OF_SOME_SPLITS:
+            continue
         left -= gone
         rows.append((step, left, gone, why if gone else ""))
     return pd.DataFrame(rows, columns=["step", "chips", "lost", "why"])

@@ -1,6 +1,7 @@
 """Runs the demo: builds the world, launches the main jobs on it in Dagster, and prints a summary."""
 
 import contextlib
+import io
 import logging
 import os
 import shlex
@@ -294,6 +295,9 @@ def _ui_command(demo: Demo) -> str:
 def _funnel(demo: Demo, year: int) -> pd.DataFrame:
     store, layout = DatasetStore(root=str(demo.data)), demo.layout(year)
     tile_map = read_table(store, layout.table("tile_map"), TILE_MAP)
+    if store.exists(layout.table("splits")):
+        ledger = pd.read_csv(io.BytesIO(store.read_bytes(layout.file("rejected_chips.csv"))))
+        return yield_funnel(tile_map, ledger)
     frames, missing = [], {}
     for tile in sorted(set(tile_map["tile"]) - {""}):
         if store.exists(layout.table("filtered_chips", tile)):

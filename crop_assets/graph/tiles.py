@@ -287,7 +287,8 @@ def make_tile(
                 report(_make(key, run, stage, work, lineage))
             if stage.checks:
                 table = lineage.read(stage.name, tile)
-                report(_Checked(stage, key, [(check, check.function(table, {})) for check in stage.checks]))
+                found = [(check, check.function(table, {}, work.recipe)) for check in stage.checks]
+                report(_Checked(stage, key, found))
         except (InputError, ResourceError, OSError) as error:
             transient = isinstance(error, UnavailableError | ConnectionError | TimeoutError)
             report(_Failure(str(key), label, stage.name, plain_text(str(error)), "", transient))

@@ -25,6 +25,7 @@ from crop_assets.graph.services import resource_keys, services_of
 from crop_assets.graph.stage import AllTiles, Check, Made, Run, Source, Stage, YearRun, call
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_mapping, year_of
+from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import tile_names
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.plain_text import plain_text
@@ -138,7 +139,7 @@ def _materialize(
         data_version=dg.DataVersion(stored.data_version),
         check_results=[
             *(_every_tile_is_in(found) for found in tiles.values()),
-            *(_check(check, table, tiles) for check in stage.checks),
+            *(_check(check, table, tiles, recipe) for check in stage.checks),
         ],
     )
 
@@ -171,8 +172,10 @@ def _write(lineage: Lineage, stage: Stage, run: Run, made: Made, record: Mapping
     return lineage.write(stage.name, None, made.frame, {**record, "files": digests})
 
 
-def _check(check: Check, table: pd.DataFrame, tiles: Mapping[str, AllTiles]) -> dg.AssetCheckResult:
-    found = check.function(table, tiles)
+def _check(
+    check: Check, table: pd.DataFrame, tiles: Mapping[str, AllTiles], recipe: DatasetRecipe
+) -> dg.AssetCheckResult:
+    found = check.function(table, tiles, recipe)
     return dg.AssetCheckResult(
         check_name=check.name,
         passed=found.passed,

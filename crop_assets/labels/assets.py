@@ -7,7 +7,6 @@ from typing import Any
 import dagster as dg
 import geopandas as gpd
 import pandas as pd
-from upath import UPath
 
 from crop_assets.classes import CLASS_COLUMNS, CLASSES
 from crop_assets.errors import InputError
@@ -31,11 +30,10 @@ from crop_assets.labels.sampling import (
     write_chip_geojson,
 )
 from crop_assets.progress import Progress
-from crop_assets.recipe import DatasetRecipe
+from crop_assets.recipe import DatasetRecipe, read_named_file
 from crop_assets.schemas import CANDIDATE_CHIPS, CDL, CHIP_BBOXES
 from resources.cdl import CdlReleases, raster_files
 from resources.machine import Machine
-from resources.object_store import translated
 
 _WHY = ("why_fewer", "why_crowded")
 """The warnings of a `ChoiceReport`; the metadata have the same names."""
@@ -209,11 +207,4 @@ def _richest(boxes: gpd.GeoDataFrame) -> pd.DataFrame:
 
 
 def _checksum(path: str) -> str:
-    """SHA-256 of a file that the recipe names, "" if it names none. Raises InputError if it cannot be read."""
-    if not path:
-        return ""
-    try:
-        with translated(path):
-            return hashlib.sha256(UPath(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot read {path}, which the recipe names: {error.strerror or error}") from None
+    return hashlib.sha256(read_named_file(path)).hexdigest() if path else ""

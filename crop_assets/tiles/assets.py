@@ -1,7 +1,6 @@
 """A chip box -> an HLS tile: `tile_grid`, `tile_map`."""
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import geopandas as gpd
@@ -9,7 +8,7 @@ import pandas as pd
 
 from crop_assets.errors import InputError
 from crop_assets.graph.metadata import Picture, markdown
-from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Run, Source, YearRun, stage
+from crop_assets.graph.stage import Check, Finding, Made, Run, Source, YearRun, stage
 from crop_assets.labels.plots import chip_map_png
 from crop_assets.partitions import add_tiles
 from crop_assets.schemas import TILE_GRID, TILE_MAP, tile_names
@@ -36,7 +35,7 @@ def tile_grid(run: Run, source: Path) -> Made:
     return Made(read_tile_grid(source))
 
 
-def _chips_lie_in_their_tile(tile_map: pd.DataFrame, tiles: Mapping[str, AllTiles]) -> Finding:
+def _chips_lie_in_their_tile(tile_map: pd.DataFrame, *_: object) -> Finding:
     findings = tile_map[tile_map["finding"] != ""]
     return Finding(findings.empty, {"findings": markdown(findings[["chip_id", "tile", "finding"]])})
 

@@ -5,29 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
-from crop_assets.dataset.splits import split_chips
 from crop_assets.dataset.statistics import BandHistogram
 from crop_assets.dataset.weights import class_weights
-
-chip_sets = st.sets(st.integers(0, 999).map(lambda n: f"chip_100_{n:03d}"), max_size=60)
-
-
-@given(chip_sets, st.integers(0, 5), st.randoms(use_true_random=False))
-def test_a_split_depends_only_on_the_set_and_the_seed(ids, seed, random) -> None:
-    shuffled = list(ids)
-    random.shuffle(shuffled)
-    split = split_chips(shuffled, 0.8, seed)
-    pd.testing.assert_frame_equal(split, split_chips(sorted(ids) * 2, 0.8, seed))
-    assert (split["split"] == "train").sum() == int(0.8 * len(ids))
-    assert set(split["chip_id"]) == ids
-
-
-def test_the_published_shares_and_another_seed() -> None:
-    ids = [f"chip_{n // 600:03d}_{n % 600:03d}" for n in range(3854)]
-    split = split_chips(ids, 0.8, 42)
-    assert split["split"].value_counts().to_dict() == {"train": 3083, "validation": 771}
-    assert (split["split"] != split_chips(ids, 0.8, 43)["split"]).any()
-
 
 int16 = st.lists(st.integers(-9999, 16000), min_size=1, max_size=300)
 

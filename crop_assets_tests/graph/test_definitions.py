@@ -154,7 +154,7 @@ ASSETS = {
         "missing_cids_job", "bands", {"json", "ipfs"}, {"cid_retrievability", "tile_map"}
     ),
     "tile_payloads": Expected("dataset_job", "bands", {"json", "ipfs"}, {"band_cids", "tile_map"}),
-    "splits": Expected("dataset_job", "dataset", {"csv"}, {"filtered_chips", "tile_map"}),
+    "splits": Expected("dataset_job", "dataset", {"csv"}, {"filtered_chips", "tile_map", "chip_bboxes"}),
     "band_stats": Expected("dataset_job", "dataset", {"numpy"}, {"splits"}),
     "class_weights": Expected("dataset_job", "dataset", {"csv"}, {"splits"}),
     "class_distribution": Expected("dataset_job", "dataset", {"png"}, {"splits"}),

@@ -154,7 +154,8 @@ def instance() -> dg.DagsterInstance:
 def made(field: str, value: Any) -> Any:
     """The resource that a run with this value of a field gets."""
     key, name = field.split(".")
-    context = dg.build_init_resource_context({name: value}, instance=instance())
+    fields = {"train_share": 0.05} if name == "test_share" else {}
+    context = dg.build_init_resource_context(fields | {name: value}, instance=instance())
     return launchable(key, environment_resources()[key])(context)
 
 
