@@ -1,7 +1,4 @@
-"""What is measured on: a full-size tile, a CDL raster, and finished chips, the same on each machine.
-
-Belongs here: making inputs. Does not: what is done with them.
-"""
+"""What is measured on: a full-size tile, a CDL raster, and finished chips, the same on each machine."""
 
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor

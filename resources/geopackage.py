@@ -22,7 +22,7 @@ from resources.wkb import read_wkb
 MAX_FEATURES = 1_000_000
 _STEPS_AT_ONCE = 100_000
 MAX_STEPS = 200_000_000
-"""Steps of SQLite's virtual machine; a row of a layer takes about ten."""
+"""Steps of SQLite's virtual machine; a row of a layer takes fewer than five."""
 _ENVELOPES = (0, 32, 48, 48, 64)
 """Bytes before the geometry by the envelope indicator (2.1.3.1.1)."""
 

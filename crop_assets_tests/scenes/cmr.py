@@ -1,6 +1,6 @@
 """A stand-in for CMR-STAC and CMR's granule search on loopback, with their habits and their bad days.
 
-Belongs here: what these services were seen to do. Does not: what a client should make of it.
+It does what these services were seen to do.
 """
 
 import datetime as dt

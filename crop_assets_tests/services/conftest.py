@@ -1,7 +1,6 @@
 """Real IPFS nodes and a STAC API as fixtures: processes of their own on loopback, with no way to the public network.
 
-Belongs here: starting, asking and killing the services that `make services` installs. Does not: services that
-misbehave on purpose, which tests make themselves.
+`make services` installs them. Services that misbehave on purpose are made by the tests themselves.
 """
 
 import json

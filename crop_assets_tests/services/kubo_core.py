@@ -1,8 +1,7 @@
 """A Kubo node in a process of its own: what Kubo is made of, without its RPC API and its gateway.
 
 Prints one JSON line when it runs, then answers each JSON line on its standard input, `{"add": path}` or
-`{"connect": multiaddr}`, with one, and ends with its input. Belongs here: the calls into the Go library.
-Does not: starting and killing this process, which is conftest.py's.
+`{"connect": multiaddr}`, with one, and ends with its input. conftest.py starts and kills it.
 """
 
 import json

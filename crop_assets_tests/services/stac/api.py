@@ -1,7 +1,7 @@
 """A STAC API in a process of its own: stac-fastapi over the pgstac database that the environment names.
 
-Prints one JSON line with its address when it runs, and ends with its standard input. Belongs here: serving. Does
-not: the database, what is in it, and starting and killing this process, which are conftest.py's.
+Prints one JSON line with its address when it runs, and ends with its standard input. The
+database, what is in it, and this process are conftest.py's.
 """
 
 import json
