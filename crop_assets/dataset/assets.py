@@ -3,6 +3,7 @@
 """
 
 import contextlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from crop_assets.classes import CLASS_COLUMNS, CLASSES
+from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
 from crop_assets.dataset.funnel import left_out, reject_ledger, yield_funnel
 from crop_assets.dataset.plots import funnel_png
 from crop_assets.dataset.publish import published_names
@@ -205,10 +206,17 @@ def _chosen(run: YearRun, splits: pd.DataFrame) -> pd.DataFrame:
     return chosen
 
 
-@stage("dataset", BAND_STATS, kinds={"numpy"}, fields=["statistics_over", "band_values_binary"])
+@stage(
+    "dataset",
+    BAND_STATS,
+    kinds={"numpy"},
+    fields=["statistics_over", "band_values_binary"],
+    code_version="2",
+)
 def band_stats(run: YearRun, splits: pd.DataFrame, machine: Machine) -> Made:
     """Mean, standard deviation, minimum and maximum (1.5 % clipped at either end) of each of the six bands over the
-    three dates: text files and binaries of all values in `band_stats/`, and `global_stats.txt`.
+    three dates: text files and binaries of all values in `band_stats/`, `global_stats.txt`, and `means.txt` and
+    `stds.txt` with a number a line, which TerraTorch reads.
     """
     chosen = _chosen(run, splits)
     numbers = range(1, len(REFLECTANCE_BANDS) + 1) if run.recipe.band_values_binary else ()
@@ -222,6 +230,8 @@ def band_stats(run: YearRun, splits: pd.DataFrame, machine: Machine) -> Made:
         text = f"Mean: {band.mean}\nStd: {band.std}\nMin: {band.minimum}\nMax: {band.maximum}\n"
         files.append(run.write_text(f"band_stats/band_values_{number}.txt", text))
     files.append(run.write_text("global_stats.txt", _global_stats(statistics)))
+    for name, values in (("means", [s.mean for s in statistics]), ("stds", [s.std for s in statistics])):
+        files.append(run.write_text(f"{name}.txt", "".join(f"{value:.6f}\n" for value in values)))
     rows = [
         (b, s.mean, s.std, s.minimum, s.maximum, s.pixels)
         for b, s in zip(REFLECTANCE_BANDS, statistics, strict=True)
@@ -242,20 +252,42 @@ def _global_stats(statistics: list[BandStatistics]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@stage("dataset", CLASS_WEIGHTS, kinds={"csv"}, fields=["statistics_over"])
+@stage("dataset", CLASS_WEIGHTS, kinds={"csv"}, fields=["statistics_over"], code_version="2")
 def class_weights(run: YearRun, splits: pd.DataFrame) -> Made:
-    """`class_weights.csv`: balanced weights that sum to 1; class 0 and classes without pixels have weight 0."""
+    """`class_weights.csv`: balanced weights that sum to 1; class 0 and classes without pixels have weight 0.
+    `class_weights.txt`: those of classes 1 to 13, a number a line, for losses that ignore class 0. `classes.json`: the
+    value of each class in masks, its label where 0 is ignored, its name, colour and pixels.
+    """
     pixels = _chosen(run, splits)[CLASS_COLUMNS].sum().astype("int64")
     weights = balanced_weights(list(pixels))
     lines = "".join(f"{c}, {weight}\n" for c, weight in enumerate(weights))
-    file = run.write_text("class_weights.csv", lines)
+    contents = {
+        "class_weights.csv": lines,
+        "class_weights.txt": "".join(f"{weight}\n" for weight in weights[1:]),
+        "classes.json": _classes_text(pixels),
+    }
+    files = [run.write_text(name, text) for name, text in contents.items()]
     table = pd.DataFrame(
         {"class": range(len(CLASSES)), "name": list(CLASSES), "pixels": pixels.to_numpy(), "weight": weights}
     )
     absent = [CLASSES[c] for c in range(1, len(CLASSES)) if pixels.iloc[c] == 0]
     if absent:
         run.warn(f"no chip has pixels of {', '.join(absent)}; the weight is 0")
-    return Made(table, {"weights": markdown(table.round(4)), "absent": ", ".join(absent)}, [file])
+    return Made(table, {"weights": markdown(table.round(4)), "absent": ", ".join(absent)}, files)
+
+
+def _classes_text(pixels: "pd.Series[int]") -> str:
+    classes = [
+        {
+            "value": value,
+            "label": value - 1 if value else None,
+            "name": name,
+            "color": CLASS_COLOURS[value],
+            "pixels": int(pixels.iloc[value]),
+        }
+        for value, name in enumerate(CLASSES)
+    ]
+    return json.dumps(classes, indent=2) + "\n"
 
 
 @stage("dataset", CLASS_DISTRIBUTION, kinds={"png"})

@@ -75,6 +75,8 @@ def test_files_at_hand_give_the_same_chips_without_the_network(
         "val_ids.csv",
         "global_stats.txt",
         "class_weights.csv",
+        "classes.json",
+        "means.txt",
         "tile_payloads.json",
     ):
         ours, theirs = (graph.dataset / name for graph in (labelled_graph, finished.graph))

@@ -268,6 +268,9 @@ def test_band_statistics_are_numpys_over_the_train_chips(finished: Finished) -> 
     published = dict(line.split(": ", 1) for line in lines(graph, "global_stats.txt"))
     assert json.loads(published["means"]) == pytest.approx(list(table["mean"]), abs=1e-6)
     assert json.loads(published["stds"]) == pytest.approx(list(table["std"]), abs=1e-6)
+    # as TerraTorch reads them
+    for name, column in (("means.txt", "mean"), ("stds.txt", "std")):
+        assert np.genfromtxt(graph.dataset / name) == pytest.approx(table[column].to_numpy(), abs=1e-6)
 
 
 def test_class_weights_are_balanced_over_the_train_chips_and_sum_to_one(finished: Finished) -> None:
@@ -284,6 +287,14 @@ def test_class_weights_are_balanced_over_the_train_chips_and_sum_to_one(finished
     ]
     products = [weight * count for weight, count in zip(weights, counts, strict=True) if weight]
     assert products == pytest.approx([products[0]] * len(products))
+    assert list(np.genfromtxt(graph.dataset / "class_weights.txt")) == weights[1:]
+    classes = json.loads((graph.dataset / "classes.json").read_text())
+    assert [one["pixels"] for one in classes] == list(counts)
+    assert [(one["value"], one["label"]) for one in classes] == [
+        (0, None),
+        *((c, c - 1) for c in range(1, 14)),
+    ]
+    assert (classes[2]["name"], classes[2]["color"]) == ("Forest", "#1b6b3a")
 
 
 def test_the_charts_and_their_table_count_the_masks(finished: Finished) -> None:
