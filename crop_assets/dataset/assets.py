@@ -39,7 +39,7 @@ from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
 from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Source, YearRun, stage
-from crop_assets.hls import REFLECTANCE_BANDS
+from crop_assets.hls import POSITIONS, REFLECTANCE_BANDS
 from crop_assets.labels.plots import class_histogram_png
 from crop_assets.progress import Progress
 from crop_assets.recipe import DatasetRecipe, read_named_file
@@ -104,8 +104,9 @@ def splits(
     chip_bboxes: gpd.GeoDataFrame,
     source: dict[str, list[str]],
 ) -> Made:
-    """The kept chips, split into training, validation and test: `train_ids.csv`, `train_data.txt` and the like; which
-    of them lie next to training chips; and `rejected_chips.csv`, which lists every other chip box with the reason why
+    """The kept chips, split into training, validation and test: `train_ids.csv`, `train_data.txt` and the like;
+    `chips_df.csv` with the dates and place of each chip; which of them lie next to training chips; and
+    `rejected_chips.csv`, which lists every other chip box with the reason why
     it is not in the dataset.
     """
     judged = filtered_chips.frame
@@ -123,6 +124,7 @@ def splits(
     wanted = source or Shares(run.recipe.train_share, run.recipe.test_share).by_split
     counts = {split: int((chips["split"] == split).sum()) for split in wanted}
     files = _write_splits(run, chips, ledger, counts)
+    files.append(run.write_text("chips_df.csv", _chips_text(chips)))
     _remove_old_chips(run, set(tile_map["chip_id"]))
     funnel = yield_funnel(tile_map, ledger)
     metadata = {
@@ -152,7 +154,7 @@ def _split(
         found["split"] = block_split(found, shares, recipe.seed, "tile" if recipe.whole_tiles else "block")
     else:
         found["split"] = random_split(found["chip_id"], shares, recipe.seed)
-    return found[["chip_id", "split", "block"]]
+    return found[["chip_id", "split", "block", "lon", "lat"]]
 
 
 def _listed(ids: list[str]) -> str:
@@ -177,6 +179,14 @@ def _write_splits(
         contents[ids_file] = "".join(f"{line}\n" for line in ["ids", *(i.removeprefix("chip_") for i in ids)])
         contents[data_file] = "".join(f"{chip_id}\n" for chip_id in ids)
     return [run.write_text(name, text) for name, text in contents.items()]
+
+
+def _chips_text(chips: pd.DataFrame) -> str:
+    """One row a chip with the names that TerraTorch reads; places are those of the centre."""
+    named = {f"{position}_date": f"{position}_img_date" for position in POSITIONS}
+    columns = ["chip_id", *named, "split", "tile", "lon", "lat"]
+    text = chips[columns].rename(columns=named).to_csv(index=False, float_format="%.6f", lineterminator="\n")
+    return str(text)
 
 
 def _ledger_text(ledger: pd.DataFrame) -> str:

@@ -8,11 +8,14 @@ from collections import Counter
 
 import dagster as dg
 import numpy as np
+import pandas as pd
+import pyproj
 import pytest
 import rasterio
 
 from crop_assets.chip_grid import chip_geobox
 from crop_assets.classes import class_colormap
+from crop_assets.hls import POSITIONS
 from crop_assets_tests.small_world import (
     CHIPS,
     DATASET,
@@ -242,6 +245,27 @@ def test_train_and_validation_files_agree_and_are_disjoint(finished: Finished) -
     assert not set(split["train"]) & set(split["validation"])
     assert len(split["train"]) == 7
     assert sorted(split["train"] + split["validation"]) == KEPT
+
+
+def test_a_table_for_readers_has_the_dates_and_the_place_of_each_chip(
+    setting: Setting, finished: Finished
+) -> None:
+    graph = finished.graph
+    # dates as pandas and TerraTorch parse them
+    table = pd.read_csv(graph.dataset / "chips_df.csv", parse_dates=[f"{p}_img_date" for p in POSITIONS])
+    assert list(table["chip_id"]) == KEPT
+    split = graph.table("splits")
+    assert list(table["split"]) == list(split["split"]) and list(table["tile"]) == list(split["tile"])
+    boxes = graph.table("chip_bboxes").set_index("chip_id")
+    for row in table.itertuples():
+        for position, day in zip(POSITIONS, (FIRST, MIDDLE, LAST), strict=True):
+            found = getattr(row, f"{position}_img_date")
+            assert (found.year, found.day_of_year) == (YEAR, day[row.tile])
+        with rasterio.open(graph.dataset / "chips_filtered" / f"{row.chip_id}_merged.tif") as raster:
+            x, y = raster.xy(111.5, 111.5)
+        lon, lat = pyproj.Transformer.from_crs(5070, 4326, always_xy=True).transform(x, y)
+        assert (row.lon, row.lat) == pytest.approx((lon, lat), abs=1e-5)
+        assert (row.lon, row.lat) == pytest.approx((boxes.lon[row.chip_id], boxes.lat[row.chip_id]), abs=1e-6)
 
 
 def test_band_statistics_are_numpys_over_the_train_chips(finished: Finished) -> None:
