@@ -19,9 +19,7 @@ from crop_assets.dataset.funnel import left_out, reject_ledger, yield_funnel
 from crop_assets.dataset.plots import funnel_png
 from crop_assets.dataset.publish import published_names
 from crop_assets.dataset.splits import (
-    SPLITS as ALL_SPLITS,
-)
-from crop_assets.dataset.splits import (
+    SPLIT_NAMES,
     TEST,
     TOUCHES,
     TRAIN,
@@ -106,14 +104,13 @@ def splits(
 ) -> Made:
     """The kept chips, split into training, validation and test: `train_ids.csv`, `train_data.txt` and the like;
     `chips_df.csv` with the dates and place of each chip; which of them lie next to training chips; and
-    `rejected_chips.csv`, which lists every other chip box with the reason why
-    it is not in the dataset.
+    `rejected_chips.csv`, which lists every other chip box with the reason why it is not in the dataset.
     """
     judged = filtered_chips.frame
     ledger = reject_ledger(tile_map, judged, filtered_chips.missing)
     kept = judged[judged["kept"]].merge(_split(run.recipe, tile_map, chip_bboxes, source), on="chip_id")
     ledger = pd.concat([ledger, left_out(kept)]).sort_values("chip_id", ignore_index=True)
-    chips = kept[kept["split"].isin(ALL_SPLITS)].sort_values("chip_id", ignore_index=True)
+    chips = kept[kept["split"].isin(SPLIT_NAMES)].sort_values("chip_id", ignore_index=True)
     if chips.empty:
         run.write_text("rejected_chips.csv", _ledger_text(ledger))
         raise InputError(

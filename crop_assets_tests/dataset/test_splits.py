@@ -13,7 +13,7 @@ from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.dataset.splits import (
     BUFFER,
     LEAKAGE,
-    SPLITS,
+    SPLIT_NAMES,
     TEST,
     TRAIN,
     UNASSIGNED,
@@ -124,9 +124,9 @@ def test_blocks_depend_neither_on_order_nor_on_the_machine(places, share, seed, 
     assert list(block_split(boxes.iloc[order], share, seed)) == list(split[order])
 
 
-@given(some_cells, st.sampled_from(SPLITS), st.data())
+@given(some_cells, st.sampled_from(SPLIT_NAMES), st.data())
 def test_leakage_is_what_a_look_at_each_pair_finds(places, _, data) -> None:
-    split = data.draw(st.lists(st.sampled_from(SPLITS), min_size=len(places), max_size=len(places)))
+    split = data.draw(st.lists(st.sampled_from(SPLIT_NAMES), min_size=len(places), max_size=len(places)))
     chips = boxes_at(sorted(places)).assign(split=split)
     pd.testing.assert_frame_equal(leakage(chips), leaks(chips))
 
@@ -189,7 +189,7 @@ def test_two_thousand_published_chips_leak_at_random_and_not_by_blocks(real: Pat
     kept = ((published["bad_pct_max"] < 5) & (published["na_count"] == 0)).to_numpy()
 
     def percents(split: np.ndarray) -> list[float]:  # type: ignore[type-arg]
-        chips = boxes.assign(split=split)[kept & np.isin(split, SPLITS)]
+        chips = boxes.assign(split=split)[kept & np.isin(split, SPLIT_NAMES)]
         report = leakage_report(pd.concat([chips, leakage(chips)], axis=1))
         return [round(float(report[name][0]), 1) for name in LEAKAGE]
 
