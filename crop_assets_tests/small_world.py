@@ -86,9 +86,12 @@ FIRST, MIDDLE, LAST = ({WEST: day, EAST: other_day} for day, other_day in ((72, 
 SPARE_DAY = 242
 
 
+RECIPE = {"dataset": "small", "min_classes": 1, "seed": 2}
+"""With this seed, seven of the nine kept chips train."""
+
+
 def recipe(**changes: Any) -> DatasetRecipe:
-    # with this seed, seven of the nine chips train
-    return DatasetRecipe(**{"dataset": "small", "min_classes": 1, "seed": 2, **changes})
+    return DatasetRecipe(**{**RECIPE, **changes})
 
 
 def _write_cdl(path: Path) -> None:

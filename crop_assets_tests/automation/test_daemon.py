@@ -28,6 +28,7 @@ from crop_assets_tests.resources.nass import nass as nass
 from crop_assets_tests.small_world import (
     EAST,
     KEPT,
+    RECIPE,
     SOUTH,
     THREE_TILES,
     TILE_STAGES,
@@ -60,7 +61,7 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(tmp_path: Path, home: Path, setting: Setting, served: Served, nass: Nass) -> dict[str, str]:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({"dataset": "small", "min_classes": 1}))
+    recipe.write_text(yaml.safe_dump(RECIPE))
     return {
         **os.environ,
         **server_environment(served.server),
@@ -176,9 +177,7 @@ def test_a_new_release_becomes_a_dataset(
     command: Callable[..., None],
 ) -> None:
     boxes = three_tiles["recipe"].chip_boxes
-    Path(environment["CROP_ASSETS_RECIPE"]).write_text(
-        yaml.safe_dump({"dataset": "small", "min_classes": 1, "chip_boxes": boxes})
-    )
+    Path(environment["CROP_ASSETS_RECIPE"]).write_text(yaml.safe_dump({**RECIPE, "chip_boxes": boxes}))
     environment["CROP_ASSETS_TILES_PER_RUN"] = "2"
     nass.put(2020, b"an archive that nobody asked for")
     labels = Path(three_tiles["cdl_releases"].source)

@@ -21,7 +21,7 @@ import yaml
 from crop_assets.demo.run import server_environment
 from crop_assets.layout import Layout
 from crop_assets_tests.background import Background, Found
-from crop_assets_tests.small_world import CHIPS, TILES, YEAR, Served, Setting, Traffic
+from crop_assets_tests.small_world import CHIPS, RECIPE, TILES, YEAR, Served, Setting, Traffic
 from resources.loopback import free_port
 
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy/dagster.yaml"
@@ -129,7 +129,7 @@ def live(
     home = tmp_path / "home"
     home.mkdir()
     shutil.copytree(labelled, tmp_path / "data")
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"dataset": "small", "min_classes": 1}))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     environment = {
         **os.environ,
         **server_environment(served.server),

@@ -17,6 +17,7 @@ from crop_assets_tests.automation.test_daemon import home as home
 from crop_assets_tests.resources.nass import nass as nass
 from crop_assets_tests.small_world import (
     EAST,
+    RECIPE,
     SOUTH,
     THREE_TILES,
     TILE_STAGES,
@@ -55,9 +56,7 @@ def labels(
     shutil.copy(source, earlier)
     cdl = str(source).replace(str(YEAR), "{year}")
     boxes = three_tiles["recipe"].chip_boxes
-    Path(environment["CROP_ASSETS_RECIPE"]).write_text(
-        yaml.safe_dump({"dataset": "small", "min_classes": 1, "chip_boxes": boxes})
-    )
+    Path(environment["CROP_ASSETS_RECIPE"]).write_text(yaml.safe_dump({**RECIPE, "chip_boxes": boxes}))
     changes = three_tiles | {"cdl_releases": CdlReleases(source=cdl, index="")}
     with new_graph(
         tmp_path / "data", setting, served.server, dg.DagsterInstance.from_config(str(home))

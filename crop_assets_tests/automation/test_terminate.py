@@ -23,6 +23,7 @@ from crop_assets_tests.automation.test_ending import (
 from crop_assets_tests.automation.test_ending import live as live
 from crop_assets_tests.small_world import (
     EAST,
+    RECIPE,
     SOUTH,
     THREE_TILES,
     WEST,
@@ -54,12 +55,7 @@ def three(tmp_path: Path, live: Live, setting: Setting, served: Served, three_ti
         assert graph.run("tiles_job", TILES, **three_tiles | {"recipe": recipe}).success
     shutil.rmtree(live.data)
     labels.rename(live.data)
-    chosen = {
-        "dataset": "small",
-        "min_classes": 1,
-        "chip_boxes": recipe.chip_boxes,
-        "sources": recipe.sources,
-    }
+    chosen = {**RECIPE, "chip_boxes": recipe.chip_boxes, "sources": recipe.sources}
     Path(live.environment["CROP_ASSETS_RECIPE"]).write_text(yaml.safe_dump(chosen))
     command = tmp_path / "bin/ipfs"
     command.parent.mkdir()

@@ -73,7 +73,8 @@ def test_other_recipes_can_be_used_on_the_world(small_world: SmallWorld, tmp_pat
     assert not (root / "data").exists()
     store, chosen = DatasetStore(root=str(root / "data")), {}
     for name, fields in RECIPES.items():
-        shown = demo(small_world, a_recipe(tmp_path, dataset=name, **fields))
+        # with this seed, three of the four chips of each train
+        shown = demo(small_world, a_recipe(tmp_path, dataset=name, seed=9, **fields))
         assert shown.startswith("0: "), shown
         layout = Layout(name, 2022)
         chosen[name] = list(read_table(store, layout.table("chip_bboxes"), SCHEMAS["chip_bboxes"])["chip_id"])

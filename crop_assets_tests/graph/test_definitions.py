@@ -18,6 +18,7 @@ from crop_assets.errors import InputError
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets.stages import STAGES, TILE_STAGES
 from crop_assets_tests.small_world import (
+    RECIPE,
     THROUGH_DOWNLOAD,
     WEST,
     Finished,
@@ -336,7 +337,7 @@ def graph_with_token(
 ) -> Iterator[Graph]:
     """The graph as its environment configures it: all files come from LP DAAC, with a token."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("dataset: small\nmin_classes: 1\n")
+    recipe.write_text(yaml.safe_dump(RECIPE))
     for name, value in {
         "EARTHDATA_TOKEN": TOKEN,
         "CROP_ASSETS_DATA": str(tmp_path / "store"),

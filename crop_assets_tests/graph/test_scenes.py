@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import yaml
 from typer.testing import CliRunner
 
 from crop_assets.cli import app
@@ -19,6 +20,7 @@ from crop_assets_tests.small_world import (
     CHIPS,
     EAST,
     MIDDLE,
+    RECIPE,
     SPARE_DAY,
     TILE_STAGES,
     TILES,
@@ -86,7 +88,7 @@ def test_a_tile_that_is_made_again_asks_only_when_it_is_told_to(
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch, labelled_graph: Graph) -> CliRunner:
     path = labelled_graph.root / "recipe.yaml"
-    path.write_text("dataset: small\nmin_classes: 1\n")
+    path.write_text(yaml.safe_dump(RECIPE))
     monkeypatch.setenv("CROP_ASSETS_RECIPE", str(path))
     monkeypatch.setenv("CROP_ASSETS_DATA", str(labelled_graph.root))
     return CliRunner()
@@ -118,7 +120,7 @@ def test_the_plan_is_told_before_anything_is_downloaded(
 def test_the_plan_names_tiles_that_would_fail(command_line: CliRunner, labelled_graph: Graph) -> None:
     short = recipe(season_end="05-31")
     path = labelled_graph.root / "recipe.yaml"
-    path.write_text("dataset: small\nmin_classes: 1\nseason_end: 05-31\n")
+    path.write_text(yaml.safe_dump({**RECIPE, "season_end": "05-31"}))
     assert labelled_graph.run("plan_job", recipe=short, ipfs_stac=IpfsStac(url="")).success
     told = command_line.invoke(app, ["plan", "--year", str(YEAR)])
     assert told.exit_code == 1
