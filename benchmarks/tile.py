@@ -30,7 +30,7 @@ from crop_assets.chips.warp import source_pixels
 from crop_assets.classes import CDL_CLASSES
 from crop_assets.graph.stage import TileRun
 from crop_assets.hls import QA_BAND, REFLECTANCE_BANDS
-from resources.cdl import CdlReleases
+from resources.cdl import CdlReleases, raster_sha256
 from resources.machine import Machine
 from resources.store import DatasetStore
 
@@ -47,7 +47,7 @@ def ours(root: Path) -> Work:
     selected = world.downloaded_bands[["scene_id", "position", "date"]].drop_duplicates(ignore_index=True)
     selected = selected.assign(fit=True)
     fmasks = world.downloaded_bands[world.downloaded_bands["band"] == QA_BAND]
-    release = pd.DataFrame([{"bytes": world.cdl.stat().st_size, "sha256": "0" * 64}])
+    release = pd.DataFrame([{"sha256": raster_sha256(world.cdl)}])
 
     # a run has one pool for all of its tiles
     with Machine().pool() as pool:
