@@ -42,6 +42,7 @@ from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.files import check_band
 from crop_assets.chip_grid import ORIGIN_X, ORIGIN_Y, chip_id
+from crop_assets.dataset.splits import parse_ids, split_by_files
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
 from crop_assets.hls import HLS_SIZE, hls_bounds
@@ -923,6 +924,13 @@ def cursor(data: bytes) -> None:
     text = data.decode(errors="replace")
     for kind in (ReleaseCursor, DatasetCursor):
         read_cursor(text, kind)
+
+
+@_target(lambda: b"ids\n257_266\n003_1000\n", lambda: b'"id","tile"\r\n"chip_257_266","13TDE"\r\n')
+def id_list(data: bytes) -> None:
+    """A list of ids of a published split."""
+    ids = parse_ids(data.decode(errors="replace"), "ids.csv")
+    split_by_files(["chip_257_266"], {"train": ids, "validation": ids[1:]})
 
 
 @_target(lambda: b"training_datasets/small/2022/tables/cdl.parquet")
