@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from crop_assets.classes import CLASSES
 from crop_assets.errors import InputError, problems
 from crop_assets.suggest import with_suggestions
-from resources.addresses import require_place
+from resources.addresses import require_local_or_s3
 from resources.object_store import translated
 from resources.plain_text import plain_text
 from resources.settings import Settings
@@ -235,7 +235,7 @@ class DatasetRecipe(Settings):
             )
         return value
 
-    _are_places = field_validator(*_PATHS)(require_place)
+    _are_places = field_validator(*_PATHS)(require_local_or_s3)
 
     @field_validator("season_start", "season_end")
     @classmethod

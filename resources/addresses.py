@@ -112,7 +112,7 @@ def require_local(path: str) -> str:
     return path
 
 
-def require_place(path: str) -> str:
+def require_local_or_s3(path: str) -> str:
     """A configured file or folder: a local path, a file:// URL, or s3://bucket/key without a login.
 
     Raises AddressError for all else, which fsspec would open: other protocols, some of which ask hosts without any of

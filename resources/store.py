@@ -21,7 +21,7 @@ from fsspec.callbacks import Callback
 from pydantic import Field, PrivateAttr, field_validator
 from upath import UPath
 
-from resources.addresses import require_place
+from resources.addresses import require_local_or_s3
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.file_system import (
     flush,
@@ -59,7 +59,7 @@ class DatasetStore(Settings):
     root: str = Field(
         default="data", description="A local folder, or an object store URL such as s3://bucket/prefix."
     )
-    _is_a_place = field_validator("root")(require_place)
+    _is_a_place = field_validator("root")(require_local_or_s3)
     _swept: set[Path] = PrivateAttr(default_factory=set)
 
     def path(self, name: str) -> UPath:

@@ -30,6 +30,7 @@ from crop_assets.dataset.splits import (
     leakage_report,
     parse_ids,
     random_split,
+    some_ids,
     split_by_files,
 )
 from crop_assets.dataset.statistics import BandStatistics, measure_bands
@@ -47,9 +48,6 @@ from resources.ipfs.directory import FolderDag
 from resources.ipfs.resource import IpfsContent
 from resources.machine import Machine
 from resources.tables import TableSchema
-
-_NAMED = 5
-"""Chips that a message names."""
 
 
 def _split_fields(recipe: DatasetRecipe) -> list[str]:
@@ -135,7 +133,9 @@ def splits(
             f"no chip is for {' or '.join(empty)}; choose more chips, other shares or smaller blocks"
         )
     if unknown := sorted({chip for ids in source.values() for chip in ids} - set(chips["chip_id"])):
-        metadata["not_in_dataset"] = f"{_listed(unknown)} of the files of the split, not in the dataset"
+        metadata["not_in_dataset"] = (
+            f"{len(unknown):,} chips ({some_ids(unknown)}) of the files of the split, not in the dataset"
+        )
     return Made(chips[_columns(SPLITS)], metadata, files)
 
 
@@ -152,11 +152,6 @@ def _split(
     else:
         found["split"] = random_split(found["chip_id"], shares, recipe.seed)
     return found[["chip_id", "split", "block", "lon", "lat"]]
-
-
-def _listed(ids: list[str]) -> str:
-    more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
-    return f"{len(ids):,} chips ({', '.join(ids[:_NAMED])}{more})"
 
 
 _FILES = {

@@ -73,9 +73,8 @@ def block_split(boxes: pd.DataFrame, shares: Shares, seed: int, whole: str = "bl
     Sechidis, Tsoumakas, Vlahavas 2011, for sums in place of labels); then single blocks move as long as that brings
     the splits nearer to their shares. Training chips that touch another split are the buffer.
     """
-    split = np.full(len(boxes), TRAIN, dtype=object)
     if boxes.empty:
-        return split
+        return np.empty(0, dtype=object)
     names, block = np.unique(boxes[whole].to_numpy(dtype=str), return_inverse=True)
     of_splits = shares.by_split
     amounts = _amounts(boxes, block, len(names))
@@ -144,7 +143,8 @@ def split_by_files(chip_ids: Sequence[str], files: Mapping[str, Sequence[str]]) 
     of_id: dict[str, str] = {}
     for split, ids in files.items():
         if twice := sorted(one for one in set(ids) if of_id.get(one, split) != split):
-            raise InputError(f"{_named(twice)} in the files of {of_id[twice[0]]} and of {split}")
+            verb = "is" if len(twice) == 1 else "are"
+            raise InputError(f"{some_ids(twice)} {verb} in the files of {of_id[twice[0]]} and of {split}")
         of_id |= dict.fromkeys(ids, split)
     return np.array([of_id.get(chip, UNASSIGNED) for chip in chip_ids], dtype=object)
 
@@ -168,9 +168,10 @@ def parse_ids(text: str, name: str | Path) -> list[str]:
     return found
 
 
-def _named(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
-    return f"{', '.join(ids[:_NAMED])}{more} {'is' if len(ids) == 1 else 'are'}"
+def some_ids(ids: Sequence[str]) -> str:
+    """The first ids, and how many more there are, for a message."""
+    more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
+    return f"{', '.join(ids[:_NAMED])}{more}"
 
 
 def leakage(chips: pd.DataFrame) -> pd.DataFrame:
