@@ -26,7 +26,6 @@ from crop_assets.graph.metadata import (
     OWNERS,
     column_schema,
     earlier_metadata,
-    latest_record,
     plain,
     shown,
     store_pictures,
@@ -57,6 +56,8 @@ _TRANSIENT = "transient"
 """Metadata of observations of failures: whether the stage and tile is retried."""
 _ATTEMPT = "attempt"
 """Metadata of these observations: the number of retries before it."""
+_OUTCOME = "outcome"
+"""Metadata of the tables of a tile without chip boxes."""
 _NAMED = 5
 """Maximum causes in an error; the log has all."""
 
@@ -184,6 +185,11 @@ class _Done:
 
 
 @dataclass(frozen=True)
+class _Finished:
+    partition: dg.MultiPartitionKey
+
+
+@dataclass(frozen=True)
 class _Checked:
     stage: Stage
     partition: dg.MultiPartitionKey
@@ -193,7 +199,7 @@ class _Checked:
 def _run_tiles(
     context: dg.AssetExecutionContext, keys: Sequence[dg.MultiPartitionKey], work: TileWork
 ) -> list[_Failure]:
-    messages: queue.SimpleQueue[str | _Done | _Checked | _Failure | None] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[str | _Done | _Checked | _Failure | _Finished] = queue.SimpleQueue()
     years: dict[str, Lineage] = {}
     for key in keys:
         year = key.keys_by_dimension[CDL_YEAR]
@@ -204,7 +210,7 @@ def _run_tiles(
         try:
             make_tile(key, work, years.get(key.keys_by_dimension[CDL_YEAR]), messages.put, pool)
         finally:
-            messages.put(None)
+            messages.put(_Finished(key))
 
     # separate threads for tiles, so that a tile that waits for its work does not occupy a thread that does work
     with work.machine.pool() as pool, StoppablePool(work.machine.threads) as tiles:
@@ -219,23 +225,30 @@ def _run_tiles(
 
 def _record(
     context: dg.AssetExecutionContext,
-    messages: "queue.SimpleQueue[str | _Done | _Checked | _Failure | None]",
+    messages: "queue.SimpleQueue[str | _Done | _Checked | _Failure | _Finished]",
     tiles: int,
     stages: Sequence[str],
 ) -> list[_Failure]:
     """Write what the tiles report to Dagster's event log until all have ended; only one thread may write to it."""
     failures: list[_Failure] = []
     finished = 0
-    # the same for all tiles of a year
-    pointer_of_year = functools.cache(functools.partial(_event_pointer, context.instance))
+    unchanged: dict[str, list[str]] = {}
+    # an input's event of this run is recorded before it is looked up
+    pointer = functools.cache(functools.partial(_event_pointer, context.instance))
     while finished < tiles:
         message = messages.get()
         with uninterrupted():
-            if message is None:
+            if isinstance(message, _Finished):
                 finished += 1
-                context.log.info(f"{finished} of {tiles} tiles finished, {len(failures)} failed")
+                text = f"{finished} of {tiles} tiles finished, {len(failures)} failed"
+                if names := unchanged.pop(str(message.partition), []):
+                    # in one line, because each costs as much as reading a table
+                    text += f"; {shown_tile(message.partition)}: unchanged, nothing to do: {', '.join(names)}"
+                context.log.info(text)
             elif isinstance(message, _Done):
-                context.log_event(_materialization(context.instance, message, pointer_of_year))
+                if message.reused:
+                    unchanged.setdefault(str(message.partition), []).append(message.stage.name)
+                context.log_event(_materialization(context.instance, message, pointer))
             elif isinstance(message, _Checked):
                 for check, found in message.findings:
                     context.log_event(_evaluation(message, check, found))
@@ -317,11 +330,11 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
     stored = None if again else lineage.unchanged(stage.name, run.tile, record, run.log)
     metadata: dict[str, Any] = {}
     reused = stored is not None
-    if stored is not None:
-        run.log(f"unchanged, nothing to do ({stored.rows} rows)")
-    else:
-        if lineage.rows("tile_map", run.tile).empty:
-            made = Made(stage.schema.empty(), {"outcome": f"no chip box of {run.year} is in this tile"})
+    if lineage.rows("tile_map", run.tile).empty:
+        metadata[_OUTCOME] = f"no chip box of {run.year} is in this tile"
+    if stored is None:
+        if metadata:
+            made = Made(stage.schema.empty())
         else:
             frames = {
                 name: lineage.read(name, run.tile) if one.per_tile else lineage.rows(name, run.tile)
@@ -331,19 +344,22 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
         metadata |= store_pictures(made.metadata, run.store, run.layout.pictures(stage.name, run.tile))
         files = made.digests(run.store)
         stored = lineage.write(stage.name, run.tile, made.frame, {**record, "files": files})
-        run.log(f"{stored.rows} rows in {time.monotonic() - started:.1f} s")
+        if stored.rows:
+            run.log(f"{stored.rows} rows in {time.monotonic() - started:.1f} s")
     described = table_metadata(run.store, stored, reused, time.monotonic() - started)
     return _Done(stage, key, stored, {**metadata, **described}, inputs, reused)
 
 
 def _event_pointer(instance: dg.DagsterInstance, asset: str, partition: str) -> str:
     """The id in the event log of an asset's latest materialization of a partition, as Dagster's tags have it."""
-    record = latest_record(instance, asset, partition)
-    return str(record.storage_id) if record else "NULL"
+    # without reading the event itself, which takes longer
+    made = dg.DagsterEventType.ASSET_MATERIALIZATION
+    found = instance.get_latest_storage_id_by_partition(dg.AssetKey(asset), made, {partition})
+    return str(found.get(partition, "NULL"))
 
 
 def _materialization(
-    instance: dg.DagsterInstance, done: _Done, pointer_of_year: Callable[[str, str], str]
+    instance: dg.DagsterInstance, done: _Done, pointer: Callable[[str, str], str]
 ) -> dg.AssetMaterialization:
     """The event of one stage and tile.
 
@@ -351,7 +367,9 @@ def _materialization(
     event log.
     """
     partition = str(done.partition)
-    earlier = earlier_metadata(instance, done.stage.name, partition, done.stored) if done.reused else {}
+    earlier: dict[str, Any] = {}
+    if done.reused and _OUTCOME not in done.metadata:
+        earlier = earlier_metadata(instance, done.stage.name, partition, done.stored)
     tags = {
         "dagster/data_version": done.stored.data_version,
         "dagster/data_version_is_user_provided": "true",
@@ -360,11 +378,8 @@ def _materialization(
     }
     for name, upstream in done.inputs.items():
         tags[f"dagster/input_data_version/{name}"] = upstream.version
-        tags[f"dagster/input_event_pointer/{name}"] = (
-            _event_pointer(instance, name, partition)
-            if upstream.per_tile
-            else pointer_of_year(name, done.partition.keys_by_dimension[CDL_YEAR])
-        )
+        where = partition if upstream.per_tile else done.partition.keys_by_dimension[CDL_YEAR]
+        tags[f"dagster/input_event_pointer/{name}"] = pointer(name, where)
     return dg.AssetMaterialization(
         done.stage.name, partition=partition, metadata={**earlier, **shown(done.metadata)}, tags=tags
     )

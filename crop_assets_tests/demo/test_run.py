@@ -133,7 +133,7 @@ def test_ctrl_c_stops_the_demo_and_a_second_one_resumes(small_world: SmallWorld,
     with mock.patch.dict(os.environ):
         shown = CliRunner().invoke(app, ["demo", *arguments])
     assert shown.exit_code == 0, shown.output
-    assert re.search(r"14SMG scene_metadata: unchanged, nothing to do", shown.output)
+    assert re.search(r"14SMG: unchanged, nothing to do: scene_metadata,", shown.output)
     assert re.search(r"labels_job +done +0 tables made, ", shown.output)
     assert runs_of(tmp_path) == {job: [*before, "SUCCESS"] for job, before in statuses.items()}
     assert len(list((data / "chips").glob("*_merged.tif"))) == 4

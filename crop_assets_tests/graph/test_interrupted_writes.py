@@ -48,7 +48,7 @@ CASES = {
     "what a year asset says": ("labels_job", "event_logs", f"chip_bboxes {YEAR}: unchanged, nothing to do"),
     "what a year asset warns of": ("labels_job", "event_logs", ".parquet are missing or changed"),
     "new partitions": ("labels_job", "dynamic_partitions", EAST),
-    "what a tile says": ("tiles_job", "event_logs", f"{WEST} chips: unchanged, nothing to do"),
+    "what a tile says": ("tiles_job", "event_logs", f"{WEST}: unchanged, nothing to do"),
     "a tile's materialization": ("tiles_job", "event_logs", "'ASSET_MATERIALIZATION'"),
     "a tile's failure": ("tiles_job", "event_logs", f"{EAST} failed at scene_metadata"),
     "a check that failed": ("dataset_job", "event_logs", "'ASSET_CHECK_EVALUATION'"),
