@@ -152,7 +152,8 @@ def _served(root: Path) -> Iterator[None]:
         os.environ.update(server_environment(server) | {k: str(v) for k, v in (folders | files).items()})
         yield
     finally:
-        process.terminate()
+        # under nohup or a batch system the signal to terminate may be ignored
+        process.kill()
         process.wait()
 
 
