@@ -224,6 +224,12 @@ class DatasetRecipe(Settings):
     band_values_binary: bool = Field(
         default=True, description="Also write every pixel value of each band as a binary .npy file."
     )
+    exports: list[Literal["parquet", "npy"]] = Field(
+        default=[],
+        max_length=2,
+        description="Copies of the dataset in other forms, each as large as the dataset or larger: 'parquet' with the "
+        "bytes of images and masks, 'npy' arrays that numpy maps into memory.",
+    )
 
     @field_validator("dataset")
     @classmethod
@@ -257,7 +263,7 @@ class DatasetRecipe(Settings):
             raise ValueError(f"coverage_ladder {value} must fall, as 100, 90, 80")
         return value
 
-    @field_validator("sensors", "sources")
+    @field_validator("sensors", "sources", "exports")
     @classmethod
     def _names_each_once(cls, value: list[str]) -> list[str]:
         if len(set(value)) < len(value):

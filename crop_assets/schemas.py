@@ -443,16 +443,20 @@ FILTERED_CHIPS = TableSchema(
 
 _SPLIT = Column("split", pa.string(), "train, validation or test", words=("train", "validation", "test"))
 
+_LEAKAGE = (
+    Column("touches_train", pa.bool_(), "not for training, and touches a training chip (8 neighbours)"),
+    Column("borders_train", pa.bool_(), "not for training, and shares an edge with a training chip"),
+    Column("in_train_tile", pa.bool_(), "not for training, and shares its tile with a training chip"),
+    Column("in_train_block", pa.bool_(), "not for training, and shares its block with a training chip"),
+)
+
 SPLITS = TableSchema(
     (
         _CHIP,
         _TILE,
         _SPLIT,
         _BLOCK,
-        Column("touches_train", pa.bool_(), "not for training, and touches a training chip (8 neighbours)"),
-        Column("borders_train", pa.bool_(), "not for training, and shares an edge with a training chip"),
-        Column("in_train_tile", pa.bool_(), "not for training, and shares its tile with a training chip"),
-        Column("in_train_block", pa.bool_(), "not for training, and shares its block with a training chip"),
+        *_LEAKAGE,
         Column("merged_path", pa.string(), "merged image in the store", pattern=_FILE),
         Column("mask_path", pa.string(), "mask in the store", pattern=_FILE),
         Column("merged_sha256", pa.string(), "checksum of the merged image", pattern=_SHA256),
@@ -461,6 +465,83 @@ SPLITS = TableSchema(
         *_CLASSES,
     ),
     key=("chip_id",),
+)
+
+_INDEX_DATES = tuple(
+    column
+    for position in POSITIONS
+    for column in (
+        Column(f"{position}_date", pa.date32(), f"day of the {position} scene"),
+        Column(f"{position}_scene", pa.string(), f"id of the {position} scene", pattern=SCENE_ID),
+        Column(
+            f"{position}_cids",
+            pa.list_(pa.string()),
+            "CIDs of its files B02 B03 B04 B8A B11 B12; empty if unknown",
+            pattern=_CID_OR_NONE,
+        ),
+        Column(f"{position}_verified", pa.bool_(), "whether the bytes of all six match their CIDs"),
+        _percent(f"bad_percent_{position}", f"bad pixels of the {position} date, percent"),
+    )
+)
+
+CHIP_INDEX = TableSchema(
+    (
+        _CHIP,
+        _SPLIT,
+        _TILE,
+        _BLOCK,
+        *_LEAKAGE,
+        Column("lon", pa.float64(), "centre, degrees east", low=-180, high=180),
+        Column("lat", pa.float64(), "centre, degrees north", low=-90, high=90),
+        *_INDEX_DATES,
+        _BANDS_MISSING,
+        Column("cdl_file", pa.string(), "name of the CDL raster that the mask is from"),
+        Column("cdl_release", pa.string(), "archive that the raster was made from; empty for a local raster"),
+        Column("cdl_sha256", pa.string(), "checksum of the raster", pattern=_SHA256),
+        *(
+            Column(f"{column}_share", pa.float64(), f"share of the pixels that are {name}", low=0, high=1)
+            for column, name in zip(CLASS_COLUMNS, CLASSES, strict=True)
+        ),
+        Column(
+            "image",
+            pa.string(),
+            "image of 18 bands, in the dataset's folder",
+            pattern=rf"chips_filtered/{CHIP_ID}_merged\.tif",
+        ),
+        Column("image_sha256", pa.string(), "checksum of the image", pattern=_SHA256),
+        Column(
+            "mask",
+            pa.string(),
+            "mask of the classes, in the dataset's folder",
+            pattern=rf"chips_filtered/{CHIP_ID}\.mask\.tif",
+        ),
+        Column("mask_sha256", pa.string(), "checksum of the mask", pattern=_SHA256),
+    ),
+    geometry_crs=CRS,
+    key=("chip_id",),
+)
+
+READER_LAYOUT = TableSchema(
+    (
+        _CHIP,
+        _SPLIT,
+        *_DATES,
+        *(
+            Column(f"{name}_path", pa.string(), f"{what} in the folder of its split", pattern=_FILE)
+            for name, what in (("merged", "merged image"), ("mask", "mask"))
+        ),
+    ),
+    key=("chip_id",),
+)
+
+EXPORTS = TableSchema(
+    (
+        Column("form", pa.string(), "parquet or npy", words=("parquet", "npy")),
+        _SPLIT,
+        Column("file", pa.string(), "file, in the dataset's folder", pattern=r"exports/[\w.-]+"),
+        _count("chips", "chips of the file", pa.int64()),
+        _count("bytes", "size of the file", pa.int64()),
+    )
 )
 
 BAND_STATS = TableSchema(
@@ -524,6 +605,9 @@ SCHEMAS: dict[str, TableSchema] = {
     "chips": CHIPS,
     "filtered_chips": FILTERED_CHIPS,
     "splits": SPLITS,
+    "chip_index": CHIP_INDEX,
+    "reader_layout": READER_LAYOUT,
+    "exports": EXPORTS,
     "band_stats": BAND_STATS,
     "class_weights": CLASS_WEIGHTS,
     "class_distribution": CLASS_DISTRIBUTION,

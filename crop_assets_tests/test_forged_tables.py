@@ -393,7 +393,7 @@ def test_images_without_data_or_of_another_type_give_no_statistics(
     with rasterio.open(path, "w", **profile, transform=Affine(30, 0, 0, 0, -30, 0)) as raster:
         raster.write(np.full((18, 224, 224), value, dtype))
     with Machine().pool() as pool, pytest.raises(InputError, match=why):
-        measure_bands([str(path)], pool)
+        measure_bands([str(path)], ["train"], pool)
 
 
 def test_every_asset_has_its_table_among_the_schemas() -> None:

@@ -12,7 +12,10 @@ import crop_assets
 import resources
 
 OF_DAGSTER = {
-    *(f"crop_assets.{room}.assets" for room in ("labels", "tiles", "scenes", "bands", "chips", "dataset")),
+    *(
+        f"crop_assets.{room}.assets"
+        for room in ("labels", "tiles", "scenes", "bands", "chips", "dataset", "readers")
+    ),
     *(f"crop_assets.automation.{name}" for name in ("jobs", "sensors")),
     *(
         f"crop_assets.{name}"

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
 from crop_assets.dataset.funnel import left_out, reject_ledger, yield_funnel
-from crop_assets.dataset.plots import funnel_png
+from crop_assets.dataset.plots import band_histograms_png, funnel_png
 from crop_assets.dataset.publish import published_names
 from crop_assets.dataset.splits import (
     SPLIT_NAMES,
@@ -33,7 +33,7 @@ from crop_assets.dataset.splits import (
     some_ids,
     split_by_files,
 )
-from crop_assets.dataset.statistics import BandStatistics, measure_bands
+from crop_assets.dataset.statistics import band_statistics, measure_bands, statistics_texts
 from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
 from crop_assets.graph.metadata import Picture, markdown
@@ -67,7 +67,8 @@ def _split_files(run: YearRun) -> Source:
     return Source(ids, {split: sorted(set(found)) for split, found in ids.items()})
 
 
-def _few_chips_touch(chips: pd.DataFrame, _: object, recipe: DatasetRecipe) -> Finding:
+def _few_chips_touch(chips: pd.DataFrame, _: object, run: YearRun) -> Finding:
+    recipe = run.recipe
     others = chips[chips["split"] != TRAIN]
     percent = 100 * float(others[TOUCHES].mean()) if len(others) else 0.0
     metadata: dict[str, Any] = {"touching_percent": percent, "limit_percent": recipe.max_touching}
@@ -81,7 +82,7 @@ def _few_chips_touch(chips: pd.DataFrame, _: object, recipe: DatasetRecipe) -> F
     SPLITS,
     kinds={"csv"},
     fields=_split_fields,
-    code_version="2",
+    code_version="3",
     source=_split_files,
     checks=[
         Check(
@@ -100,7 +101,7 @@ def splits(
     chip_bboxes: gpd.GeoDataFrame,
     source: dict[str, list[str]],
 ) -> Made:
-    """The kept chips, split into training, validation and test: `train_ids.csv`, `train_data.txt` and the like;
+    """The kept chips, split into training, validation and test: `train_ids.csv`, `val_ids.csv`, `test_ids.csv`;
     `chips_df.csv` with the dates and place of each chip; which of them lie next to training chips; and
     `rejected_chips.csv`, which lists every other chip box with the reason why it is not in the dataset.
     """
@@ -154,22 +155,19 @@ def _split(
     return found[["chip_id", "split", "block", "lon", "lat"]]
 
 
-_FILES = {
-    TRAIN: ("train_ids.csv", "train_data.txt"),
-    VALIDATION: ("val_ids.csv", "validation_data.txt"),
-    TEST: ("test_ids.csv", "test_data.txt"),
-}
+_IDS = {TRAIN: "train_ids.csv", VALIDATION: "val_ids.csv", TEST: "test_ids.csv"}
 
 
 def _write_splits(
     run: YearRun, chips: pd.DataFrame, ledger: pd.DataFrame, splits: Iterable[str]
 ) -> list[str]:
+    for name in _IDS.values():
+        # so that a killed run leaves no list of this split beside one of another
+        run.store.remove(run.layout.file(name))
     contents = {"rejected_chips.csv": _ledger_text(ledger)}
     for split in splits:
-        ids_file, data_file = _FILES[split]
-        ids = list(chips.loc[chips["split"] == split, "chip_id"])
-        contents[ids_file] = "".join(f"{line}\n" for line in ["ids", *(i.removeprefix("chip_") for i in ids)])
-        contents[data_file] = "".join(f"{chip_id}\n" for chip_id in ids)
+        ids = chips.loc[chips["split"] == split, "chip_id"]
+        contents[_IDS[split]] = "".join(f"{line}\n" for line in ["ids", *ids.str.removeprefix("chip_")])
     return [run.write_text(name, text) for name, text in contents.items()]
 
 
@@ -211,47 +209,44 @@ def _chosen(run: YearRun, splits: pd.DataFrame) -> pd.DataFrame:
 @stage(
     "dataset",
     BAND_STATS,
-    kinds={"numpy"},
+    kinds={"numpy", "png"},
     fields=["statistics_over", "band_values_binary"],
-    code_version="2",
+    code_version="3",
 )
 def band_stats(run: YearRun, splits: pd.DataFrame, machine: Machine) -> Made:
     """Mean, standard deviation, minimum and maximum (1.5 % clipped at either end) of each of the six bands over the
-    three dates: text files and binaries of all values in `band_stats/`, `global_stats.txt`, and `means.txt` and
-    `stds.txt` with a number a line, which TerraTorch reads.
+    three dates: text files and binaries of all values in `band_stats/`; `global_stats.txt`, which is part of a
+    configuration of the Clark baseline; `means.txt` and `stds.txt` with a number a line, which TerraTorch reads, and
+    `means_by_date.txt` and `stds_by_date.txt` with 18; `statistics.json`, for each split and date; and histograms.
     """
-    chosen = _chosen(run, splits)
+    over = list(_chosen(run, splits)["split"].unique())
     numbers = range(1, len(REFLECTANCE_BANDS) + 1) if run.recipe.band_values_binary else ()
     files = [run.layout.file(f"band_stats/band_values_{number}.npy") for number in numbers]
-    images = [run.store.gdal_path(name) for name in chosen["merged_path"]]
+    images = [run.store.gdal_path(name) for name in splits["merged_path"]]
     report = Progress(run.log, len(images), "chips measured")
     with contextlib.ExitStack() as stack:
         binaries = [stack.enter_context(run.store.writing(name)) for name in files]
-        statistics = measure_bands(images, stack.enter_context(machine.pool()), binaries, report)
-    for number, band in enumerate(statistics, start=1):
-        text = f"Mean: {band.mean}\nStd: {band.std}\nMin: {band.minimum}\nMax: {band.maximum}\n"
-        files.append(run.write_text(f"band_stats/band_values_{number}.txt", text))
-    files.append(run.write_text("global_stats.txt", _global_stats(statistics)))
-    for name, values in (("means", [s.mean for s in statistics]), ("stds", [s.std for s in statistics])):
-        files.append(run.write_text(f"{name}.txt", "".join(f"{value:.6f}\n" for value in values)))
+        pool = stack.enter_context(machine.pool())
+        counts = measure_bands(images, list(splits["split"]), pool, binaries, over, report)
+    chosen = np.sum([counts[split] for split in over], axis=0)
+    statistics = [band_statistics(of_band) for of_band in chosen.sum(axis=0)]
+    chips = {split: int((splits["split"] == split).sum()) for split in counts}
+    files += [run.write_text(name, text) for name, text in statistics_texts(counts, over, chips).items()]
+    measured = sum(chips[split] for split in over)
+    chart = band_histograms_png(chosen, f"{' and '.join(over)}: {measured} chips of {run.year}")
+    files.append(run.layout.file("band_histograms.png"))
+    run.store.write_bytes(files[-1], chart)
     rows = [
         (b, s.mean, s.std, s.minimum, s.maximum, s.pixels)
         for b, s in zip(REFLECTANCE_BANDS, statistics, strict=True)
     ]
     table = pd.DataFrame(rows, columns=_columns(BAND_STATS))
-    return Made(table, {"chips": len(chosen), "statistics": markdown(table.round(2))}, files)
-
-
-def _global_stats(statistics: list[BandStatistics]) -> str:
-    lines = [f"bands: {' '.join(REFLECTANCE_BANDS)}"]
-    for name, values in (
-        ("means", [s.mean for s in statistics]),
-        ("stds", [s.std for s in statistics]),
-        ("mins", [s.minimum for s in statistics]),
-        ("maxs", [s.maximum for s in statistics]),
-    ):
-        lines.append(f"{name}: [{', '.join(f'{value:.6f}' for value in values)}]")
-    return "\n".join(lines) + "\n"
+    metadata = {
+        "chips": measured,
+        "statistics": markdown(table.round(2)),
+        "histograms": Picture(chart, "histograms"),
+    }
+    return Made(table, metadata, files)
 
 
 @stage("dataset", CLASS_WEIGHTS, kinds={"csv"}, fields=["statistics_over"], code_version="2")
@@ -324,7 +319,15 @@ class Publishing(dg.Config):
     )
 
 
-_PUBLISHED = ["splits", "band_stats", "class_weights", "class_distribution", "tile_payloads"]
+_PUBLISHED = [
+    "splits",
+    "band_stats",
+    "class_weights",
+    "class_distribution",
+    "tile_payloads",
+    "chip_index",
+    "reader_layout",
+]
 
 
 @stage(
@@ -341,6 +344,8 @@ def published_dataset(
     class_weights: pd.DataFrame,
     class_distribution: pd.DataFrame,
     tile_payloads: pd.DataFrame,
+    chip_index: gpd.GeoDataFrame,
+    reader_layout: pd.DataFrame,
     config: Publishing,
     ipfs: IpfsContent,
 ) -> Made:

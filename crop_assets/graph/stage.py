@@ -105,12 +105,12 @@ class Finding:
 class Check:
     """A check of a stage's table of one tile or year, made or reused, with severity WARN.
 
-    `function` takes the table, the tables of all tiles that a year stage was made from, by stage, and the recipe.
+    `function` takes the table, the tables of all tiles that a year stage was made from, by stage, and the run.
     """
 
     name: str
     description: str
-    function: Callable[[pd.DataFrame, Mapping[str, AllTiles], DatasetRecipe], Finding]
+    function: Callable[[pd.DataFrame, Mapping[str, AllTiles], Any], Finding]
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ def make_tile(
                 report(_make(key, run, stage, work, lineage))
             if stage.checks:
                 table = lineage.read(stage.name, tile)
-                found = [(check, check.function(table, {}, work.recipe)) for check in stage.checks]
+                found = [(check, check.function(table, {}, run)) for check in stage.checks]
                 report(_Checked(stage, key, found))
         except (InputError, ResourceError, OSError) as error:
             transient = isinstance(error, UnavailableError | ConnectionError | TimeoutError)

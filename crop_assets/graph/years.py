@@ -25,7 +25,6 @@ from crop_assets.graph.services import resource_keys, services_of
 from crop_assets.graph.stage import AllTiles, Check, Made, Run, Source, Stage, YearRun, call
 from crop_assets.layout import Layout
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_mapping, year_of
-from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import tile_names
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.plain_text import plain_text
@@ -113,8 +112,8 @@ def _materialize(
     stored = None if call(stage.again, known) else lineage.unchanged(stage.name, None, record, warn)
     reused = stored is not None
     metadata = dict(source.metadata)
-    for found in tiles.values():
-        metadata |= tiles_metadata(found)
+    if tiles:
+        metadata |= tiles_metadata(_together(tiles))
     if stored is not None:
         log(f"{stage.name}{f' {year}' if year else ''}: unchanged, nothing to do ({stored.rows} rows)")
         partition = context.partition_key if year else None
@@ -138,8 +137,8 @@ def _materialize(
         metadata={**shown(metadata), **table_metadata(store, stored, reused, time.monotonic() - started)},
         data_version=dg.DataVersion(stored.data_version),
         check_results=[
-            *(_every_tile_is_in(found) for found in tiles.values()),
-            *(_check(check, table, tiles, recipe) for check in stage.checks),
+            *([_every_tile_is_in(_together(tiles))] if tiles else ()),
+            *(_check(check, table, tiles, run) for check in stage.checks),
         ],
     )
 
@@ -172,16 +171,21 @@ def _write(lineage: Lineage, stage: Stage, run: Run, made: Made, record: Mapping
     return lineage.write(stage.name, None, made.frame, {**record, "files": digests})
 
 
-def _check(
-    check: Check, table: pd.DataFrame, tiles: Mapping[str, AllTiles], recipe: DatasetRecipe
-) -> dg.AssetCheckResult:
-    found = check.function(table, tiles, recipe)
+def _check(check: Check, table: pd.DataFrame, tiles: Mapping[str, AllTiles], run: Run) -> dg.AssetCheckResult:
+    found = check.function(table, tiles, run)
     return dg.AssetCheckResult(
         check_name=check.name,
         passed=found.passed,
         severity=dg.AssetCheckSeverity.WARN,
         metadata=dict(found.metadata),
     )
+
+
+def _together(tiles: Mapping[str, AllTiles]) -> AllTiles:
+    """The tiles of all these stages, without their rows; a tile is missing if one stage lacks it."""
+    missing = {tile: reason for found in tiles.values() for tile, reason in found.missing.items()}
+    known = {tile: version for found in tiles.values() for tile, version in found.versions.items()}
+    return AllTiles(pd.DataFrame(), {t: v for t, v in known.items() if t not in missing}, missing)
 
 
 def _every_tile_is_in(tiles: AllTiles) -> dg.AssetCheckResult:

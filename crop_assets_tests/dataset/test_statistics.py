@@ -1,3 +1,5 @@
+import io
+import json
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -6,12 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import yaml
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crop_assets.dataset import statistics
-from crop_assets.dataset.statistics import BandHistogram, BandStatistics, measure_bands
+from crop_assets.dataset.statistics import (
+    BandStatistics,
+    band_statistics,
+    count_values,
+    measure_bands,
+    statistics_texts,
+)
 from crop_assets.errors import InputError
 from crop_assets.hls import REFLECTANCE_BANDS
 
@@ -57,6 +66,12 @@ def chips(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], np.ndarr
     return paths, np.stack(values).transpose(2, 0, 1, 3, 4)
 
 
+def measured(paths: Sequence[str], pool: Executor, files: Sequence[Path] = ()) -> list[BandStatistics]:
+    """The statistics of each band over the three dates."""
+    counts = measure_bands(paths, ["train"] * len(paths), pool, files, ["train"])["train"]
+    return [band_statistics(band) for band in counts.sum(axis=0)]
+
+
 def assert_numpys(ours: Sequence[BandStatistics], values: np.ndarray) -> None:
     assert len(ours) == len(REFLECTANCE_BANDS)
     for band, of_band in zip(ours, values, strict=True):
@@ -72,7 +87,7 @@ def test_statistics_are_numpys_on_all_values(
     chips: tuple[list[str], np.ndarray], pool: Executor, count: int
 ) -> None:
     paths, values = chips
-    assert_numpys(measure_bands(paths[:count], pool), values[:, :count])
+    assert_numpys(measured(paths[:count], pool), values[:, :count])
 
 
 def test_threads_and_the_split_into_tasks_change_nothing(
@@ -84,8 +99,8 @@ def test_threads_and_the_split_into_tasks_change_nothing(
         monkeypatch.setattr(statistics, "CHIPS_PER_TASK", at_once)
         files = [tmp_path / f"{band}.npy" for band in REFLECTANCE_BANDS]
         with ThreadPoolExecutor(threads) as pool:
-            measured = measure_bands(paths, pool, files)
-        seen.append((measured, [file.read_bytes() for file in files]))
+            found = measured(paths, pool, files)
+        seen.append((found, [file.read_bytes() for file in files]))
     assert all(result == seen[0] for result in seen)
 
 
@@ -93,7 +108,7 @@ def test_the_order_of_images_does_not_change_statistics(
     chips: tuple[list[str], np.ndarray], pool: Executor
 ) -> None:
     paths, _ = chips
-    assert measure_bands(paths[::-1], pool) == measure_bands(paths, pool)
+    assert measured(paths[::-1], pool) == measured(paths, pool)
 
 
 @pytest.mark.parametrize("count", [1, 17, COUNT])
@@ -102,7 +117,7 @@ def test_binaries_have_every_value_in_order_and_can_be_mapped(
 ) -> None:
     paths, values = chips
     files = [tmp_path / f"{band}.npy" for band in REFLECTANCE_BANDS]
-    measure_bands(paths[:count], pool, files)
+    measured(paths[:count], pool, files)
     for file, of_band in zip(files, values, strict=True):
         mapped = np.load(file, mmap_mode="r")
         assert isinstance(mapped, np.memmap)
@@ -112,7 +127,7 @@ def test_binaries_have_every_value_in_order_and_can_be_mapped(
 
 def test_progress_ends_with_all_chips(chips: tuple[list[str], np.ndarray], pool: Executor) -> None:
     done: list[int] = []
-    measure_bands(chips[0], pool, progress=done.append)
+    measure_bands(chips[0], [""] * len(chips[0]), pool, progress=done.append)
     assert done == sorted(done)
     assert done[-1] == len(chips[0])
 
@@ -121,9 +136,8 @@ def test_a_band_without_data_is_an_error(tmp_path: Path, pool: Executor) -> None
     values = np.full((18, 224, 224), 500, np.int16)
     values[2::6] = -9999
     with pytest.raises(ValueError, match="all pixels of a band are missing"):
-        measure_bands([write_image(tmp_path / "a.tif", values)], pool)
-    with pytest.raises(ValueError, match="all pixels of a band are missing"):
-        measure_bands([], pool)
+        measured([write_image(tmp_path / "a.tif", values)], pool)
+    assert measure_bands([], [], pool) == {}
 
 
 @pytest.mark.parametrize("at", [0, 20, COUNT - 1])
@@ -138,7 +152,7 @@ def test_an_image_that_cannot_be_read_is_an_error_that_names_it(
     with pytest.raises(
         InputError, match=r"chip_999_999_merged\.tif cannot be read .*; materialize its tile again"
     ):
-        measure_bands(paths, pool)
+        measured(paths, pool)
 
 
 def test_a_truncated_image_is_an_error_that_names_it(
@@ -148,7 +162,7 @@ def test_a_truncated_image_is_an_error_that_names_it(
     data = Path(chips[0][0]).read_bytes()
     bad.write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"chip_999_999_merged\.tif cannot be read"):
-        measure_bands([chips[0][1], str(bad)], pool)
+        measured([chips[0][1], str(bad)], pool)
 
 
 def test_nothing_is_written_after_an_error(chips: tuple[list[str], np.ndarray], tmp_path: Path) -> None:
@@ -158,7 +172,7 @@ def test_nothing_is_written_after_an_error(chips: tuple[list[str], np.ndarray], 
     later = [tmp_path / f"later {number}" for number in range(6)]
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         with pytest.raises(InputError, match=r"none\.tif"):
-            measure_bands(paths, pool, files)
+            measured(paths, pool, files)
         for path in later:
             stack.enter_context(path.open("wb"))
         pool.shutdown(wait=True)
@@ -168,31 +182,82 @@ def test_nothing_is_written_after_an_error(chips: tuple[list[str], np.ndarray], 
 pieces = st.lists(st.lists(st.integers(-32768, 32767), max_size=50), min_size=1, max_size=5)
 
 
-def counted(values: Sequence[int]) -> BandHistogram:
-    histogram = BandHistogram()
-    histogram.add(np.array(values, np.int16), -9999)
-    return histogram
+def counted(values: Sequence[int]) -> np.ndarray:
+    return count_values(np.array(values, np.int16))
 
 
 @settings(max_examples=20)
-@given(pieces, st.randoms(use_true_random=False))
-def test_merging_does_not_depend_on_the_order(values: list[list[int]], random: np.random.Generator) -> None:
-    values[0].append(5)
-    whole = counted([value for piece in values for value in piece]).statistics()
-    random.shuffle(values)
-    merged = BandHistogram()
-    for piece in values:
-        merged.merge(counted(piece))
-    assert merged.statistics() == whole
-
-
-def test_merging_does_not_change_the_other() -> None:
-    one, other = counted([1, 2]), counted([7])
-    one.merge(other)
-    one.merge(other)
-    assert (one.statistics().pixels, other.statistics().pixels) == (4, 1)
+@given(pieces)
+def test_counts_of_pieces_add_up_to_those_of_the_whole(values: list[list[int]]) -> None:
+    whole = counted([value for piece in values for value in piece])
+    np.testing.assert_array_equal(sum(map(counted, values)), whole)
 
 
 def test_extremes_of_int16_are_counted() -> None:
-    measured = counted([-32768, 32767, -9999]).statistics()
-    assert (measured.pixels, measured.mean, measured.std) == (2, -0.5, 32767.5)
+    found = band_statistics(counted([-32768, 32767, -9999]))
+    assert (found.pixels, found.mean, found.std) == (2, -0.5, 32767.5)
+
+
+def test_each_split_and_date_has_its_own_statistics_and_binaries_have_the_chosen_splits(
+    chips: tuple[list[str], np.ndarray], pool: Executor, tmp_path: Path
+) -> None:
+    paths, values = chips
+    splits = [("train", "validation", "train", "test", "train")[number % 5] for number in range(COUNT)]
+    of_split = {split: np.array(splits) == split for split in ("train", "validation", "test")}
+    files = [tmp_path / f"{band}.npy" for band in REFLECTANCE_BANDS]
+    counts = measure_bands(paths, splits, pool, files, ["train", "test"])
+    for split, chosen in of_split.items():
+        for date in range(3):
+            ours = [band_statistics(band) for band in counts[split][date]]
+            assert_numpys(ours, values[:, chosen, date])
+    for file, of_band in zip(files, values, strict=True):
+        expected = of_band[of_split["train"] | of_split["test"]]
+        np.testing.assert_array_equal(np.load(file), expected.ravel())
+
+    numbers = {split: int(chosen.sum()) for split, chosen in of_split.items()}
+    texts = statistics_texts(counts, ["train"], numbers)
+    document = json.loads(texts["statistics.json"])
+    trained = values[:, of_split["train"]]
+    for at, band in enumerate(REFLECTANCE_BANDS):
+        known = np.ma.masked_equal(trained[at], -9999)
+        assert document["bands"][band]["mean"] == pytest.approx(float(known.mean()))
+        assert document["splits"]["train"]["bands"][band] == document["bands"][band]
+        last = np.ma.masked_equal(values[at][of_split["test"], 2], -9999)
+        found = document["splits"]["test"]["bands"][band]["dates"]["last"]
+        assert (found["mean"], found["std"]) == pytest.approx((float(last.mean()), float(last.std())))
+        assert found["pixels"] == last.count()
+    assert {split: part["chips"] for split, part in document["splits"].items()} == numbers
+    # in the order of the file's 18 bands
+    by_date = [float(line) for line in texts["means_by_date.txt"].splitlines()]
+    expected = [
+        np.ma.masked_equal(trained[band, :, date], -9999).mean() for date in range(3) for band in range(6)
+    ]
+    assert by_date == pytest.approx([float(mean) for mean in expected], abs=1e-6)
+    assert np.genfromtxt(io.StringIO(texts["stds.txt"])).shape == (6,)
+    # as it stands in a configuration of the Clark baseline
+    stats = yaml.safe_load(texts["global_stats.txt"])
+    assert list(stats) == ["min", "max", "mean", "std"]
+    assert stats["mean"] == pytest.approx(
+        [document["bands"][band]["mean"] for band in REFLECTANCE_BANDS], abs=1e-6
+    )
+    assert stats["max"] == pytest.approx(
+        [document["bands"][band]["max"] for band in REFLECTANCE_BANDS], abs=1e-6
+    )
+
+
+def test_a_split_without_values_on_a_date_has_no_statistics_there(tmp_path: Path, pool: Executor) -> None:
+    values = np.full((18, 224, 224), 500, np.int16)
+    values[6:12] = -9999
+    paths = [
+        write_image(tmp_path / "a.tif", np.full_like(values, 700)),
+        write_image(tmp_path / "b.tif", values),
+    ]
+    counts = measure_bands(paths, ["train", "validation"], pool)
+    document = json.loads(
+        statistics_texts(counts, ["train"], {"train": 1, "validation": 1})["statistics.json"]
+    )
+    dates = document["splits"]["validation"]["bands"]["B04"]["dates"]
+    assert dates["middle"] == {"mean": None, "std": None, "min": None, "max": None, "pixels": 0}
+    assert (dates["first"]["mean"], document["bands"]["B04"]["mean"]) == (500, 700)
+    with pytest.raises(InputError, match="all pixels of a band are missing"):
+        statistics_texts(counts, ["validation"], {"train": 1, "validation": 1})

@@ -8,7 +8,7 @@ from crop_assets.chip_grid import chip_position
 from crop_assets_tests.small_world import CHIPS, EAST, KEPT, REJECTED, WEST, Graph, Run, ledger, lines, recipe
 
 FILES = {
-    "train": ("train_ids.csv", "train_data.txt"),
+    "train": ("train_ids.csv", "training_data.txt"),
     "validation": ("val_ids.csv", "validation_data.txt"),
     "test": ("test_ids.csv", "test_data.txt"),
 }

@@ -21,7 +21,7 @@ from werkzeug.serving import make_server
 
 from crop_assets.aoi_map.server import AoiFile
 from crop_assets.cli import app
-from crop_assets.dataset.statistics import measure_bands
+from crop_assets.dataset.statistics import band_statistics, measure_bands
 from crop_assets.errors import InputError
 from crop_assets.graph.years import lineages, year_asset
 from crop_assets.labels.aoi import read_aoi
@@ -503,7 +503,8 @@ def chip(server: Server, root: str) -> str:
 
 
 def test_gdal_reads_what_is_there(chip: str, pool: Any) -> None:
-    assert [band.mean for band in measure_bands([chip], pool)] == [7] * 6
+    counts = measure_bands([chip], ["train"], pool)["train"]
+    assert [band_statistics(band).mean for band in counts.sum(axis=0)] == [7] * 6
 
 
 @pytest.mark.parametrize(
@@ -513,7 +514,7 @@ def test_what_gdal_cannot_read_has_the_same_errors(kind: Kind, pool: Any, tmp_pa
     # each in a folder of its own, as GDAL remembers what it has not found
     name = f"{kind.bucket}/{tmp_path.name}/a.tif"
     with pytest.raises(ResourceError) as error:
-        measure_bands([f"/vsis3/{name}"], pool)
+        measure_bands([f"/vsis3/{name}"], ["train"], pool)
     assert type(error.value) is kind.error
     require_words(str(error.value), kind, f"s3://{name}")
 
@@ -529,7 +530,7 @@ def test_settings_that_only_gdal_lacks_are_named(
     store = DatasetStore(root=root)
     store.copy_file("chips/a.tif", "chips/other.tif")
     with pytest.raises(StoreError, match="AWS_S3_ENDPOINT"):
-        measure_bands([store.gdal_path("chips/other.tif")], pool)
+        measure_bands([store.gdal_path("chips/other.tif")], ["train"], pool)
 
 
 @pytest.mark.parametrize("data", [b"no raster at all", b"II*\0" + b"\xff" * 64], ids=["text", "tiff"])
@@ -537,4 +538,4 @@ def test_a_damaged_object_is_damaged(data: bytes, server: Server, root: str, poo
     store = DatasetStore(root=root)
     store.write_bytes("chips/b.tif", data)
     with pytest.raises(InputError, match=r"b\.tif cannot be read"):
-        measure_bands([store.gdal_path("chips/b.tif")], pool)
+        measure_bands([store.gdal_path("chips/b.tif")], ["train"], pool)
