@@ -23,7 +23,8 @@ from resources.plain_text import plain_text
 from resources.settings import Settings
 
 _SPLIT_FILES = ("train_ids", "validation_ids", "test_ids")
-_PATHS = {"aoi", "chip_boxes", *_SPLIT_FILES}
+PATHS = {"aoi", "chip_boxes", *_SPLIT_FILES}
+"""The fields that name a file."""
 _MAX_PATH = 4096
 _MAX_NAMED_FILE = 256 << 20
 _DATASET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -241,7 +242,7 @@ class DatasetRecipe(Settings):
             )
         return value
 
-    _are_places = field_validator(*_PATHS)(require_local_or_s3)
+    _are_places = field_validator(*PATHS)(require_local_or_s3)
 
     @field_validator("season_start", "season_end")
     @classmethod
@@ -332,7 +333,7 @@ class DatasetRecipe(Settings):
         """
         names = sorted(type(self).model_fields if fields is None else fields)
         values = {name: getattr(self, name) for name in names}
-        return {name: Path(value).name if name in _PATHS else value for name, value in values.items()}
+        return {name: Path(value).name if name in PATHS else value for name, value in values.items()}
 
     def fingerprint(self) -> str:
         """SHA-256 of all fields, 16 hex digits: datasets with the same fingerprint follow the same recipe."""
@@ -385,7 +386,7 @@ def load_recipe(path: str) -> DatasetRecipe:
                 f"recipe {path}: no field is called {with_suggestions(unknown, DatasetRecipe.model_fields)}; "
                 f"the fields are {', '.join(sorted(DatasetRecipe.model_fields))}"
             )
-        for name in _PATHS & set(values):
+        for name in PATHS & set(values):
             if isinstance(values[name], str) and values[name] and "://" not in values[name]:
                 # relative to the recipe, wherever Dagster runs
                 values[name] = str(Path(path).absolute().parent / values[name])

@@ -9,6 +9,9 @@ RECIPE = "CROP_ASSETS_RECIPE"
 FIELDS = {
     "recipe.aoi": RECIPE,
     "recipe.chip_boxes": RECIPE,
+    "recipe.train_ids": RECIPE,
+    "recipe.validation_ids": RECIPE,
+    "recipe.test_ids": RECIPE,
     "store.root": "CROP_ASSETS_DATA",
     "cdl_releases.source": "CROP_ASSETS_CDL",
     "cdl_releases.index": "CROP_ASSETS_CDL_INDEX",

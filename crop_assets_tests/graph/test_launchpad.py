@@ -14,6 +14,7 @@ from dagster._config.config_type import ConfigType, ScalarUnion
 from crop_assets.definitions import build_defs, defs, environment_resources
 from crop_assets.errors import InputError
 from crop_assets.launchpad import launchable
+from crop_assets.recipe import PATHS
 from crop_assets.variables import FIELDS, PREFIX
 from crop_assets_tests.small_world import Graph, Traffic, digests
 
@@ -111,7 +112,7 @@ def test_every_field_of_text_has_a_variable_and_every_variable_a_field() -> None
         for name, field in type(resource).model_fields.items()
         if field.annotation not in (bool, int, float)
     }
-    assert fields == {field for field in FIELDS if not field.startswith("recipe.")}
+    assert fields | {f"recipe.{name}" for name in PATHS} == set(FIELDS)
 
 
 def test_numbers_and_switches_are_a_runs_to_set(finished_graph: Graph, traffic: Traffic) -> None:
