@@ -4,11 +4,13 @@ import datetime as dt
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
 from pydantic import Field, PrivateAttr, field_validator
 from pystac import Link
@@ -18,8 +20,10 @@ from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError, ParametersError
 from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import PystacClientWarning
+from shapely import STRtree
 from shapely.errors import ShapelyError
 from shapely.geometry import Polygon, box, shape
+from shapely.geometry.base import BaseGeometry
 
 from resources.addresses import AddressError, configured, is_url, read, require_host, same_site, shown
 from resources.errors import (
@@ -88,6 +92,8 @@ class _StacCatalogue(Settings):
         description="Maximum requests per second, over all tiles of a run.",
     )
     _local: threading.local = PrivateAttr(default_factory=threading.local)
+    _file: "_ItemFile | None" = PrivateAttr(default=None)
+    _file_lock: Any = PrivateAttr(default_factory=threading.Lock)
 
     @field_validator("url", "granule_search", check_fields=False)
     @classmethod
@@ -125,11 +131,12 @@ class _StacCatalogue(Settings):
         UnavailableError if the catalogue keeps failing or returns fewer items than it matched, IntegrityError if an
         answer is malformed: a partial result is never returned.
         """
-        area = box(*bbox)
         around = _MAX_TILES_AROUND * max_scenes(start, end) * len(collections)
         bounds = Bounds(self.address, around + _PAGE)
         if self.is_file:
-            return self._in_file(lambda item: _may_be_in(item, start, end) and _may_touch(item, area))
+            return _once(
+                item for item in self._items_file().around(box(*bbox)) if _may_be_in(item, start, end)
+            )
         moments = "/".join(_moments(start, end))
         with deadline(bounds.deadline):
             found = self._ask(bounds, collections=list(collections), bbox=bbox, datetime=moments)
@@ -141,7 +148,7 @@ class _StacCatalogue(Settings):
         """
         wanted = sorted(set(ids))
         if self.is_file:
-            return self._in_file(lambda item: item["id"] in wanted)
+            return _once(self._items_file().with_ids(wanted))
         bounds = Bounds(self.address, 2 * len(wanted) * len(collections) + _PAGE)
         found: list[Item] = []
         with deadline(bounds.deadline):
@@ -183,25 +190,23 @@ class _StacCatalogue(Settings):
     def _limit(self) -> RateLimit:
         return RateLimit(self.requests_per_second)
 
-    def _in_file(self, wanted: Callable[[Item], bool]) -> list[Item]:
+    def _items_file(self) -> "_ItemFile":
+        """The items of the file, parsed once for all threads, and again if the file has changed."""
         path = Path(self.address)
         if not path.is_file():
             raise NotFoundError(
                 f"the STAC ItemCollection {shown(self.address)} does not exist; give a file or an http(s) address"
             )
-        if path.stat().st_size > _MAX_COLLECTION_BYTES:
+        # a file that is replaced while it is read is read again next time
+        stat = path.stat()
+        if stat.st_size > _MAX_COLLECTION_BYTES:
             raise IntegrityError(f"{path} is larger than {_MAX_COLLECTION_BYTES:,} bytes; split it by tile")
-        try:
-            content = parse(path.read_bytes(), _MAX_COLLECTION_VALUES)
-            items = _features(content)
-        except MALFORMED as error:
-            raise IntegrityError(f"{path} is not a STAC ItemCollection: {error!r}") from error
-        if len(items) < (matched := _matched(content)):
-            raise IntegrityError(
-                f"{path} has {len(items)} of the {matched} items that its catalogue matched; save all its pages"
-            )
-        named = (_named(item, place) for place, item in enumerate(items, 1))
-        return _once(item for item in named if SET_ASIDE in item or wanted(item))
+        version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        with self._file_lock:
+            if self._file is None or self._file.version != version:
+                self._file = None
+                self._file = _ItemFile.of(_file_items(path), version)
+            return self._file
 
 
 class SceneStac(_StacCatalogue):
@@ -397,6 +402,42 @@ class IpfsStac(_StacCatalogue):
     )
 
 
+@dataclass(frozen=True)
+class _ItemFile:
+    """The items of a file in their order, by id and by place; nobody may change them."""
+
+    items: list[Item]
+    by_id: dict[str, list[int]]
+    footprints: list[BaseGeometry | None]
+    """None if it cannot be read, or has no extent."""
+    tree: STRtree
+    anywhere: list[int]
+    """The items without a footprint, among them placeholders of what is not an item."""
+    version: tuple[int, ...]
+
+    @classmethod
+    def of(cls, items: list[Item], version: tuple[int, ...]) -> "_ItemFile":
+        by_id: dict[str, list[int]] = {}
+        for at, item in enumerate(items):
+            by_id.setdefault(item["id"], []).append(at)
+        footprints = [_footprint(item) for item in items]
+        anywhere = [at for at, found in enumerate(footprints) if found is None]
+        return cls(items, by_id, footprints, STRtree(np.array(footprints, dtype=object)), anywhere, version)
+
+    def with_ids(self, ids: Iterable[str]) -> list[Item]:
+        """The items with these ids, and all placeholders."""
+        return self._at({at for name in ids for at in self.by_id.get(name, ())})
+
+    def around(self, area: Polygon) -> list[Item]:
+        """The items that touch an area or may do so, and all placeholders."""
+        near = {int(at) for at in self.tree.query(area) if _may_touch(self.footprints[at], area)}
+        return self._at(near.union(self.anywhere))
+
+    def _at(self, places: set[int]) -> list[Item]:
+        aside = (at for at in self.anywhere if SET_ASIDE in self.items[at])
+        return [self.items[at] for at in sorted(places.union(aside))]
+
+
 class Bounds:
     """Limits on all answers to one question together; thread-safe."""
 
@@ -447,6 +488,20 @@ def _features(page: Any) -> list[Any]:
     if not isinstance(items, list):
         raise ValueError(f"features is {items!r:.40}, not a list")
     return items
+
+
+def _file_items(path: Path) -> list[Item]:
+    """The items of an ItemCollection file, with placeholders for what is not an item. Raises IntegrityError."""
+    try:
+        content = parse(path.read_bytes(), _MAX_COLLECTION_VALUES)
+        items = _features(content)
+    except MALFORMED as error:
+        raise IntegrityError(f"{path} is not a STAC ItemCollection: {error!r}") from error
+    if len(items) < (matched := _matched(content)):
+        raise IntegrityError(
+            f"{path} has {len(items)} of the {matched} items that its catalogue matched; save all its pages"
+        )
+    return [_named(item, place) for place, item in enumerate(items, 1)]
 
 
 def _matched(page: Mapping[str, Any]) -> int:
@@ -515,12 +570,20 @@ def _may_be_in(item: Item, start: dt.date, end: dt.date) -> bool:
         return True
 
 
-def _may_touch(item: Item, area: Polygon) -> bool:
-    """Whether an item touches an area, or its footprint cannot be read."""
+def _footprint(item: Item) -> BaseGeometry | None:
+    """The footprint of an item; None if it cannot be read, or has no finite extent."""
     try:
         footprint = shape(item["geometry"])
         # an empty shape has NaN for bounds
-        return not all(map(math.isfinite, footprint.bounds)) or bool(footprint.intersects(area))
+        return footprint if all(map(math.isfinite, footprint.bounds)) else None
+    except (ShapelyError, *MALFORMED):
+        return None
+
+
+def _may_touch(footprint: BaseGeometry | None, area: Polygon) -> bool:
+    """Whether a footprint touches an area, or cannot be compared with it."""
+    try:
+        return footprint is None or bool(footprint.intersects(area))
     except (ShapelyError, *MALFORMED):
         return True
 

@@ -3,6 +3,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,8 +17,9 @@ from crop_assets.demo.server import PAGE, WorldServer, serve
 from crop_assets.demo.world import World
 from crop_assets_tests.resources.loopback import dripping
 from resources import http
+from resources import stac as stac_module
 from resources.errors import IntegrityError, NotFoundError, SlowError, UnavailableError
-from resources.json_values import size, values_in
+from resources.json_values import parse, size, values_in
 from resources.stac import SET_ASIDE, IpfsStac, SceneStac
 
 SEASON = (dt.date(2022, 3, 1), dt.date(2022, 9, 30))
@@ -367,6 +369,42 @@ def test_a_file_of_many_repeats_gives_each_once(write_collection: WriteCollectio
     elsewhere = [item("c", "2022-06-01", -60)] * 1200
     path = write_collection({"features": [*elsewhere, item("a", "2022-06-01", -98)]})
     assert ids(SceneStac(url=str(path)).search(KANSAS, *SEASON)) == ["a"]
+
+
+def test_a_file_is_parsed_once_for_all_tiles(
+    write_collection: WriteCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 490 tiles parsing it for each took minutes."""
+    places = [-124 + 0.1 * n for n in range(490)]
+    items = [
+        item(f"{n}-{day}", f"2022-0{day}-01", west) for n, west in enumerate(places) for day in (2, 5, 7)
+    ]
+    path = write_collection({"features": items})
+    parsed: list[int] = []
+
+    def counting(data: bytes, max_values: int) -> Any:
+        parsed.append(len(data))
+        return parse(data, max_values)
+
+    monkeypatch.setattr(stac_module, "parse", counting)
+    stac = SceneStac(url=str(path))
+
+    def ask(tile: int) -> tuple[list[str], list[str]]:
+        west = places[tile] + 0.01
+        found = ids(stac.search((west, 37.4, west + 0.02, 37.6), *SEASON))
+        return found, ids(stac.items([f"{tile}-5", f"{tile}-2", "none"]))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(490)))
+    assert parsed == [path.stat().st_size]
+    for tile, (found, named) in enumerate(answers):
+        # items are 1 degree wide, so that those of nine tiles before reach here too
+        near = [
+            n for n in range(490) if places[n] <= places[tile] + 0.03 and places[n] + 1 >= places[tile] + 0.01
+        ]
+        assert len(near) == min(tile, 9) + 1
+        assert found == sorted(f"{n}-{day}" for n in near for day in (5, 7))
+        assert named == [f"{tile}-2", f"{tile}-5"]
 
 
 def test_a_file_may_change_between_searches(write_collection: WriteCollection) -> None:
