@@ -7,9 +7,10 @@ import datetime as dt
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -23,7 +24,7 @@ from resources.plain_text import plain_text
 from resources.settings import Settings
 
 _SPLIT_FILES = ("train_ids", "validation_ids", "test_ids")
-PATHS = {"aoi", "chip_boxes", *_SPLIT_FILES}
+PATHS = {"aoi", "chip_boxes", "scene_list", "cid_list", *_SPLIT_FILES}
 """The fields that name a file."""
 _MAX_PATH = 4096
 _MAX_NAMED_FILE = 256 << 20
@@ -123,6 +124,13 @@ class DatasetRecipe(Settings):
         description="HLS products that scenes are chosen from: 'S30' (Sentinel-2), and 'L30' (Landsat) as well to fill "
         "a season with few scenes.",
     )
+    scene_list: str = Field(
+        default="",
+        max_length=_MAX_PATH,
+        description="Path of a CSV of the scenes to use, in a recipe file relative to it, with a column `title_id` or "
+        "`scene_id`, or the links of the published selected_tiles.csv: first, middle and last are a tile's three by "
+        "date. No catalogue of scenes is asked then, and the other rules about scenes are not used.",
+    )
     scene_rule: Literal["first_middle_last", "season_spread"] = Field(
         default="first_middle_last",
         description="'first_middle_last' fit scene of the season (specification), or 'season_spread': the three that "
@@ -150,6 +158,12 @@ class DatasetRecipe(Settings):
         description="Where band files come from, in the order in which they are asked: the 'mirror' folder, a 'kubo' "
         "node, IPFS 'gateways', the `ipfs` command ('ipfs_cli'), 'lp_daac' by HTTPS.",
     )
+    cid_list: str = Field(
+        default="",
+        max_length=_MAX_PATH,
+        description="Path of a JSON of CIDs, in a recipe file relative to it: a list of {filename, cid}, or a "
+        "tile_payloads.json. No catalogue of CIDs is asked then.",
+    )
     fmask_first: bool = Field(
         default=True,
         description="Fetch a tile's Fmask files first, and its bands only if a chip can still pass the QA rule.",
@@ -167,7 +181,10 @@ class DatasetRecipe(Settings):
         description="Most bad pixels of a chip on any date, percent.",
     )
     max_na_pixels: int = Field(
-        default=0, ge=0, le=224 * 224, description="Most missing pixels of a chip in any band and date."
+        default=0,
+        ge=0,
+        le=224 * 224,
+        description="Most missing pixels of a chip in any band and date.",
     )
     max_missing_tiles: int = Field(
         default=0,
@@ -359,6 +376,25 @@ def read_named_file(path: str) -> bytes:
     if len(data) > _MAX_NAMED_FILE:
         raise InputError(f"{path}, which the recipe names, has more than {_MAX_NAMED_FILE:,} bytes")
     return data
+
+
+_Parsed = TypeVar("_Parsed")
+
+
+class RecipeFiles:
+    """The files that a recipe names, each read and parsed once for all tiles of a run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._parsed: dict[tuple[str, Any], Any] = {}
+
+    def parsed(self, path: str, parse: Callable[[bytes, str], _Parsed]) -> _Parsed:
+        """What `parse` makes of the content and the path of a file; nobody may change it. Raises InputError."""
+        with self._lock:
+            if (path, parse) not in self._parsed:
+                self._parsed[path, parse] = parse(read_named_file(path), path)
+            found: _Parsed = self._parsed[path, parse]
+            return found
 
 
 def _read_yaml(path: str) -> Any:

@@ -38,10 +38,8 @@ def _require_valid(one: Stage, stages: dict[str, Stage]) -> None:
     if SCHEMAS.get(one.name) != one.schema:
         raise TypeError(f"{one.name}: its table must be in SCHEMAS of crop_assets/schemas.py under this name")
     if one.scope == "tile":
-        if one.all_tiles or one.source or one.config or one.then or one.warnings:
-            raise TypeError(
-                f"{one.name}: AllTiles, source, config, then and warnings are for stages of a year"
-            )
+        if one.all_tiles or one.config or one.then or one.warnings:
+            raise TypeError(f"{one.name}: AllTiles, config, then and warnings are for stages of a year")
         if not any(name == "tile_map" or stages[name].scope == "tile" for name in one.tables):
             raise TypeError(f"{one.name}: a tile stage must read the tile map, or another tile stage")
     elif of_tiles := [name for name in one.tables if stages[name].scope == "tile"]:

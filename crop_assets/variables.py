@@ -9,6 +9,8 @@ RECIPE = "CROP_ASSETS_RECIPE"
 FIELDS = {
     "recipe.aoi": RECIPE,
     "recipe.chip_boxes": RECIPE,
+    "recipe.scene_list": RECIPE,
+    "recipe.cid_list": RECIPE,
     "recipe.train_ids": RECIPE,
     "recipe.validation_ids": RECIPE,
     "recipe.test_ids": RECIPE,

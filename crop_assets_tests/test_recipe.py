@@ -35,6 +35,8 @@ ANOTHER: dict[str, Any] = {
     "middle_scene": "upper",
     "coverage": "full",
     "sensors": ["S30", "L30"],
+    "scene_list": "selected_tiles.csv",
+    "cid_list": "tile_payloads.json",
     "scene_rule": "season_spread",
     "min_gap_days": 30,
     "outside_chips": "reassign",
@@ -98,9 +100,10 @@ def test_defaults_are_those_of_the_specification() -> None:
 
 
 def test_paths_of_a_recipe_file_are_relative_to_it(load: Load, tmp_path: Path) -> None:
-    recipe = load("aoi: kansas.geojson\nchip_boxes: /elsewhere/boxes.geojson\n")
+    recipe = load("aoi: kansas.geojson\nchip_boxes: /elsewhere/boxes.geojson\nscene_list: lists/scenes.csv\n")
     assert recipe.aoi == str(tmp_path / "kansas.geojson")
     assert recipe.chip_boxes == "/elsewhere/boxes.geojson"
+    assert recipe.scene_list == str(tmp_path / "lists/scenes.csv")
     assert load("aoi: s3://bucket/aoi.geojson").aoi == "s3://bucket/aoi.geojson"
     assert load("aoi: ''").aoi == ""
 

@@ -5,18 +5,20 @@
 import json
 from collections.abc import Mapping
 from concurrent.futures import as_completed
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from crop_assets.bands.catalogue import catalogue_items
-from crop_assets.bands.cids import cid_rows
+from crop_assets.bands.cid_list import parse_cid_list
+from crop_assets.bands.cids import cid_rows, listed_cid_rows
 from crop_assets.bands.cids import tile_payloads as payloads_of
 from crop_assets.bands.download import BandRequest, StoredBand, fetch_band
 from crop_assets.bands.retrievability import check_cids
 from crop_assets.bands.transfer import Transfer, expected_bytes
 from crop_assets.graph.metadata import markdown
-from crop_assets.graph.stage import AllTiles, Check, Finding, Made, TileRun, YearRun, stage
+from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Source, TileRun, YearRun, stage
 from crop_assets.hls import BANDS, QA_BAND
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import (
@@ -39,8 +41,23 @@ FILES_AT_ONCE = 6
 CIDS_AT_ONCE = 8
 
 
+def _listed_cids(run: TileRun) -> Source:
+    """The CIDs of the tile's files in the recipe's list, by file name; None without a list."""
+    path = run.recipe.cid_list
+    if not path:
+        return Source(None, None)
+    cids = run.files.parsed(path, parse_cid_list).get(run.tile, {})
+    return Source(cids, cids)
+
+
 @stage(
-    "bands", BAND_CIDS, kinds={"stac", "ipfs"}, code_version="3", again=lambda ipfs_stac: ipfs_stac.refresh
+    "bands",
+    BAND_CIDS,
+    kinds={"stac", "ipfs"},
+    fields=["cid_list"],
+    code_version="3",
+    source=_listed_cids,
+    again=lambda ipfs_stac: ipfs_stac.refresh,
 )
 def band_cids(
     run: TileRun,
@@ -49,19 +66,22 @@ def band_cids(
     ipfs_stac: IpfsStac,
     ipfs: IpfsContent,
     sources: Sources,
+    source: Mapping[str, str] | None,
 ) -> Made:
     """The CID of every file of the selected scenes, from the STAC catalogue with IPFS alternates. Missing and malformed
-    CIDs are reported; the HTTPS link is kept as a fallback.
+    CIDs are reported; the HTTPS link is kept as a fallback. With `cid_list`, from that list, and no catalogue is asked.
     """
     scenes = chosen_scenes(selected_scenes)[["position", "scene_id", "date"]]
     if scenes.empty:
         return Made(BAND_CIDS.empty(), {"outcome": "no scene is selected"})
-    items = catalogue_items(list(scenes["scene_id"]), run.tile, ipfs_stac, run.store, run.log)
     facts = scene_metadata[["scene_id", "granule_bytes", *(f"{band}_http" for band in BANDS)]]
-    nodes, memory = ipfs.probes(run.recipe.sources), sources.memory
-    rows = cid_rows(
-        scenes.merge(facts, on="scene_id"), items, lambda cid, path: ipfs.resolve(cid, path, nodes, memory)
-    )
+    scenes = scenes.merge(facts, on="scene_id")
+    if source is None:
+        items = catalogue_items(list(scenes["scene_id"]), run.tile, ipfs_stac, run.store, run.log)
+        nodes, memory = ipfs.probes(run.recipe.sources), sources.memory
+        rows = cid_rows(scenes, items, lambda cid, path: ipfs.resolve(cid, path, nodes, memory))
+    else:
+        rows = listed_cid_rows(scenes, source, Path(run.recipe.cid_list).name)
     without = rows[rows["cid"] == ""]
     if len(without):
         run.log(f"{len(without)} of {len(rows)} files have no CID: {without['problem'].iloc[0]}")

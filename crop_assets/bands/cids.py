@@ -31,20 +31,39 @@ def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: 
     by_id = {item["id"]: item for item in items}
     unread = [f"{item['id']} {item[SET_ASIDE]}" for item in items if SET_ASIDE in item]
     absent = "; ".join(["the IPFS catalogue does not have this scene", *unread[:3]])
+
+    def find(scene_id: str, band: str) -> tuple[str, str, int]:
+        item = by_id.get(scene_id)
+        cid, problem = ("", absent) if item is None else _band_cid(item, band, resolve)
+        return cid, problem, _file_size(item, band)
+
+    return _rows(scenes, find)
+
+
+def listed_cid_rows(scenes: pd.DataFrame, cids: Mapping[str, str], name: str) -> pd.DataFrame:
+    """As `cid_rows`, with the CIDs by file name, from the list called `name`."""
+
+    def find(scene_id: str, band: str) -> tuple[str, str, int]:
+        cid = cids.get(_file_name(scene_id, band), "")
+        return cid, "" if cid else f"{name} has no CID of this file", 0
+
+    return _rows(scenes, find)
+
+
+def _rows(scenes: pd.DataFrame, find: Callable[[str, str], tuple[str, str, int]]) -> pd.DataFrame:
+    """The rows of `cid_rows`; `find` returns CID, problem and size of a scene's file, whose band is named as there."""
     rows = []
     for scene in scenes.to_dict("records"):
         for band in BANDS:
-            item = by_id.get(scene["scene_id"])
             named = file_band(scene["scene_id"], band)
-            cid, problem = ("", absent) if item is None else _band_cid(item, named, resolve)
-            size = _file_size(item, named)
+            cid, problem, size = find(scene["scene_id"], named)
             rows.append(
                 {
                     "scene_id": scene["scene_id"],
                     "position": scene["position"],
                     "date": scene["date"],
                     "band": band,
-                    "file": f"{scene['scene_id']}.{named}.tif",
+                    "file": _file_name(scene["scene_id"], named),
                     "cid": cid,
                     "problem": problem,
                     "http": scene[f"{band}_http"],
@@ -53,6 +72,10 @@ def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: 
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _file_name(scene_id: str, band: str) -> str:
+    return f"{scene_id}.{band}.tif"
 
 
 def max_file_bytes(granule_bytes: int) -> int:

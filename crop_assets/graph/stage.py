@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from crop_assets.layout import Layout
-from crop_assets.recipe import DatasetRecipe
+from crop_assets.recipe import DatasetRecipe, RecipeFiles
 from resources.store import DatasetStore
 from resources.tables import TableSchema
 
@@ -49,10 +49,11 @@ class YearRun(Run):
 
 @dataclass(frozen=True)
 class TileRun(YearRun):
-    """One materialization of a stage for a tile of a CDL year; `pool` is shared by the tiles of a run."""
+    """One materialization of a stage for a tile of a CDL year; `pool` and `files` are shared by the tiles of a run."""
 
     tile: str
     pool: Executor
+    files: RecipeFiles = field(default_factory=RecipeFiles)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Source:
-    """What a stage reads besides tables. `identity` (JSON values) changes if and only if its content does."""
+    """What a stage reads besides tables. `identity` (JSON values) changes if and only if its content does; that of a
+    tile stage, if what concerns the tile does.
+    """
 
     value: Any
     identity: Any

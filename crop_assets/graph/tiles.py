@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -32,7 +32,7 @@ from crop_assets.graph.metadata import (
     table_metadata,
 )
 from crop_assets.graph.services import resource_keys, services_of
-from crop_assets.graph.stage import Check, Finding, Made, Stage, TileRun, call
+from crop_assets.graph.stage import Check, Finding, Made, Source, Stage, TileRun, call
 from crop_assets.graph.years import FAILED
 from crop_assets.layout import Layout, parse_year
 from crop_assets.partitions import (
@@ -44,7 +44,7 @@ from crop_assets.partitions import (
     year_mapping,
     year_tile_partitions,
 )
-from crop_assets.recipe import DatasetRecipe
+from crop_assets.recipe import DatasetRecipe, RecipeFiles
 from resources.errors import ResourceError, UnavailableError
 from resources.machine import Machine
 from resources.plain_text import plain_text
@@ -75,6 +75,7 @@ class TileWork:
     recipe: DatasetRecipe
     machine: Machine
     services: Mapping[str, Any]
+    files: RecipeFiles = field(default_factory=RecipeFiles)
 
 
 def tile_assets(stages: Sequence[Stage], at_once: int) -> dg.AssetsDefinition:
@@ -295,7 +296,7 @@ def make_tile(
             lineage = lineage or Lineage(
                 work.store, Layout(work.recipe.dataset, year), work.recipe, year_lineage
             )
-            run = TileRun(work.store, work.recipe, log, log, year, tile, pool)
+            run = TileRun(work.store, work.recipe, log, log, year, tile, pool, work.files)
             if stage.name in work.selected:
                 report(_make(key, run, stage, work, lineage))
             if stage.checks:
@@ -323,12 +324,13 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
             raise InputError(reason)
         inputs[upstream] = _Input(lineage.version(upstream, run.tile, per_tile), per_tile)
     fields = stage.recipe_fields(run.recipe)
-    identified = [stage.name, stage.code_version]
-    record = lineage.record(fields, stage.tables, run.tile, work.tile_assets, {}, identified)
     known = {"run": run, **{name: work.services[name] for name in stage.services}}
+    source = call(stage.source, known) if stage.source else Source(None, None)
+    identified = [stage.name, stage.code_version, *([source.identity] if stage.source else [])]
+    record = lineage.record(fields, stage.tables, run.tile, work.tile_assets, {}, identified)
     again = call(stage.again, known)
     stored = None if again else lineage.unchanged(stage.name, run.tile, record, run.log)
-    metadata: dict[str, Any] = {}
+    metadata = dict(source.metadata)
     reused = stored is not None
     if lineage.rows("tile_map", run.tile).empty:
         metadata[_OUTCOME] = f"no chip box of {run.year} is in this tile"
@@ -340,7 +342,7 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
                 name: lineage.read(name, run.tile) if one.per_tile else lineage.rows(name, run.tile)
                 for name, one in inputs.items()
             }
-            made = call(stage.function, {**known, **frames})
+            made = call(stage.function, {**known, **frames, "source": source.value})
         metadata |= store_pictures(made.metadata, run.store, run.layout.pictures(stage.name, run.tile))
         files = made.digests(run.store)
         stored = lineage.write(stage.name, run.tile, made.frame, {**record, "files": files})

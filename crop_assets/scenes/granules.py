@@ -230,3 +230,15 @@ def _s3_link(href: str) -> str:
     """LP DAAC's direct-access link; its bucket and key are the path of the HTTPS link."""
     path = href.removeprefix(f"https://{_LP_DAAC}/")
     return f"s3://{path}" if path != href else ""
+
+
+def lp_daac_links(scene_id: str) -> dict[str, str]:
+    """The columns `<band>_http` and `<band>_s3` of a scene: the links that LP DAAC's catalogue has for its files."""
+    name = parse_scene_id(scene_id)
+    collection = f"HLS{name.sensor}.0{name.version.replace('.', '')}"
+    links = {}
+    for band in BANDS:
+        file = f"{scene_id}.{file_band(scene_id, band)}.tif"
+        links[f"{band}_http"] = f"https://{_LP_DAAC}/lp-prod-protected/{collection}/{scene_id}/{file}"
+        links[f"{band}_s3"] = _s3_link(links[f"{band}_http"])
+    return links

@@ -74,6 +74,21 @@ def select_scenes(
     return table
 
 
+def listed_scenes(scenes: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The scenes of a list as first, middle and last by date; none is selected if there are fewer than three.
+
+    `scenes` has the columns of `select_scenes`, at most three rows, and one for each day; `name` is that of the list,
+    for reasons and notes. Returns the rows and columns of `select_scenes`; coverage_step is missing.
+    """
+    table = _distinct(scenes)
+    table["fit"] = True
+    if len(table) < len(POSITIONS):
+        table["reason"] = f"only {len(table)} of 3 scenes are in {name}"
+    else:
+        table["position"], table["note"] = list(POSITIONS), f"in {name}"
+    return table
+
+
 def spread_scenes(
     scenes: pd.DataFrame, max_cloud_cover: float, min_gap_days: int, season: tuple[dt.date, dt.date]
 ) -> pd.DataFrame:

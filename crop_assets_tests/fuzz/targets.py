@@ -39,6 +39,7 @@ from crop_assets.aoi_map.drawing import read_drawing
 from crop_assets.automation.cursors import DatasetCursor, ReleaseCursor, read_cursor
 from crop_assets.automation.years import year_state
 from crop_assets.bands.catalogue import catalogue_items
+from crop_assets.bands.cid_list import parse_cid_list
 from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.files import check_band
 from crop_assets.chip_grid import ORIGIN_X, ORIGIN_Y, chip_id
@@ -55,7 +56,9 @@ from crop_assets.plan import make_plan
 from crop_assets.recipe import DatasetRecipe, load_recipe
 from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import document_url, parse_document, scene_rows, unusable
-from crop_assets.schemas import SCHEMAS
+from crop_assets.scenes.scene_list import listed_rows, parse_scene_list, scenes_of_tile
+from crop_assets.scenes.selection import listed_scenes
+from crop_assets.schemas import SCENE_METADATA, SCHEMAS, SELECTED_SCENES
 from crop_assets.tiles.grid import read_tile_grid
 from crop_assets.verify import dataset_tables, verify_tables
 from crop_assets_tests.forged import forge, table_of
@@ -931,6 +934,39 @@ def id_list(data: bytes) -> None:
     """A list of ids of a published split."""
     ids = parse_ids(data.decode(errors="replace"), "ids.csv")
     split_by_files(["chip_257_266"], {"train": ids, "validation": ids[1:]})
+
+
+_SCENES = [f"HLS.S30.T14SMG.2022{day}T172221.v2.0" for day in ("072", "162", "262")]
+
+
+@_target(
+    lambda: "\n".join(["title_id,tile_id,cloud_cover", *(f"{one},T14SMG,1" for one in _SCENES)]).encode(),
+    lambda: "\n".join(
+        ["http_links,date", *(f"\"{{'B02': 'https://h/{one}/x.tif'}}\"," for one in _SCENES)]
+    ).encode(),
+)
+def scene_list(data: bytes) -> None:
+    """A list of the scenes to use."""
+    found = scenes_of_tile(parse_scene_list(data, "scenes.csv"), TILE, 2022, "scenes.csv")
+    rows = listed_rows(found) if found else SCENE_METADATA.empty()
+    SELECTED_SCENES.require_valid(listed_scenes(rows, "scenes.csv"))
+
+
+_CID_ENTRY = {
+    "filename": f"{_SCENES[0]}.B02.tif",
+    "cid": "bafybeib77f7bspur2pekd4nbodseysl2cdf5zsm4smtp25pi625smg3hzy",
+}
+
+
+@_target(
+    lambda: json.dumps([_CID_ENTRY]).encode(),
+    lambda: json.dumps({_SCENES[0]: [_CID_ENTRY | {"band_name": "B02"}]}).encode(),
+    is_json=True,
+)
+def cid_list(data: bytes) -> None:
+    """A list of the CIDs of files."""
+    for files in parse_cid_list(data, "cids.json").values():
+        assert all(Cid.parse(cid) for cid in files.values())
 
 
 @_target(lambda: b"training_datasets/small/2022/tables/cdl.parquet")
