@@ -35,8 +35,10 @@ _DATASET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 class DatasetRecipe(Settings):
     """The choices behind one dataset; the defaults are the specification's.
 
-    Where the published dataset departs from the written specification, a field offers both:
-    `middle_scene`, `tile_rule` and `qa_rule`.
+    The published dataset departs from the written specification in `min_classes`, `tile_rule`, `middle_scene`,
+    `qa_rule`, `max_na_pixels` and `statistics_over`. Its boxes, scenes, CIDs and split are not chosen but given:
+    `chip_boxes`, `scene_list`, `cid_list`, and `split` with `train_ids` and `validation_ids`; `max_touching` must allow
+    that so many of its chips touch each other. `recipes/published.yaml` has all of them, with the reasons.
     """
 
     dataset: str = Field(
@@ -56,7 +58,8 @@ class DatasetRecipe(Settings):
         default=8,
         ge=1,
         le=13,
-        description="Fewest of the 13 classes that a chip box must hold under 'evenness'.",
+        description="Fewest of the 13 classes that a chip box must hold under 'evenness': 8 (specification), or 1 "
+        "(published).",
     )
     class_target: dict[str, Annotated[float, Field(ge=0, le=1_000_000)]] = Field(
         default={},
@@ -83,7 +86,7 @@ class DatasetRecipe(Settings):
     chip_boxes: str = Field(
         default="",
         max_length=_MAX_PATH,
-        description="Path of an existing chip GeoJSON to use instead of choosing boxes.",
+        description="Path of an existing chip GeoJSON to use instead of choosing boxes, such as the published one.",
     )
     unknown_codes: Literal["refuse", "other", "nodata"] = Field(
         default="refuse",
@@ -184,7 +187,8 @@ class DatasetRecipe(Settings):
         default=0,
         ge=0,
         le=224 * 224,
-        description="Most missing pixels of a chip in any band and date.",
+        description="Most missing pixels of a chip in any band and date: 0 (specification), or 50176 "
+        "for any number (published).",
     )
     max_missing_tiles: int = Field(
         default=0,

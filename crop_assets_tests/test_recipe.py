@@ -108,6 +108,30 @@ def test_paths_of_a_recipe_file_are_relative_to_it(load: Load, tmp_path: Path) -
     assert load("aoi: ''").aoi == ""
 
 
+def test_the_recipe_of_the_published_dataset_departs_where_its_documents_say() -> None:
+    root = Path(__file__).parents[1]
+    text = (root / "recipes/published.yaml").read_text()
+    recipe = load_recipe(str(root / "recipes/published.yaml"))
+    given = yaml.safe_load(text)
+    default = DatasetRecipe().values()
+    assert {name for name, value in recipe.values().items() if value != default[name]} == set(given)
+    assert recipe.chip_boxes == str(root / "recipes/chip_bbox_task_1_5070.geojson")
+    assert (recipe.tile_rule, recipe.middle_scene, recipe.qa_rule) == ("degrees", "upper", "value")
+    assert (recipe.min_classes, recipe.max_na_pixels, recipe.statistics_over) == (1, 224 * 224, "kept")
+    assert (recipe.split, recipe.train_ids, recipe.validation_ids) == (
+        "files",
+        str(root / "recipes/train_ids.csv"),
+        str(root / "recipes/val_ids.csv"),
+    )
+    page = (root / "docs/published-dataset.md").read_text()
+    for name in {*given, "cid_list"} - {"dataset"}:
+        assert f"`{name}`" in str(DatasetRecipe.__doc__), name
+        assert re.search(rf"^\| .*`{name}`.* \|$", page, re.MULTILINE), name
+    # each field follows its reason
+    for paragraph in text.split("\n\n")[2:]:
+        assert paragraph.startswith("#"), paragraph
+
+
 def test_without_a_file_the_recipe_is_the_default() -> None:
     assert load_recipe("").values() == DatasetRecipe().values()
 
