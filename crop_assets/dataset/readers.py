@@ -39,10 +39,10 @@ def reader_files(
     values = {
         "test_split": "test_data.txt" if has_test else "validation_data.txt",
         "test_ids": "test_ids.csv" if has_test else "val_ids.csv",
-        "means": _numbers(means),
-        "stds": _numbers(stds),
-        "minimums": _numbers(minimums),
-        "maximums": _numbers(maximums),
+        "means": _numbers(means, 6),
+        "stds": _numbers(stds, 6),
+        "minimums": _numbers(minimums, 6),
+        "maximums": _numbers(maximums, 6),
         "class_names": _yaml(names),
         "class_mapping": "\n".join(f"  {value}: {_yaml([name])[1:-1]}" for value, name in enumerate(CLASSES)),
         "class_weights": _numbers(class_weights),
@@ -50,9 +50,9 @@ def reader_files(
     return {name: Template((_TEMPLATES / name).read_text()).substitute(values) for name in READER_FILES}
 
 
-def _numbers(values: Sequence[float]) -> str:
+def _numbers(values: Sequence[float], decimals: int | None = None) -> str:
     # PyYAML writes 1e-05 as 1.0e-05; as repr writes it, YAML readers take it for a string
-    return _yaml([float(value) for value in values])
+    return _yaml([float(value) if decimals is None else round(float(value), decimals) for value in values])
 
 
 def _yaml(values: Sequence[Any]) -> str:
