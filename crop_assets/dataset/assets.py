@@ -112,6 +112,11 @@ def splits(
     chips = kept[kept["split"].isin(SPLIT_NAMES)].sort_values("chip_id", ignore_index=True)
     if chips.empty:
         run.write_text("rejected_chips.csv", _ledger_text(ledger))
+        if len(kept):
+            raise InputError(
+                f"none of the {len(kept)} chips of {run.year} that are kept is in a split: the files of train_ids, "
+                f"validation_ids and test_ids name others ({some_ids(sorted(set().union(*source.values())))})"
+            )
         raise InputError(
             f"none of the {len(tile_map)} chip boxes of {run.year} is kept: "
             f"{ledger['reason'].value_counts().to_dict()}; rejected_chips.csv lists them all"

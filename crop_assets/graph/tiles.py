@@ -332,10 +332,11 @@ def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork,
     stored = None if again else lineage.unchanged(stage.name, run.tile, record, run.log)
     metadata = dict(source.metadata)
     reused = stored is not None
-    if lineage.rows("tile_map", run.tile).empty:
+    without_chips = lineage.rows("tile_map", run.tile).empty
+    if without_chips:
         metadata[_OUTCOME] = f"no chip box of {run.year} is in this tile"
     if stored is None:
-        if metadata:
+        if without_chips:
             made = Made(stage.schema.empty())
         else:
             frames = {

@@ -3,11 +3,12 @@
 import geopandas as gpd
 import pandas as pd
 
-from crop_assets.dataset.splits import SPLIT_NAMES, TRAIN
+from crop_assets.dataset.splits import SPLIT_NAMES, TEST, TRAIN
 from crop_assets.graph.metadata import markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, YearRun, stage
 from crop_assets.hls import POSITIONS
 from crop_assets.progress import Progress
+from crop_assets.readers.configs import config_texts
 from crop_assets.readers.contract import contract_problems
 from crop_assets.readers.exports import CHIPS_PER_FILE, write_array, write_parquet
 from crop_assets.readers.folders import list_texts, write_folders
@@ -72,7 +73,8 @@ def reader_layout(
 ) -> Made:
     """`training_chips/`, `validation_chips/` and `test_chips/` with hard links to the chips, or copies in an object
     store, and the lists `train_data.txt`, `training_data.txt`, `validation_data.txt` and `test_data.txt`, written
-    last: a layout that is not complete has no list. With them TerraTorch loads the dataset as it is.
+    last: a layout that is not complete has no list. `terratorch.yaml`, `terratorch_tl.yaml` with `crop_datamodule.py`,
+    and `clark_config.yaml` train on the dataset as it is.
     """
     with machine.pool() as pool:
         layout, removed = write_folders(run.store, run.layout, splits, pool)
@@ -82,9 +84,18 @@ def reader_layout(
         **dict(zip(layout["merged_path"], splits["merged_sha256"], strict=True)),
         **dict(zip(layout["mask_path"], splits["mask_sha256"], strict=True)),
     }
-    lists = [run.write_text(name, text) for name, text in list_texts(layout).items()]
+    configs = config_texts(
+        means=list(band_stats["mean"]),
+        stds=list(band_stats["std"]),
+        minimums=list(band_stats["min"]),
+        maximums=list(band_stats["max"]),
+        class_weights=list(class_weights["weight"][1:]),
+        has_test=bool((layout["split"] == TEST).any()),
+    )
+    texts = configs | list_texts(layout)
+    written = [run.write_text(name, text) for name, text in texts.items()]
     counts = {str(split): int(count) for split, count in layout["split"].value_counts().items()}
-    return Made(layout, counts, files | {name: run.store.sha256(name) for name in lists})
+    return Made(layout, counts, files | {name: run.store.sha256(name) for name in written})
 
 
 @stage("readers", EXPORTS, kinds={"parquet", "numpy"}, fields=["exports"])

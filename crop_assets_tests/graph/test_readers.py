@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import yaml
 
 from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.hls import REFLECTANCE_BANDS
@@ -61,12 +62,28 @@ def test_folders_and_lists_are_those_of_the_splits_and_take_no_room(finished: Fi
     assert check.metadata["problem_count"].value == 0
 
 
+def test_configurations_have_the_statistics_and_weights_of_the_tables(finished: Finished) -> None:
+    graph = finished.graph
+    stats, weights = graph.table("band_stats"), graph.table("class_weights")
+    clark = yaml.safe_load((graph.dataset / "clark_config.yaml").read_text())
+    for name in ("min", "max", "mean", "std"):
+        assert clark["global_stats"][name] == pytest.approx(list(stats[name]), abs=1e-6)
+    assert clark["criterion"]["weight"] == pytest.approx(list(weights["weight"][1:]))
+    assert clark["test_csv_path"] == "val_ids.csv"
+    for name in ("terratorch.yaml", "terratorch_tl.yaml"):
+        model = yaml.safe_load((graph.dataset / name).read_text())["model"]["init_args"]
+        assert model["class_weights"] == clark["criterion"]["weight"]
+    assert (graph.dataset / "crop_datamodule.py").is_file()
+
+
 def test_another_split_and_fewer_chips_leave_nothing_over(finished_graph: Graph) -> None:
     before = require_layout(finished_graph)
     blocks = {"split": "blocks", "block_chips": 2, "train_share": 0.5, "test_share": 0.25, "seed": 42}
     for job in ("labels_job", "tiles_job", "dataset_job"):
         assert finished_graph.run(job, recipe=recipe(**blocks)).success
     assert set(require_layout(finished_graph)) == set(FOLDERS)
+    clark = yaml.safe_load((finished_graph.dataset / "clark_config.yaml").read_text())
+    assert clark["test_csv_path"] == "test_ids.csv"
 
     # a chip with some cloud is no longer kept
     for job in ("labels_job", "tiles_job", "dataset_job"):

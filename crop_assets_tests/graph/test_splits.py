@@ -126,6 +126,12 @@ def test_files_of_a_split_decide_and_what_they_lack_or_add_is_named(
     validation.write_text("\n".join(KEPT[3:8]))
     run = finished_graph.run("dataset_job", recipe=recipe(**given))
     assert f"{KEPT[3]} is in the files of train and of validation" in run.failure
+    train.write_text("001_001\n")
+    validation.write_text("001_002\n")
+    run = finished_graph.run("dataset_job", recipe=recipe(**given))
+    assert "none of the 9 chips of 2022 that are kept is in a split" in run.failure
+    assert "name others (chip_001_001, chip_001_002)" in run.failure
+
     validation.unlink()
     run = finished_graph.run("dataset_job", recipe=recipe(**given))
     assert f"cannot read {validation}, which the recipe names" in run.failure

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from crop_assets.classes import CLASSES
-from crop_assets.dataset.readers import READER_FILES, reader_files
 from crop_assets.hls import REFLECTANCE_BANDS
+from crop_assets.readers.configs import CONFIGS, config_texts
 
 MEANS = [716.784706, 1056.454171, 1286.386089, 2962.158934, 2763.67124, 2008.0]
 STDS = [m - 500 for m in MEANS]
@@ -26,7 +26,7 @@ def made(has_test: bool = False, **others: Any) -> dict[str, str]:
         "maximums": HIGHS,
         "class_weights": WEIGHTS,
     }
-    return reader_files(**values | others, has_test=has_test)
+    return config_texts(**values | others, has_test=has_test)
 
 
 def parsed(name: str, has_test: bool = False) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def parsed(name: str, has_test: bool = False) -> dict[str, Any]:
 
 
 def test_the_files_are_those_that_the_readers_get() -> None:
-    assert tuple(made()) == READER_FILES
+    assert tuple(made()) == CONFIGS
     for name, text in made().items():
         assert text.endswith("\n") and not text.endswith("\n\n"), name
         assert "$" not in text, name

@@ -1,4 +1,4 @@
-"""The configuration files that models need to read a dataset, filled in from `reader_files/`."""
+"""The configuration files that models need to read a dataset, filled in from `templates/`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ import yaml
 from crop_assets.classes import CLASSES
 from crop_assets.hls import REFLECTANCE_BANDS
 
-READER_FILES = ("terratorch.yaml", "terratorch_tl.yaml", "crop_datamodule.py", "clark_config.yaml")
-_TEMPLATES = Path(__file__).with_name("reader_files")
+CONFIGS = ("terratorch.yaml", "terratorch_tl.yaml", "crop_datamodule.py", "clark_config.yaml")
+_TEMPLATES = Path(__file__).with_name("templates")
 
 
-def reader_files(
+def config_texts(
     *,
     means: Sequence[float],
     stds: Sequence[float],
@@ -47,7 +47,7 @@ def reader_files(
         "class_mapping": "\n".join(f"  {value}: {_yaml([name])[1:-1]}" for value, name in enumerate(CLASSES)),
         "class_weights": _numbers(class_weights),
     }
-    return {name: Template((_TEMPLATES / name).read_text()).substitute(values) for name in READER_FILES}
+    return {name: Template((_TEMPLATES / name).read_text()).substitute(values) for name in CONFIGS}
 
 
 def _numbers(values: Sequence[float], decimals: int | None = None) -> str:
