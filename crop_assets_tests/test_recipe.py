@@ -54,6 +54,7 @@ ANOTHER: dict[str, Any] = {
     "max_touching": 1.5,
     "statistics_over": "kept",
     "band_values_binary": False,
+    "exports": ["npy"],
 }
 """A value other than the default for every field but those of `OF_FILES`."""
 OF_FILES = {
