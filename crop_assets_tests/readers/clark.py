@@ -57,7 +57,8 @@ def read(dataset: Dataset, config: dict[str, Any]) -> list[str]:
     above = len(load(source, source / config["train_csv_path"]))
     assert wrong == 0 and above >= 2 * len(dataset.splits["train"])
     lines.append(
-        f"with train_data.txt it finds {wrong} chips, and above {folder} it finds {above} for training"
+        f"with train_data.txt it finds {wrong} chips; in the dataset's folder instead of {folder}, "
+        f"{above} pairs for training"
     )
     return lines
 
