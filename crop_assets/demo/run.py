@@ -279,7 +279,10 @@ def _summary(
     except (ResourceError, ValueError) as error:
         log(f"the funnel is not available: {error}")
     log("")
-    log(f"dataset   {demo.data / demo.layout(year).root}")
+    dataset = demo.data / demo.layout(year).root
+    log(f"dataset   {dataset}")
+    if (index := dataset / "chips.parquet").is_file():
+        log(f'load it   python -c "import geopandas; print(geopandas.read_parquet({str(index)!r}))"')
     log(f"the UI    {_ui_command(demo)}, then open the printed address")
     log(f"total     {seconds:.0f} s")
 
