@@ -29,8 +29,10 @@ WEEK = 7 * 24 * 3600
 FOLDERS = ("tiles", "tiles_reprojected", "chips", "chips_filtered")
 
 
-def run_tiles_and_die(root: Path, home: Path, setting: Setting, server: WorldServer, folder: Path) -> None:
-    """Run the tiles job in this process, and kill it once a file has its final name below `folder`."""
+def run_and_die(
+    job: str, root: Path, home: Path, setting: Setting, server: WorldServer, folder: Path
+) -> None:
+    """Run a job in this process, and kill it once a file has its final name below `folder`."""
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         if event != "os.rename":
@@ -45,7 +47,7 @@ def run_tiles_and_die(root: Path, home: Path, setting: Setting, server: WorldSer
 
     sys.addaudithook(watch)
     with new_graph(root, setting, server, dg.DagsterInstance.local_temp(str(home))) as graph:
-        graph.run("tiles_job")
+        graph.run(job)
 
 
 def has_files(folder: Path) -> bool:
@@ -76,7 +78,7 @@ def test_runs_killed_at_every_stage_end_in_the_same_bytes(
     killed_files: set[str] = set()
     for folder in FOLDERS:
         process = processes.Process(
-            target=run_tiles_and_die, args=(root, home, setting, served.server, dataset / folder)
+            target=run_and_die, args=("tiles_job", root, home, setting, served.server, dataset / folder)
         )
         process.start()
         process.join()
@@ -105,6 +107,34 @@ def test_runs_killed_at_every_stage_end_in_the_same_bytes(
         assert graph.run("dataset_job").success
     assert digests(root) == digests(finished.graph.root)
     assert temporary_files(root) == set()
+
+
+def test_a_dataset_killed_amid_its_folders_has_no_list_and_ends_in_the_same_bytes(
+    setting: Setting,
+    served: Served,
+    processes: ForkServerContext,
+    finished: Finished,
+    labelled_graph: Graph,
+    tmp_path: Path,
+) -> None:
+    root, dataset = labelled_graph.root, labelled_graph.dataset
+    assert labelled_graph.run("tiles_job").success
+    undisturbed = digests(finished.graph.dataset)
+    for folder in ("training_chips", "validation_chips"):
+        home = tmp_path / folder
+        home.mkdir()
+        process = processes.Process(
+            target=run_and_die, args=("dataset_job", root, home, setting, served.server, dataset / folder)
+        )
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run had ended before it was killed"
+        assert finished_files(dataset / folder)
+        assert finished_files(dataset).items() <= undisturbed.items()
+        assert not list(dataset.glob("*_data.txt"))
+    run = labelled_graph.run("dataset_job")
+    assert run.success, run.failure
+    assert finished_files(dataset) == undisturbed
 
 
 def test_temporary_files_are_no_data(finished: Finished, finished_graph: Graph) -> None:
