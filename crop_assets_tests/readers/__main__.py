@@ -58,7 +58,8 @@ def read_geoparquet(dataset: Dataset) -> list[str]:
     for split, ids in dataset.splits.items():
         assert sorted(chips.index[chips["split"] == split]) == ids, split
     assert chips.index.is_unique
-    assert chips.crs is not None and (chips.geometry.geom_type == "Polygon").all()
+    assert chips.crs is not None and chips.crs.to_epsg() == 5070, chips.crs
+    assert set(chips.geom_type) == {"Polygon"}, set(chips.geom_type)
     return [f"{len(chips)} chips with the split of each and a polygon in {chips.crs.name}"]
 
 
