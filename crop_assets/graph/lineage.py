@@ -219,6 +219,11 @@ class Lineage:
                     one = Lineage(self.store, self.layout, self.recipe, year)
                     reason = one._stale_because(asset, tile, depth)
                     year._of_tiles[asset, tile] = reason, one.version(asset, tile, per_tile=True)
+                    for (upstream, of_tile), of_upstream in one._stale.items():
+                        if of_tile is not None:
+                            # another stage may read it too
+                            known = of_upstream, one.version(upstream, tile, per_tile=True)
+                            year._of_tiles.setdefault((upstream, of_tile), known)
                 except BaseException:
                     del year._of_tiles[asset, tile]
                     raise

@@ -19,7 +19,7 @@ from resources.machine import Machine
 _SHOWN = 20
 
 
-@stage("readers", CHIP_INDEX, kinds={"parquet"})
+@stage("readers", CHIP_INDEX, kinds={"geoparquet"})
 def chip_index(
     run: YearRun,
     splits: pd.DataFrame,

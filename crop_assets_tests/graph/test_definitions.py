@@ -156,14 +156,32 @@ ASSETS = {
     ),
     "tile_payloads": Expected("dataset_job", "bands", {"json", "ipfs"}, {"band_cids", "tile_map"}),
     "splits": Expected("dataset_job", "dataset", {"csv"}, {"filtered_chips", "tile_map", "chip_bboxes"}),
-    "band_stats": Expected("dataset_job", "dataset", {"numpy"}, {"splits"}),
+    "band_stats": Expected("dataset_job", "dataset", {"numpy", "png"}, {"splits"}),
     "class_weights": Expected("dataset_job", "dataset", {"csv"}, {"splits"}),
     "class_distribution": Expected("dataset_job", "dataset", {"png"}, {"splits"}),
+    "chip_index": Expected(
+        "dataset_job",
+        "readers",
+        {"geoparquet"},
+        {"splits", "chip_bboxes", "cdl", "chips", "filtered_chips", "downloaded_bands", "tile_map"},
+    ),
+    "reader_layout": Expected(
+        "dataset_job", "readers", {"geotiff"}, {"splits", "band_stats", "class_weights"}
+    ),
+    "exports": Expected("dataset_job", "readers", {"parquet", "numpy"}, {"chip_index"}),
     "published_dataset": Expected(
         "publish_job",
         "dataset",
         {"ipfs"},
-        {"tile_payloads", "splits", "band_stats", "class_weights", "class_distribution"},
+        {
+            "tile_payloads",
+            "splits",
+            "band_stats",
+            "class_weights",
+            "class_distribution",
+            "chip_index",
+            "reader_layout",
+        },
     ),
 }
 OF_A_TILE = [name for name, one in ASSETS.items() if one.job in ("tiles_job", "retrievability_job")]
