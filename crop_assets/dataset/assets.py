@@ -19,6 +19,8 @@ from crop_assets.dataset.funnel import left_out, reject_ledger, yield_funnel
 from crop_assets.dataset.plots import band_histograms_png, funnel_png
 from crop_assets.dataset.publish import published_names
 from crop_assets.dataset.splits import (
+    LISTS,
+    OF_SPLIT,
     SPLIT_NAMES,
     TEST,
     TOUCHES,
@@ -160,19 +162,18 @@ def _split(
     return found[["chip_id", "split", "block", "lon", "lat"]]
 
 
-_IDS = {TRAIN: "train_ids.csv", VALIDATION: "val_ids.csv", TEST: "test_ids.csv"}
-
-
 def _write_splits(
     run: YearRun, chips: pd.DataFrame, ledger: pd.DataFrame, splits: Iterable[str]
 ) -> list[str]:
-    for name in _IDS.values():
-        # so that a killed run leaves no list of this split beside one of another
+    for name in [*(files.ids for files in OF_SPLIT.values()), *LISTS]:
+        # so that a run that dies leaves no list of this split beside one of another
         run.store.remove(run.layout.file(name))
     contents = {"rejected_chips.csv": _ledger_text(ledger)}
     for split in splits:
         ids = chips.loc[chips["split"] == split, "chip_id"]
-        contents[_IDS[split]] = "".join(f"{line}\n" for line in ["ids", *ids.str.removeprefix("chip_")])
+        contents[OF_SPLIT[split].ids] = "".join(
+            f"{line}\n" for line in ["ids", *ids.str.removeprefix("chip_")]
+        )
     return [run.write_text(name, text) for name, text in contents.items()]
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,25 @@ TOUCHES, BORDERS, SAME_TILE, SAME_BLOCK = LEAKAGE = (
     "in_train_tile",
     "in_train_block",
 )
+
+
+class SplitFiles(NamedTuple):
+    """Names in the dataset's folder: the list of a split's ids without `chip_`, below a heading; the folder of its
+    chips; and the lists of its ids with `chip_`.
+    """
+
+    ids: str
+    folder: str
+    lists: tuple[str, ...]
+
+
+OF_SPLIT = {
+    # the specification's name, and TerraTorch's
+    TRAIN: SplitFiles("train_ids.csv", "training_chips", ("train_data.txt", "training_data.txt")),
+    VALIDATION: SplitFiles("val_ids.csv", "validation_chips", ("validation_data.txt",)),
+    TEST: SplitFiles("test_ids.csv", "test_chips", ("test_data.txt",)),
+}
+LISTS = tuple(name for files in OF_SPLIT.values() for name in files.lists)
 _NAMED = 5
 _BY_DIRECTION = [(rows, cols) for rows in (-1, 0, 1) for cols in (-1, 0, 1) if (rows, cols) != (0, 0)]
 _ID_IN_LINE = re.compile(r"(?:^|[,;\s\"'])(?:chip_)?([0-9]{3,4}_[0-9]{3,4})(?=$|[,;\s\"'])")

@@ -16,10 +16,9 @@ from rasterio.errors import RasterioError
 
 from crop_assets.chip_grid import CHIP_SIZE, transformer
 from crop_assets.classes import CLASSES
-from crop_assets.dataset.splits import SPLIT_NAMES, TRAIN, VALIDATION
+from crop_assets.dataset.splits import OF_SPLIT, SPLIT_NAMES, TRAIN, VALIDATION
 from crop_assets.hls import POSITIONS, REFLECTANCE_BANDS
 from crop_assets.layout import Layout
-from crop_assets.readers.folders import OF_SPLIT
 from resources.errors import ResourceError
 from resources.geodata import open_geotiff
 from resources.store import DatasetStore
@@ -50,7 +49,10 @@ def contract_problems(
     read = 0
     try:
         text = _text(store, layout, "chips_df.csv")
-        facts = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(_DATE_COLUMNS, str)).set_index("chip_id")
+        facts = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(_DATE_COLUMNS, str))
+        if facts["chip_id"].duplicated().any():
+            raise ValueError("chips_df.csv has duplicate chips")
+        facts = facts.set_index("chip_id")
         for name in _DATE_COLUMNS:
             # readers take numbers such as 20220313 for nanoseconds since 1970
             facts[name] = pd.to_datetime(facts[name], format="%Y-%m-%d")

@@ -1,31 +1,14 @@
 """The folders and lists of chips by split, as TerraTorch's MultiTemporalCropClassification expects them."""
 
 from concurrent.futures import Executor
-from typing import NamedTuple
 
 import pandas as pd
 
-from crop_assets.dataset.splits import TEST, TRAIN, VALIDATION
+from crop_assets.dataset.splits import LISTS, OF_SPLIT, TEST
 from crop_assets.hls import POSITIONS
 from crop_assets.layout import Layout
 from crop_assets.parallel import in_parallel
 from resources.store import DatasetStore
-
-
-class SplitFiles(NamedTuple):
-    """The folder of a split's chips, and the lists of their ids, one a line with `chip_`."""
-
-    folder: str
-    lists: tuple[str, ...]
-
-
-OF_SPLIT = {
-    # the specification's name, and TerraTorch's
-    TRAIN: SplitFiles("training_chips", ("train_data.txt", "training_data.txt")),
-    VALIDATION: SplitFiles("validation_chips", ("validation_data.txt",)),
-    TEST: SplitFiles("test_chips", ("test_data.txt",)),
-}
-LISTS = tuple(name for files in OF_SPLIT.values() for name in files.lists)
 
 
 def write_folders(

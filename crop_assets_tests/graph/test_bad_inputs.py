@@ -366,7 +366,9 @@ def test_a_chip_geojson_and_an_area_of_interest_choose_one_chip_which_cannot_tra
         "no chip of 2022 is in the training split, and only 1 are kept; choose more chips or a larger train_share"
         in run.failure
     )
-    assert lines(finished_graph, "validation_data.txt") == [only]
+    assert lines(finished_graph, "val_ids.csv") == ["ids", only.removeprefix("chip_")]
+    # readers must not find the lists of the dataset before
+    assert not list(finished_graph.dataset.glob("*_data.txt"))
     assert {path.name[:12] for path in (finished_graph.dataset / "chips_filtered").iterdir()} == {only}
 
 

@@ -238,6 +238,14 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda root: _text(root / "chips_df.csv", lambda text: text.replace("\nchip_", "\n")),
         "KeyError",
     ),
+    "a chip in two rows": (
+        lambda root: _text(root / "chips_df.csv", lambda text: text + text.splitlines()[-1] + "\n"),
+        "duplicate",
+    ),
+    "five means": (
+        lambda root: _text(root / "means.txt", lambda text: text.split("\n", 1)[1]),
+        "ValueError",
+    ),
     "other means": (
         lambda root: _text(root / "means.txt", lambda text: "1" + text),
         "normalised by means.txt and stds.txt",

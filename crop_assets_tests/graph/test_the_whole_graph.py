@@ -96,6 +96,9 @@ def test_every_asset_is_materialized_with_rows_and_a_data_version(finished: Fini
         ("band_stats", None): 6,
         ("class_weights", None): 14,
         ("class_distribution", None): 28,
+        ("chip_index", None): len(KEPT),
+        ("reader_layout", None): len(KEPT),
+        ("exports", None): 0,
     }
     for (asset, tile), count in expected.items():
         assert rows[asset, f"{YEAR}|{tile}" if tile else str(YEAR)] == count, asset
@@ -121,6 +124,8 @@ def test_every_chip_lies_in_its_tile_and_every_tile_is_in_but_validation_touches
         ("splits", "every_tile_is_in"): True,
         ("splits", "few_chips_touch_training"): False,
         ("tile_payloads", "every_tile_is_in"): True,
+        ("chip_index", "every_tile_is_in"): True,
+        ("reader_layout", "readers_find_what_the_tables_say"): True,
     }
     tile_map = finished.graph.table("tile_map")
     assert tile_map.groupby("tile")["chip_id"].agg(sorted).to_dict() == CHIPS
@@ -381,13 +386,20 @@ def test_a_second_run_makes_nothing_and_says_so(finished_graph: Graph, traffic: 
 def test_another_seed_redoes_the_dataset_alone(
     finished_graph: Graph, finished: Finished, traffic: Traffic
 ) -> None:
-    rasters = {name: at for name, at in times(finished_graph.dataset).items() if name.endswith(".tif")}
+    def rasters() -> dict[str, int]:
+        # those of the splits are links
+        return {
+            name: at
+            for name, at in times(finished_graph.dataset).items()
+            if name.endswith(".tif") and not name.startswith(("training_", "validation_"))
+        }
+
+    before = rasters()
     labels, tiles, dataset = finished_graph.run_all(recipe=recipe(seed=43))
     assert labels.redone == tiles.redone == set()
     assert dataset.redone == {(asset, str(YEAR)) for asset in DATASET if asset != "tile_payloads"}
     assert traffic.asked == []
-    after = {name: at for name, at in times(finished_graph.dataset).items() if name.endswith(".tif")}
-    assert after == rasters
+    assert rasters() == before != {}
     split = [lines(finished_graph, name) for name in ("train_data.txt", "validation_data.txt")]
     assert sorted(split[0] + split[1]) == KEPT
     assert split[0] != lines(finished.graph, "train_data.txt")
@@ -455,13 +467,24 @@ def test_damaged_files_are_noticed_and_made_again(finished_graph: Graph, traffic
     assert [asked.path.split("/")[1] for asked in traffic.asked] == ["ipfs"], "only the cut file is fetched"
 
 
-@pytest.mark.parametrize("name", ["val_ids.csv", "band_stats/band_values_2.npy", "class_weights.csv"])
-def test_a_damaged_file_of_the_dataset_is_made_again(finished_graph: Graph, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        # the lists of readers come after those of the split
+        ("val_ids.csv", {"splits", "reader_layout"}),
+        ("band_stats/band_values_2.npy", {"band_stats"}),
+        ("class_weights.csv", {"class_weights"}),
+        ("chips.parquet", {"chip_index"}),
+    ],
+)
+def test_a_damaged_file_of_the_dataset_is_made_again(
+    finished_graph: Graph, name: str, made: set[str]
+) -> None:
     before = digests(finished_graph.root)
     (finished_graph.dataset / name).write_bytes(b"damaged")
     run = finished_graph.run("dataset_job")
     assert run.success
-    assert len(run.redone) == 1
+    assert {asset for asset, _ in run.redone} == made
     assert digests(finished_graph.root) == before
 
 
