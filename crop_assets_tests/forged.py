@@ -31,6 +31,9 @@ _TEXTS = (
     "a" * 64,
     "HLS.S30.T14SMG.2022111T172020.v2.0",
     "training_datasets/small/2022/a.tif",
+    "chips_filtered/chip_000_000_merged.tif",
+    "chips_filtered/chip_000_000.mask.tif",
+    "exports/train_ids.txt",
     "x",
 )
 

@@ -22,7 +22,7 @@ from crop_assets.chip_grid import chip_geobox
 from crop_assets.chips.reproject import tile_geobox
 from crop_assets.cli import app
 from crop_assets.dataset.publish import published_names
-from crop_assets.dataset.statistics import measure_bands
+from crop_assets.dataset.statistics import band_statistics, measure_bands
 from crop_assets.dataset.weights import class_weights
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
@@ -119,12 +119,11 @@ TEXTS = ["../../../etc", "14SMG\0\x1b[31m", HUGE, "²4SMG", "14SMG ", "chip_٠٠
 
 def wrong_values(column: Column) -> list[Any]:
     """Values of the column's type that it may not have."""
-    if pa.types.is_list(column.type):
-        return [[text] for text in TEXTS]
-    if pa.types.is_string(column.type):
-        return [
+    if pa.types.is_list(column.type) or pa.types.is_string(column.type):
+        wrong = [
             text for text in TEXTS if column.words or re.fullmatch(column.pattern, text, re.ASCII) is None
         ]
+        return [[text] for text in wrong] if pa.types.is_list(column.type) else wrong
     found = [bound + step for bound, step in ((column.low, -1), (column.high, 1)) if bound is not None]
     if pa.types.is_floating(column.type):
         return [*found, np.inf, *([] if column.optional else [np.nan])]
@@ -393,7 +392,7 @@ def test_images_without_data_or_of_another_type_give_no_statistics(
     with rasterio.open(path, "w", **profile, transform=Affine(30, 0, 0, 0, -30, 0)) as raster:
         raster.write(np.full((18, 224, 224), value, dtype))
     with Machine().pool() as pool, pytest.raises(InputError, match=why):
-        measure_bands([str(path)], ["train"], pool)
+        band_statistics(measure_bands([str(path)], ["train"], pool)["train"].sum(axis=(0, 1)))
 
 
 def test_every_asset_has_its_table_among_the_schemas() -> None:
