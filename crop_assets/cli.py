@@ -1,7 +1,9 @@
 """The command line: commands, options and exit codes. The modules that it imports do the work."""
 
 import os
+import signal
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +68,14 @@ Recipe = Annotated[
 ]
 
 _ROOT = Path(".demo")
+
+
+class Until(StrEnum):
+    """The parts of `crop-assets run`, in order."""
+
+    labels = "labels"
+    tiles = "tiles"
+    dataset = "dataset"
 
 
 def _show_version(wanted: bool) -> None:
@@ -135,6 +145,121 @@ def dev(
     from crop_assets.ui import open_ui
 
     _finish(lambda: open_ui(ui_port, typer.echo))
+
+
+@app.command()
+def run(
+    year: Annotated[
+        list[int],
+        typer.Option(help="The CDL year; give it several times for several years.", min=1997, max=2100),
+    ],
+    tiles: Annotated[
+        str, typer.Option(help="HLS tiles, such as 14SMG,14SNG; by default all tiles with chip boxes.")
+    ] = "",
+    recipe: Recipe = "",
+    data: Data = "data",
+    until: Annotated[Until, typer.Option(help="The last part to make.")] = Until.dataset,
+    daemon: Annotated[
+        bool,
+        typer.Option("--daemon", help="Let the daemon of DAGSTER_HOME do the work, and wait for it."),
+    ] = False,
+) -> None:
+    """Make labels, tiles and dataset of a year without the UI, in this process or through a daemon.
+
+    Finished work is reused, so run the same command again to resume. A failed tile does not affect the others. With
+    --tiles, the dataset is made only if no other tiles are missing. Set DAGSTER_HOME to see the runs in the UI.
+    The variables in docs/operating.md set the sources.
+
+    Exit code 0: everything is made. 1: some of it failed, for the reasons shown. 2: an option or variable is not valid.
+    130: stopped by Ctrl-C or SIGTERM; with --daemon, what was launched goes on.
+    """
+    _finish(lambda: _run(year, tiles, recipe, data, until, daemon))
+
+
+def _run(years: list[int], tiles: str, recipe_file: str, data: str, until: Until, daemon: bool) -> int:
+    from crop_assets.recipe import load_recipe
+    from crop_assets.run.daemon import DaemonRunner
+    from crop_assets.run.here import HereRunner, open_instance
+    from crop_assets.run.years import Years, log_outcomes
+    from resources.store import DatasetStore
+
+    recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
+    # the runs read them from here
+    os.environ |= {"CROP_ASSETS_DATA": data, "CROP_ASSETS_RECIPE": recipe_file}
+    # background jobs of a shell ignore interrupts; batch schedulers stop a job by SIGTERM
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    named = tuple(dict.fromkeys(part.strip() for part in tiles.split(",") if part.strip()))
+    work = Years(store, recipe, tuple(dict.fromkeys(years)), named, until.value)
+    try:
+        with open_instance(typer.echo, needed=daemon) as instance:
+            runner = (
+                DaemonRunner(instance, typer.echo, recipe if recipe_file else None)
+                if daemon
+                else HereRunner(instance, typer.echo)
+            )
+            outcomes = work.run(runner, typer.echo)
+    except KeyboardInterrupt:
+        rest = "What was launched goes on; the UI can terminate it." if daemon else "Finished work is reused."
+        typer.echo(f"Stopped. {rest} Run the same command again to resume.", err=True)
+        return 130
+    typer.echo("")
+    log_outcomes(outcomes, typer.echo)
+    return 0 if all(outcome.success for outcome in outcomes) else 1
+
+
+@app.command()
+def status(
+    data: Data = "data",
+    dataset: Dataset = "",
+    year: Annotated[
+        int | None, typer.Option(help="The CDL year; by default all years of the dataset.")
+    ] = None,
+    recipe: Recipe = "",
+    every: Annotated[
+        bool, typer.Option("--every", help="List every tile, not only the first 20 that are not done.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show how far each year of a dataset is: labels, tiles done and missing and why, dataset, files and bytes.
+
+    The causes of failures are those of the runs in DAGSTER_HOME, if it is set. Exit code 0: everything is done. 1:
+    something is missing, failed or out of date. 2: there is no such dataset, or the store is not available.
+    """
+    _finish(lambda: _status(data, dataset, year, recipe, every, as_json))
+
+
+def _status(data: str, dataset: str, year: int | None, recipe_file: str, every: bool, as_json: bool) -> int:
+    from functools import partial
+
+    from crop_assets.automation.jobs import DATASET_ASSETS
+    from crop_assets.graph.lineage import Lineage
+    from crop_assets.graph.years import failed_because
+    from crop_assets.layout import Layout
+    from crop_assets.recipe import load_recipe
+    from crop_assets.run.here import open_instance
+    from crop_assets.status import json_of, lines_of, year_status
+    from crop_assets.stored import dataset_years, not_stored
+    from resources.store import DatasetStore
+
+    recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
+    name = dataset or recipe.dataset
+    found = dataset_years(store, name)
+    years = [year] if year in found else [] if year else found
+    if not years:
+        raise not_stored(store, f"dataset {name}{f' of {year}' if year else ''}", name)
+    with open_instance(lambda text: None) as instance:
+        causes = partial(failed_because, instance, "filtered_chips")
+        states = [
+            year_status(Lineage(store, Layout(name, one), recipe), DATASET_ASSETS, causes) for one in years
+        ]
+    if as_json:
+        typer.echo(json_of(name, states))
+    else:
+        typer.echo(_dataset_line(recipe_file, recipe.dataset, name, None))
+        for line in (line for state in states for line in lines_of(state, None if every else 20)):
+            typer.echo(plain_text(line))
+    return 0 if all(state.done for state in states) else 1
 
 
 @app.command()
@@ -307,13 +432,13 @@ def _aoi(
     return 0
 
 
-def _dataset_line(recipe_file: str, of_recipe: str, dataset: str, year: int) -> str:
+def _dataset_line(recipe_file: str, of_recipe: str, dataset: str, year: int | None) -> str:
     """The dataset and recipe that a command uses, as a line of text."""
     source = (
         f"the recipe {recipe_file}" if recipe_file else "the default recipe; choose another with --recipe"
     )
     other = f" (which is for the dataset {of_recipe})" if dataset != of_recipe else ""
-    return f"{dataset} of {year}, by {source}{other}"
+    return f"{dataset}{f' of {year}' if year else ''}, by {source}{other}"
 
 
 def _finish(work: Callable[[], int]) -> None:

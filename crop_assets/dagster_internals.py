@@ -5,7 +5,9 @@ When raising it, run the tests of this module's callers: demo, sensors, `crop-as
 """
 
 import contextlib
+import os
 import sys
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,49 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.api import execute_run
+from dagster._core.execution.backfill import (
+    BULK_ACTION_TERMINAL_STATUSES,
+    BulkActionStatus,
+    PartitionBackfill,
+)
 from dagster._core.execution.job_execution_result import JobExecutionResult
 from dagster._core.instance import InstanceRef
-from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.run_coordinator import QueuedRunCoordinator
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.utils import make_new_backfill_id, make_new_run_id
+from dagster._daemon.controller import all_daemons_live
+
+from resources.file_system import lock, no_follow, private_folder
 
 DAEMON = "dagster._daemon"
 """The module of `dagster-daemon`, to run it with this interpreter wherever its scripts are."""
+_IN_PROCESS = "in_process"
+"""Folder in DAGSTER_HOME with a locked file for each run of `execute_here`."""
 _NO_OUTPUT_FILES = {
     "module": "dagster._core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
 }
+
+
+def _subset(
+    assets: Iterable[str], partitions_def: dg.PartitionsDefinition, keys: Collection[str]
+) -> AssetGraphSubset:
+    partitions = partitions_def.subset_with_partition_keys(keys)
+    return AssetGraphSubset(  # type: ignore[call-arg]
+        partitions_subsets_by_asset_key={dg.AssetKey(name): partitions for name in assets},
+        non_partitioned_asset_keys=set(),
+    )
 
 
 def request_backfill(
@@ -41,12 +71,7 @@ def request_backfill(
     A sensor can only request runs, but Dagster's own automation sensors launch backfills in this way
     (https://github.com/dagster-io/dagster/issues/27759).
     """
-    partitions = partitions_def.subset_with_partition_keys(keys)
-    subset = AssetGraphSubset(  # type: ignore[call-arg]
-        partitions_subsets_by_asset_key={dg.AssetKey(name): partitions for name in assets},
-        non_partitioned_asset_keys=set(),
-    )
-    return dg.RunRequest.for_asset_graph_subset(subset, dict(tags))
+    return dg.RunRequest.for_asset_graph_subset(_subset(assets, partitions_def, keys), dict(tags))
 
 
 def instance_of_terminal(home: Path) -> dg.DagsterInstance:
@@ -72,17 +97,149 @@ def execute_here(
     `execute_in_process` makes runs without a location, which are missing in the UI's timeline and the job's history
     (https://github.com/dagster-io/dagster/issues/17707). Raises KeyboardInterrupt after Ctrl-C; the run is CANCELED.
     """
-    location = ManagedGrpcPythonEnvCodeLocationOrigin(
-        LoadableTargetOrigin(executable_path=sys.executable, module_name=module)
-    )
-    origin = RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME).get_job_origin(job.name)
-    run = instance.create_run_for_job(job, run_config=run_config, tags=tags, remote_job_origin=origin)
-    result = execute_run(InMemoryJob(job), run, instance)
+    run_id = make_new_run_id()
+    with _alive(instance, run_id):
+        run = instance.create_run_for_job(
+            job, run_id=run_id, run_config=run_config, tags=tags, remote_job_origin=_origin(module, job.name)
+        )
+        result = execute_run(InMemoryJob(job), run, instance)
     if any(map(is_interrupt, result.all_events)):
         # Dagster has recorded a failure, because nobody terminated the run in its UI
         instance.report_run_canceled(run, "Ctrl-C stopped the run.")
         raise KeyboardInterrupt
     return result
+
+
+def _origin(module: str, job: str) -> RemoteJobOrigin:
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(
+        LoadableTargetOrigin(executable_path=sys.executable, module_name=module)
+    )
+    return RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME).get_job_origin(job)
+
+
+@contextlib.contextmanager
+def _alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
+    """Hold a lock that shows `end_dead_runs` that the process of a run is alive."""
+    if instance.is_ephemeral:
+        yield
+        return
+    folder = Path(instance.root_directory) / _IN_PROCESS
+    private_folder(folder)
+    path = folder / run_id
+    with open(path, "wb", opener=no_follow) as file:
+        lock(file)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """End the runs of `execute_here` whose process was killed, and release their slots in pools; returns their ids.
+
+    Dagster monitors only runs that its daemon has launched. A dead run would stay STARTED, and when its slots fill a
+    pool, every later run of that pool would wait for ever.
+    """
+    ended: list[str] = []
+    if instance.is_ephemeral:
+        return ended
+    for path in sorted((Path(instance.root_directory) / _IN_PROCESS).glob("*")):
+        try:
+            with open(path, "rb", opener=no_follow) as file:
+                # without locks, nothing is known of the run's process
+                if not lock(file, wait=False):
+                    continue
+                run = instance.get_run_by_id(path.name)
+                if run is not None and not run.is_finished:
+                    instance.report_run_failed(run, "The process of this run was killed.")
+                    ended.append(run.run_id)
+                instance.event_log_storage.free_concurrency_slots_for_run(path.name)
+                path.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+    return ended
+
+
+def enqueue(
+    job: dg.JobDefinition,
+    instance: dg.DagsterInstance,
+    module: str,
+    run_config: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> str:
+    """Put a run of a job of the code location in `module` into the instance's queue; returns its id.
+
+    `dagster job launch` does the same, but starts a code server for each run (`QueuedRunCoordinator.submit_run`).
+    """
+    image = os.environ.get("DAGSTER_CURRENT_IMAGE")
+    code = ReconstructableRepository.for_module(module, "defs", container_image=image)
+    run = instance.create_run_for_job(
+        job,
+        run_config=run_config,
+        tags=tags,
+        remote_job_origin=_origin(module, job.name),
+        job_code_origin=code.get_reconstructable_job(job.name).get_python_origin(),
+    )
+    instance.report_dagster_event(dg.DagsterEvent.job_enqueue(run), run_id=run.run_id)
+    return run.run_id
+
+
+def has_queue(instance: dg.DagsterInstance) -> bool:
+    """Whether the instance's runs wait in a queue for its daemon, as by default."""
+    return isinstance(instance.run_coordinator, QueuedRunCoordinator)
+
+
+def daemon_is_live(instance: dg.DagsterInstance, seconds: float) -> bool:
+    """Whether all parts of the instance's daemon have written a heartbeat within the last `seconds`."""
+    return all_daemons_live(instance, heartbeat_interval_seconds=seconds, heartbeat_tolerance_seconds=0)
+
+
+def retry_of(run: dg.DagsterRun) -> str | None:
+    """The id of the run by which the daemon retries a failed run, "" until it is known; None if it does not."""
+    if run.tags.get(WILL_RETRY_TAG) != "true":
+        return None
+    return run.tags.get(AUTO_RETRY_RUN_ID_TAG, "")
+
+
+def add_backfill(
+    instance: dg.DagsterInstance,
+    assets: Iterable[str],
+    partitions_def: dg.PartitionsDefinition,
+    keys: Collection[str],
+    tags: Mapping[str, str],
+    run_config: Mapping[str, Any],
+    title: str,
+) -> str:
+    """Have the instance's daemon launch a backfill, as it does for `request_backfill`; returns its id."""
+    backfill_id = make_new_backfill_id()
+    with dg.partition_loading_context(dynamic_partitions_store=instance):
+        subset = _subset(assets, partitions_def, keys)
+    instance.add_backfill(
+        PartitionBackfill.from_asset_graph_subset(
+            backfill_id=backfill_id,
+            backfill_timestamp=time.time(),
+            tags=tags,
+            dynamic_partitions_store=instance,
+            asset_graph_subset=subset,
+            title=title,
+            description=None,
+            run_config=run_config,
+        )
+    )
+    return backfill_id
+
+
+def backfill_outcome(instance: dg.DagsterInstance, backfill_id: str) -> tuple[bool | None, str]:
+    """Whether a backfill has succeeded, None while it is going on; and why Dagster ended it, if it did."""
+    backfill = instance.get_backfill(backfill_id)
+    if backfill is None:
+        return False, "it was deleted"
+    if backfill.status not in BULK_ACTION_TERMINAL_STATUSES:
+        return None, ""
+    why = backfill.error.message.strip() if backfill.error else ""
+    if backfill.status == BulkActionStatus.CANCELED:
+        why = "it was canceled in the UI"
+    return backfill.status == BulkActionStatus.COMPLETED_SUCCESS, why
 
 
 def is_interrupt(event: dg.DagsterEvent) -> bool:

@@ -28,6 +28,8 @@ from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tile_grid import TileGridSource
 
+LOCATION = "crop_assets.definitions"
+"""The name of the code location, as in workspace.yaml."""
 TILES_PER_RUN = 16
 _MAX_TILES_PER_RUN = 100_000
 
@@ -98,10 +100,13 @@ def build_defs(resources: Mapping[str, Settings], tiles_per_run: int = TILES_PER
     )
 
 
+def tiles_per_run() -> int:
+    """The maximum number of tiles per run of a backfill, as the environment configures it."""
+    return _count("CROP_ASSETS_TILES_PER_RUN", _MAX_TILES_PER_RUN) or TILES_PER_RUN
+
+
 @dg.definitions
 def defs() -> dg.Definitions:
     for name in unknown_variables(os.environ):
         logging.getLogger(__name__).warning(f"nothing reads the variable {name}")
-    return build_defs(
-        environment_resources(), _count("CROP_ASSETS_TILES_PER_RUN", _MAX_TILES_PER_RUN) or TILES_PER_RUN
-    )
+    return build_defs(environment_resources(), tiles_per_run())

@@ -132,6 +132,24 @@ def launched_keys(context: dg.AssetExecutionContext) -> list[dg.MultiPartitionKe
     return [year_tile_partitions.get_partition_key_from_str(key) for key in sorted(planned)]
 
 
+def ranges_of(
+    instance: dg.DagsterInstance, year: int, tiles: Collection[str], at_most: int
+) -> list[tuple[str, str, int]]:
+    """Ranges of the keys of a year that together are exactly `tiles`: the first and last key, and the number of tiles.
+
+    A range has at most `at_most` tiles, which are neighbours in the order of the tile partitions.
+    """
+    wanted, ranges = set(tiles), list[list[str]]()
+    follows = False
+    for tile in instance.get_dynamic_partitions(TILE):
+        if tile in wanted and follows and len(ranges[-1]) < at_most:
+            ranges[-1].append(tile)
+        elif tile in wanted:
+            ranges.append([tile])
+        follows = tile in wanted
+    return [(f"{year}|{one[0]}", f"{year}|{one[-1]}", len(one)) for one in ranges]
+
+
 def _planned(instance: dg.DagsterInstance, run_id: str) -> set[str]:
     """The partitions that a run is planned for: those of its materializations or, if it has none, of its checks."""
     logs = instance.all_logs(run_id, dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED)

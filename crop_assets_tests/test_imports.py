@@ -22,6 +22,7 @@ OF_DAGSTER = {
         for name in ("dagster_internals", "definitions", "launchpad", "partitions", "stages", "ui")
     ),
     *(f"crop_assets.graph.{name}" for name in ("metadata", "tiles", "years")),
+    *(f"crop_assets.run.{name}" for name in ("here", "daemon")),
     "crop_assets.demo.run",
 }
 """The modules that are glue between Dagster and the logic."""

@@ -304,6 +304,27 @@ class DatasetStore(Settings):
             ):
                 os.unlink(last, dir_fd=folder)
 
+    def usage(self, folder: str) -> dict[str, tuple[int, int]]:
+        """Files and bytes of each folder directly in `folder`; "" are those of the files directly in it.
+
+        A file with several hard links, below a local root, counts as one file of the first folder that has it.
+        """
+        path = self.path(folder)
+        sizes: Iterator[tuple[str, int]]
+        if self.is_local:
+            sizes = _sizes_below(Path(path.path))
+        else:
+            prefix = path.path.rstrip("/") + "/"
+            with translated(str(path)):
+                found = path.fs.find(path.path, detail=True)
+            sizes = ((key.removeprefix(prefix), int(info["size"])) for key, info in found.items())
+        counted: dict[str, tuple[int, int]] = {}
+        for name, size in sizes:
+            first = name.partition("/")[0] if "/" in name else ""
+            files, count = counted.get(first, (0, 0))
+            counted[first] = files + 1, count + size
+        return dict(sorted(counted.items()))
+
     def names(self, folder: str) -> list[str]:
         """Sorted names of the files and folders in `folder`, relative to the root; none if it is not a folder.
 
@@ -322,6 +343,19 @@ class DatasetStore(Settings):
             found = [PurePosixPath(entry).name for entry in listed if entry != path.path.rstrip("/")]
         names = (f"{folder}/{name}" for name in found if not name.startswith(_TEMPORARY))
         return sorted(name for name in names if _is_name(name))
+
+
+def _sizes_below(folder: Path) -> Iterator[tuple[str, int]]:
+    """The names of the files below a folder, relative to it, and their bytes; links are left out."""
+    seen: set[int] = set()
+    for where, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(f"{where}/{name}")
+                if stat.S_ISREG(status.st_mode) and status.st_ino not in seen:
+                    seen.add(status.st_ino)
+                    yield f"{where}/{name}"[len(str(folder)) + 1 :], status.st_size
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -2,13 +2,12 @@
 
 import contextlib
 import io
-import logging
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,15 @@ import pandas as pd
 import requests
 import yaml
 
-from crop_assets.automation.jobs import MAIN_JOBS, labels_job, tiles_job
-from crop_assets.dagster_internals import execute_here, instance_of_terminal, is_interrupt
 from crop_assets.dataset.funnel import reject_ledger, yield_funnel
-from crop_assets.definitions import build_defs, environment_resources
 from crop_assets.demo.fit import require_fit
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World, build_world
 from crop_assets.layout import Layout
-from crop_assets.partitions import CDL_YEAR, TILE
+from crop_assets.partitions import CDL_YEAR
 from crop_assets.recipe import DatasetRecipe, load_recipe
+from crop_assets.run.here import HereRunner, open_instance
+from crop_assets.run.years import Outcome, Years, log_outcomes
 from crop_assets.schemas import FILTERED_CHIPS, TILE_MAP
 from crop_assets.ui import open_ui
 from resources.cdl import CdlReleases, year_of
@@ -177,102 +175,18 @@ def run_demo(
     demo, world = prepare(root, cdl, year, recipe, log)
     with served_world(demo, world, port) as url:
         log(f"serving the world at {url}: STAC, metadata documents, IPFS gateway")
-        with instance_of_terminal(demo.dagster_home) as instance:
-            outcomes = _run_jobs(instance, world.year, log)
+        with open_instance(log) as instance:
+            years = Years(DatasetStore(root=str(demo.data)), demo.recipe, [world.year])
+            outcomes = years.run(HereRunner(instance, log), log)
     _summary(demo, world.year, outcomes, time.monotonic() - started, log)
     return all(outcome.success for outcome in outcomes)
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    job: str
-    success: bool
-    made: int
-    reused: int
-    seconds: float
-
-
-def _run_jobs(instance: dg.DagsterInstance, year: int, log: Callable[[str], None]) -> list[_Outcome]:
-    instance.add_dynamic_partitions(CDL_YEAR, [str(year)])
-    defs = dg.Definitions.merge(
-        build_defs(environment_resources()), dg.Definitions(loggers={"console": _console})
-    )
-    outcomes = []
-    for job in MAIN_JOBS:
-        log(f"— {job.name}")
-        if job is tiles_job:
-            tiles = instance.get_dynamic_partitions(TILE)
-            tags = {
-                "dagster/asset_partition_range_start": f"{year}|{tiles[0]}",
-                "dagster/asset_partition_range_end": f"{year}|{tiles[-1]}",
-            }
-        else:
-            tags = {"dagster/partition": str(year)}
-        started = time.monotonic()
-        definition = defs.resolve_job_def(job.name)
-        run_config: dict[str, Any] = {"loggers": {"console": {}}}
-        result = execute_here(definition, instance, "crop_assets.definitions", run_config, tags)
-        # from the instance, because a result lacks the events of a failed step
-        records = instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
-        events = [record.asset_materialization for record in records if record.asset_materialization]
-        reused = sum(bool(event.metadata["reused"].value) for event in events)
-        outcomes.append(
-            _Outcome(job.name, result.success, len(events) - reused, reused, time.monotonic() - started)
-        )
-        if job is labels_job and not result.success:
-            break
-    return outcomes
-
-
-class _LogLine(logging.Formatter):
-    """A readable line of the run's log: time and message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        meta = getattr(record, "dagster_meta", None) or {}
-        step, text = meta.get("step_key"), meta.get("orig_message") or record.getMessage()
-        event = meta.get("dagster_event")
-        if event is not None and event.is_step_failure and event.step_failure_data.error:
-            error = event.step_failure_data.error
-            while error.cause:
-                error = error.cause
-            # drop the name of the error's class
-            text = f"failed: {error.message.strip().partition(': ')[2] or error.message.strip()}"
-        text = text if step in (None, "tile_stages") else f"{step}: {text}"
-        mark = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
-        return f"  {time.strftime('%H:%M:%S', time.localtime(record.created))} {mark}{text}"
-
-
-class _NoDagsterEvents(logging.Filter):
-    """Passes only the project's messages and errors, not Dagster's events."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        meta = getattr(record, "dagster_meta", None) or {}
-        event = meta.get("dagster_event")
-        return event is None or (record.levelno >= logging.ERROR and not is_interrupt(event))
-
-
-# declared like the logger that it replaces, so that to Dagster the jobs are the same as in the code location
-@dg.logger(dg.colored_console_logger.config_schema, description=dg.colored_console_logger.description)
-def _console(context: dg.InitLoggerContext) -> logging.Logger:
-    """The demo's progress, one readable line per message."""
-    logger = logging.Logger("demo", level=logging.INFO)
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_LogLine())
-    handler.addFilter(_NoDagsterEvents())
-    logger.addHandler(handler)
-    return logger
-
-
 def _summary(
-    demo: Demo, year: int, outcomes: list[_Outcome], seconds: float, log: Callable[[str], None]
+    demo: Demo, year: int, outcomes: Sequence[Outcome], seconds: float, log: Callable[[str], None]
 ) -> None:
     log("")
-    for outcome in outcomes:
-        work = f"{outcome.made} tables made, {outcome.reused} unchanged"
-        state = "done" if outcome.success else "FAILED"
-        log(f"{outcome.job:<12} {state:<7} {work:<32} {outcome.seconds:6.1f} s")
-    if sum(outcome.made for outcome in outcomes) == 0 and all(outcome.success for outcome in outcomes):
-        log("Nothing has changed, so everything was reused.")
+    log_outcomes(outcomes, log)
     log("")
     try:
         log(_funnel(demo, year).to_string(index=False))

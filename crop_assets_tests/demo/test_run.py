@@ -24,10 +24,10 @@ from crop_assets.automation.jobs import MAIN_JOBS
 from crop_assets.chip_grid import chip_geobox
 from crop_assets.cli import app
 from crop_assets.definitions import build_defs, environment_resources
-from crop_assets.demo.run import _console
 from crop_assets.errors import InputError
 from crop_assets.hls import REFLECTANCE_BANDS, file_band
 from crop_assets.layout import Layout
+from crop_assets.run.here import console
 from crop_assets.schemas import SCHEMAS
 from crop_assets_tests.demo.conftest import SmallWorld
 from resources.store import DatasetStore
@@ -236,7 +236,7 @@ def test_a_raster_of_another_year_is_refused_before_a_world_is_made(
 
 def test_to_dagster_the_demo_runs_the_jobs_of_the_code_location() -> None:
     location = build_defs(environment_resources())
-    shown = dg.Definitions.merge(location, dg.Definitions(loggers={"console": _console}))
+    shown = dg.Definitions.merge(location, dg.Definitions(loggers={"console": console}))
     for job in MAIN_JOBS:
         snapshots = {defs.resolve_job_def(job.name).get_job_snapshot_id() for defs in (location, shown)}
         assert len(snapshots) == 1
@@ -248,7 +248,7 @@ def test_a_failed_step_is_shown_with_its_cause(capsys: pytest.CaptureFixture[str
         context.log.info("reading")
         raise InputError("2022_30m_cdls.tif cannot be read: it is cut short; fetch it again")
 
-    @dg.job(logger_defs={"console": _console}, executor_def=dg.in_process_executor)
+    @dg.job(logger_defs={"console": console}, executor_def=dg.in_process_executor)
     def labels() -> None:
         cdl()
 
