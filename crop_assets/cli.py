@@ -148,6 +148,26 @@ def dev(
 
 
 @app.command()
+def webserver(
+    workspace: Annotated[
+        Path, typer.Option(help="Dagster's workspace file.", exists=True, dir_okay=False, resolve_path=True)
+    ] = Path("workspace.yaml"),
+    ui_port: UiPort = 3000,
+) -> None:
+    """Serve the Dagster UI alone, beside a daemon and a code server of yours: `dagster-webserver`, but protected.
+
+    Reads DAGSTER_HOME and the variables that docs/operating.md lists, and serves on 127.0.0.1 until Ctrl-C.
+    """
+    from crop_assets.ui import serve_ui
+
+    def work() -> int:
+        serve_ui(ui_port, str(workspace))
+        return 0
+
+    _finish(work)
+
+
+@app.command()
 def run(
     year: Annotated[
         list[int],

@@ -33,7 +33,7 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from dagster._core.run_coordinator import QueuedRunCoordinator
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, MAX_RETRIES_TAG, WILL_RETRY_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.utils import make_new_backfill_id, make_new_run_id
 from dagster._daemon.controller import all_daemons_live
@@ -100,7 +100,12 @@ def execute_here(
     run_id = make_new_run_id()
     with _alive(instance, run_id):
         run = instance.create_run_for_job(
-            job, run_id=run_id, run_config=run_config, tags=tags, remote_job_origin=_origin(module, job.name)
+            job,
+            run_id=run_id,
+            run_config=run_config,
+            # whoever started this process starts it again; a daemon must not
+            tags={**tags, MAX_RETRIES_TAG: "0"},
+            remote_job_origin=_origin(module, job.name),
         )
         result = execute_run(InMemoryJob(job), run, instance)
     if any(map(is_interrupt, result.all_events)):

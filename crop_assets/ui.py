@@ -39,8 +39,7 @@ def open_ui(port: int, log: Callable[[str], None]) -> int:
 
     Raises InputError if the port cannot be used or DAGSTER_HOME is not set.
     """
-    if not os.environ.get("DAGSTER_HOME"):
-        raise InputError("DAGSTER_HOME is not set; set it to a folder for Dagster's runs")
+    require_home()
     listen(port).close()
     # background jobs of a shell ignore interrupts, and Dagster's processes would inherit that
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -72,7 +71,7 @@ def open_ui(port: int, log: Callable[[str], None]) -> int:
                 if status := ended():
                     return status
                 time.sleep(_POLL_SECONDS)
-            start("crop_assets.ui", str(port), str(workspace))
+            start("crop_assets.cli", "webserver", "--ui-port", str(port), "--workspace", str(workspace))
             start(DAEMON, "run", "-w", str(workspace))
             log(f"Dagster UI: http://127.0.0.1:{port}   (Ctrl-C stops it)")
             while not (status := ended()):
@@ -85,6 +84,12 @@ def open_ui(port: int, log: Callable[[str], None]) -> int:
                 child.terminate()
             for child in children:
                 child.wait()
+
+
+def require_home() -> None:
+    """Raise InputError if DAGSTER_HOME is not set."""
+    if not os.environ.get("DAGSTER_HOME"):
+        raise InputError("DAGSTER_HOME is not set; set it to a folder for Dagster's runs")
 
 
 def picture_route(store: DatasetStore) -> Route:
@@ -114,10 +119,14 @@ def picture_route(store: DatasetStore) -> Route:
     return Route(f"/{_DATASETS}{{name:path}}", serve)
 
 
-def _serve(port: int, workspace: str) -> None:
-    """Dagster's webserver over a workspace file, and the store's pictures, until SIGINT or SIGTERM."""
+def serve_ui(port: int, workspace: str) -> None:
+    """Serve Dagster's UI for a workspace file, and the store's pictures, on loopback until SIGINT or SIGTERM.
+
+    Raises InputError if the port cannot be used or DAGSTER_HOME is not set.
+    """
     from crop_assets.definitions import environment_resources
 
+    require_home()
     with (
         listen(port) as listener,
         dg.DagsterInstance.get() as instance,
@@ -128,7 +137,3 @@ def _serve(port: int, workspace: str) -> None:
         app.router.routes.insert(0, picture_route(store))
         protect(app, {"application/json"}, queries="graphql", programs=True)
         run(app, listener, "", ws="auto")
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), sys.argv[2])

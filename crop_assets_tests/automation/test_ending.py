@@ -1,4 +1,4 @@
-"""How runs end that do not end on their own, on a running instance with the settings of deploy/dagster.yaml."""
+"""How runs end that do not end on their own, on a running instance with the settings of deploy/one/dagster.yaml."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ from crop_assets_tests.background import Background, Found
 from crop_assets_tests.small_world import CHIPS, RECIPE, TILES, YEAR, Served, Setting, Traffic
 from resources.loopback import free_port
 
-SHIPPED = Path(__file__).resolve().parents[2] / "deploy/dagster.yaml"
+SHIPPED = Path(__file__).resolve().parents[2] / "deploy/one/dagster.yaml"
 SHORT = {"poll_interval_seconds": 1, "free_slots_after_run_end_seconds": 1}
 _LAUNCH = """
 mutation($job: String!, $tags: [ExecutionTag!]) {

@@ -1,4 +1,4 @@
-"""A run terminated as from the UI, on a running instance with the settings of deploy/dagster.yaml."""
+"""A run terminated as from the UI, on a running instance with the settings of deploy/one/dagster.yaml."""
 
 import os
 import shutil
