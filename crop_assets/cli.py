@@ -206,19 +206,31 @@ def _run(years: list[int], tiles: str, recipe_file: str, data: str, until: Until
     recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
     # the runs read them from here
     os.environ |= {"CROP_ASSETS_DATA": data, "CROP_ASSETS_RECIPE": recipe_file}
+    stopped: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    def log(text: str) -> None:
+        # an exception is lost if the signal comes while Python collects garbage
+        if stopped:
+            raise KeyboardInterrupt
+        typer.echo(text)
+
     # background jobs of a shell ignore interrupts; batch schedulers stop a job by SIGTERM
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, stop)
     named = tuple(dict.fromkeys(part.strip() for part in tiles.split(",") if part.strip()))
     work = Years(store, recipe, tuple(dict.fromkeys(years)), named, until.value)
     try:
-        with open_instance(typer.echo, needed=daemon) as instance:
+        with open_instance(log, needed=daemon) as instance:
             runner = (
-                DaemonRunner(instance, typer.echo, recipe if recipe_file else None)
+                DaemonRunner(instance, log, recipe if recipe_file else None)
                 if daemon
-                else HereRunner(instance, typer.echo)
+                else HereRunner(instance, log)
             )
-            outcomes = work.run(runner, typer.echo)
+            outcomes = work.run(runner, log)
     except KeyboardInterrupt:
         rest = "What was launched goes on; the UI can terminate it." if daemon else "Finished work is reused."
         typer.echo(f"Stopped. {rest} Run the same command again to resume.", err=True)

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext, ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,18 @@ class Setting:
         return scene
 
 
+def build_setting(root: Path, grid: gpd.GeoDataFrame, context: BaseContext) -> Setting:
+    near = grid[grid["lon"].between(-101.5, -97) & grid["lat"].between(36, 39)]
+    near[["tile", "geometry"]].to_parquet(root / "grid.parquet")
+    cdl = root / f"{YEAR}_30m_cdls.tif"
+    _write_cdl(cdl)
+    plans = _plans(grid)
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        folders = [root / "scenes" / plan.scene_id for plan in plans]
+        scenes = tuple(pool.map(render_scene, plans, [cdl] * len(plans), folders))
+    return Setting(World(root, YEAR, cdl, TILES, scenes, "graph tests"), root / "grid.parquet")
+
+
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
     """Starts processes that have all imported already, from one that has no threads."""
@@ -173,19 +185,9 @@ def processes() -> ForkServerContext:
 def setting(
     processes: ForkServerContext, official_grid: gpd.GeoDataFrame, tmp_path_factory: pytest.TempPathFactory
 ) -> Setting:
-    def make(root: Path) -> Setting:
-        grid = official_grid
-        near = grid[grid["lon"].between(-101.5, -97) & grid["lat"].between(36, 39)]
-        near[["tile", "geometry"]].to_parquet(root / "grid.parquet")
-        cdl = root / f"{YEAR}_30m_cdls.tif"
-        _write_cdl(cdl)
-        plans = _plans(grid)
-        with ProcessPoolExecutor(2, mp_context=processes) as pool:
-            folders = [root / "scenes" / plan.scene_id for plan in plans]
-            scenes = tuple(pool.map(render_scene, plans, [cdl] * len(plans), folders))
-        return Setting(World(root, YEAR, cdl, TILES, scenes, "graph tests"), root / "grid.parquet")
-
-    return made_once(tmp_path_factory, "graph_world", make)
+    return made_once(
+        tmp_path_factory, "graph_world", lambda root: build_setting(root, official_grid, processes)
+    )
 
 
 @dataclass(frozen=True)
@@ -459,7 +461,12 @@ def finished(begun: Begun) -> Finished:
 @pytest.fixture(scope="session")
 def three_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Resources for two chips in each of three tiles."""
-    folder = tmp_path_factory.mktemp("three_tiles")
+    cdl, boxes = write_three_tiles(tmp_path_factory.mktemp("three_tiles"))
+    return {"cdl_releases": CdlReleases(source=str(cdl), index=""), "recipe": recipe(chip_boxes=str(boxes))}
+
+
+def write_three_tiles(folder: Path) -> tuple[Path, Path]:
+    """A CDL raster and chip boxes for two chips in each of three tiles."""
     cdl, boxes = folder / f"{YEAR}_30m_cdls.tif", folder / "boxes.geojson"
     corn_and_soybeans = np.tile(np.array([1, 5], np.uint8), (16 * 224, 6 * 112))
     write_landscape(cdl, corn_and_soybeans, first_row=231, first_col=309)
@@ -473,7 +480,7 @@ def three_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ]
     crs = {"properties": {"name": "EPSG:5070"}}
     boxes.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
-    return {"cdl_releases": CdlReleases(source=str(cdl), index=""), "recipe": recipe(chip_boxes=str(boxes))}
+    return cdl, boxes
 
 
 @pytest.fixture
