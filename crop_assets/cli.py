@@ -200,37 +200,26 @@ def _run(years: list[int], tiles: str, recipe_file: str, data: str, until: Until
     from crop_assets.recipe import load_recipe
     from crop_assets.run.daemon import DaemonRunner
     from crop_assets.run.here import HereRunner, open_instance
-    from crop_assets.run.years import Years, log_outcomes
+    from crop_assets.run.years import Stop, Years, log_outcomes
     from resources.store import DatasetStore
 
     recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
     # the runs read them from here
     os.environ |= {"CROP_ASSETS_DATA": data, "CROP_ASSETS_RECIPE": recipe_file}
-    stopped: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        stopped.append(number)
-        raise KeyboardInterrupt
-
-    def log(text: str) -> None:
-        # an exception is lost if the signal comes while Python collects garbage
-        if stopped:
-            raise KeyboardInterrupt
-        typer.echo(text)
-
+    stop = Stop()
     # background jobs of a shell ignore interrupts; batch schedulers stop a job by SIGTERM
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+        signal.signal(number, stop.handle)
     named = tuple(dict.fromkeys(part.strip() for part in tiles.split(",") if part.strip()))
     work = Years(store, recipe, tuple(dict.fromkeys(years)), named, until.value)
     try:
-        with open_instance(log, needed=daemon) as instance:
+        with open_instance(typer.echo, needed=daemon) as instance:
             runner = (
-                DaemonRunner(instance, log, recipe if recipe_file else None)
+                DaemonRunner(instance, typer.echo, stop.check, recipe if recipe_file else None)
                 if daemon
-                else HereRunner(instance, log)
+                else HereRunner(instance, typer.echo, stop.check)
             )
-            outcomes = work.run(runner, log)
+            outcomes = work.run(runner, typer.echo)
     except KeyboardInterrupt:
         rest = "What was launched goes on; the UI can terminate it." if daemon else "Finished work is reused."
         typer.echo(f"Stopped. {rest} Run the same command again to resume.", err=True)
@@ -291,6 +280,8 @@ def _status(data: str, dataset: str, year: int | None, recipe_file: str, every: 
         typer.echo(_dataset_line(recipe_file, recipe.dataset, name, None))
         for line in (line for state in states for line in lines_of(state, None if every else 20)):
             typer.echo(plain_text(line))
+        if waiting := [f"--year {state.year}" for state in states if not state.done]:
+            typer.echo(f"Make what is missing: crop-assets run {' '.join(waiting)}")
     return 0 if all(state.done for state in states) else 1
 
 

@@ -36,11 +36,13 @@ class DaemonRunner:
     """Launches jobs through the daemon of `instance`: a year's as a run, tiles as a backfill.
 
     With a `recipe`, the runs use its choices; the files that it names must be those of the daemon's recipe, because a
-    run's configuration cannot name files. Raises InputError if no daemon works on the instance.
+    run's configuration cannot name files. `check` is called while it waits. Raises InputError if no daemon works on the
+    instance.
     """
 
     instance: dg.DagsterInstance
     log: Callable[[str], None]
+    check: Callable[[], None]
     recipe: DatasetRecipe | None = None
     _live: list[bool] = field(default_factory=lambda: [True])
 
@@ -134,6 +136,7 @@ class DaemonRunner:
 
     def _wait(self) -> None:
         time.sleep(_POLL_SECONDS)
+        self.check()
         live = daemon_is_live(self.instance, _SILENT_SECONDS)
         if live != self._live[0]:
             self._live[0] = live

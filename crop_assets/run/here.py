@@ -16,7 +16,7 @@ from crop_assets.dagster_internals import end_dead_runs, execute_here, instance_
 from crop_assets.definitions import LOCATION, build_defs, environment_resources, tiles_per_run
 from crop_assets.errors import InputError
 from crop_assets.partitions import CDL_YEAR, add_tiles, ranges_of
-from crop_assets.run.years import Outcome
+from crop_assets.run.years import Outcome, Stop
 from resources.plain_text import plain_text
 
 
@@ -50,11 +50,12 @@ class HereRunner:
     """Executes jobs in this process, as runs of the code location in `instance`.
 
     Earlier runs whose process was killed end as failed, and release their slots in pools. Raises KeyboardInterrupt
-    after Ctrl-C; the interrupted run is CANCELED.
+    after Ctrl-C; the interrupted run is CANCELED. `check` is called before each run.
     """
 
     instance: dg.DagsterInstance
     log: Callable[[str], None]
+    check: Callable[[], None] = Stop().check
 
     def __post_init__(self) -> None:
         for run_id in end_dead_runs(self.instance):
@@ -90,7 +91,9 @@ class HereRunner:
             build_defs(environment_resources()), dg.Definitions(loggers={"console": console})
         )
         run_config: dict[str, Any] = {"loggers": {"console": {}}}
-        result = execute_here(defs.resolve_job_def(job), self.instance, LOCATION, run_config, tags)
+        definition = defs.resolve_job_def(job)
+        self.check()
+        result = execute_here(definition, self.instance, LOCATION, run_config, tags)
         # from the instance, because a result lacks the events of a failed step
         made, reused = count_tables(self.instance, [result.run_id])
         return Outcome(job, year, result.success, made, reused, time.monotonic() - started)

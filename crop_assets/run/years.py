@@ -29,6 +29,25 @@ class Outcome:
     seconds: float
 
 
+@dataclass
+class Stop:
+    """Remembers the signal that stops a command, because an exception is lost if it is raised by a signal that comes
+    while Python calls the finalizers of its garbage.
+    """
+
+    asked: bool = False
+
+    def handle(self, number: int, frame: object) -> None:
+        """The handler of the signal. Raises KeyboardInterrupt."""
+        self.asked = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if the signal has come."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
 class Runner(Protocol):
     """Where jobs are executed."""
 

@@ -145,6 +145,7 @@ def test_some_tiles_are_made_and_the_dataset_is_not(tmp_path: Path, variables: d
     shown = call(tmp_path, variables, "status")
     assert shown.returncode == 1
     assert "tiles 2 of 3 done" in shown.stdout
+    assert f"crop-assets run --year {YEAR}\n" in shown.stdout
     assert f"{SOUTH}: filtered_chips has not been materialized for {SOUTH}" in shown.stdout
     last = call(tmp_path, variables, "run", "--year", str(YEAR), "--tiles", SOUTH)
     assert last.returncode == 0, last.stdout
