@@ -9,12 +9,13 @@ from collections.abc import Collection
 
 import click
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
 from crop_assets.chip_grid import MAX_TILES
 from crop_assets.errors import InputError
 from crop_assets.hls import is_tile
 from crop_assets.layout import parse_year
-from resources.errors import IntegrityError
+from resources import errors
 from resources.plain_text import plain_text
 from resources.stop import uninterrupted
 
@@ -26,6 +27,7 @@ _RUNS_AT_ONCE = 25
 """Runs of a job's backfill that Dagster 1.13.27 submits before it records a checkpoint (its CHECKPOINT_COUNT)."""
 
 _MAX_NAME = 60
+_ADD_ATTEMPTS = 5
 
 cdl_year_partitions = dg.DynamicPartitionsDefinition(name=CDL_YEAR)
 tile_partitions = dg.DynamicPartitionsDefinition(name=TILE)
@@ -35,16 +37,33 @@ year_tile_partitions = dg.MultiPartitionsDefinition({CDL_YEAR: cdl_year_partitio
 def add_tiles(instance: dg.DagsterInstance, tiles: Collection[str]) -> None:
     """Add these tiles (`crop_assets.schemas.tile_names`) as partitions.
 
-    Raises IntegrityError if there would be more than any dataset has, for example because of forged tile maps.
+    Raises `resources.errors.IntegrityError` if there would be more than any dataset has, for example because of forged
+    tile maps.
     """
     existing = set(instance.get_dynamic_partitions(TILE))
     if len(existing.union(tiles)) > MAX_TILES:
-        raise IntegrityError(
+        raise errors.IntegrityError(
             f"there are {len(existing):,} tile partitions, and {len(set(tiles) - existing):,} more would exceed the "
             f"limit of {MAX_TILES:,}; delete those that are not tiles, on the page of an asset with tiles"
         )
-    with uninterrupted():
-        instance.add_dynamic_partitions(TILE, list(tiles))
+    _add(instance, TILE, tiles)
+
+
+def add_year(instance: dg.DagsterInstance, year: int) -> None:
+    """Add a CDL year as a partition."""
+    _add(instance, CDL_YEAR, [str(year)])
+
+
+def _add(instance: dg.DagsterInstance, name: str, keys: Collection[str]) -> None:
+    for attempt in range(_ADD_ATTEMPTS):
+        try:
+            with uninterrupted():
+                instance.add_dynamic_partitions(name, list(keys))
+            return
+        except IntegrityError:
+            # Dagster looks which keys exist, then inserts the others: another process may have done so in between
+            if attempt == _ADD_ATTEMPTS - 1:
+                raise
 
 
 def year_mapping() -> dg.MultiToSingleDimensionPartitionMapping:

@@ -22,7 +22,7 @@ from crop_assets.demo.fit import require_fit
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World, build_world
 from crop_assets.layout import Layout
-from crop_assets.partitions import CDL_YEAR
+from crop_assets.partitions import add_year
 from crop_assets.recipe import DatasetRecipe, load_recipe
 from crop_assets.run.here import HereRunner, open_instance
 from crop_assets.run.years import Outcome, Years, log_outcomes
@@ -239,5 +239,5 @@ def run_ui(
     demo, world = prepare(root, cdl, year, recipe, log)
     with served_world(demo, world, port):
         with dg.DagsterInstance.get() as instance:
-            instance.add_dynamic_partitions(CDL_YEAR, [str(world.year)])
+            add_year(instance, world.year)
         return open_ui(ui_port, log)

@@ -19,7 +19,7 @@ from crop_assets.dagster_internals import (
 from crop_assets.definitions import LOCATION, build_defs, environment_resources
 from crop_assets.errors import InputError
 from crop_assets.graph.years import failed_because
-from crop_assets.partitions import CDL_YEAR, TILE, add_tiles, year_tile_partitions
+from crop_assets.partitions import CDL_YEAR, TILE, add_tiles, add_year, year_tile_partitions
 from crop_assets.recipe import PATHS, DatasetRecipe
 from crop_assets.run.here import cause_of, count_tables
 from crop_assets.run.years import Outcome
@@ -57,7 +57,7 @@ class DaemonRunner:
 
     def run_year(self, job: str, year: int) -> Outcome:
         started = time.monotonic()
-        self.instance.add_dynamic_partitions(CDL_YEAR, [str(year)])
+        add_year(self.instance, year)
         definition = build_defs(environment_resources()).resolve_job_def(job)
         tags = {"dagster/partition": str(year)}
         run_ids = [enqueue(definition, self.instance, LOCATION, self._run_config, tags)]

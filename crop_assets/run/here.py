@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import dagster as dg
 from crop_assets.dagster_internals import end_dead_runs, execute_here, instance_of_terminal, is_interrupt
 from crop_assets.definitions import LOCATION, build_defs, environment_resources, tiles_per_run
 from crop_assets.errors import InputError
-from crop_assets.partitions import CDL_YEAR, add_tiles, ranges_of
+from crop_assets.partitions import add_tiles, add_year, ranges_of
 from crop_assets.run.years import Outcome, Stop
 from resources.plain_text import plain_text
 
@@ -62,7 +63,7 @@ class HereRunner:
             self.log(f"the process of the earlier run {run_id[:8]} was killed; that run ends as failed")
 
     def run_year(self, job: str, year: int) -> Outcome:
-        self.instance.add_dynamic_partitions(CDL_YEAR, [str(year)])
+        add_year(self.instance, year)
         self.log(f"— {job} {year}")
         return self._execute(job, year, {"dagster/partition": str(year)})
 
@@ -122,6 +123,10 @@ def cause_of(event: dg.DagsterEvent) -> str:
     return message.partition(": ")[2] or message
 
 
+_BLOCKED = re.compile(r"Step (still )?blocked by limit for pool (?P<pool>\w+)")
+"""Dagster's event of a run that waits, at its beginning and every few minutes (`step_concurrency_blocked`)."""
+
+
 class _LogLine(logging.Formatter):
     """A readable line of the run's log: time and message."""
 
@@ -131,6 +136,8 @@ class _LogLine(logging.Formatter):
         event = meta.get("dagster_event")
         if event is not None and event.is_step_failure and event.step_failure_data.error:
             text = f"failed: {cause_of(event)}"
+        if event is not None and (blocked := _BLOCKED.match(event.message or "")):
+            text = f"waiting for a slot in the pool {blocked['pool']}, which other runs of this instance use"
         text = text if step in (None, "tile_stages") else f"{step}: {text}"
         mark = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
         return f"  {time.strftime('%H:%M:%S', time.localtime(record.created))} {mark}{text}"
@@ -142,14 +149,19 @@ class _NoDagsterEvents(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         meta = getattr(record, "dagster_meta", None) or {}
         event = meta.get("dagster_event")
-        return event is None or (record.levelno >= logging.ERROR and not is_interrupt(event))
+        if event is not None and _BLOCKED.match(event.message or ""):
+            return True
+        if event is None:
+            return record.levelno >= logging.INFO
+        return record.levelno >= logging.ERROR and not is_interrupt(event)
 
 
 # declared like the logger that it replaces, so that to Dagster the jobs are the same as in the code location
 @dg.logger(dg.colored_console_logger.config_schema, description=dg.colored_console_logger.description)
 def console(context: dg.InitLoggerContext) -> logging.Logger:
     """A run's progress, one readable line per message."""
-    logger = logging.Logger("crop_assets.run", level=logging.INFO)
+    # Dagster's events are of the level DEBUG
+    logger = logging.Logger("crop_assets.run", level=logging.DEBUG)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_LogLine())
     handler.addFilter(_NoDagsterEvents())

@@ -279,8 +279,8 @@ def two_recipes_at_once(bench: Bench, chance: random.Random) -> str:
             if ended.code != 0:
                 ended.require_clear_error("another|launch this run again|missing|materialize")
                 clear += 1
-        if store.run(recipe=other).code != 0:
-            raise DrillError("the other recipe fails afterwards")
+        if (ended := store.run(recipe=other)).code != 0:
+            raise DrillError(f"the other recipe fails afterwards:\n{ended.output[-4000:]}")
         store.require_bytes(of_other)
         store.require_undisturbed()
     return f"6 runs, {clear} of them ended with a clear error; then each recipe's undisturbed bytes"

@@ -18,7 +18,7 @@ from crop_assets.layout import Layout
 from crop_assets_tests.automation.test_daemon import daemon
 from crop_assets_tests.automation.test_daemon import environment as environment
 from crop_assets_tests.automation.test_daemon import home as home
-from crop_assets_tests.automation.test_ending import SHIPPED
+from crop_assets_tests.automation.test_ending import SHIPPED, slots_taken
 from crop_assets_tests.automation.test_launches import CHIPS
 from crop_assets_tests.background import Background
 from crop_assets_tests.resources.nass import nass as nass
@@ -265,3 +265,33 @@ def test_a_dagster_home_or_its_file_that_is_not_valid_is_refused(
     assert bad.returncode == 2
     assert "the Dagster instance in" in bad.stdout
     assert "Traceback" not in bad.stdout
+
+
+def test_a_run_that_waits_for_a_slot_shows_it(
+    tmp_path: Path, home: Path, variables: dict[str, str], traffic: Traffic
+) -> None:
+    shutil.copy(SHIPPED, home / "dagster.yaml")
+    variables |= {"DAGSTER_HOME": str(home), "CROP_ASSETS_TILES_PER_RUN": "3"}
+    traffic.silent.add("/cmr/")
+    words = ("run", "--year", str(YEAR))
+    processes = []
+    try:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            for number in (1, 2):
+                log = tmp_path / f"busy_{number}.log"
+                processes.append(started(tmp_path, variables, log, *words))
+                Background(processes[-1], log).wait_for(
+                    "its slot", lambda number=number: len(slots_taken(instance)) == number
+                )
+        log = tmp_path / "waiting.log"
+        processes.append(started(tmp_path, variables, log, *words))
+        Background(processes[-1], log).wait_for("a message", lambda: "waiting for a slot" in log.read_text())
+        assert "in the pool tiles, which other runs of this instance use" in log.read_text()
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    traffic.clear()
+    done = call(tmp_path, variables, "run", "--year", str(YEAR))
+    assert done.returncode == 0, done.stdout
+    assert chips(dataset_of(tmp_path)) == CHIPS[YEAR, WEST] | CHIPS[YEAR, EAST]
