@@ -344,7 +344,7 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]
         "ip.bind": "127.0.0.1",
         "dir": data,
         "master.telemetry": "false",
-        "volume.max": 8,
+        "volume.max": 32,
         "master.volumeSizeLimitMB": 256,
         "s3.config": logins,
         # servers that no test uses, and sockets with names that all runs of it would share
