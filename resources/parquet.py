@@ -5,9 +5,9 @@ into memory.
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import geopandas as gpd
 import pandas as pd
@@ -30,7 +30,8 @@ _SMALL_FOOTER_BYTES = 1 << 20
 """Arrow's objects take up to 230 times the bytes of a footer (of columns that say nothing of themselves)."""
 _MAX_HEADER_VALUES = 10_000
 _MAX_ENTRIES = 100_000
-_TAIL_BYTES = 64 << 10
+TAIL_BYTES = 64 << 10
+"""What is read of a file at first: most footers are smaller."""
 
 # what reading, to_pandas and a content hash take at once: of a value, of a text or what is in a list, and of a list or
 # geometry; and how often the bytes of texts and geometries are held. Measured with pyarrow 26, pandas 3.1, GEOS 3.14
@@ -70,12 +71,12 @@ _OF_TEXT = (0, 2, 8)
 """Pages of the other text encodings hold their own count of values: 20 bytes can claim a billion empty ones."""
 
 
-def footer_of(file: IO[bytes]) -> pq.FileMetaData:
-    """The metadata in the footer of an open file; nothing else is read.
+def footer_of(tail: Callable[[int], tuple[bytes, int]]) -> pq.FileMetaData:
+    """The metadata in the footer of a file; `tail` returns the last bytes of it, that many, and its size.
 
-    Raises IntegrityError if the file or its footer is damaged or too large, OSError if it cannot be read.
+    Raises IntegrityError if the file or its footer is damaged or too large, and what `tail` raises.
     """
-    return _footer(file)[1].metadata
+    return _footer(tail)[1].metadata
 
 
 class Parquet:
@@ -86,7 +87,7 @@ class Parquet:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        footer, file = _footer(io.BytesIO(data))
+        footer, file = _footer(lambda count: (data[-count:], len(data)))
         with _damage():
             self.schema: pa.Schema = file.schema_arrow
             # Arrow leaves some out of its own schema, as of files that GDAL wrote
@@ -240,21 +241,18 @@ def _damage() -> Iterator[None]:
         raise IntegrityError(str(error) or repr(error)) from error
 
 
-def _footer(file: IO[bytes]) -> tuple[bytes, pq.ParquetFile]:
+def _footer(read_tail: Callable[[int], tuple[bytes, int]]) -> tuple[bytes, pq.ParquetFile]:
     """The footer of a file, and the same as parsed by Arrow."""
-    size = file.seek(0, io.SEEK_END)
+    tail, size = read_tail(TAIL_BYTES)
     if size > MAX_FILE_BYTES:
         raise IntegrityError(f"it has {size:,} bytes; the most is {MAX_FILE_BYTES:,}")
-    file.seek(max(0, size - _TAIL_BYTES))
-    tail = file.read(_TAIL_BYTES)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != b"PAR1" or length > min(size, _MAX_FOOTER_BYTES):
         raise IntegrityError(
             f"it is no Parquet file, or its footer has more than {_MAX_FOOTER_BYTES:,} bytes"
         )
     if length > len(tail):
-        file.seek(size - length)
-        tail = file.read(length)
+        tail, _ = read_tail(length)
     footer = tail[-length:-8]
     if length > _SMALL_FOOTER_BYTES:
         read_struct(footer, 0, {}, _MAX_FOOTER_VALUES)

@@ -3,6 +3,7 @@
 `crop_assets.layout` names the files of a dataset.
 """
 
+import asyncio
 import contextlib
 import errno
 import functools
@@ -12,11 +13,13 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, cast
 
+from fsspec.asyn import sync
 from fsspec.callbacks import Callback
 from pydantic import Field, PrivateAttr, field_validator
 from upath import UPath
@@ -26,6 +29,7 @@ from resources.errors import IntegrityError, UnsafeNameError
 from resources.file_system import (
     flush,
     folder_below,
+    is_abandoned,
     no_follow,
     private_folder,
     remove_abandoned,
@@ -37,6 +41,10 @@ from resources.settings import Settings
 
 _CHUNK = 1 << 20
 _TEMPORARY = ".writing-"
+_SCRATCH = ".scratch-"
+_PARTS_AT_ONCE = 2
+"""Parts of a large upload that are in memory at once, at 50 MB each."""
+_READS_AT_ONCE = 32
 _MAX_HASHED_BYTES = (1 << 40) - 1
 _MAX_COPIED_BYTES = 256 << 20
 """An object of more bytes is hashed in pieces, as there may be no room for a copy."""
@@ -45,14 +53,24 @@ _MAX_NAME, _MAX_PATH = 255, 1024
 _NOT_IN_NAMES = frozenset(":\\\0")
 
 
+@dataclass(frozen=True)
+class Tail:
+    """The last bytes of a file, and its size; of an object, also its ETag, which differs if its bytes do."""
+
+    data: bytes
+    size: int
+    etag: str = ""
+
+
 class DatasetStore(Settings):
     """All files of all datasets, named by POSIX paths relative to `root`.
 
     Writes are atomic: a file is written in a folder that only this user can write to, then renamed (local disk) or
-    uploaded in one request (object store). What a killed process leaves of it is removed a week later, by the next
-    write of this user. On a local disk no link below the root is followed, because others may share the disk: reading
-    a link raises UnsafeNameError, and writing replaces it. A folder in place of a file, or a file in place of a
-    folder, raises UnsafeNameError too. Methods that ask an object store raise the errors of
+    uploaded (object store), in one request or, from 100 MB, in parts that become an object when all have arrived. What
+    a killed process leaves on this machine is removed a week later, by the next write of this user; parts of an upload
+    are left to the object store. On a local disk no link below the root is followed, because others may share the
+    disk: reading a link raises UnsafeNameError, and writing replaces it. A folder in place of a file, or a file in
+    place of a folder, raises UnsafeNameError too. Methods that ask an object store raise the errors of
     `resources.object_store.translated`.
     """
 
@@ -61,6 +79,8 @@ class DatasetStore(Settings):
     )
     _is_a_place = field_validator("root")(require_local_or_s3)
     _swept: set[Path] = PrivateAttr(default_factory=set)
+    _scratch: Path | None = PrivateAttr(default=None)
+    _copies: dict[str, Path] = PrivateAttr(default_factory=dict)
 
     def path(self, name: str) -> UPath:
         """The path of `name` below the root. Raises UnsafeNameError if the name leads out of it, or over a link.
@@ -94,6 +114,33 @@ class DatasetStore(Settings):
         if self.is_local:
             return path.path
         return f"/vsi{path.protocol}/{path.path}"
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator["DatasetStore"]:
+        """This store, which until the block ends keeps local copies of the objects that are written or read through
+        it, and reads them from there: changes that others make meanwhile are not noticed. A local store keeps none.
+
+        The copies take as much room in the temporary folder as these objects.
+        """
+        if self.is_local:
+            yield self
+            return
+        outer = self._own_temporary
+        for left in outer.glob(f"{_SCRATCH}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if is_abandoned(left.lstat()):
+                    shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=outer, ignore_cleanup_errors=True) as folder:
+            store = type(self)(**self.model_dump())
+            store._scratch = Path(folder)
+            yield store
+
+    def _new_copy(self, name: str) -> Path:
+        """A path in the scratch folder for a copy of `name`, with the same last part."""
+        assert self._scratch
+        folder = self._scratch / uuid.uuid4().hex
+        folder.mkdir()
+        return folder / PurePosixPath(name).name
 
     def exists(self, name: str) -> bool:
         path = self.path(name)
@@ -146,6 +193,10 @@ class DatasetStore(Settings):
             with local:
                 yield local
             return
+        if copy := self._copies.get(name):
+            with copy.open("rb") as file:
+                yield file
+            return
         with translated(str(path)), path.open("rb") as file:
             yield file
 
@@ -183,7 +234,11 @@ class DatasetStore(Settings):
                 self._rename(local, name)
             else:
                 with translated(str(target)):
-                    target.fs.put_file(str(local), target.path)
+                    target.fs.put_file(str(local), target.path, max_concurrency=_PARTS_AT_ONCE)
+                if self._scratch:
+                    copy = self._new_copy(name)
+                    local.rename(copy)
+                    self._copies[name] = copy
         finally:
             local.unlink(missing_ok=True)
 
@@ -231,12 +286,57 @@ class DatasetStore(Settings):
                 require_size(name, self.size(name), max_bytes)
             yield Path(self.path(name).path)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / PurePosixPath(name).name
-            path = self.path(name)
+        if found := self._copies.get(name):
+            if max_bytes is not None:
+                require_size(name, found.stat().st_size, max_bytes)
+            yield found
+        elif self._scratch:
+            copy = self._new_copy(name)
+            self._download(name, copy, max_bytes)
+            self._copies[name] = copy
+            yield copy
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / PurePosixPath(name).name
+                self._download(name, copy, max_bytes)
+                yield copy
+
+    def _download(self, name: str, copy: Path, max_bytes: int | None) -> None:
+        path = self.path(name)
+        try:
             with translated(str(path)):
                 path.fs.get_file(path.path, str(copy), callback=_Limit(name, max_bytes))
-            yield copy
+        except BaseException:
+            copy.unlink(missing_ok=True)
+            raise
+
+    def tail(self, name: str, count: int) -> Tail:
+        """The last `count` bytes of a file, or all if it has fewer. Raises FileNotFoundError if there is none."""
+        if self.is_local or name in self._copies:
+            with self.reading(name) as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - count))
+                return Tail(file.read(count), size)
+        path = self.path(name)
+        with translated(str(path)):
+            return cast(Tail, sync(path.fs.loop, _tail_of_object, path.fs, path.path, count))
+
+    def tails(self, names: Sequence[str], count: int) -> dict[str, Tail]:
+        """`tail` of objects by name, many at a time, without those that cannot be read. Not for a local store."""
+        paths = {name: self.path(name).path for name in names}
+        fs = self._place.fs
+        return cast(dict[str, Tail], sync(fs.loop, _tails_of_objects, fs, paths, count))
+
+    def etags(self, folder: str) -> dict[str, str]:
+        """The ETags of the objects in a folder by name. Not for a local store."""
+        path = self.path(folder)
+        try:
+            with translated(str(path)):
+                listed = path.fs.ls(path.path, detail=True)
+        except FileNotFoundError:
+            return {}
+        files = [entry for entry in listed if entry["type"] == "file"]
+        return {f"{folder}/{PurePosixPath(file['name']).name}": str(file.get("ETag", "")) for file in files}
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self.writing(name) as local, open(local, "wb", opener=no_follow) as file:
@@ -252,7 +352,12 @@ class DatasetStore(Settings):
             with translated(str(path)):
                 # servers refuse to copy an object onto itself
                 if path != target:
-                    path.fs.cp_file(path.path, target.path)
+                    # cp_file asks for the size first, because more than 5 GB cannot be copied like this
+                    bucket, _, key = path.path.partition("/")
+                    to, _, name_there = target.path.partition("/")
+                    origin = {"Bucket": bucket, "Key": key}
+                    path.fs.call_s3("copy_object", Bucket=to, Key=name_there, CopySource=origin)
+            self._copies.pop(name, None)
             return
         with self.writing(name) as local:
             local.unlink()
@@ -296,6 +401,7 @@ class DatasetStore(Settings):
         if not self.is_local:
             with contextlib.suppress(FileNotFoundError), translated(str(path)):
                 path.fs.rm_file(path.path)
+            self._copies.pop(name, None)
         elif path.is_file():
             *folders, last = PurePosixPath(name).parts
             with (
@@ -376,6 +482,35 @@ def _is_name(name: str) -> bool:
         return bool(_parts(name))
     except UnsafeNameError:
         return False
+
+
+async def _tail_of_object(fs: Any, path: str, count: int) -> Tail:
+    bucket, _, key = path.partition("/")
+    try:
+        found = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes=-{count}")
+    except OSError as error:
+        # an empty object has no last bytes
+        if getattr(error.__cause__, "response", {}).get("Error", {}).get("Code") == "InvalidRange":
+            return Tail(b"", 0)
+        raise
+    if found["ContentLength"] > count:
+        raise IntegrityError(f"{path}: the object store ignored that {count:,} bytes were requested")
+    async with found["Body"] as body:
+        data = await body.read()
+    size = str(found.get("ContentRange", "")).rpartition("/")[2]
+    return Tail(data, int(size) if size.isdecimal() else len(data), str(found.get("ETag", "")))
+
+
+async def _tails_of_objects(fs: Any, paths: Mapping[str, str], count: int) -> dict[str, Tail]:
+    waiting, found = iter(paths.items()), {}
+
+    async def read() -> None:
+        for name, path in waiting:
+            with contextlib.suppress(OSError, IntegrityError):
+                found[name] = await _tail_of_object(fs, path, count)
+
+    await asyncio.gather(*(read() for _ in range(_READS_AT_ONCE)))
+    return found
 
 
 class _Limit(Callback):  # type: ignore[misc]

@@ -1,10 +1,12 @@
 """Typed Parquet and GeoParquet tables in the dataset store, with a content hash and provenance."""
 
+import contextlib
 import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +18,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
-from resources.parquet import MAX_FILE_BYTES, Parquet, footer_of
+from resources.parquet import MAX_FILE_BYTES, TAIL_BYTES, Parquet, footer_of
 from resources.plain_text import plain_text
 from resources.store import DatasetStore
 
 _PROVENANCE = b"crop_assets"
+_TAILS = ((TAIL_BYTES, 512), (16 * TAIL_BYTES, 32))
+"""Bytes that are read at the ends of tables, and how many tables' are in memory at once; then, of longer footers."""
+_MAX_FOOTERS = 100_000
+"""About 100 MB: ten years of 1,000 tiles."""
+_footers: "dict[str, tuple[str, _Footer]]" = {}
+"""Footers of objects that this process has read, with their ETags, by root and name."""
+_remembering = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -175,11 +184,13 @@ def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
 
     Raises IntegrityError if the file is not a table of this store, OSError if it cannot be read.
     """
+
+    def tail(count: int) -> tuple[bytes, int]:
+        found = store.tail(name, count)
+        return found.data, found.size
+
     try:
-        with store.reading(name) as file:
-            footer = footer_of(file)
-            record = _record((footer.metadata or {}).get(_PROVENANCE, b""))
-            return StoredTable(name, footer.num_rows, record["data_version"], record)
+        return _of_footer(name, tail)
     except FileNotFoundError:
         return None
     except UnsafeNameError as error:
@@ -190,6 +201,71 @@ def stored_table(store: DatasetStore, name: str) -> StoredTable | None:
         ) from error
     except OSError as error:
         raise OSError(error.errno, f"{name} cannot be read: {error.strerror}") from error
+
+
+def stored_tables(store: DatasetStore, names: Collection[str]) -> dict[str, StoredTable | None]:
+    """`stored_table` of many tables by name, without `files`; those that cannot be read are left out.
+
+    Not for a local store: folders are listed, and a footer is read only if its object has another ETag than when this
+    process last read it; many are read at a time.
+    """
+    found: dict[str, StoredTable | None] = {}
+    etags: dict[str, str] = {}
+    for folder in {name.rpartition("/")[0] for name in names}:
+        etags |= store.etags(folder)
+    changed = []
+    for name in names:
+        known = _footers.get(f"{store.root}/{name}") if etags.get(name) else None
+        if name not in etags:
+            found[name] = None
+        elif known is not None and known[0] == etags[name]:
+            found[name] = known[1].table(name)
+        else:
+            changed.append(name)
+    for count, at_once in _TAILS:
+        for start in range(0, len(changed), at_once):
+            tails = store.tails(changed[start : start + at_once], count)
+            for name, tail in tails.items():
+                # one that is damaged, or still longer, is read again by who needs it
+                with contextlib.suppress(IntegrityError):
+                    table = _of_footer(name, lambda _, tail=tail: (tail.data, tail.size))  # type: ignore[misc]
+                    footer = _Footer.of(table)
+                    found[name] = footer.table(name)
+                    _remember(f"{store.root}/{name}", tail.etag, footer)
+        changed = [name for name in changed if name not in found]
+    return found
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """What is kept in memory of a footer: the record without `files`, as JSON, which takes less room than objects."""
+
+    rows: int
+    record: bytes
+
+    @classmethod
+    def of(cls, table: StoredTable) -> "_Footer":
+        short = {key: value for key, value in table.provenance.items() if key != "files"}
+        return cls(table.rows, json.dumps(short).encode())
+
+    def table(self, name: str) -> StoredTable:
+        record = json.loads(self.record)
+        return StoredTable(name, self.rows, record["data_version"], record)
+
+
+def _remember(place: str, etag: str, footer: _Footer) -> None:
+    with _remembering:
+        _footers.pop(place, None)
+        _footers[place] = etag, footer
+        if len(_footers) > _MAX_FOOTERS:
+            # the one that was read first
+            del _footers[next(iter(_footers))]
+
+
+def _of_footer(name: str, tail: Callable[[int], tuple[bytes, int]]) -> StoredTable:
+    footer = footer_of(tail)
+    record = _record((footer.metadata or {}).get(_PROVENANCE, b""))
+    return StoredTable(name, footer.num_rows, record["data_version"], record)
 
 
 def content_hash(table: pa.Table | pd.DataFrame) -> str:

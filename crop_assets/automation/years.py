@@ -41,6 +41,7 @@ def year_state(lineage: Lineage) -> YearState | None:
     if lineage.stale_because("tile_map", None):
         return None
     tiles = tile_names(lineage.read("tile_map", None))
+    lineage.read_ahead("filtered_chips", tiles)
     done = {
         tile: lineage.version("filtered_chips", tile, per_tile=True)
         for tile in tiles

@@ -138,11 +138,14 @@ def _download(run: TileRun, wanted: pd.DataFrame, sources: Sources) -> Made:
     paths = [run.layout.band(row["scene_id"], row["band"]) for row in rows]
     folders = {path.rsplit("/", 1)[0] for path in paths}
     found = {name for folder in folders for name in run.store.names(folder)}
-    missing = [row for row, path in zip(rows, paths, strict=True) if path not in found]
+    listed = [path in found for path in paths]
+    missing = [row for row, stored_already in zip(rows, listed, strict=True) if not stored_already]
     run.store.require_room(sum(expected_bytes(row["bytes"], row["max_bytes"]) for row in missing))
     transfer = Transfer(run.log, len(rows))
     with StoppablePool(FILES_AT_ONCE) as pool:
-        futures = {pool.submit(_fetch, run, row, sources, transfer): at for at, row in enumerate(rows)}
+        futures = {
+            pool.submit(_fetch, run, row, sources, transfer, listed[at]): at for at, row in enumerate(rows)
+        }
         for future in as_completed(futures):
             try:
                 stored[futures[future]] = future.result()
@@ -165,7 +168,9 @@ def _download(run: TileRun, wanted: pd.DataFrame, sources: Sources) -> Made:
     return Made(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
-def _fetch(run: TileRun, row: dict[str, Any], sources: Sources, transfer: Transfer) -> StoredBand:
+def _fetch(
+    run: TileRun, row: dict[str, Any], sources: Sources, transfer: Transfer, listed: bool
+) -> StoredBand:
     file = BandRequest(
         run.layout.band(row["scene_id"], row["band"]),
         run.layout.scene_file(row["scene_id"], row["band"]),
@@ -174,7 +179,7 @@ def _fetch(run: TileRun, row: dict[str, Any], sources: Sources, transfer: Transf
         row["http"],
         row["max_bytes"],
     )
-    return fetch_band(file, run.store, sources, run.log, transfer.add)
+    return fetch_band(file, run.store, sources, run.log, transfer.add, listed)
 
 
 def _downloaded_rows(run: TileRun, rows: list[dict[str, Any]], stored: dict[int, StoredBand]) -> pd.DataFrame:

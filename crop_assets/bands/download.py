@@ -55,14 +55,17 @@ def fetch_band(
     sources: Sources,
     log: Callable[[str], None],
     progress: Callable[[int], None] | None = None,
+    listed: bool = True,
 ) -> StoredBand:
     """Make sure that the store has the complete file; fetch it from one of `sources` if it is missing or invalid.
 
     A file must be on the grid of its tile. In the store, and from any source other than IPFS, it must match its CID,
     or without a CID be a readable raster of the band's type. Raises ResourceError with the answer of each source, and
-    then leaves the store unchanged.
+    then leaves the store unchanged. `listed` is whether the store may have the file.
     """
     try:
+        if not listed:
+            raise FileNotFoundError(file.name)
         with store.local(file.name, file.max_bytes) as local:
             problem = _problem(local, file)
             if not problem:

@@ -20,7 +20,7 @@ from crop_assets.recipe import DatasetRecipe
 from crop_assets.schemas import SCHEMAS
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.store import DatasetStore
-from resources.tables import StoredTable, content_hash, read_version, stored_table, write_table
+from resources.tables import StoredTable, content_hash, read_version, stored_table, stored_tables, write_table
 
 _MAX_STAGES = 50
 _MAX_NAMED = 100
@@ -53,6 +53,7 @@ class Lineage:
     _places: dict[str, dict[Any, Any]] = field(default_factory=dict)
     _row_versions: dict[tuple[str, str], str] = field(default_factory=dict)
     _of_tiles: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    _ahead: dict[str, StoredTable | None] = field(default_factory=dict)
 
     def table(self, asset: str, tile: str | None) -> str:
         """The name of a table in the store."""
@@ -86,6 +87,36 @@ class Lineage:
                 found[asset, tile] = stored_table(self.store, self.table(asset, tile))
             return found[asset, tile]
 
+    def read_ahead(self, asset: str, tiles: Iterable[str]) -> None:
+        """Read at once what `of_tile` and `stale_because` need of a table of each tile and of those that it was made
+        from, because each takes a request to an object store. Changes nothing in what they return, and a local store
+        is not read.
+        """
+        if self.store.is_local:
+            return
+        names = {tile: self.table(asset, tile) for tile in tiles}
+        waiting = {asset: names}
+        for _ in range(_MAX_STAGES):
+            wanted = {name for of_tiles in waiting.values() for name in of_tiles.values()} - set(self._ahead)
+            if not wanted:
+                return
+            self._ahead |= stored_tables(self.store, sorted(wanted))
+            upstream: dict[str, dict[str, str]] = {}
+            for of_tiles in waiting.values():
+                for tile, name in of_tiles.items():
+                    found = self._ahead.get(name)
+                    for other in _tile_upstream(found) if found else ():
+                        upstream.setdefault(other, {})[tile] = self.table(other, tile)
+            waiting = upstream
+
+    def _record_of(self, asset: str, tile: str | None) -> StoredTable | None:
+        """As `stored`, perhaps without the names of files."""
+        year = self._holder(None)
+        name = self.table(asset, tile)
+        if tile is not None and (asset, tile) not in self._stored and name in year._ahead:
+            return year._ahead[name]
+        return self.stored(asset, tile)
+
     def rows(self, asset: str, tile: str) -> pd.DataFrame:
         """The rows of a table of the year that belong to a tile; all rows if it has no column `tile`."""
         holder = self._holder(None)
@@ -100,7 +131,7 @@ class Lineage:
 
     def version(self, asset: str, tile: str | None, per_tile: bool) -> str:
         """Content hash of a table, or of a tile's rows in a table of the year; "" if there is no such table."""
-        stored = self.stored(asset, tile if per_tile else None)
+        stored = self._record_of(asset, tile if per_tile else None)
         if stored is None:
             return ""
         if per_tile or tile is None:
@@ -245,7 +276,7 @@ class Lineage:
             return (
                 f"{asset} was made from a chain of more than {_MAX_STAGES} tables; materialize {asset} again"
             )
-        stored = self.stored(asset, tile)
+        stored = self._record_of(asset, tile)
         if stored is None:
             return (
                 f"{asset} has not been materialized for {tile or self.layout.year}; materialize {asset} first"
@@ -281,6 +312,16 @@ class Lineage:
                 if found != version:
                     return f"{asset} was made from another {upstream} of {of_tile}; materialize {asset} again"
         return ""
+
+
+def _tile_upstream(stored: StoredTable) -> Iterable[str]:
+    """The tables of the same tile that a table was made from, by its record, which others may have written."""
+    named = stored.provenance.get("tile_upstream")
+    return (
+        [name for name in named if isinstance(name, str) and name in SCHEMAS]
+        if isinstance(named, list)
+        else []
+    )
 
 
 def _made_from_itself(asset: str) -> str:

@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dagster as dg
@@ -281,8 +281,20 @@ def make_tile(
 ) -> None:
     """Make the tables of a tile, one stage after another, until one fails.
 
-    `year_lineage` is shared by the tiles of a year, so that the year's tables are read once.
+    `year_lineage` is shared by the tiles of a year, so that the year's tables are read once. Of an object store, what a
+    stage has read or written is kept on this machine for the later ones, until the tile is finished.
     """
+    with work.store.scratch() as store:
+        _make_stages(key, replace(work, store=store), year_lineage, report, pool)
+
+
+def _make_stages(
+    key: dg.MultiPartitionKey,
+    work: TileWork,
+    year_lineage: Lineage | None,
+    report: Callable[[str | _Done | _Checked | _Failure], None],
+    pool: Executor,
+) -> None:
     label = shown_tile(key)
     lineage: Lineage | None = None
     for stage in work.stages:

@@ -1,25 +1,37 @@
-"""How many requests the tiles of a run make to an object store."""
+"""How many requests the tiles of a run, and a look at many tiles, make to an object store."""
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from crop_assets.automation.years import year_state
 from crop_assets.schemas import SCHEMAS
+from crop_assets.stages import STAGES
 from crop_assets.verify import verify_tables
-from crop_assets_tests.small_world import CHIPS, KEPT, TILE_STAGES, TILES, Graph, digests
+from crop_assets_tests.graph.many_tiles import (
+    FILES,
+    lineage_of,
+    names_of_tiles,
+    other_rows,
+    write,
+    write_year,
+)
+from crop_assets_tests.small_world import CHIPS, KEPT, LABELS, TILE_STAGES, TILES, Graph, digests
 from resources.store import DatasetStore
-from resources.tables import read_table
+from resources.tables import read_table, write_table
 
 BUCKET = "counted-crops"
-OF_A_TILE, OF_A_CHIP, OF_A_TABLE = 170, 7, 4
-"""Most requests: 400 for the 32 chips of a tile, whose store was empty."""
+OF_A_TILE, OF_A_CHIP, OF_A_TABLE = 85, 5, 3
+"""Most requests: 400 for the 63 chips of a tile, whose store was empty. A chip has five files."""
 
 
 class Server:
@@ -73,6 +85,9 @@ def test_a_tile_is_made_by_few_requests_and_reused_by_fewer(
     assert server.asked.total() <= len(TILES) * OF_A_TILE + chips * OF_A_CHIP
     written = server.of("PUT")
     assert set(written.values()) == {1}
+    # what the run itself has written is not read
+    assert not {path for path in server.of("GET") if path.endswith(".tif")}
+    assert not server.of("HEAD")
     found = elsewhere.find(f"{BUCKET}/data")
     assert {f"/{path}" for path in found} == {*written, *(f"/{BUCKET}/data/{name}" for name in before)}
 
@@ -93,7 +108,86 @@ def test_a_tile_is_made_by_few_requests_and_reused_by_fewer(
     assert not server.of("PUT")
     read = {path: count for path, count in server.of("GET").items() if path.endswith(".tif")}
     assert set(read) == {path for path in written if path.endswith(".tif")}
-    # once for each table that names it
-    named_twice = {path for path in read if path.endswith(".Fmask.tif") and "/tiles/" in path}
-    assert {path for path, count in read.items() if count > 1} == named_twice
+    assert set(read.values()) == {1}
     assert server.asked.total() <= sum(read.values()) + len(TILES) * OF_A_TABLE * len(TILE_STAGES)
+
+
+def _write_damaged(store: DatasetStore, name: str) -> None:
+    data = store.read_bytes(name)
+    store.write_bytes(name, data[:-40] + b"\xff" * 32 + data[-8:])
+
+
+def _write_record(store: DatasetStore, name: str, record: dict[str, Any]) -> None:
+    stage = "filtered_chips"
+    write_table(store, name, SCHEMAS[stage].empty(), SCHEMAS[stage], record)
+
+
+def _spoil(store: DatasetStore) -> dict[str, Callable[[str], object]]:
+    """What others may do to the tables of a tile, by what it is."""
+    year = lineage_of(store)
+
+    def table(asset: str, tile: str) -> str:
+        return year.table(asset, tile)
+
+    def make(asset: str, tile: str, frame: pd.DataFrame | None = None, **changes: object) -> None:
+        write(lineage_of(store, lineage_of(store), **changes), STAGES[asset], tile, frame)
+
+    def of_itself(tile: str) -> None:
+        version = lineage_of(store).version("filtered_chips", tile, per_tile=True)
+        named = {"upstream": {"filtered_chips": version}, "tile_upstream": ["filtered_chips"]}
+        _write_record(store, table("filtered_chips", tile), named)
+
+    odd = {"tile_upstream": [3, ["chips"], "no_stage", "chips"], "upstream": {"chips": "0"}}
+    return {
+        "missing": lambda tile: store.remove(table("filtered_chips", tile)),
+        "missing upstream": lambda tile: store.remove(table("selected_scenes", tile)),
+        "other rows upstream": lambda tile: make("band_cids", tile, other_rows("band_cids")),
+        "another recipe": lambda tile: make("filtered_chips", tile, max_bad_percent=50.0),
+        "another recipe upstream": lambda tile: make("reprojected_tiles", tile, coverage="full"),
+        "damaged": lambda tile: _write_damaged(store, table("filtered_chips", tile)),
+        "damaged upstream": lambda tile: _write_damaged(store, table("scene_metadata", tile)),
+        "empty": lambda tile: store.write_bytes(table("chips", tile), b""),
+        "no table": lambda tile: store.write_bytes(table("chips", tile), b"PAR1" * 20),
+        "no record": lambda tile: _write_record(store, table("filtered_chips", tile), odd),
+        "of itself": of_itself,
+    }
+
+
+def test_many_tiles_are_judged_together_as_each_is_alone(server: Server, tmp_path: Path) -> None:
+    elsewhere = s3fs.S3FileSystem(skip_instance_cache=True)
+    elsewhere.mkdir(BUCKET)
+    local, store = DatasetStore(root=str(tmp_path)), DatasetStore(root=f"s3://{BUCKET}/judged")
+    kinds = list(_spoil(local))
+    good, long, *others = tiles = names_of_tiles(len(kinds) + 2)
+    write_year(local, tiles)
+    elsewhere.put(f"{tmp_path}/", f"{BUCKET}/judged", recursive=True)
+    server.asked.clear()
+    assert year_state(lineage_of(store)) == year_state(lineage_of(local))
+    assert not server.of("HEAD")
+    assert sum(server.of("GET").values()) <= len(TILE_STAGES) * (len(tiles) + 1) + len(LABELS) * 2
+
+    # with a footer that takes more than one look
+    many = {f"{name}.{number}": digest for name, digest in FILES.items() for number in range(30)}
+    for one in (local, store):
+        write(lineage_of(one, lineage_of(one)), STAGES["filtered_chips"], long, files=many)
+        for tile, spoil in zip(others, _spoil(one).values(), strict=True):
+            spoil(tile)
+    expected = year_state(lineage_of(local))
+    assert expected is not None
+    assert (set(expected.done), set(expected.waiting)) == ({good, long}, set(others))
+    for _ in range(2):
+        server.asked.clear()
+        assert year_state(lineage_of(store)) == expected
+    # those that were read before are known by their ETags
+    assert not [path for path in server.of("GET") if path.endswith((f"/{good}.parquet", f"/{long}.parquet"))]
+    # another recipe is judged by the same footers
+    changed: dict[str, object] = {"max_bad_percent": 50.0}
+    assert year_state(lineage_of(store, **changed)) == year_state(lineage_of(local, **changed))
+
+    # put right, all are current
+    write_year(local, tiles)
+    elsewhere.put(f"{tmp_path}/", f"{BUCKET}/judged", recursive=True)
+    state = year_state(lineage_of(store))
+    assert state == year_state(lineage_of(local))
+    assert state is not None
+    assert set(state.done) == set(tiles)

