@@ -1,4 +1,4 @@
-"""Measure what Dagster costs at the size of a national dataset: `python -m crop_assets_tests.scale REPORT [--tiles N]`.
+"""Measure what Dagster costs at the size of a national dataset: `python -m crop_assets_tests.scale REPORT`.
 
 Runs the code server, the daemon and the webserver over a PostgreSQL of its own, with the project's graph, whose stages
 do no work (`location`). Then copies the rows of a year in the database to other years, and measures the pages of the UI
@@ -7,6 +7,7 @@ and the look of `dataset_sensor` again.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -40,13 +41,15 @@ LOCATION = "crop_assets_tests.scale.location"
 YEARS = (2021, 2022)
 MAX_SECONDS = 7200
 TIMES = 5
+FEW = 32
+IDLE_SECONDS = 30
 PAGES = {
     "the asset catalogue": "/assets",
-    "the asset graph": "/asset-groups",
+    "the graph of a group": f"/locations/__repository__@{LOCATION}/asset-groups/chips",
     "an asset's partitions": "/assets/filtered_chips?view=partitions",
     "an asset's events": "/assets/filtered_chips?view=events",
     "runs": "/runs",
-    "backfills": "/runs/backfills",
+    "backfills": "/overview/backfills",
     "a backfill": "/runs/b/{backfill}",
     "a job's partitions": f"/locations/__repository__@{LOCATION}/jobs/tiles_job/partitions",
     "the timeline": "/overview/activity/timeline",
@@ -176,40 +179,43 @@ def backfill(running: Servers, instance: dg.DagsterInstance, job: str, keys: lis
 
 
 @dataclass(frozen=True)
-class Page:
-    """What a page of the UI asks for: the seconds until it is at rest, and its queries, each with seconds and bytes."""
+class Query:
+    """A query of a page: seconds of the first time, median seconds when it is repeated alone, bytes of the answer."""
 
     name: str
-    queries: list[tuple[str, float, int]]
-
-    @property
-    def slowest(self) -> tuple[str, float, int]:
-        return max(self.queries, key=lambda query: query[1])
+    first: float
+    seconds: float
+    answer_bytes: int
 
 
-def pages(running: Servers, backfill_id: str) -> list[Page]:
-    """The queries of each page as Chromium sends them, each repeated alone; seconds are medians, the first apart."""
-    found = []
+def pages(running: Servers, backfill_id: str) -> dict[str, list[Query]]:
+    """The queries of each page, as Chromium sends them."""
+    found = {}
     with chromium() as browser:
         for name, path in PAGES.items():
             asked: dict[str, dict[str, Any]] = {}
+            first: dict[str, float] = {}
 
-            def note(request: Any, asked: dict[str, dict[str, Any]] = asked) -> None:
-                if request.url.endswith("/graphql") or "/graphql?" in request.url:
-                    body = json.loads(request.post_data or "{}")
-                    if "mutation" not in body.get("query", "mutation")[:20]:
-                        asked.setdefault(body.get("operationName") or "?", body)
+            def note(
+                request: Any, asked: dict[str, dict[str, Any]] = asked, first: dict[str, float] = first
+            ) -> None:
+                body = json.loads(request.post_data or "{}") if "/graphql" in request.url else {}
+                operation = body.get("operationName")
+                if operation and operation not in asked and "mutation" not in body["query"][:20]:
+                    asked[operation] = body
+                    timing = request.timing
+                    first[operation] = (timing["responseEnd"] - timing["requestStart"]) / 1000
 
             page = browser.new_page(viewport={"width": 1800, "height": 1100})
-            page.on("request", note)
+            page.on("requestfinished", note)
             page.goto(running.url + path.format(backfill=backfill_id), wait_until="load", timeout=600_000)
             # a page goes on to ask by what it got
             quiet, before = 0, -1
-            while quiet < 5:
+            while quiet < 8:
                 page.wait_for_timeout(1000)
                 quiet, before = (quiet + 1 if len(asked) == before else 0), len(asked)
             page.close()
-            found.append(Page(name, [(one, *_timed(running, body)) for one, body in asked.items()]))
+            found[name] = [Query(one, first[one], *_timed(running, body)) for one, body in asked.items()]
     return found
 
 
@@ -225,85 +231,87 @@ def _timed(running: Servers, body: dict[str, Any]) -> tuple[float, int]:
     return statistics.median(seconds), length
 
 
-def look(instance: dg.DagsterInstance) -> tuple[float, str]:
-    """The seconds of a first look of `dataset_sensor`, and what it says."""
-    resources = {name: environment_resources()[name] for name in ("recipe", "store")}
-    context = dg.build_sensor_context(instance, resources=resources, sensor_name="dataset_sensor")
-    started = time.perf_counter()
-    result = dataset_sensor(context)
-    seconds = time.perf_counter() - started
-    assert isinstance(result, dg.SensorResult)
-    return seconds, json.loads(result.cursor or "{}")["told"]
-
-
 @dataclass
 class Measured:
-    """What was measured, for the report."""
+    """What was measured, for the report. CPU seconds are by part; `again` are the wall seconds of a second backfill."""
 
     tiles: int
-    seconds: float
-    cpu: dict[str, float]
-    runs: int
-    before: Counts
-    after: Counts
-    pages: list[Page]
-    look: tuple[float, str]
-    years: int = 0
+    seconds: float = 0
+    cpu: dict[str, float] = field(default_factory=dict)
+    idle: dict[str, float] = field(default_factory=dict)
+    runs: int = 0
+    counts: list[Counts] = field(default_factory=list)
+    pages: list[dict[str, list[Query]]] = field(default_factory=list)
+    again: list[float] = field(default_factory=list)
+    looks: dict[int, float] = field(default_factory=dict)
     partitions: int = 0
-    filled: Counts | None = None
-    filled_pages: list[Page] = field(default_factory=list)
-    filled_looks: list[tuple[int, float, str]] = field(default_factory=list)
+    load: list[float] = field(default_factory=lambda: [os.getloadavg()[0]])
 
 
 def measure(folder: Path, tiles: int, partitions: int) -> Measured:
-    names = tile_names(tiles)
+    names, found = tile_names(tiles), Measured(tiles)
     with servers(folder) as running, dg.DagsterInstance.get() as instance:
         _log("labels_job")
         backfill(running, instance, "labels_job", [str(year) for year in YEARS])
         if set(instance.get_dynamic_partitions(TILE)) != set(names):
             raise SystemExit("labels_job has not added the tiles")
-        before, cpu, started = count(running.database), running.seconds(), time.monotonic()
-        runs = len(instance.get_run_ids())
+        before = running.seconds()
+        time.sleep(IDLE_SECONDS)
+        found.idle = {name: total - before[name] for name, total in running.seconds().items()}
+
+        def tiles_job(year: int, tiles: list[str]) -> float:
+            started = time.monotonic()
+            backfill(running, instance, "tiles_job", [f"{year}|{tile}" for tile in tiles])
+            return time.monotonic() - started
+
+        found.counts.append(count(running.database))
+        before, started = running.seconds(), time.monotonic()
         _log(f"tiles_job: {tiles} tiles of {len(YEARS)} years")
-        done = backfill(
-            running, instance, "tiles_job", [f"{year}|{tile}" for year in YEARS for tile in names]
-        )
-        seconds = time.monotonic() - started
-        spent = {name: total - cpu[name] for name, total in running.seconds().items()}
+        keys = [f"{year}|{tile}" for year in YEARS for tile in names]
+        done = backfill(running, instance, "tiles_job", keys)
+        found.seconds = time.monotonic() - started
+        found.cpu = {name: total - before[name] for name, total in running.seconds().items()}
+        found.counts.append(count(running.database))
+        found.runs = found.counts[1].runs - found.counts[0].runs
+        found.looks[len(YEARS)] = look(instance, len(YEARS))
         _log("the pages of the UI")
-        measured = Measured(
-            tiles,
-            seconds,
-            spent,
-            len(instance.get_run_ids()) - runs,
-            before,
-            count(running.database),
-            pages(running, done),
-            look(instance),
-        )
-        fill(running, instance, measured, partitions)
+        found.pages.append(pages(running, done))
+        found.again.append(tiles_job(YEARS[-1], names[:FEW]))
+        fill(running, instance, found, partitions)
         _log("the pages of the UI again")
-        measured.filled_pages = pages(running, done)
-        return measured
+        found.pages.append(pages(running, done))
+        found.again.append(tiles_job(YEARS[-1], names[:FEW]))
+        found.load.append(os.getloadavg()[0])
+    return found
 
 
-def fill(running: Servers, instance: dg.DagsterInstance, measured: Measured, partitions: int) -> None:
+def fill(running: Servers, instance: dg.DagsterInstance, found: Measured, partitions: int) -> None:
     """Copy the database's rows of a year to as many years as make up the partitions; and its tables to ten years."""
-    first = YEARS[0]
-    measured.years = max(-(-partitions // measured.tiles), 10)
-    measured.partitions = measured.years * measured.tiles
-    others = [year for year in range(YEARS[-1] - measured.years + 1, YEARS[-1] + 1) if year not in YEARS]
+    first, years = YEARS[0], max(-(-partitions // found.tiles), 10)
+    found.partitions = years * found.tiles
+    others = [year for year in range(YEARS[-1] - years + 1, YEARS[-1] + 1) if year not in YEARS]
     _log(f"copying {first} to {len(others)} other years")
-    for number, year in enumerate(others, 1):
+    for number, year in enumerate(reversed(others), 1):
         clone_year(running.database, first, year, number)
     dataset = next((Path(os.environ["CROP_ASSETS_DATA"]) / "training_datasets").iterdir())
     for year in others[-8:]:
         shutil.copytree(dataset / str(first), dataset / str(year))
     instance.add_dynamic_partitions(CDL_YEAR, [str(year) for year in others[-8:]])
-    measured.filled_looks.append((10, *look(instance)))
+    found.looks[10] = look(instance, 10)
     instance.add_dynamic_partitions(CDL_YEAR, [str(year) for year in others])
-    measured.filled_looks.append((measured.years, *look(instance)))
-    measured.filled = count(running.database)
+    found.counts.append(count(running.database))
+
+
+def look(instance: dg.DagsterInstance, years: int) -> float:
+    """The seconds of a first look of `dataset_sensor` at years that are done."""
+    resources = {name: environment_resources()[name] for name in ("recipe", "store")}
+    context = dg.build_sensor_context(instance, resources=resources, sensor_name="dataset_sensor")
+    started = time.perf_counter()
+    result = dataset_sensor(context)
+    seconds = time.perf_counter() - started
+    if not isinstance(result, dg.SensorResult) or len(result.run_requests or ()) != years:
+        raise SystemExit(f"the sensor does not request the datasets of {years} years: {result}")
+    return seconds
 
 
 def _log(text: str) -> None:
@@ -312,6 +320,7 @@ def _log(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m crop_assets_tests.scale")
+    parser.add_argument("report", type=Path, help="the page whose measured part is written")
     parser.add_argument(
         "--tiles", type=int, default=491, help="tiles of a year; the published dataset has 491"
     )
@@ -323,15 +332,16 @@ def main() -> None:
     warnings.simplefilter("ignore")
     os.environ["SCALE_TILES"] = str(arguments.tiles)
     folder = Path(tempfile.mkdtemp(prefix="scale-"))
+    # PostgreSQL's user must get to its own folder
     folder.chmod(0o755)
     try:
-        measured = measure(folder, arguments.tiles, arguments.partitions)
+        found = measure(folder, arguments.tiles, arguments.partitions)
     finally:
         if arguments.keep:
             _log(f"kept {folder}")
         else:
             shutil.rmtree(folder)
-    print(measured)
+    (folder.parent / "scale.json").write_text(json.dumps(dataclasses.asdict(found)))
 
 
 if __name__ == "__main__":
