@@ -7,7 +7,7 @@ and the look of `dataset_sensor` again.
 
 import argparse
 import contextlib
-import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -32,8 +32,10 @@ from crop_assets.definitions import environment_resources
 from crop_assets.partitions import CDL_YEAR, TILE
 from crop_assets_tests.background import Background, background
 from crop_assets_tests.browser.chromium import chromium
-from crop_assets_tests.scale.clone import Counts, clone_year, count
+from crop_assets_tests.scale import report
+from crop_assets_tests.scale.clone import clone_year, count, version
 from crop_assets_tests.scale.location import tile_names
+from crop_assets_tests.scale.measured import Measured, Query
 from resources.loopback import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,16 +184,6 @@ def backfill(running: Servers, instance: dg.DagsterInstance, job: str, *launches
     return ids[-1]
 
 
-@dataclass(frozen=True)
-class Query:
-    """A query of a page: seconds of the first time, median seconds when it is repeated alone, bytes of the answer."""
-
-    name: str
-    first: float
-    seconds: float
-    answer_bytes: int
-
-
 def pages(running: Servers, backfill_id: str) -> dict[str, list[Query]]:
     """The queries of each page, as Chromium sends them."""
     found = {}
@@ -235,25 +227,8 @@ def _timed(running: Servers, body: dict[str, Any]) -> tuple[float, int]:
     return statistics.median(seconds), length
 
 
-@dataclass
-class Measured:
-    """What was measured, for the report. CPU seconds are by part; `again` are the wall seconds of a second backfill."""
-
-    tiles: int
-    seconds: float = 0
-    cpu: dict[str, float] = field(default_factory=dict)
-    idle: dict[str, float] = field(default_factory=dict)
-    runs: int = 0
-    counts: list[Counts] = field(default_factory=list)
-    pages: list[dict[str, list[Query]]] = field(default_factory=list)
-    again: list[float] = field(default_factory=list)
-    looks: dict[int, float] = field(default_factory=dict)
-    partitions: int = 0
-    load: list[float] = field(default_factory=lambda: [os.getloadavg()[0]])
-
-
 def measure(folder: Path, tiles: int, partitions: int) -> Measured:
-    names, found = tile_names(tiles), Measured(tiles)
+    names, found = tile_names(tiles), Measured(tiles, few=FEW)
     with servers(folder) as running, dg.DagsterInstance.get() as instance:
         _log("labels_job")
         backfill(running, instance, "labels_job", [str(year) for year in YEARS])
@@ -277,6 +252,7 @@ def measure(folder: Path, tiles: int, partitions: int) -> Measured:
         found.seconds = time.monotonic() - started
         found.cpu = {name: total - before[name] for name, total in running.seconds().items()}
         found.counts.append(count(running.database))
+        found.postgres = version(running.database)
         found.runs = found.counts[1].runs - found.counts[0].runs
         found.looks[len(YEARS)] = look(instance, len(YEARS))
         _log("the pages of the UI")
@@ -334,6 +310,10 @@ def main() -> None:
     )
     parser.add_argument("--keep", action="store_true", help="keep the folder with logs and the database")
     arguments = parser.parse_args()
+    if importlib.util.find_spec("dagster_postgres") is None:
+        raise SystemExit(
+            "dagster-postgres is not installed; it is in the extra `many` (requirements-many.lock)"
+        )
     warnings.simplefilter("ignore")
     os.environ["SCALE_TILES"] = str(arguments.tiles)
     folder = Path(tempfile.mkdtemp(prefix="scale-"))
@@ -346,7 +326,8 @@ def main() -> None:
             _log(f"kept {folder}")
         else:
             shutil.rmtree(folder)
-    (folder.parent / "scale.json").write_text(json.dumps(dataclasses.asdict(found)))
+    report.write(arguments.report, found)
+    _log(f"wrote {arguments.report}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,11 @@ class Counts:
         return sum(self.events.values())
 
 
+def version(database: str) -> str:
+    with sa.create_engine(database).connect() as connection:
+        return str(connection.execute(sa.text("SHOW server_version")).scalar_one()).split()[0]
+
+
 def count(database: str) -> Counts:
     sizes = """SELECT relname, pg_total_relation_size(relid) FROM pg_catalog.pg_statio_user_tables
         ORDER BY 2 DESC LIMIT 5"""
