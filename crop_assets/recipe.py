@@ -27,6 +27,7 @@ _SPLIT_FILES = ("train_ids", "validation_ids", "test_ids")
 PATHS = {"aoi", "chip_boxes", "scene_list", "cid_list", *_SPLIT_FILES}
 """The fields that name a file."""
 _MAX_PATH = 4096
+_MAX_CHARACTERS = 1_000_000
 _MAX_NAMED_FILE = 256 << 20
 _DATASET = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 """A dataset's name is that of a folder in any kind of store, and part of addresses and logs."""
@@ -403,7 +404,11 @@ class RecipeFiles:
 
 def _read_yaml(path: str) -> Any:
     try:
-        return yaml.safe_load(Path(path).read_text())
+        with Path(path).open() as file:
+            text = file.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS:
+            raise InputError(f"recipe {path} has more than {_MAX_CHARACTERS:,} characters, and is no recipe")
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
         # constructors raise errors of their own if a value does not fit its tag, such as a date in month 13
         raise InputError(f"recipe {path} is not YAML: {error}") from None

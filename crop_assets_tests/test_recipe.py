@@ -1,4 +1,5 @@
 import datetime as dt
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -306,6 +307,21 @@ def test_a_field_that_is_no_word_is_unknown(load: Load) -> None:
 def test_a_file_that_is_no_recipe_is_refused(load: Load, text: str | bytes, message: str) -> None:
     with pytest.raises(InputError, match=rf"recipe .*recipe\.yaml:? {message}"):
         load(text)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_parsed(load: Load) -> None:
+    with pytest.raises(InputError, match=r"recipe .* has more than 1,000,000 characters"):
+        load("chips: 1 # " + "x" * 1_000_000)
+
+
+def test_a_small_file_of_many_references_is_refused_in_short(load: Load) -> None:
+    lists = ["&a [x, x, x, x, x, x, x, x, x]"]
+    for name, before in itertools.pairwise("abcdefghi"):
+        lists.append(f"&{before} [{', '.join([f'*{name}'] * 9)}]")
+    text = "".join(f"\n  - {one}" for one in lists)
+    with pytest.raises(InputError, match="chips: Input should be a valid integer") as error:
+        load(f"chips:{text}")
+    assert len(str(error.value)) < 1000
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -33,10 +33,13 @@ from resources.settings import Seconds, Settings, TimeoutSeconds
 from resources.sources import FileRequest
 
 _LOGIN_SECONDS = 10.0
+_FILE_VARIABLE = "EARTHDATA_TOKEN_FILE"
+_MAX_TOKEN = 65_536
 
 
 class LpDaac(Settings):
-    """HTTPS downloads from LP DAAC, with a bearer token or, without one, the login in ~/.netrc.
+    """HTTPS downloads from LP DAAC, with a bearer token, or that in the file EARTHDATA_TOKEN_FILE, or else the login in
+    ~/.netrc.
 
     The token is sent only to LP DAAC, not to the storage that it redirects to.
     """
@@ -104,7 +107,7 @@ class LpDaac(Settings):
                 self._get(request, path, token, progress, seconds)
             except LoginError:
                 # the token of the login in netrc may have expired
-                if not token or fresh or self.token.strip():
+                if not token or fresh or self._configured():
                     raise
                 self._login.forget(token)
                 self._get(request, path, self._bearer()[0], progress, seconds)
@@ -140,11 +143,15 @@ class LpDaac(Settings):
 
     def _bearer(self) -> tuple[str, bool]:
         """The configured token, or that of the login in netrc, or ""; and whether it is new."""
-        token = self.token.strip()
+        token = self._configured()
         # http.client would refuse it too, with the token in its message
         if not _is_token(token):
-            raise ResourceError("EARTHDATA_TOKEN has characters that no token has; copy it again")
+            name = "EARTHDATA_TOKEN" if self.token.strip() else _FILE_VARIABLE
+            raise ResourceError(f"{name} has characters that no token has; copy it again")
         return (token, False) if token else self._login.token(self.login_host)
+
+    def _configured(self) -> str:
+        return self.token.strip() or _token_of_file()
 
 
 class _Login:
@@ -178,6 +185,24 @@ class _Login:
         with self._lock:
             if self._token == token:
                 self._token = None
+
+
+def _token_of_file() -> str:
+    """The token in the file that EARTHDATA_TOKEN_FILE names, or "" without the variable.
+
+    It is read for each file, because a mounted secret may be replaced while a process runs.
+    """
+    path = os.environ.get(_FILE_VARIABLE)
+    if not path:
+        return ""
+    try:
+        with Path(path).open(encoding="ascii") as file:
+            token = file.read(_MAX_TOKEN).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ForbiddenError(f"{_FILE_VARIABLE}: {path} cannot be read ({type(error).__name__})") from None
+    if not token:
+        raise ForbiddenError(f"{_FILE_VARIABLE}: {path} is empty")
+    return token
 
 
 def _netrc_token(host: str) -> str:

@@ -39,15 +39,26 @@ class LastRequests(BaseModel, strict=True):
     dataset: str = ""
 
 
+class YearLook(BaseModel, strict=True):
+    """A look at a year: the recipe's fingerprint and the last event of the year that it saw, and what it found."""
+
+    recipe: str
+    event: int = Field(ge=0, le=2**63)
+    told: Annotated[str, StringConstraints(max_length=1000)] = ""
+
+
 class DatasetCursor(BaseModel, strict=True):
-    """The cursor of dataset_sensor: the last events it saw, its message, and what it requested."""
+    """The cursor of dataset_sensor: the last events it saw, its message, its last look at each year, and what it
+    requested.
+    """
 
     seen: list[str | int] = []
     told: str = ""
+    looks: dict[_Year, YearLook] = {}
     asked: dict[_Year, LastRequests] = {}
     count: int = Field(default=0, ge=0, le=2**53)
 
-    _are_of_the_cdl = field_validator("asked")(_within_years)
+    _are_of_the_cdl = field_validator("looks", "asked")(_within_years)
 
 
 _Cursor = TypeVar("_Cursor", ReleaseCursor, DatasetCursor)

@@ -6,7 +6,14 @@ from typing import TypeVar
 
 import dagster as dg
 
-from crop_assets.automation.cursors import YEARS, DatasetCursor, LastRequests, ReleaseCursor, read_cursor
+from crop_assets.automation.cursors import (
+    YEARS,
+    DatasetCursor,
+    LastRequests,
+    ReleaseCursor,
+    YearLook,
+    read_cursor,
+)
 from crop_assets.automation.jobs import DATASET, DATASET_ASSETS, TILE_ASSETS, TILES, labels_job
 from crop_assets.automation.releases import (
     LOOK_SECONDS,
@@ -31,6 +38,8 @@ from resources.store import DatasetStore
 # the next look after such a tick would be an hour later
 _RELEASE_SECONDS = 60
 _YEAR_SECONDS = 30
+_LOOK_SECONDS = 20
+"""After this time the years that are left wait for the next tick; Dagster ends a tick after 60 seconds."""
 
 _Cursor = TypeVar("_Cursor", ReleaseCursor, DatasetCursor)
 
@@ -131,15 +140,31 @@ def dataset_sensor(
     (cursor, reset), latest = _cursor(context, DatasetCursor), _latest_events(context.instance, recipe)
     if cursor.seen == latest:
         return dg.SensorResult(skip_reason=plain_text(f"{cursor.told}; nothing has changed since"))
-    requests, messages = [], []
-    asked = dict(cursor.asked)
+    requests: list[dg.RunRequest] = []
+    messages: list[str] = []
+    later: list[str] = []
+    asked, looks = dict(cursor.asked), dict(cursor.looks)
     # after a lost cursor, a key that was used before would launch nothing
     count = int(time.time()) if reset else cursor.count
-    for number in _years_of(context.instance):
+    events, started, looked = _events_by_year(context.instance), time.monotonic(), False
+    # first the years that have waited for their look, last those that change with each tick
+    for number in sorted(
+        _years_of(context.instance), key=lambda one: looks[str(one)].event if str(one) in looks else -1
+    ):
         year = str(number)
+        look = YearLook(recipe=recipe.fingerprint(), event=events.get(year, 0))
+        if year in looks and (looks[year].recipe, looks[year].event) == (look.recipe, look.event):
+            messages += filter(None, [looks[year].told])
+            continue
+        if looked and time.monotonic() - started > _LOOK_SECONDS:
+            later.append(year)
+            continue
+        looked = True
+        looks.pop(year, None)
         try:
             state = year_state(Lineage(store, Layout(recipe.dataset, number), recipe))
             if state is None:
+                looks[year] = look
                 continue
             before = asked.get(year, LastRequests())
             step = next_step(state, before.tiles, before.dataset)
@@ -153,6 +178,8 @@ def dataset_sensor(
             # keep the cursor, so that the next tick looks again
             return _look_failed(error, context.cursor, reset)
         messages.append(f"{year}: {step.why}")
+        told = messages[-1] if step.what == "nothing" else f"{messages[-1]} (requested)"
+        looks[year] = look.model_copy(update={"told": plain_text(told, 500)})
         if step.what == "tiles":
             requests.append(_backfill(year, state.waiting))
             asked[year] = before.model_copy(update={"tiles": state.tile_map})
@@ -163,12 +190,16 @@ def dataset_sensor(
             assets = [dg.AssetKey(name) for name in DATASET_ASSETS]
             requests.append(dg.RunRequest(run_key=key, partition_key=year, asset_selection=assets))
             asked[year] = before.model_copy(update={"dataset": state.digest})
+    if later:
+        messages.append(f"the next look is at {', '.join(later[:5])}{', …' if len(later) > 5 else ''}")
     message = plain_text("; ".join(messages) or "no year has a tile map of this recipe yet")
     context.log.info(message)
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else plain_text(reset + message),
-        cursor=DatasetCursor(seen=latest, told=message, asked=asked, count=count).model_dump_json(),
+        cursor=DatasetCursor(
+            seen=[] if later else latest, told=message, looks=looks, asked=asked, count=count
+        ).model_dump_json(),
     )
 
 
@@ -185,6 +216,19 @@ def _latest_events(instance: dg.DagsterInstance, recipe: DatasetRecipe) -> list[
         records = instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
         events.append(records[0].storage_id if records else 0)
     return events
+
+
+def _events_by_year(instance: dg.DagsterInstance) -> dict[str, int]:
+    """The last event of the relevant tables of each year, so that years without new ones need not be looked at."""
+    last: dict[str, int] = {}
+    for asset in ("tile_map", "filtered_chips"):
+        found = instance.get_latest_storage_id_by_partition(
+            dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION
+        )
+        for partition, event in found.items():
+            year = partition.partition("|")[0]
+            last[year] = max(last.get(year, 0), event)
+    return last
 
 
 def _cursor(context: dg.SensorEvaluationContext, kind: type[_Cursor]) -> tuple[_Cursor, str]:

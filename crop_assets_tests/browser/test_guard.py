@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import json
 import os
+import socket
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from urllib.parse import quote, urlencode
 
 import dagster as dg
 import pandas as pd
+import psutil
 import pytest
 import requests
 import yaml
@@ -123,6 +126,23 @@ def nothing_is_launched(ui: Ui, request: pytest.FixtureRequest) -> Iterator[None
 @pytest.fixture
 def launches() -> None:
     """What a test asks for that launches a run."""
+
+
+def test_it_listens_on_loopback_and_on_sockets_that_other_users_cannot_write_to(ui: Ui) -> None:
+    """Other machines reach nothing of it, and other users only the port of the UI."""
+    process = psutil.Process(ui.running.process.pid)
+    sockets = [
+        connection
+        for one in (process, *process.children(recursive=True))
+        for connection in one.net_connections("all")
+    ]
+    listening = {one.laddr for one in sockets if one.status == psutil.CONN_LISTEN}
+    assert listening == {("127.0.0.1", ui.port)}
+    # the code server's, and that of the process in which it loads the code
+    paths = {Path(one.laddr) for one in sockets if one.family == socket.AF_UNIX and one.laddr}
+    assert len(paths) >= 2
+    for path in paths:
+        assert not path.stat().st_mode & stat.S_IWOTH, path
 
 
 @pytest.mark.parametrize(

@@ -144,12 +144,56 @@ def test_a_tile_that_is_damaged_waits_and_stops_no_other_year(finished_graph: Gr
     assert tiles_of(Years(finished_graph).tick()) == {EAST}
 
 
+def test_a_year_without_new_events_is_not_read_again(finished_graph: Graph) -> None:
+    finished_graph.instance.add_dynamic_partitions(CDL_YEAR, ["2021"])
+    forge(finished_graph.root, 2021, pa.array([""]))
+    assert finished_graph.run("labels_job").success
+    years = Years(finished_graph)
+    (request,) = years.tick().run_requests or []
+    assert request.partition_key == str(YEAR)
+    told = f"{YEAR}: all 2 tiles are done, and the dataset was requested; 2021: no tiles"
+    assert finished_graph.run("tiles_job", tiles=[WEST]).success
+    assert set(skipped(years.tick()).split("; ")) == set(told.split("; "))
+    # a table of 2021 that cannot be read, and of which there is no event
+    forge(finished_graph.root, 2021, None)
+    assert finished_graph.run("tiles_job", tiles=[WEST]).success
+    assert set(skipped(years.tick()).split("; ")) == set(told.split("; "))
+    event = dg.AssetMaterialization("tile_map", partition="2021")
+    finished_graph.instance.report_runless_asset_event(event)
+    assert (
+        "2021: " in skipped(years.tick()) and "2021: no tiles" not in json.loads(years.cursor or "")["told"]
+    )
+
+
+def test_a_tick_ends_in_time_and_the_next_one_looks_at_the_other_years(
+    finished_graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finished_graph.run("labels_job").success
+    finished_graph.instance.add_dynamic_partitions(CDL_YEAR, ["2020", "2021"])
+    for year in (2020, 2021):
+        forge(finished_graph.root, year, pa.array([""]))
+    monkeypatch.setattr("crop_assets.automation.sensors._LOOK_SECONDS", 0)
+    years, launched = Years(finished_graph), []
+    for later in (2, 1, 0):
+        launched += [request.partition_key for request in years.tick().run_requests or []]
+        told = json.loads(years.cursor or "")["told"]
+        left = told.partition("the next look is at ")[2]
+        assert len(left.split(", ")) == later if later else not left
+    assert launched == [str(YEAR)]
+    assert "2020: no tiles" in told and "2021: no tiles" in told
+    assert "nothing has changed since" in skipped(years.tick())
+
+
 ODD_SEEN: list[dict[str, Any]] = [
     {"seen": 5},
     {"seen": [{}]},
     {"told": ["x"]},
     {"asked": 5},
     {"asked": {"2022": 3}},
+    {"looks": {"2022": 3}},
+    {"looks": {"2022": {"recipe": "x", "event": "1"}}},
+    {"looks": {"2022": {"recipe": "x", "event": -1}}},
+    {"looks": {"2022": {"recipe": "x", "event": 1, "told": "x" * 2000}}},
     {"asked": {"2022": {"tiles": 3}}},
     {"asked": {"x": {}}},
     {"count": "x"},

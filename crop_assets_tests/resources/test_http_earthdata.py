@@ -183,6 +183,7 @@ def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "netrc"
     path.touch()
     monkeypatch.setenv("NETRC", str(path))
+    monkeypatch.delenv("EARTHDATA_TOKEN_FILE", raising=False)
     return path
 
 
@@ -757,6 +758,40 @@ def test_a_token_that_cannot_be_one_is_refused_and_not_repeated(
     url = archive.says(Answer(body=b"x"))
     with pytest.raises(ResourceError, match="EARTHDATA_TOKEN has characters that no token has") as error:
         fetch(lp_daac(f"{TOKEN}{junk}more"), url)
+    assert "secret-token" not in told(error.value)
+    assert not archive.asked
+
+
+def test_the_token_may_be_in_a_file_that_is_replaced_while_the_process_runs(
+    archive: Server, fetch: Fetching, netrc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc.write_text("default login me password hidden\n")
+    url, file = archive.says(Answer(body=b"x")), tmp_path / "token"
+    monkeypatch.setenv("EARTHDATA_TOKEN_FILE", str(file))
+    source = lp_daac("")
+    for token in ("first", "second"):
+        file.write_text(f"{token}\n")
+        fetch(source, url)
+    fetch(lp_daac(), url)
+    assert [login for _, login in archive.asked] == ["Bearer first", "Bearer second", f"Bearer {TOKEN}"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff", f"{TOKEN}\nsecond line".encode()])
+def test_a_file_without_a_token_is_refused_by_name_and_not_repeated(
+    archive: Server,
+    fetch: Fetching,
+    netrc: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None,
+) -> None:
+    netrc.write_text("default login me password hidden\n")
+    url, file = archive.says(Answer(body=b"x")), tmp_path / "token"
+    monkeypatch.setenv("EARTHDATA_TOKEN_FILE", str(file))
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ResourceError, match="EARTHDATA_TOKEN_FILE") as error:
+        fetch(lp_daac(""), url)
     assert "secret-token" not in told(error.value)
     assert not archive.asked
 
