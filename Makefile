@@ -132,7 +132,9 @@ lock: $(TOOLS)/.installed ## Pin all dependencies again, with hashes
 	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--group build pyproject.toml -o requirements.lock
 	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--group build --extra dev pyproject.toml -o requirements-dev.lock
+		--group build --extra many -c requirements.lock pyproject.toml -o requirements-many.lock
+	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--group build --extra dev --extra many -c requirements-many.lock pyproject.toml -o requirements-dev.lock
 	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --group pyproject.toml:tools -o requirements-tools.lock
 	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

@@ -27,6 +27,10 @@ from dagster._core.execution.backfill import (
 )
 from dagster._core.execution.job_execution_result import JobExecutionResult
 from dagster._core.instance import InstanceRef
+
+# a run launcher's answers about a run; launchers other than Dagster's own have no public name for them
+from dagster._core.launcher import CheckRunHealthResult as CheckRunHealthResult
+from dagster._core.launcher import WorkerStatus as WorkerStatus
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
     RemoteJobOrigin,
