@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import datetime as dt
 import functools
+import importlib.util
 import os
 import platform
 import random
@@ -23,11 +24,13 @@ from pathlib import Path
 
 import dagster as dg
 import psutil
+import yaml
 
 from crop_assets.demo.run import server_environment
 from crop_assets.demo.server import serve
 from crop_assets.stages import STAGES
 from crop_assets_tests.drills.world import COMMAND, Bench, Call, DrillError, Store, opened
+from crop_assets_tests.scale.__main__ import postgres
 from crop_assets_tests.small_world import digests
 from resources.loopback import free_port
 
@@ -344,6 +347,50 @@ def reboot(bench: Bench, chance: random.Random) -> str:
     return (
         f"{len(stuck)} runs were {', '.join(sorted(set(stuck)))} and ended; all slots free; undisturbed bytes"
     )
+
+
+@drill
+def database_restarted(bench: Bench, chance: random.Random) -> str:
+    """PostgreSQL, which keeps Dagster's runs and events, is restarted in mid-run"""
+    if importlib.util.find_spec("dagster_postgres") is None or not list(
+        Path("/usr/lib/postgresql").glob("*/bin")
+    ):
+        return "not run: dagster-postgres or PostgreSQL is not installed"
+    with tempfile.TemporaryDirectory(prefix="drill-db-") as folder:
+        # PostgreSQL refuses to run as root
+        Path(folder).chmod(0o755)
+        sockets = Path(folder) / "postgres"
+        sockets.mkdir()
+        with postgres(sockets) as (address, _):
+            texts, survived = set(), 0
+            for stage in ("scene_metadata", "band_cids", "chips"):
+                store = bench.empty("database")
+                settings = yaml.safe_load((store.folder / "home/dagster.yaml").read_text())
+                settings["storage"] = {"postgres": {"postgres_url": address}}
+                (store.folder / "home/dagster.yaml").write_text(yaml.safe_dump(settings))
+                call = store.start()
+                if not call.wait_for(functools.partial(store.table, stage)):
+                    raise DrillError(call.output)
+                _restart(sockets)
+                ended = call.end()
+                if ended.code:
+                    texts.add(ended.require_clear_error("(database|server closed|connection)")[-160:])
+                survived += ended.code == 0
+                store.require_undisturbed()
+            _pg_ctl(sockets, "stop", "-m", "fast")
+    error = f", {len(texts)} clear errors, such as “{sorted(texts)[0]}”" if texts else ""
+    return f"{survived} of 3 runs went on{error}; then undisturbed bytes"
+
+
+def _restart(sockets: Path) -> None:
+    _pg_ctl(sockets, "restart", "-m", "fast", "-l", str(sockets / "restarted.log"))
+
+
+def _pg_ctl(sockets: Path, *words: str) -> None:
+    (data,) = (path.parent for path in sockets.rglob("postmaster.pid"))
+    program = max(Path("/usr/lib/postgresql").glob("*/bin")) / "pg_ctl"
+    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+    subprocess.run([*user, program, "-D", data, "-w", *words], check=True, capture_output=True, cwd="/")
 
 
 def _slots(instance: dg.DagsterInstance) -> set[str]:
