@@ -204,6 +204,7 @@ class Lineage:
                 # others may have been judged by it
                 holder._stale.clear()
                 holder._of_tiles.clear()
+                holder._ahead.clear()
             holder._frames.pop((asset, tile), None)
             holder._places.pop(asset, None)
             holder._row_versions.clear()

@@ -6,6 +6,7 @@ step, so with a step per stage one bad tile would stop every other tile of its r
 as soon as it succeeds, and the step fails at the end, naming the tiles that failed and why.
 """
 
+import contextlib
 import functools
 import inspect
 import queue
@@ -14,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -284,47 +285,37 @@ def make_tile(
     `year_lineage` is shared by the tiles of a year, so that the year's tables are read once. Of an object store, what a
     stage has read or written is kept on this machine for the later ones, until the tile is finished.
     """
-    with work.store.scratch() as store:
-        _make_stages(key, replace(work, store=store), year_lineage, report, pool)
-
-
-def _make_stages(
-    key: dg.MultiPartitionKey,
-    work: TileWork,
-    year_lineage: Lineage | None,
-    report: Callable[[str | _Done | _Checked | _Failure], None],
-    pool: Executor,
-) -> None:
     label = shown_tile(key)
     lineage: Lineage | None = None
-    for stage in work.stages:
-        check()
-        try:
-            year, tile = year_and_tile(key)
+    with contextlib.ExitStack() as stack:
+        for stage in work.stages:
+            check()
+            try:
+                year, tile = year_and_tile(key)
 
-            def log(text: str, name: str = stage.name) -> None:
-                report(plain_text(f"{label} {name}: {text}"))
+                def log(text: str, name: str = stage.name) -> None:
+                    report(plain_text(f"{label} {name}: {text}"))
 
-            lineage = lineage or Lineage(
-                work.store, Layout(work.recipe.dataset, year), work.recipe, year_lineage
-            )
-            run = TileRun(work.store, work.recipe, log, log, year, tile, pool, work.files)
-            if stage.name in work.selected:
-                report(_make(key, run, stage, work, lineage))
-            if stage.checks:
-                table = lineage.read(stage.name, tile)
-                found = [(check, check.function(table, {}, run)) for check in stage.checks]
-                report(_Checked(stage, key, found))
-        except (InputError, ResourceError, OSError) as error:
-            transient = isinstance(error, UnavailableError | ConnectionError | TimeoutError)
-            report(_Failure(str(key), label, stage.name, plain_text(str(error)), "", transient))
-            return
-        except Exception as error:
-            # a message from another library, of any length
-            cause = plain_text(f"{type(error).__name__}: {error}")
-            where = "".join(traceback.format_tb(error.__traceback__))
-            report(_Failure(str(key), label, stage.name, cause, f"\n{where}", False))
-            return
+                if lineage is None:
+                    store = stack.enter_context(work.store.scratch())
+                    lineage = Lineage(store, Layout(work.recipe.dataset, year), work.recipe, year_lineage)
+                run = TileRun(lineage.store, work.recipe, log, log, year, tile, pool, work.files)
+                if stage.name in work.selected:
+                    report(_make(key, run, stage, work, lineage))
+                if stage.checks:
+                    table = lineage.read(stage.name, tile)
+                    found = [(check, check.function(table, {}, run)) for check in stage.checks]
+                    report(_Checked(stage, key, found))
+            except (InputError, ResourceError, OSError) as error:
+                transient = isinstance(error, UnavailableError | ConnectionError | TimeoutError)
+                report(_Failure(str(key), label, stage.name, plain_text(str(error)), "", transient))
+                return
+            except Exception as error:
+                # a message from another library, of any length
+                cause = plain_text(f"{type(error).__name__}: {error}")
+                where = "".join(traceback.format_tb(error.__traceback__))
+                report(_Failure(str(key), label, stage.name, cause, f"\n{where}", False))
+                return
 
 
 def _make(key: dg.MultiPartitionKey, run: TileRun, stage: Stage, work: TileWork, lineage: Lineage) -> _Done:

@@ -24,16 +24,19 @@ from crop_assets.graph.metadata import (
 from crop_assets.graph.services import resource_keys, services_of
 from crop_assets.graph.stage import AllTiles, Check, Made, Run, Source, Stage, YearRun, call
 from crop_assets.layout import Layout
+from crop_assets.parallel import in_parallel
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_mapping, year_of
 from crop_assets.schemas import tile_names
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.plain_text import plain_text
-from resources.stop import uninterrupted
+from resources.stop import StoppablePool, uninterrupted
 from resources.tables import StoredTable
 
 EVERY_TILE_IS_IN = "every_tile_is_in"
 FAILED = "failed"
 """Metadata of the observation of a stage and tile that was not made: the reason."""
+_READS_AT_ONCE = 8
+"""Tables of tiles that are read at once, because an object store takes some time for each."""
 _NAMED = 5
 """Maximum missing tiles in an error, with their causes; the log and the check have all."""
 _ALL_TILES = (
@@ -217,16 +220,24 @@ def read_tiles(
     the check `every_tile_is_in` then fails with the severity ERROR.
     """
     frames, versions, missing = [], {}, {}
-    for tile in tile_names(lineage.read("tile_map", None)):
+    names = tile_names(lineage.read("tile_map", None))
+    lineage.read_ahead(upstream, names)
+
+    def read(tile: str) -> tuple[str, str, pd.DataFrame | None]:
         try:
             reason, version = lineage.of_tile(upstream, tile)
-            if not reason:
-                frames.append(lineage.read_tile(upstream, tile).assign(tile=tile))
-                versions[tile] = version
+            frame = None if reason else lineage.read_tile(upstream, tile).assign(tile=tile)
+            return reason, version, frame
         except IntegrityError as error:
-            reason = str(error)
-        if reason:
-            missing[tile] = reason
+            return str(error), "", None
+
+    with StoppablePool(_READS_AT_ONCE) as pool:
+        for tile, (reason, version, frame) in zip(names, in_parallel(pool, read, names), strict=True):
+            if frame is None:
+                missing[tile] = reason
+            else:
+                frames.append(frame)
+                versions[tile] = version
     missing |= failed_because(context.instance, upstream, lineage.layout.year, missing)
     for tile, reason in missing.items():
         run.warn(f"{tile}: {reason}")

@@ -74,7 +74,7 @@ def test_a_tile_is_made_by_few_requests_and_reused_by_fewer(
     labelled_graph: Graph, server: Server, pool: Executor
 ) -> None:
     elsewhere = s3fs.S3FileSystem(skip_instance_cache=True)
-    elsewhere.mkdir(BUCKET)
+    elsewhere.makedirs(BUCKET, exist_ok=True)
     elsewhere.put(str(labelled_graph.root), f"{BUCKET}/data", recursive=True)
     before = set(digests(labelled_graph.root))
     store = DatasetStore(root=f"s3://{BUCKET}/data")
@@ -155,7 +155,7 @@ def _spoil(store: DatasetStore) -> dict[str, Callable[[str], object]]:
 
 def test_many_tiles_are_judged_together_as_each_is_alone(server: Server, tmp_path: Path) -> None:
     elsewhere = s3fs.S3FileSystem(skip_instance_cache=True)
-    elsewhere.mkdir(BUCKET)
+    elsewhere.makedirs(BUCKET, exist_ok=True)
     local, store = DatasetStore(root=str(tmp_path)), DatasetStore(root=f"s3://{BUCKET}/judged")
     kinds = list(_spoil(local))
     good, long, *others = tiles = names_of_tiles(len(kinds) + 2)

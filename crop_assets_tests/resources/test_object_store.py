@@ -1,4 +1,6 @@
 import hashlib
+import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from crop_assets.tiles.assets import tile_grid
 from crop_assets.verify import verify_tables
 from crop_assets_tests.forged import table_of
 from crop_assets_tests.resources.loopback import closed_port
+from resources import file_system
 from resources.errors import (
     ForbiddenError,
     IntegrityError,
@@ -41,7 +44,7 @@ from resources.errors import (
     TryAgainError,
     UnreachableError,
 )
-from resources.store import DatasetStore
+from resources.store import DatasetStore, Tail
 from resources.tables import Column, TableSchema, read_table, stored_table, write_table
 from resources.tile_grid import TileGridSource
 
@@ -408,6 +411,68 @@ def test_a_file_is_read_by_one_request_and_no_more_of_it_than_allowed(server: Se
     with pytest.raises(IntegrityError, match="a/b has 5 bytes; the most is 4"):
         store.read_bytes("a/b", 4)
     assert asked == ["GET"] * 4
+
+
+def test_a_scratch_is_read_in_place_of_the_objects_until_it_ends(
+    server: Server, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    asked: list[str] = []
+    server.refused = lambda environ: bool(asked.append(environ["REQUEST_METHOD"]))
+    store = DatasetStore(root=root)
+    store.write_bytes("a/c.tif", b"2")
+    server.refusal = (500, "InternalError", "Oops.")
+    with store.scratch() as scratch:
+        scratch.write_bytes("a/b.tif", b"1")
+        assert scratch.read_bytes("a/b.tif") == b"1"
+        assert scratch.sha256("a/b.tif") == hashlib.sha256(b"1").hexdigest()
+        assert scratch.tail("a/b.tif", 8) == Tail(b"1", 1)
+        with scratch.local("a/b.tif", 1) as path, scratch.reading("a/b.tif") as file:
+            assert (path.name, path.read_bytes(), file.read()) == ("b.tif", b"1", b"1")
+        with pytest.raises(IntegrityError, match=r"a/b\.tif has 1 bytes; the most is 0"):
+            scratch.read_bytes("a/b.tif", 0)
+        assert asked == ["PUT"]
+        assert [scratch.read_bytes("a/c.tif") for _ in range(2)] == [b"2", b"2"]
+        assert asked == ["PUT", "GET"]
+        scratch.copy_file("a/b.tif", "a/c.tif")
+        assert scratch.read_bytes("a/c.tif") == b"1"
+        scratch.remove("a/c.tif")
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError):
+                scratch.read_bytes("a/c.tif")
+        store.write_bytes("a/b.tif", b"3")
+        assert (scratch.read_bytes("a/b.tif"), store.read_bytes("a/b.tif")) == (b"1", b"3")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+    left = tmp_path / f"crop-assets-{os.getuid()}" / ".scratch-killed" / "1"
+    left.mkdir(parents=True)
+    (left / "b.tif").write_bytes(b"1")
+    with store.scratch() as scratch:
+        assert scratch.read_bytes("a/b.tif") == b"3"
+        assert left.exists(), "it may be in use"
+    monkeypatch.setattr(file_system, "_ABANDONED_SECONDS", -1)
+    with store.scratch():
+        assert not left.parent.exists()
+
+
+def test_the_end_of_an_object_is_read_by_one_request(server: Server, root: str) -> None:
+    store = DatasetStore(root=root)
+    for name, data in {"long": b"0123456789", "short": b"01", "empty": b""}.items():
+        store.write_bytes(f"a/{name}", data)
+    asked: list[str] = []
+    server.refused = lambda environ: bool(asked.append(environ["REQUEST_METHOD"]))
+    server.refusal = (500, "InternalError", "Oops.")
+    found = [store.tail(f"a/{name}", 4) for name in ("long", "short", "empty")]
+    assert [(tail.data, tail.size) for tail in found] == [(b"6789", 10), (b"01", 2), (b"", 0)]
+    with pytest.raises(FileNotFoundError):
+        store.tail("a/missing", 4)
+    assert asked == ["GET"] * 4
+    names = [f"a/{name}" for name in ("long", "missing", "short")]
+    assert store.tails(names, 4) == {"a/long": found[0], "a/short": found[1]}
+    etags = store.etags("a")
+    assert (etags["a/long"], set(etags)) == (found[0].etag, {"a/long", "a/short", "a/empty"})
+    assert found[0].etag
+    assert store.etags("nothing") == {}
 
 
 # Only damage is damage

@@ -73,7 +73,7 @@ def test_every_file_of_a_dataset_is_that_of_a_local_run(
         assert again.success
         assert not again.redone, job
     # what was made is noticed to be another's
-    changed = layout.merged(THREE_TILES[tiles[0]][0])
+    changed = layout.merged(THREE_TILES[EAST][0])
     store.write_bytes(changed, b"another's")
     again = graph.run("tiles_job", tiles=tiles, **three_tiles, store=store)
     assert again.success
