@@ -16,6 +16,15 @@ class Query:
     answer_bytes: int
 
 
+@dataclass(frozen=True)
+class Look:
+    """Seconds of the ticks of a first look at these years, and of a tick after an event of one year."""
+
+    years: int
+    first: list[float]
+    later: float
+
+
 @dataclass
 class Measured:
     """What was measured, for the report. CPU seconds are by part; `again` are the wall seconds of a second backfill."""
@@ -28,7 +37,7 @@ class Measured:
     counts: list[Counts] = field(default_factory=list)
     pages: list[dict[str, list[Query]]] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
-    looks: dict[int, float] = field(default_factory=dict)
+    looks: list[Look] = field(default_factory=list)
     partitions: int = 0
     few: int = 0
     postgres: str = ""

@@ -140,11 +140,23 @@ def _sizes(found: Measured) -> Iterable[str]:
 
 
 def _looks(found: Measured) -> Iterable[str]:
-    looks = "; ".join(
-        f"{years} years, {years * found.tiles:,} tiles: {seconds:.1f} s"
-        for years, seconds in found.looks.items()
+    yield "### The look of `dataset_sensor`"
+    yield ""
+    yield "At years that are done, on a local disk. Dagster ends a tick after 60 seconds."
+    yield ""
+    yield from _table(
+        ["years", "tiles", "ticks of the first look", "the longest", "a tick after an event of one year"],
+        [
+            [
+                f"{look.years}",
+                f"{look.years * found.tiles:,}",
+                f"{len(look.first)}",
+                f"{max(look.first):.1f} s",
+                f"{look.later:.1f} s",
+            ]
+            for look in found.looks
+        ],
     )
-    yield f"A look of `dataset_sensor` at finished years, on a local disk: {looks}."
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
