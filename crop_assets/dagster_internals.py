@@ -48,6 +48,8 @@ DAEMON = "dagster._daemon"
 """The module of `dagster-daemon`, to run it with this interpreter wherever its scripts are."""
 _IN_PROCESS = "in_process"
 """Folder in DAGSTER_HOME with a locked file for each run of `execute_here`."""
+_OPENING = ".opening"
+"""File in DAGSTER_HOME that is locked while a process makes its databases."""
 _NO_OUTPUT_FILES = {
     "module": "dagster._core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
@@ -82,11 +84,19 @@ def instance_of_terminal(home: Path) -> dg.DagsterInstance:
     """The instance of a DAGSTER_HOME, for runs whose output goes to the terminal.
 
     `DagsterInstance.from_config` takes no overrides, and the processes that copy the output of a run to files print
-    tracebacks at Ctrl-C.
+    tracebacks at Ctrl-C. Only one process at a time makes the databases of a new home: two of them would stamp the same
+    database twice, and no later process could open it ("more than one head present").
     """
-    return dg.DagsterInstance.from_ref(
-        InstanceRef.from_dir(str(home), overrides={"compute_logs": _NO_OUTPUT_FILES})
-    )
+    with open(home / _OPENING, "wb", opener=no_follow) as file:
+        lock(file)
+        instance = dg.DagsterInstance.from_ref(
+            InstanceRef.from_dir(str(home), overrides={"compute_logs": _NO_OUTPUT_FILES})
+        )
+        # Dagster makes each database when it is first used
+        instance.get_runs(limit=1)
+        instance.get_dynamic_partitions("tile")
+        instance.all_instigator_state()
+    return instance
 
 
 def execute_here(

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from crop_assets.dagster_internals import DAEMON, webserver_app
+from crop_assets.dagster_internals import DAEMON, instance_of_terminal, webserver_app
 from crop_assets.errors import InputError
 from crop_assets.layout import PICTURE, PICTURE_TYPES
 from crop_assets.local_server import listen, protect, run
@@ -41,6 +41,8 @@ def open_ui(port: int, log: Callable[[str], None]) -> int:
     """
     require_home()
     listen(port).close()
+    # the processes below would all make its databases at once
+    instance_of_terminal(Path(os.environ["DAGSTER_HOME"])).dispose()
     # background jobs of a shell ignore interrupts, and Dagster's processes would inherit that
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,8 @@
 """The declaration of a stage."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 
 from crop_assets.layout import Layout
 from crop_assets.recipe import DatasetRecipe, RecipeFiles
+from resources.errors import TryAgainError
 from resources.store import DatasetStore
 from resources.tables import TableSchema
 
@@ -83,6 +85,20 @@ class Made:
         """SHA-256 of each file, by name; computed from the store if it is not known."""
         known = self.files if isinstance(self.files, Mapping) else {}
         return {name: known.get(name) or store.sha256(name) for name in sorted(self.files)}
+
+
+@contextlib.contextmanager
+def alone(layout: Layout) -> Iterator[None]:
+    """Raise TryAgainError if a file of the dataset that the block reads or has written is removed by another run."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if layout.root not in str(error):
+            raise
+        name = f"{layout.root}{str(error).rpartition(layout.root)[2]}".strip("'")
+        raise TryAgainError(
+            f"{name} was removed by another run of this year meanwhile; launch this run again"
+        ) from None
 
 
 @dataclass(frozen=True)

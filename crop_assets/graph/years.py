@@ -22,7 +22,7 @@ from crop_assets.graph.metadata import (
     table_metadata,
 )
 from crop_assets.graph.services import resource_keys, services_of
-from crop_assets.graph.stage import AllTiles, Check, Made, Run, Source, Stage, YearRun, call
+from crop_assets.graph.stage import AllTiles, Check, Made, Run, Source, Stage, YearRun, alone, call
 from crop_assets.layout import Layout
 from crop_assets.parallel import in_parallel
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_mapping, year_of
@@ -123,9 +123,10 @@ def _materialize(
         metadata = {**earlier_metadata(context.instance, stage.name, partition, stored), **metadata}
     else:
         frames = {name: lineage.read(name, None) for name in stage.tables}
-        made = call(stage.function, {**known, **frames, **tiles, "source": source.value})
-        metadata |= store_pictures(made.metadata, store, lineage.layout.pictures(stage.name))
-        stored = _write(lineage, stage, run, made, record)
+        with alone(lineage.layout):
+            made = call(stage.function, {**known, **frames, **tiles, "source": source.value})
+            metadata |= store_pictures(made.metadata, store, lineage.layout.pictures(stage.name))
+            stored = _write(lineage, stage, run, made, record)
         if not year:
             # those of years may depend on the earlier table
             context.resources.lineages.clear()

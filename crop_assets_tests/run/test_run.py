@@ -295,3 +295,40 @@ def test_a_run_that_waits_for_a_slot_shows_it(
     done = call(tmp_path, variables, "run", "--year", str(YEAR))
     assert done.returncode == 0, done.stdout
     assert chips(dataset_of(tmp_path)) == CHIPS[YEAR, WEST] | CHIPS[YEAR, EAST]
+
+
+OPEN = """
+import sys, pathlib
+from crop_assets.dagster_internals import instance_of_terminal
+print("ready", flush=True)
+sys.stdin.readline()
+with instance_of_terminal(pathlib.Path(sys.argv[1])) as instance:
+    instance.add_dynamic_partitions("tile", [sys.argv[2]])
+"""
+
+
+def test_processes_that_make_a_new_dagster_home_at_once_leave_one_that_opens(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    tiles = ["14SMG", "14SNG", "14SMF"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, str(tmp_path), tile],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for tile in tiles
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert sorted(instance.get_dynamic_partitions("tile")) == sorted(tiles)
