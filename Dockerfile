@@ -8,8 +8,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/crop-assets
 ENV PATH=/opt/crop-assets/bin:$PATH
 WORKDIR /src
-COPY requirements.lock ./
-RUN python -m pip install --no-deps --require-hashes -r requirements.lock
+# requirements-many.lock for workers on many machines
+ARG LOCK=requirements.lock
+COPY ${LOCK} ./
+RUN python -m pip install --no-deps --require-hashes -r ${LOCK}
 COPY pyproject.toml README.md LICENSE ./
 COPY crop_assets ./crop_assets
 COPY resources ./resources

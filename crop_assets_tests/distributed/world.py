@@ -63,7 +63,10 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def build(folder: Path, count: int) -> Site:
-    """Make the site in a new folder; the same count gives the same bytes."""
+    """Make the site in a folder, if it is not there; the same count gives the same bytes."""
+    finished = folder / "tiles.json"
+    if finished.exists():
+        return Site(folder, tuple(json.loads(finished.read_text())))
     grid = read_tile_grid(official_grid_path())
     near = grid[grid["lon"].between(-106, -91) & grid["lat"].between(32, 44)].reset_index(drop=True)
     near[["tile", "geometry"]].to_parquet(folder / "grid.parquet")
@@ -97,6 +100,7 @@ def build(folder: Path, count: int) -> Site:
                 item["properties"]["spatial_coverage"] = 100
             text = json.dumps({"type": "FeatureCollection", "features": items})
             (folder / f"{name}.json").write_text(text.replace(server.base_url, _NOWHERE))
+    finished.write_text(json.dumps(world.tiles))
     return Site(folder, world.tiles)
 
 
