@@ -114,6 +114,8 @@ def strike(running: Cluster, backfill: str, name: str, spared: set[str]) -> Faul
 
 def watch(running: Cluster, backfill: str, fault: Fault) -> bool:
     """Note when the run failed, and when its retry started; whether both are known."""
+    if fault.retried:
+        return True
     run = running.instance.get_run_by_id(fault.run_id)
     assert run is not None
     if not fault.noticed:
@@ -124,13 +126,20 @@ def watch(running: Cluster, backfill: str, fault: Fault) -> bool:
         lines = running.daemon_log.read_text(errors="replace").splitlines()
         fault.looks = sum(f"run {fault.run_id}: " in line and "(look " in line for line in lines)
         failures = running.instance.all_logs(fault.run_id, dg.DagsterEventType.RUN_FAILURE)
-        fault.reason = failures[0].user_message.splitlines()[0] if failures else ""
+        event = failures[0].dagster_event if failures else None
+        fault.reason = str(event.message) if event else ""
         log(f"{fault.name}: noticed after {fault.noticed:.0f} s and {fault.looks} looks: {fault.reason}")
     retries = [r for r in running.runs(backfill) if r.tags.get("dagster/parent_run_id") == fault.run_id]
     if not any(retry.status in (STARTED, SUCCESS) for retry in retries):
         return False
     fault.retried = time.monotonic() - fault.at
     return True
+
+
+def watch_and_count(running: Cluster, backfill: str, fault: Fault) -> int:
+    """Watch a fault; returns how many runs of the backfill have succeeded."""
+    watch(running, backfill, fault)
+    return sum(run.status == SUCCESS for run in running.runs(backfill))
 
 
 def wait_for_the_end(running: Cluster, backfill: str) -> None:
@@ -203,7 +212,7 @@ def drill(folder: Path, options: argparse.Namespace) -> None:
         log("the labels are there")
         started = time.monotonic()
         first = running.backfill("tiles_job", site.keys)
-        faults = [] if options.calm else disturb(running, first)
+        faults = [] if options.calm else disturb(running, first, options.tiles // TILES_PER_RUN * 2 // 3)
         wait_for_the_end(running, first)
         first_seconds = time.monotonic() - started
         log(f"the backfill succeeded after {first_seconds:.0f} s")
@@ -237,14 +246,15 @@ def drill(folder: Path, options: argparse.Namespace) -> None:
         options.report.write_text(text)
 
 
-def disturb(running: Cluster, backfill: str) -> list[Fault]:
+def disturb(running: Cluster, backfill: str, count: int) -> list[Fault]:
     """Kill one worker and restart it as systemd would; cut another off, until the retry of its run has started."""
     killed = strike(running, backfill, "killed", set())
-    cut = strike(running, backfill, "cut off", {killed.worker.host})
     time.sleep(max(0, killed.at + 5 - time.monotonic()))
     killed.worker.start()
-    wait_for("the retry of the killed run", lambda: watch(running, backfill, killed))
-    wait_for("the retry of the run that was cut off", lambda: watch(running, backfill, cut))
+    # late, so that the retry does not wait behind most of the runs while the worker is still cut off
+    wait_for("two thirds of the runs", lambda: watch_and_count(running, backfill, killed) >= count)
+    cut = strike(running, backfill, "cut off", {killed.worker.host})
+    wait_for("the retries", lambda: all([watch(running, backfill, fault) for fault in (killed, cut)]))
     cut.worker.reconnect()
     log(f"{cut.worker.host} is back after {time.monotonic() - cut.at:.0f} s")
     for fault in (killed, cut):
@@ -280,29 +290,30 @@ def report(
     memory = psutil.virtual_memory().total / 2**30
     rows = "\n".join(
         f"| {fault.name} | {fault.finished_before} | {fault.noticed:.0f} s, {fault.looks} looks | "
-        f"{fault.retried:.0f} s | {end.status.value if end else 'missing'} |"
+        f"{fault.retried:.0f} s | {len(running.instance.all_logs(fault.run_id, MATERIALIZED))} | "
+        f"{end.status.value if end else 'missing'} |"
         for fault, end in zip(faults, ends, strict=True)
     )
     return f"""# Many machines: a drill
 
-`make distributed` wrote this page on {dt.date.today()}, on a machine with {os.cpu_count()} cores and
-{memory:.0f} GiB of memory (Python {platform.python_version()}, Dagster {dg.__version__}). It played
-[many machines](many-machines.md) on one: PostgreSQL, Redis, SeaweedFS as the object store, a code server, a webserver, a daemon
-with `deploy/many/dagster.yaml`, and {WORKERS} workers. Each worker had a network namespace, a `DAGSTER_HOME`, a working
-directory and a folder for temporary files of its own.
+`make distributed` wrote this page on {dt.date.today()}, on a machine with {os.cpu_count()} cores and {memory:.0f} GiB of
+memory (Python {platform.python_version()}, Dagster {dg.__version__}). It played [many machines](many-machines.md) on one:
+PostgreSQL, Redis, SeaweedFS as the object store, a code server, a webserver, a daemon with `deploy/many/dagster.yaml`,
+and {WORKERS} workers. Each worker had a network namespace, a `DAGSTER_HOME`, a working directory and a folder for
+temporary files of its own.
 
 {options.tiles} tiles of a synthetic world, two chips each, were launched as a backfill from the page of `tiles_job`,
-{TILES_PER_RUN} tiles a run. In mid-run one worker was killed with -9 and started again 5 seconds later, and another was
-cut off and reconnected when the retry of its run had started, so that two workers made the same tiles.
+{TILES_PER_RUN} tiles a run. In mid-run one worker was killed with -9 and started again 5 seconds later, and later another
+was cut off, and reconnected when the retry of its run had started, so that two workers made the same tiles.
 
-| worker | assets made before | failure noticed after | retry started after | status of its run in the end |
-|---|---|---|---|---|
+| worker | tables before | failure noticed after | retry started after | tables in the end | status of the run in the end |
+|---|---|---|---|---|---|
 {rows}
 
 - The backfill was COMPLETED_SUCCESS after {seconds[1]:.0f} s: {len(runs)} runs, of which {retries} were retries.
 - All slots of the pool were free, and all workers idle.
-- {len(expected)} of {len(expected)} files were equal, byte for byte, to those that one process made in a local folder in
-  {seconds[0]:.0f} s.
+- {len(expected)} of {len(expected)} files were equal, byte for byte, to those that one process made in a local folder
+  in {seconds[0]:.0f} s.
 - A second backfill took {seconds[2]:.0f} s, reused all {reused} tables, and wrote no file.
 """
 
