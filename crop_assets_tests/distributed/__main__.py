@@ -254,7 +254,7 @@ def disturb(running: Cluster, backfill: str, count: int) -> list[Fault]:
     # late, so that the retry does not wait behind most of the runs while the worker is still cut off
     wait_for("two thirds of the runs", lambda: watch_and_count(running, backfill, killed) >= count)
     cut = strike(running, backfill, "cut off", {killed.worker.host})
-    wait_for("the retries", lambda: all([watch(running, backfill, fault) for fault in (killed, cut)]))
+    wait_for("the retries", lambda: watch(running, backfill, killed) & watch(running, backfill, cut))
     cut.worker.reconnect()
     log(f"{cut.worker.host} is back after {time.monotonic() - cut.at:.0f} s")
     for fault in (killed, cut):
@@ -288,6 +288,7 @@ def report(
     runs = running.runs(backfill)
     retries = sum("dagster/parent_run_id" in run.tags for run in runs)
     memory = psutil.virtual_memory().total / 2**30
+    cores, python = os.cpu_count(), platform.python_version()
     rows = "\n".join(
         f"| {fault.name} | {fault.finished_before} | {fault.noticed:.0f} s, {fault.looks} looks | "
         f"{fault.retried:.0f} s | {len(running.instance.all_logs(fault.run_id, MATERIALIZED))} | "
@@ -296,17 +297,17 @@ def report(
     )
     return f"""# Many machines: a drill
 
-`make distributed` wrote this page on {dt.date.today()}, on a machine with {os.cpu_count()} cores and {memory:.0f} GiB of
-memory (Python {platform.python_version()}, Dagster {dg.__version__}). It played [many machines](many-machines.md) on one:
-PostgreSQL, Redis, SeaweedFS as the object store, a code server, a webserver, a daemon with `deploy/many/dagster.yaml`,
-and {WORKERS} workers. Each worker had a network namespace, a `DAGSTER_HOME`, a working directory and a folder for
-temporary files of its own.
+`make distributed` wrote this page on {dt.date.today()}, on a machine with {cores} cores and {memory:.0f} GiB of
+memory (Python {python}, Dagster {dg.__version__}). It played [many machines](many-machines.md) on one: PostgreSQL,
+Redis, SeaweedFS as the object store, a code server, a webserver, a daemon with `deploy/many/dagster.yaml`, and
+{WORKERS} workers. Each worker had a network namespace, a `DAGSTER_HOME`, a working directory and a folder for temporary
+files of its own.
 
 {options.tiles} tiles of a synthetic world, two chips each, were launched as a backfill from the page of `tiles_job`,
-{TILES_PER_RUN} tiles a run. In mid-run one worker was killed with -9 and started again 5 seconds later, and later another
-was cut off, and reconnected when the retry of its run had started, so that two workers made the same tiles.
+{TILES_PER_RUN} tiles a run. In mid-run one worker was killed with -9 and started again 5 seconds later. Another was cut
+off later, and reconnected when the retry of its run had started, so that two workers made the same tiles.
 
-| worker | tables before | failure noticed after | retry started after | tables in the end | status of the run in the end |
+| worker | tables before | noticed after | retry started after | tables in the end | status in the end |
 |---|---|---|---|---|---|
 {rows}
 
