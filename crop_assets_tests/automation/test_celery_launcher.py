@@ -101,7 +101,17 @@ def setup(tmp_path: Path) -> Iterator[Setup]:
     settings = {"run_launcher": launcher, "telemetry": {"enabled": False}, "nux": {"enabled": False}}
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "tasks.py").write_text(TASKS)
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    command = [
+        "redis-server",
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(tmp_path),
+    ]
     with (
         background(command, tmp_path / "redis.log") as redis,
         dg.DagsterInstance.from_config(str(tmp_path)) as instance,
