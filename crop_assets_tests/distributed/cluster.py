@@ -176,8 +176,10 @@ class Cluster:
             for name, about in found.items()
         }
 
-    def read(self, name: str) -> bytes:
-        return self.s3.cat_file(f"{BUCKET}/store/{name}")
+    def read(self, names: Sequence[str]) -> dict[str, bytes]:
+        prefix = f"{BUCKET}/store/"
+        found = self.s3.cat([prefix + name for name in names])
+        return {name.removeprefix(prefix): content for name, content in found.items()}
 
 
 @contextlib.contextmanager
