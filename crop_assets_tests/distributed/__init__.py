@@ -1,0 +1,1 @@
+"""The graph on many machines, played on one: `make distributed`."""
