@@ -150,7 +150,7 @@ class Store:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [*before, COMMAND, "run", "--year", str(YEAR), *places, *words],
-                env=self.bench.variables(DAGSTER_HOME=str(self.folder / "home"), **variables),
+                env=self.bench.variables(**{"DAGSTER_HOME": str(self.folder / "home"), **variables}),
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
