@@ -333,7 +333,7 @@ files of its own.
 
 {options.tiles} tiles of a synthetic world, two chips each, were launched as a backfill from the page of `tiles_job`,
 {TILES_PER_RUN} tiles a run. In mid-run one worker was killed with -9 and started again 5 seconds later. Another was cut
-off later, and reconnected when the retry of its run had started, so that two workers made the same tiles.
+off later, and reconnected when the retry of its run had started.
 
 | worker | tables before | noticed after | retry started after | tables in the end | status in the end |
 |---|---|---|---|---|---|
