@@ -69,11 +69,6 @@ $(READERS)/.installed: crop_assets_tests/readers/requirements.txt | $(VENV)/.ins
 	$(PIP) --python $(@D)/bin/python install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
-# An object store for the workers is one of the services
-$(VENV)/.installed-many: requirements-many.lock $(VENV)/.installed-services
-	$(PIP) install --quiet --no-deps --require-hashes -r $<
-	@touch $@
-
 # The tools need other versions of the project's dependencies.
 $(TOOLS)/.installed: requirements-tools.lock | $(VENV)/.installed
 	$(BIN)/python -m venv --clear --without-pip $(@D)
@@ -102,7 +97,7 @@ readers: $(READERS)/.installed ## Read DATASET (the demo's) with TerraTorch and 
 	@test -d $(DATASET) || { echo "there is no dataset in $(DATASET); make demo makes the demo's"; exit 1; }
 	$(READERS)/bin/python -m crop_assets_tests.readers $(DATASET) docs/readers.md
 
-distributed: $(VENV)/.installed-many ## Run 30 tiles on three workers, kill one and cut one off (needs root)
+distributed: $(VENV)/.installed-services ## Run 30 tiles on three workers, kill one and cut one off (needs root)
 	$(BIN)/python -m crop_assets_tests.distributed docs/distributed.md
 
 lint: install-dev ## Check style and types

@@ -11,9 +11,8 @@ year=$1 list=$2 per_task=8
 
 first=$(( SLURM_ARRAY_TASK_ID * per_task + 1 ))
 tiles=$(sed -n "${first},$(( first + per_task - 1 ))p" "$list" | paste -sd,)
-# Dagster's own records of a task are not needed later: what is made is reused by the content of the store. SQLite must
-# not be on a shared file system.
-DAGSTER_HOME=$(mktemp -d)
-trap 'rm -rf "$DAGSTER_HOME"' EXIT
-export DAGSTER_HOME CROP_ASSETS_WORKERS=$SLURM_CPUS_PER_TASK
-srun crop-assets run --year "$year" --tiles "$tiles"
+# Dagster's records of a task are kept in memory: what is made is reused by the content of the store, and SQLite must not
+# be on a shared file system.
+unset DAGSTER_HOME
+export CROP_ASSETS_WORKERS=$SLURM_CPUS_PER_TASK
+srun crop-assets run --year "$year" --tiles "$tiles" --until tiles
