@@ -34,7 +34,7 @@ from crop_assets_tests.scale.__main__ import postgres
 from crop_assets_tests.small_world import digests
 from resources.loopback import free_port
 
-KILLS, HANDS = 50, 10
+KILLS, HAND = 50, 5
 DRILLS: dict[str, Callable[[Bench, random.Random], str]] = {}
 
 
@@ -59,14 +59,14 @@ def at_stage(call: Call, store: Store, number: int) -> bool:
 @drill
 def killed(bench: Bench, chance: random.Random) -> str:
     """`kill -9` at random points of each stage"""
-    cards = [
-        number for _ in range(1 + KILLS // len(MADE)) for number in chance.sample(range(len(MADE)), len(MADE))
-    ]
-    hands = [sorted(cards[hand:KILLS:HANDS]) for hand in range(HANDS)]
     kills: Counter[str] = Counter()
-    late = 0
-    for number, hand in enumerate(hands):
-        store = bench.empty(f"killed_{number}")
+    late = stores = 0
+    waiting = list(range(len(MADE)))
+    while sum(kills.values()) < KILLS:
+        stores += 1
+        store = bench.empty(f"killed_{stores}")
+        hand = sorted(chance.sample(waiting, min(HAND, len(waiting))))
+        waiting = [stage for stage in waiting if stage not in hand] or list(range(len(MADE)))
         for stage in hand:
             call = store.start()
             if at_stage(call, store, stage):
@@ -80,13 +80,14 @@ def killed(bench: Bench, chance: random.Random) -> str:
         store.require_undisturbed()
         shutil.rmtree(store.folder)
     least = f"{len(kills)} of {len(MADE)} stages, each {min(kills.values())} to {max(kills.values())} times"
-    return f"{sum(kills.values())} kills in {least}; {late} came after the end. {HANDS} stores: undisturbed bytes"
+    more = f"; {late} more came after the end" * bool(late)
+    return f"{sum(kills.values())} kills in {least}{more}. {stores} stores: undisturbed bytes"
 
 
 @drill
 def terminated(bench: Bench, chance: random.Random) -> str:
     """SIGTERM in mid-run, as from a batch scheduler"""
-    longest = 0.0
+    longest, stopped = 0.0, 0
     store = bench.empty("terminated")
     for stage in sorted(chance.sample(range(len(MADE) - 4), 6)):
         call = store.start()
@@ -100,8 +101,9 @@ def terminated(bench: Bench, chance: random.Random) -> str:
         longest = max(longest, time.monotonic() - began)
         if ended.code != 130:
             raise DrillError(f"exit code {ended.code}:\n{ended.output[-3000:]}")
+        stopped += 1
     store.require_undisturbed()
-    return f"6 times exit code 130, gone within {longest:.1f} s; then undisturbed bytes"
+    return f"{stopped} times exit code 130, gone within {longest:.1f} s; then undisturbed bytes"
 
 
 @contextlib.contextmanager
