@@ -134,7 +134,7 @@ def disk_full(bench: Bench, chance: random.Random) -> str:
     for share in (0.1, 0.35, 0.6, 0.9):
         store = bench.empty("disk_full")
         with small_disk(store, max(1, int(needed * share))) as mounted:
-            words.add(store.run().require_clear_error("(No space left|MB free, and|make room)")[-160:])
+            words.add(store.run().require_clear_error("(No space left|MB free, and|make room)"))
             mounted(f"size={int(needed * 3)}m")
             store.require_undisturbed()
     return f"4 clear errors, such as “{sorted(words)[0]}”; with room again, undisturbed bytes"
@@ -148,7 +148,7 @@ def read_only(bench: Bench, chance: random.Random) -> str:
         if store.run("--until", "labels").code != 0:
             raise DrillError("the labels failed")
         mounted("ro")
-        text = store.run().require_clear_error("Read-only file system")[-160:]
+        text = store.run().require_clear_error("Read-only file system")
         mounted("rw")
         call = store.start()
         call.wait_for(lambda: store.table("scene_metadata"))
@@ -199,7 +199,7 @@ def server_gone(bench: Bench, chance: random.Random) -> str:
         if back and ended.code:
             raise DrillError(ended.output[-3000:])
         if not back:
-            texts.append(ended.require_clear_error("cannot be reached")[-160:])
+            texts.append(ended.require_clear_error("cannot be reached"))
         with serve(bench.setting.world, port):
             if (ended := store.run(**here)).code:
                 raise DrillError(ended.output[-3000:])
@@ -376,7 +376,7 @@ def database_restarted(bench: Bench, chance: random.Random) -> str:
                 _restart(sockets)
                 ended = call.end()
                 if ended.code:
-                    texts.add(ended.require_clear_error("(database|server closed|connection)")[-160:])
+                    texts.add(ended.require_clear_error("(database|server closed|connection)"))
                 survived += ended.code == 0
                 store.require_undisturbed()
             _pg_ctl(sockets, "stop", "-m", "fast")

@@ -31,6 +31,7 @@ from crop_assets_tests.small_world import (
 COMMAND = str(Path(sys.executable).with_name("crop-assets"))
 SHIPPED = Path(__file__).resolve().parents[2] / "deploy/one/dagster.yaml"
 SECONDS = 300
+_SHOWN = 140
 
 
 class DrillError(AssertionError):
@@ -45,12 +46,16 @@ class Ended:
     output: str
 
     def require_clear_error(self, pattern: str) -> str:
-        """The line that matches; raises DrillError unless the command failed with it and without a traceback."""
+        """The start of the line that matches, without time and folders.
+
+        Raises DrillError unless the command failed with it and without a traceback.
+        """
         if self.code not in (1, 2) or "Traceback" in self.output:
             raise DrillError(f"exit code {self.code}:\n{self.output[-3000:]}")
         if not (found := re.search(f"^.*{pattern}.*$", self.output, re.M)):
             raise DrillError(f"no line matches {pattern!r}:\n{self.output[-3000:]}")
-        return found[0].strip()
+        text = re.sub(r"/\S*/drills-[^/\s]*/", "", found[0].rpartition("ERROR: ")[2].strip())
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 @dataclass
