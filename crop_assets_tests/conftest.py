@@ -64,7 +64,7 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a folder on one worker, so that what they share is made once; those of whole runs, which take
     longest, a file at a time and first."""
-    long = ("automation", "browser", "national", "graph")
+    long = ("automation", "browser", "run", "national", "graph")
     items.sort(key=lambda item: [*long, item.path.parent.name].index(item.path.parent.name))
     for item in items:
         group = item.path.parent.name
