@@ -21,11 +21,12 @@ from typing import IO, Any, cast
 
 from fsspec.asyn import sync
 from fsspec.callbacks import Callback
+from fsspec.exceptions import FSTimeoutError
 from pydantic import Field, PrivateAttr, field_validator
 from upath import UPath
 
 from resources.addresses import require_local_or_s3
-from resources.errors import IntegrityError, UnsafeNameError
+from resources.errors import IntegrityError, SlowError, UnsafeNameError
 from resources.file_system import (
     flush,
     folder_below,
@@ -45,6 +46,8 @@ _SCRATCH = ".scratch-"
 _PARTS_AT_ONCE = 2
 """Parts of a large upload that are in memory at once, at 50 MB each."""
 _READS_AT_ONCE = 32
+_UPLOAD_SECONDS, _SLOWEST_UPLOAD = 120.0, 100_000.0
+"""Seconds, and bytes a second, that an upload may take at most."""
 _MAX_HASHED_BYTES = (1 << 40) - 1
 _MAX_COPIED_BYTES = 256 << 20
 """An object of more bytes is hashed in pieces, as there may be no room for a copy."""
@@ -234,7 +237,7 @@ class DatasetStore(Settings):
                 self._rename(local, name)
             else:
                 with translated(str(target)):
-                    target.fs.put_file(str(local), target.path, max_concurrency=_PARTS_AT_ONCE)
+                    _upload(target, local)
                 if self._scratch:
                     copy = self._new_copy(name)
                     local.rename(copy)
@@ -482,6 +485,22 @@ def _is_name(name: str) -> bool:
         return bool(_parts(name))
     except UnsafeNameError:
         return False
+
+
+def _upload(target: UPath, local: Path) -> None:
+    """Upload a file. Raises SlowError if the object store takes it slower than any that is of use.
+
+    s3fs would wait for ever for a server that keeps the connection open and reads nothing more.
+    """
+    size = local.stat().st_size
+    seconds = _UPLOAD_SECONDS + size / _SLOWEST_UPLOAD
+    fs, options = target.fs, {"max_concurrency": _PARTS_AT_ONCE}
+    try:
+        sync(fs.loop, fs._put_file, str(local), target.path, timeout=seconds, **options)
+    except FSTimeoutError:
+        raise SlowError(
+            f"{target}: the object store did not take {size:,} bytes in {seconds:.0f} s; try again later"
+        ) from None
 
 
 async def _tail_of_object(fs: Any, path: str, count: int) -> Tail:

@@ -223,7 +223,7 @@ def test_a_daemon_does_the_work_with_the_given_recipe(
         yaml.safe_dump({**yaml.safe_load((tmp_path / "recipe.yaml").read_text()), "seed": 1})
     )
     own = {"CROP_ASSETS_DATA": str(tmp_path / "data"), "CROP_ASSETS_RECIPE": str(of_daemon)}
-    traffic.broken["/ipfs/"] = 404
+    traffic.corrupt.add("/ipfs/")
     with daemon(home, variables | own) as (running, instance):
         running.wait_for("the daemon", lambda: daemon_is_live(instance, 120))
         failed = call(tmp_path, variables, *words)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +19,8 @@ from crop_assets.schemas import SCHEMAS
 from crop_assets.verify import verify_tables
 from crop_assets_tests.services.conftest import BUCKET, ObjectStore
 from crop_assets_tests.small_world import EAST, THREE_TILES, TILE_STAGES, WEST, Graph, digests
-from resources.errors import ResourceError
+from resources import store as store_module
+from resources.errors import ResourceError, SlowError
 from resources.store import DatasetStore
 from resources.tables import read_table
 
@@ -124,7 +126,10 @@ class Cut:
     def _close(self) -> None:
         for end in self._open:
             with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                # with data that nobody has read, this resets the connection
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.shutdown(socket.SHUT_RD)
+                end.close()
 
     def end(self) -> None:
         self._listener.close()
@@ -159,6 +164,24 @@ def test_an_upload_that_breaks_off_leaves_what_was_there(
     assert store.names("a") == ["a/large.tif"]
     store.write_bytes("a/large.tif", bytes(size))
     assert store.size("a/large.tif") == size
+
+
+def test_an_upload_that_the_server_stops_reading_ends(
+    seaweedfs: ObjectStore, remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DatasetStore(root=remote).write_bytes("a/large.tif", b"before")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with monkeypatch.context() as patch:
+            for name, value in seaweedfs.environment(address).items():
+                patch.setenv(name, value)
+            patch.setattr(store_module, "_UPLOAD_SECONDS", 2.0)
+            patch.setattr(store_module, "_SLOWEST_UPLOAD", 1e9)
+            s3fs.S3FileSystem.clear_instance_cache()
+            with pytest.raises(SlowError, match="did not take 94,371,840 bytes in 2 s"):
+                DatasetStore(root=remote).write_bytes("a/large.tif", bytes(90 << 20))
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert DatasetStore(root=remote).read_bytes("a/large.tif") == b"before"
 
 
 WRITER = """
