@@ -129,7 +129,7 @@ docs: install $(TOOLS)/.installed ## Generate the references from the code, and 
 	@echo "open .docs/index.html"
 
 audit: $(TOOLS)/.installed ## Check pinned dependencies for known vulnerabilities
-	@.ci/audit $(TOOLS)/bin/python requirements.lock
+	@.ci/audit $(TOOLS)/bin/python requirements-many.lock
 
 lock: $(TOOLS)/.installed ## Pin all dependencies again, with hashes
 	$(TOOLS)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

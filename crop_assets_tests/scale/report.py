@@ -41,7 +41,7 @@ def _cost(found: Measured) -> Iterable[str]:
     tiles = found.tiles_made
     first, second = found.counts[:2]
     rows, size = second.rows - first.rows, second.total_bytes - first.total_bytes
-    yield f"### {tiles:,} tile partitions through daemon, queue and PostgreSQL"
+    yield f"## {tiles:,} tile partitions through daemon, queue and PostgreSQL"
     yield ""
     yield from _table(
         ["", "in total", "a tile"],
@@ -70,7 +70,7 @@ def _by_type(found: Measured) -> Iterable[str]:
 
 
 def _ui(found: Measured) -> Iterable[str]:
-    yield "### The UI"
+    yield "## The UI"
     yield ""
     yield (
         "The slowest query of each page, as Chromium sends it: seconds of the first time, and the median when it is "
@@ -99,7 +99,7 @@ def _sizes(found: Measured) -> Iterable[str]:
     bytes_a_tile = (second.total_bytes - first.total_bytes) / found.tiles_made
     rows_a_tile = (second.rows - first.rows) / found.tiles_made
     ten = found.tiles * 10
-    yield "### Carried on"
+    yield "## Carried on"
     yield ""
     yield from _table(
         ["tile partitions", "runs", "rows of the event log", "database", "wall time of all backfills"],
@@ -140,7 +140,7 @@ def _sizes(found: Measured) -> Iterable[str]:
 
 
 def _looks(found: Measured) -> Iterable[str]:
-    yield "### The look of `dataset_sensor`"
+    yield "## The look of `dataset_sensor`"
     yield ""
     yield "At years that are done, on a local disk. Dagster ends a tick after 60 seconds."
     yield ""
