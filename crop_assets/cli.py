@@ -260,15 +260,12 @@ def _status(data: str, dataset: str, year: int | None, recipe_file: str, every: 
     from crop_assets.recipe import load_recipe
     from crop_assets.run.here import open_instance
     from crop_assets.status import json_of, lines_of, year_status
-    from crop_assets.stored import dataset_years, not_stored
+    from crop_assets.stored import require_years
     from resources.store import DatasetStore
 
     recipe, store = load_recipe(recipe_file), DatasetStore(root=data)
     name = dataset or recipe.dataset
-    found = dataset_years(store, name)
-    years = [year] if year in found else [] if year else found
-    if not years:
-        raise not_stored(store, f"dataset {name}{f' of {year}' if year else ''}", name)
+    years = require_years(store, name, year)
     with open_instance(lambda text: None) as instance:
         causes = partial(failed_because, instance, "filtered_chips")
         states = [
@@ -305,19 +302,15 @@ def _verify(data: str, dataset: str, year: int | None, recipe: str) -> int:
     from crop_assets.layout import Layout
     from crop_assets.progress import Progress
     from crop_assets.recipe import load_recipe
-    from crop_assets.stored import dataset_years, not_stored
+    from crop_assets.stored import require_years
     from crop_assets.verify import dataset_tables, verify_tables
     from resources.machine import Machine
     from resources.store import DatasetStore
 
     store = DatasetStore(root=data)
     name = dataset or load_recipe(recipe).dataset
-    found = dataset_years(store, name)
-    years = [year] if year in found else [] if year else found
-    if not years:
-        raise not_stored(store, f"dataset {name}{f' of {year}' if year else ''}", name)
     wrong = 0
-    for one in years:
+    for one in require_years(store, name, year):
         layout = Layout(name, one)
         tables = dataset_tables(store, layout)
         report = Progress(typer.echo, len(tables), "tables verified")

@@ -59,7 +59,9 @@ def year_status(
     usage = lineage.store.usage(lineage.layout.root)
     if labels := _problem(lineage, "tile_map"):
         return YearStatus(year, labels, {}, "the labels come first", usage=usage)
-    tiles = {tile: tile_problem(lineage, tile) for tile in tile_names(lineage.read("tile_map", None))}
+    names = tile_names(lineage.read("tile_map", None))
+    lineage.read_ahead("filtered_chips", names)
+    tiles = {tile: tile_problem(lineage, tile) for tile in names}
     tiles |= failed_because(year, [tile for tile, reason in tiles.items() if reason])
     dataset = next((reason for name in dataset_assets if (reason := _problem(lineage, name))), "")
     counts = pd.Series(dtype=int) if dataset else lineage.read("splits", None)["split"].value_counts()

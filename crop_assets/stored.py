@@ -15,6 +15,15 @@ def dataset_years(store: DatasetStore, dataset: str) -> list[int]:
     return sorted(filter(None, map(parse_year, _names(store, f"{_FOLDER}/{dataset}"))))
 
 
+def require_years(store: DatasetStore, dataset: str, year: int | None) -> list[int]:
+    """The years of a dataset in the store, or the one year. Raises InputError if there is none."""
+    found = dataset_years(store, dataset)
+    years = [year] if year in found else [] if year else found
+    if not years:
+        raise not_stored(store, f"dataset {dataset}{f' of {year}' if year else ''}", dataset)
+    return years
+
+
 def stored_datasets(store: DatasetStore) -> dict[str, list[int]]:
     """The years of each dataset in the store, in order of the names."""
     found = {name: dataset_years(store, name) for name in sorted(_names(store, _FOLDER))}
