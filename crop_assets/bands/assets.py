@@ -3,7 +3,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def downloaded_bands(
     `fmask_first`, a tile gets no other bands if Fmask rules out all of its chips.
     """
     bands = band_cids[band_cids["band"] != QA_BAND]
-    chips = None if run.recipe.coverage == "full" else sorted(tile_map["chip_id"])
+    chips = chips_to_fetch(run.recipe, tile_map["chip_id"])
     fetch = fetch_of(run.recipe, run.tile, chips, bands)
     saved = fetch.block_bytes if fetch.by_blocks else fetch.file_bytes
     if run.recipe.fmask_first and len(chip_quality) and (chip_quality["reason"] != "").all():
@@ -144,9 +144,19 @@ def downloaded_bands(
     return Made(table, made.metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
+def chips_to_fetch(recipe: DatasetRecipe, chips: Iterable[str]) -> list[str] | None:
+    """The chips whose blocks are needed; None if all blocks are."""
+    return None if recipe.coverage == "full" else sorted(chips)
+
+
+def file_sizes(files: pd.DataFrame) -> list[int]:
+    """Bytes of the files of `band_cids`, typical ones where they are unknown."""
+    return [expected_bytes(*sizes) for sizes in zip(files["bytes"], files["max_bytes"], strict=True)]
+
+
 def fetch_of(recipe: DatasetRecipe, tile: str, chips: Sequence[str] | None, files: pd.DataFrame) -> Fetch:
     """How the files of `band_cids` are fetched for chips, or for the complete tile if `chips` is None."""
-    sizes = [expected_bytes(*row) for row in files[["bytes", "max_bytes"]].itertuples(index=False)]
+    sizes = file_sizes(files)
     by_cid = bool((files["cid"] != "").any()) and bool({"kubo", "gateways", "ipfs_cli"} & set(recipe.sources))
     return choose_fetch(recipe.fetch, tile, chips, sizes, by_cid)
 
@@ -166,10 +176,9 @@ def _download(
     folders = {path.rsplit("/", 1)[0] for path in paths}
     found = {name for folder in folders for name in run.store.names(folder)}
     listed = [path in found for path in paths]
-    missing = [row for row, stored_already in zip(rows, listed, strict=True) if not stored_already]
     by_blocks = fetch is not None and fetch.by_blocks
-    room = fetch.block_bytes if fetch and by_blocks and missing else 0
-    run.store.require_room(room or sum(expected_bytes(row["bytes"], row["max_bytes"]) for row in missing))
+    needed = sum(size for size, there in zip(file_sizes(wanted), listed, strict=True) if not there)
+    run.store.require_room(min(needed, fetch.block_bytes) if fetch and by_blocks else needed)
     transfer = Transfer(run.log, len(rows))
     with (
         StoppablePool(_PARTIAL_FILES_AT_ONCE if by_blocks else FILES_AT_ONCE) as pool,
