@@ -320,7 +320,8 @@ def _verify(data: str, dataset: str, year: int | None, recipe: str) -> int:
             typer.secho(plain_text(f"{bad.file}: {bad.problem}"), fg=typer.colors.RED)
         wrong += len(checked.bad_files)
         state = f"{len(checked.bad_files)} WRONG" if checked.bad_files else "all unchanged"
-        typer.echo(f"{layout.root}: {checked.tables} tables, {checked.files} files, {state}")
+        partial = f" ({checked.partial} of them band files in blocks)" if checked.partial else ""
+        typer.echo(f"{layout.root}: {checked.tables} tables, {checked.files} files{partial}, {state}")
     if wrong:
         typer.echo("Materialize the assets named above again; intact files are reused.")
     return 1 if wrong else 0

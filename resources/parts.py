@@ -26,6 +26,10 @@ from resources.stop import pause
 from resources.tiff import HEAD_BYTES, Read
 
 
+class ChangedError(TryAgainError):
+    """The file is another version than that of the ranges which have come."""
+
+
 class NotInPartsError(ResourceError):
     """The file cannot be had in parts from this source; it must be fetched complete."""
 
@@ -280,6 +284,6 @@ def _attempts() -> tenacity.Retrying:
 def _is_brief(error: BaseException) -> bool:
     return (
         isinstance(error, TryAgainError)
-        and not isinstance(error, UnreachableError | SlowError)
+        and not isinstance(error, UnreachableError | SlowError | ChangedError)
         and error.retry_after <= _LONGEST_PAUSE_SECONDS
     )

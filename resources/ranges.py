@@ -17,7 +17,6 @@ from resources.errors import (
     IntegrityError,
     NotFoundError,
     RefusedError,
-    TryAgainError,
 )
 from resources.http import (
     CONNECT_SECONDS,
@@ -29,7 +28,7 @@ from resources.http import (
 )
 from resources.ipfs.leaves import Tree
 from resources.pace import max_seconds
-from resources.parts import NotInPartsError, Parts, Range, Turn, in_turns, merged
+from resources.parts import ChangedError, NotInPartsError, Parts, Range, Turn, in_turns, merged
 
 _MIN_GAP, _MAX_GAP = 64 << 10, 256 << 10
 _STRONG_TAG = re.compile(r'"[\x21\x23-\x7e]{0,1000}"')
@@ -60,7 +59,7 @@ def get_range(
     """One range of a file, up to its end if that comes earlier; of the version `tag`, if given.
 
     `shown_url` is the address for messages. Raises NotInPartsError if the server answers with the complete file,
-    TryAgainError if that is because the file has changed, IntegrityError for another range than the one requested or
+    ChangedError if that is because the file has changed, IntegrityError for another range than the one requested or
     more bytes than announced, CutShortError for fewer, and otherwise like `check_status` and `translate_errors`.
     """
     named = shown_url or url
@@ -77,7 +76,7 @@ def get_range(
         check_status(answer, named)
         if answer.status_code != 206:
             if tag:
-                raise TryAgainError(f"{shown(named)} has changed; it is fetched from its start next")
+                raise ChangedError(f"{shown(named)} has changed; it is fetched from its start next")
             raise NotInPartsError(f"{shown(named)} sends no ranges")
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if not match:
@@ -91,7 +90,7 @@ def get_range(
         found = answer.headers.get("ETag", "")
         found = found if _STRONG_TAG.fullmatch(found) else ""
         if tag and found not in ("", tag):
-            raise TryAgainError(f"{shown(named)} has changed; it is fetched from its start next")
+            raise ChangedError(f"{shown(named)} has changed; it is fetched from its start next")
         count = last + 1 - first
         data = bytearray()
         for piece in body(answer, timeout, max_seconds(count)):
@@ -141,10 +140,16 @@ class HttpRanges:
             ranges = self._parts.missing(ranges)
         elif not self._parts.size:
             # the first one says which version the others must be of
-            in_turns(self._pool, self._turn, [partial(self._bring, ranges[0])])
+            self._send(ranges[:1])
             ranges = self._parts.missing(ranges)
-        joined = merged(ranges, 0 if self._tree else self._gap)
-        in_turns(self._pool, self._turn, [partial(self._bring, one) for one in joined])
+        self._send(merged(ranges, 0 if self._tree else self._gap))
+
+    def _send(self, ranges: Sequence[Range]) -> None:
+        try:
+            in_turns(self._pool, self._turn, [partial(self._bring, one) for one in ranges])
+        except ChangedError:
+            self._parts.forget()
+            raise
 
     def _bring(self, wanted: Range) -> None:
         began = time.monotonic()

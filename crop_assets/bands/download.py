@@ -99,6 +99,9 @@ def fetch_band(
             log(f"{IN_STORE}: {problem}; fetching it again")
         else:
             found = partial
+            log(
+                f"{IN_STORE}: {local.name} has {len(partial.blocks) if partial else 0} blocks; fetching what is missing"
+            )
     except FileNotFoundError:
         pass
     except IntegrityError as error:
