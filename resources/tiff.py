@@ -19,7 +19,8 @@ from resources.errors import IntegrityError
 HEAD_BYTES = 16_384
 """Bytes that are read first: HLS v2.0 has its directory, with the offsets of 225 blocks, in the first 5,000."""
 DEFLATE, ZSTD = 8, 50_000
-_COMPRESSIONS = (1, 5, DEFLATE, 32_773, 32_946, ZSTD)
+_NONE = 1
+_COMPRESSIONS = (_NONE, 5, DEFLATE, 32_773, 32_946, ZSTD)
 """None, LZW, Deflate, PackBits, Deflate by its old number, and Zstandard: those that `resources.geodata` reads."""
 _WITH_PREDICTOR = (5, DEFLATE, 32_946, ZSTD)
 """With others libtiff takes no notice of the predictor."""
@@ -203,13 +204,16 @@ def read_layout(read: Read, size: int) -> Layout:
             f"has {len(offsets)} offsets and {len(counts)} sizes of blocks, and {form.blocks} blocks"
         )
     _require_apart(offsets, counts, size)
+    if form.compression == _NONE:
+        _require_full(form, counts)
     return Layout(form, size, offsets, counts)
 
 
 def _form(directory: _Directory) -> Form:
     height, width = directory.number(_HEIGHT), directory.number(_WIDTH)
-    tiled = _TILE_WIDTH in directory
-    if (_STRIP_OFFSETS if tiled else _TILE_OFFSETS) in directory:
+    strips, tiles = (_STRIP_OFFSETS, _STRIP_BYTES), (_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES)
+    tiled = any(code in directory for code in tiles)
+    if tiled and any(code in directory for code in strips):
         raise IntegrityError("has both strips and tiles")
     if tiled:
         block = directory.number(_TILE_HEIGHT), directory.number(_TILE_WIDTH)
@@ -270,6 +274,18 @@ def _require_apart(offsets: NDArray[np.int64], counts: NDArray[np.int64], size: 
         raise IntegrityError("is truncated: some of its blocks are after its end")
     if (starts[1:] < stops[:-1]).any():
         raise IntegrityError("has blocks that overlap")
+
+
+def _require_full(form: Form, counts: NDArray[np.int64]) -> None:
+    """Raises IntegrityError if uncompressed blocks have fewer bytes than their pixels: GDAL reads on in the file. It
+    writes more for a last strip without data.
+    """
+    rows = np.full(form.blocks, form.block_shape[0])
+    if not form.tiled:
+        rows[-1] = form.shape[0] - (form.blocks - 1) * form.block_shape[0]
+    full = rows * form.block_shape[1] * np.dtype(form.dtype).itemsize
+    if ((counts < full) & (counts > 0)).any():
+        raise IntegrityError("has uncompressed blocks with fewer bytes than their pixels")
 
 
 def georeference(tags: Sequence[Tag], left: float, top: float, resolution: float) -> tuple[Tag, ...]:
