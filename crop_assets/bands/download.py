@@ -81,7 +81,8 @@ def fetch_band(
 
     A complete file, or a partial one that has the blocks, is used as it is, and blocks of a partial file are not
     fetched again. A file must be on the grid of its tile. In the store, and from any source other than IPFS, it must
-    match its CID, or without a CID be a readable raster of the band's type. Raises ResourceError with the answer of each source, and
+    match its CID, or without a CID be a readable raster of the band's type. Raises ResourceError with the answer of
+    each source, and
     then leaves the store unchanged. `listed` is whether the store may have the file.
     """
     found: PartialFile | None = None
