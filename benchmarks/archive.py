@@ -159,12 +159,11 @@ def app(folder: Path) -> Starlette:
 
 
 def main() -> None:
+    served = app(Path(sys.argv[1]))
     with socket.create_server(("127.0.0.1", free_port()), backlog=256) as listener:
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         quiet = {"log_level": "warning", "access_log": False, "lifespan": "off", "ws": "none"}
-        uvicorn.Server(uvicorn.Config(app(Path(sys.argv[1])), timeout_keep_alive=60, **quiet)).run(
-            sockets=[listener]
-        )
+        uvicorn.Server(uvicorn.Config(served, timeout_keep_alive=60, **quiet)).run(sockets=[listener])
 
 
 if __name__ == "__main__":
