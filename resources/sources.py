@@ -181,7 +181,7 @@ class Memory:
 
     @contextlib.contextmanager
     def asking(self, source: Asked, brief: bool = False, ranges: bool = False) -> Iterator[None]:
-        """Wait for a turn at the source's host, for a file or one of its `ranges`, and forget its failures if it answers.
+        """Wait for a turn at the source's host for a file, or one of its `ranges`; forget its failures if it answers.
 
         Raises TryAgainError if it has asked for a pause meanwhile and, if `brief`, PutOffError if it was silent.
         """

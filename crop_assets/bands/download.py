@@ -99,9 +99,7 @@ def fetch_band(
             log(f"{IN_STORE}: {problem}; fetching it again")
         else:
             found = partial
-            log(
-                f"{IN_STORE}: {local.name} has {len(partial.blocks) if partial else 0} blocks; fetching what is missing"
-            )
+            log(f"{IN_STORE}: {file.scene_file} has not all that is needed; fetching the rest")
     except FileNotFoundError:
         pass
     except IntegrityError as error:
