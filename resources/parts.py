@@ -97,13 +97,16 @@ class Parts:
 
     def begin(self, version: str, size: int, max_bytes: int) -> None:
         """Keep ranges of this version only. Raises IntegrityError if the file has more than `max_bytes`, or another
-        size than before in the same version.
+        size than before in the same version; these ranges are dropped then.
         """
         if size > max_bytes:
             raise IntegrityError(f"the file has {size:,} bytes, more than the {max_bytes:,} allowed")
         with self._lock:
             if version == self.version and size != self.size:
-                raise IntegrityError(f"the file has {size:,} bytes, and had {self.size:,}")
+                had = self.size
+                # either may be the wrong one, and the next attempt must not fail by it
+                self._forget()
+                raise IntegrityError(f"the file has {size:,} bytes, and had {had:,}")
             if version != self.version:
                 self._forget()
                 self.version, self.size = version, size
@@ -193,7 +196,7 @@ class Parts:
                 data = os.pread(self._data, min(length, self.size), start)
                 if len(data) == length and hashlib.sha256(data).hexdigest() == digest:
                     self._have = merged([*self._have, (start, start + length)])
-        except (ValueError, KeyError, TypeError, OverflowError, OSError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError):
             self._forget()
 
 
