@@ -135,8 +135,13 @@ class IpfsLeaves:
         self._max_bytes, self._pool, self._turn = max_bytes, pool, turn
         self._first_seconds = first_seconds
         self._tree = Tree(root)
-        for name, block in parts.notes(str(root)).items():
-            self._tree.add(Cid.parse(name), block)
+        try:
+            for name, block in parts.notes(str(root)).items():
+                self._tree.add(Cid.parse(name), block)
+        except IntegrityError:
+            # what an interrupted download left is damaged
+            parts.forget()
+            self._tree = Tree(root)
 
     def bring(self, ranges: Sequence[Range]) -> None:
         while missing := self._missing(ranges):
