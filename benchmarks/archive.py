@@ -1,8 +1,8 @@
 """An archive of files on loopback that is as slow as a network: by HTTP with ranges, and as a trustless gateway.
 
-`python -m benchmarks.archive FOLDER` serves the files of the folder until it is killed, and prints its address. Each
-answer waits 50 ms, each connection carries 20 MB/s, and all of them together what `/link/<MB/s>` sets, which also starts
-the counts of `/counts` again. The server takes no part in TLS, and loopback connects at once.
+`python -m benchmarks.archive FOLDER` prints its address and serves the files of the folder until it is killed. Each
+answer takes 50 ms, a connection carries 20 MB/s, and all of them together what `/link/<MB/s>` sets, which also resets
+the counts of `/counts`. Unlike on the internet, connecting takes no time, and there is no TLS.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class _Network:
                 await connection.carry(len(piece))
                 await self._link.carry(len(piece))
                 self._bytes += len(piece)
-                await send(message | {"body": piece, "more_body": more or message.get("more_body", False)})
+                await send({**message, "body": piece, "more_body": more or message.get("more_body", False)})
 
         await self._app(scope, receive, slowly)
 
@@ -162,8 +162,10 @@ def main() -> None:
     served = app(Path(sys.argv[1]))
     with socket.create_server(("127.0.0.1", free_port()), backlog=256) as listener:
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        quiet = {"log_level": "warning", "access_log": False, "lifespan": "off", "ws": "none"}
-        uvicorn.Server(uvicorn.Config(served, timeout_keep_alive=60, **quiet)).run(sockets=[listener])
+        config = uvicorn.Config(
+            served, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_keep_alive=60
+        )
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -177,6 +177,7 @@ class Parts:
         # what follows the last line feed is nothing, or half a line of a killed process
         if lines[-1]:
             os.truncate(self._log, len(b"\n".join(lines)) - len(lines[-1]))
+        held = os.fstat(self._data).st_size
         try:
             first = json.loads(lines[0])
             self.version, self.size = str(first["version"]), int(first["size"])
@@ -186,7 +187,9 @@ class Parts:
                     self._notes[str(entry["name"])] = base64.b64decode(entry["data"])
                     continue
                 start, length, digest = entry
-                data = os.pread(self._data, min(length, self.size), start)
+                if not 0 <= start <= start + length <= min(self.size, held):
+                    continue
+                data = os.pread(self._data, length, start)
                 if len(data) == length and hashlib.sha256(data).hexdigest() == digest:
                     self._have = merged([*self._have, (start, start + length)])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError):

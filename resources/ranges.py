@@ -147,7 +147,8 @@ class HttpRanges:
             # the first one says which version the others must be of
             self._send(ranges[:1])
             ranges = self._parts.missing(ranges)
-        self._send(merged(ranges, 0 if self._tree else self._gap))
+        joined = merged(ranges, 0 if self._tree else self._gap)
+        self._send(self._parts.missing(joined) if self._parts.size else joined)
 
     def _send(self, ranges: Sequence[Range]) -> None:
         try:
