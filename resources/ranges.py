@@ -23,6 +23,7 @@ from resources.http import (
     Auth,
     body,
     check_status,
+    first_bytes,
     require_no_page,
     translate_errors,
 )
@@ -78,6 +79,8 @@ def get_range(
             raise ChangedError(f"{shown(named)} has changed; it is fetched from its start next")
         check_status(answer, named)
         if answer.status_code != 206:
+            # a login page is no change of the file
+            require_no_page(answer, first_bytes(answer), "a file", named)
             if tag and answer.headers.get("ETag") != tag:
                 raise ChangedError(f"{shown(named)} has changed; it is fetched from its start next")
             raise NotInPartsError(f"{shown(named)} sends no ranges")
