@@ -2,11 +2,13 @@
 
 import contextlib
 import hashlib
+import itertools
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from crop_assets_tests.resources.fault_proxy import (
 )
 from crop_assets_tests.resources.gateways import World
 from crop_assets_tests.resources.loopback import serving
+from crop_assets_tests.resources.selected import NamedRanges, file_of, selected
+from resources import parts as parts_module
 from resources.earthdata import LpDaac
 from resources.errors import (
     CutShortError,
@@ -45,8 +49,10 @@ from resources.errors import (
 from resources.ipfs.car import DFS_CONTENT_TYPE
 from resources.ipfs.nodes import Gateway, IpfsSource, KuboNode
 from resources.ipfs.unixfs import KUBO_CHUNK, file_cid
+from resources.parts import Parts
 from resources.resume import PartialFiles
 from resources.sources import FetchResult, FileRequest, Memory, Source, Sources
+from resources.tiff import HEAD_BYTES
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -638,3 +644,219 @@ def test_an_odd_answer_of_lp_daac_is_an_error_like_others(
     assert get.nothing_wrong() or get.out.read_bytes() == b""
     get.by_link(proxy)
     assert get.whole()
+
+
+# ranges of a file
+
+SPAN = (1_000_000, 2_800_000)
+"""The range that is needed of it, besides its first line."""
+RANGED = file_of([SPAN], 3_000_000)
+MIDDLE = 900_000
+"""Where faults set in, in the answer with the range."""
+LEAVES = 9 * KUBO_CHUNK
+"""Bytes of the first leaf, and of those with the range."""
+THROUGH = flip(1 << 40)
+"""Changes nothing."""
+
+
+@pytest.fixture(scope="module")
+def ranged_archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    path = tmp_path_factory.mktemp("ranged") / "B02.tif"
+    path.write_bytes(RANGED)
+    cid = file_cid(path)
+    routes = [*gateway_routes({cid: path}), Route("/B02.tif", lambda request: FileResponse(path))]
+    with serving(Starlette(routes=routes)) as address:
+        yield Archive(path, cid, address)
+
+
+@pytest.fixture
+def upstream(ranged_archive: Archive) -> Iterator[FaultProxy]:
+    with fault_proxy(ranged_archive.address) as running:
+        yield running
+
+
+class GettingRanges(Getting):
+    """Fetches the selected range, in one of the ways in which ranges come."""
+
+    def __init__(self, folder: Path, archive: Archive, way: str) -> None:
+        super().__init__(folder, archive)
+        self.way = way
+
+    def __call__(self, proxy: FaultProxy, attempts: int = 1) -> FetchResult:
+        cid = "" if self.way == "one etag" else self.archive.cid
+        sources: list[Source] = [self.lp_daac(proxy)]
+        if self.way == "leaves of a server":
+            sources.append(_Links(Gateway(self.archive.address, 20)))
+        elif self.way != "one etag":
+            gateway = Gateway(proxy.address, patience(proxy))
+            gateway.takes_ranges = self.way == "leaves of a gateway"
+            sources = [IpfsSource(gateway)]
+        with ThreadPoolExecutor(1) as pool:
+            return Sources(sources, attempts, Memory(4)).obtain(
+                self.wanted_of(proxy, cid),
+                self.out,
+                PartialFiles(self.folder),
+                _check,
+                self.said.append,
+                self.progress.append,
+                NamedRanges(pool),
+            )
+
+    def kept(self) -> int:
+        """How many bytes are on disk for the next process, all of which must be right."""
+        logs = [path for path in self.folder.iterdir() if path.suffix == ".parts"]
+        if not logs:
+            return 0
+        with Parts(logs[0].with_suffix("")) as parts:
+            missing = parts.missing([(0, parts.size)])
+            edges = [0, *itertools.chain(*missing), parts.size]
+            for start, stop in zip(edges[::2], edges[1::2], strict=True):
+                assert parts.read(start, stop) == RANGED[start:stop]
+            return parts.size - sum(stop - start for start, stop in missing)
+
+    def done(self) -> bool:
+        return self.whole(selected(RANGED))
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the file that must come in all."""
+        return HEAD_BYTES + SPAN[1] - SPAN[0] if self.way == "one etag" else LEAVES
+
+    @property
+    def lost_at_most(self) -> int:
+        """Bytes that are sent in vain where an answer breaks off in the middle."""
+        return KUBO_CHUNK if "gateway" in self.way or "raw" in self.way else MIDDLE
+
+
+class _Links(IpfsSource):
+    """Gives the links of a file, and no file."""
+
+    def fetch_parts(self, *arguments: Any, **named: Any) -> bool:
+        raise NotFoundError("gives links only")
+
+    fetch = fetch_parts
+
+
+WAYS = ["leaves of a gateway", "raw blocks of a gateway", "leaves of a server", "one etag"]
+UNSEEN = ("one etag", "flip")
+"""What nothing verifies: the table of downloads says so."""
+OF_RANGES = {
+    **FAULTS,
+    **{name: replace(fault, at=MIDDLE) for name, fault in FAULTS.items() if fault.at == BREAK},
+}
+
+
+@pytest.fixture
+def ranges(
+    tmp_path: Path, ranged_archive: Archive, way: str, monkeypatch: pytest.MonkeyPatch
+) -> GettingRanges:
+    monkeypatch.setattr(parts_module, "_BACKOFF_SECONDS", 0.01)
+    return GettingRanges(tmp_path, ranged_archive, way)
+
+
+@pytest.mark.parametrize(
+    ("way", "name"), [(way, name) for way in WAYS for name in OF_RANGES if (way, name) != UNSEEN]
+)
+@pytest.mark.parametrize("before", [0, 1], ids=["the head", "the range"])
+def test_a_fault_leaves_nothing_wrong_of_ranges_and_nothing_comes_twice(
+    ranges: GettingRanges, upstream: FaultProxy, way: str, name: str, before: int
+) -> None:
+    fault = OF_RANGES[name]
+    if fault.at and (before == 0 or "raw" in way):
+        fault = replace(fault, at=10_000)
+    # as often as it is asked within a file
+    upstream.faults = [THROUGH] * (2 * before if "raw" in way else before) + [fault] * 3
+    with contextlib.suppress(ResourceError):
+        ranges(upstream)
+        assert ranges.done()
+    if not ranges.out.exists():
+        kept = ranges.kept()
+        upstream.faults.clear()
+        upstream.forget()
+        ranges(upstream)
+        assert ranges.done()
+        assert upstream.sent <= ranges.needed - kept + TREE * len(upstream.asked)
+    assert sum(ranges.progress) == ranges.needed
+
+
+BREAKS_OF_RANGES = pytest.mark.parametrize(
+    "fault", [cut(MIDDLE), stall(MIDDLE), reset(MIDDLE)], ids=lambda fault: fault.kind
+)
+
+
+@BREAKS_OF_RANGES
+@pytest.mark.parametrize("way", ["leaves of a gateway", "leaves of a server", "one etag"])
+def test_the_next_turn_asks_for_the_ranges_that_did_not_come(
+    ranges: GettingRanges, upstream: FaultProxy, fault: Fault
+) -> None:
+    upstream.faults = [THROUGH, fault]
+    ranges(upstream, attempts=2)
+    assert ranges.done()
+    assert upstream.sent <= ranges.needed + ranges.lost_at_most + TREE * len(upstream.asked)
+    assert sum(ranges.progress) == ranges.needed
+
+
+@pytest.mark.parametrize("way", ["leaves of a gateway"])
+def test_a_second_gateway_sends_the_leaves_that_did_not_come(
+    ranges: GettingRanges, upstream: FaultProxy, ranged_archive: Archive
+) -> None:
+    with fault_proxy(ranged_archive.address) as other:
+        upstream.faults = [THROUGH, flip(MIDDLE)]
+        with pytest.raises(ResourceError):
+            ranges(upstream)
+        kept = ranges.kept()
+        assert kept == 4 * KUBO_CHUNK, "the head, and three of the range"
+        ranges(other)
+        assert ranges.done()
+        assert other.sent <= LEAVES - kept + TREE
+
+
+def _fetch_ranges_for_ever(ranges: GettingRanges, proxy: FaultProxy) -> None:
+    with contextlib.suppress(BaseException):
+        ranges(proxy)
+    os._exit(1)
+
+
+# Python 3.12 warns of forks beside threads; the child only downloads
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("way", ["leaves of a gateway", "one etag"])
+def test_the_ranges_of_a_killed_process_are_not_asked_for_again(
+    ranges: GettingRanges, upstream: FaultProxy, way: str
+) -> None:
+    upstream.faults = [THROUGH, stall(MIDDLE)]
+    child = multiprocessing.get_context("fork").Process(
+        target=_fetch_ranges_for_ever, args=(ranges, upstream)
+    )
+    child.start()
+    assert upstream.stalled.wait(20)
+    # the version and the head; and the root, and three leaves of the range
+    lines, kept = (2, HEAD_BYTES) if way == "one etag" else (6, 4 * KUBO_CHUNK)
+    while ranges.partial(".parts").read_bytes().count(b"\n") < lines:
+        assert child.is_alive()
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    child.close()
+    assert ranges.nothing_wrong()
+    assert ranges.kept() == kept
+    upstream.forget()
+    ranges(upstream)
+    assert ranges.done()
+    assert upstream.sent <= ranges.needed - kept + TREE * len(upstream.asked)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", ["", ".parts"])
+@pytest.mark.parametrize("way", ["leaves of a gateway", "leaves of a server", "one etag"])
+def test_ranges_that_were_tampered_with_are_not_trusted(
+    ranges: GettingRanges, upstream: FaultProxy, suffix: str, share: float
+) -> None:
+    upstream.faults = [THROUGH, answer(404)]
+    with pytest.raises(ResourceError):
+        ranges(upstream)
+    path = ranges.partial(suffix)
+    data = bytearray(path.read_bytes())
+    data[int(share * len(data))] ^= 1
+    path.write_bytes(data)
+    ranges(upstream)
+    assert ranges.done()

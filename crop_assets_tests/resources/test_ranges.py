@@ -487,13 +487,30 @@ def test_a_file_that_changed_between_two_processes_is_the_new_one_entirely(
     assert get.done(newer)
 
 
-def test_a_web_page_in_place_of_a_range_is_named(get: Getting, archive: FileServer) -> None:
-    page = b"<html>please sign in</html>" + b" " * HEAD_BYTES
-    archive.spoil = later(0, lambda reply: replace(reply, body=page[:HEAD_BYTES]))
+PAGE = b"<html>please sign in</html>" + b" " * HEAD_BYTES
+
+
+def test_a_web_page_in_place_of_the_head_is_named(get: Getting, archive: FileServer) -> None:
+    archive.spoil = later(0, lambda reply: replace(reply, body=PAGE[:HEAD_BYTES]))
     with pytest.raises(RefusedError, match="answered with a web page instead of a file"):
         get()
     assert get.nothing()
     assert len(archive.asked) == 1
+
+
+@pytest.mark.parametrize("number", [0, 2], ids=["at first", "later"])
+def test_a_web_page_in_place_of_a_range_is_neither_a_file_nor_a_change(
+    get: Getting, archive: FileServer, number: int
+) -> None:
+    archive.spoil = later(number, lambda reply: Reply(200, PAGE, {"Content-Type": "text/html"}))
+    with pytest.raises(RefusedError, match="answered with a web page instead of a file"):
+        get(attempts=2)
+    assert get.nothing()
+    archive.spoil = lambda number, asked, reply: reply
+    archive.forget()
+    get()
+    assert get.done()
+    assert archive.ranges() == ALL[number:]
 
 
 @pytest.mark.parametrize("status", [400, 404, 410, 416])
