@@ -1,23 +1,29 @@
 """This project's client against real nodes: what one of them was given, it gets from another, checked."""
 
+import contextlib
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import requests
 
+from crop_assets_tests.resources.fault_proxy import fault_proxy
+from crop_assets_tests.resources.selected import NamedRanges, file_of, selected
 from crop_assets_tests.services.conftest import PATIENCE, Helia, JsIpfs, Kubo
 from resources.errors import CutShortError, IntegrityError, NotFoundError, ResourceError, UnavailableError
 from resources.ipfs.car import read_car, write_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.directory import FolderDag
+from resources.ipfs.leaves import tree_of
 from resources.ipfs.nodes import Gateway, IpfsSource, KuboNode
 from resources.ipfs.resource import IpfsContent
 from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag, matches_cid
 from resources.resume import PartialFiles
 from resources.sources import FetchResult, FileRequest, Memory, Sources
+from resources.tiff import HEAD_BYTES
 
 pytestmark = pytest.mark.xdist_group("services")
 
@@ -176,3 +182,80 @@ def test_a_node_that_cannot_import_says_why(js_ipfs: JsIpfs, tmp_path: Path) -> 
     cut = iter([b"".join(write_car(dag))[:-1000]])
     with pytest.raises(ResourceError, match="dag/import answered 500"):
         KuboNode(js_ipfs.rpc_url, 10).import_car(cut, dag.root)
+
+
+RANGES = [(700_000, 710_000), (2_000_000, 2_050_000)]
+
+
+def obtain_ranges(folder: Path, cid: str, node: Gateway | KuboNode) -> FetchResult:
+    """Write the ranges of a file that its first line names into `folder`/got."""
+    wanted = FileRequest("scene/band.tif", cid, "", LIMIT)
+    partials = PartialFiles(folder / "partial")
+    with ThreadPoolExecutor(4) as pool:
+        return Sources([IpfsSource(node)], 1, Memory(4)).obtain(
+            wanted, folder / "got", partials, anything, print, selection=NamedRanges(pool)
+        )
+
+
+def leaf_bytes(chunk: int) -> int:
+    """Bytes of the leaves that hold the head and RANGES, in a file of 3 MB."""
+    leaves = {
+        at for start, stop in [(0, HEAD_BYTES), *RANGES] for at in range(start // chunk, -(-stop // chunk))
+    }
+    return sum(min((at + 1) * chunk, 3_000_000) - at * chunk for at in leaves)
+
+
+@pytest.mark.parametrize("way", ["entity-bytes", "raw blocks"])
+@pytest.mark.parametrize("chunk", [262144, MIB])
+def test_ranges_of_a_file_come_from_the_gateway(
+    helia: Helia, kubo: Kubo, tmp_path: Path, chunk: int, way: str
+) -> None:
+    """Of leaves of 1 MiB, raw, that Helia was given, and of 256 KiB, dag-pb, that Kubo was given."""
+    path = tmp_path / "band.tif"
+    path.write_bytes(file_of(RANGES, 3_000_000, f"{way} {chunk}"))
+    if chunk == MIB:
+        cid = helia.add(path)
+    else:
+        cid = kubo.add(path)
+        helia.dial(kubo.address)
+    with fault_proxy(helia.url) as proxy:
+        node = Gateway(proxy.address, PATIENCE)
+        node.takes_ranges = way == "entity-bytes"
+        assert obtain_ranges(tmp_path, cid, node) == FetchResult(proxy.address, True)
+        assert node.takes_ranges == (way == "entity-bytes"), "the gateway sends what it is asked for"
+        assert (tmp_path / "got").read_bytes() == selected(path.read_bytes())
+        assert leaf_bytes(chunk) <= proxy.sent <= leaf_bytes(chunk) + 10_000
+
+
+@pytest.mark.parametrize("chunk", [262144, MIB])
+@pytest.mark.parametrize("version", [0, 1])
+def test_ranges_of_a_file_come_by_the_rpc(
+    js_ipfs: JsIpfs, tmp_path: Path, version: Literal[0, 1], chunk: int
+) -> None:
+    path = tmp_path / "band.tif"
+    path.write_bytes(file_of(RANGES, 3_000_000, f"rpc {version} {chunk}"))
+    raw = "true" if version else "false"
+    cid = js_ipfs.add(path, chunker=f"size-{chunk}", cid_version=version, raw_leaves=raw)
+    with fault_proxy(js_ipfs.rpc_url) as proxy:
+        assert obtain_ranges(tmp_path, cid, KuboNode(proxy.address, PATIENCE)).verified
+        assert (tmp_path / "got").read_bytes() == selected(path.read_bytes())
+        assert leaf_bytes(chunk) <= proxy.sent <= leaf_bytes(chunk) + 10_000
+        assert all(asked[":path"].startswith("/api/v0/block/get?") for asked in proxy.asked)
+
+
+@pytest.mark.parametrize("chunk", [262144, MIB])
+@pytest.mark.parametrize("version", [0, 1])
+def test_the_links_of_a_file_come_without_its_leaves(
+    js_ipfs: JsIpfs, tmp_path: Path, version: Literal[0, 1], chunk: int
+) -> None:
+    """By which ranges of other servers are checked."""
+    path = band(tmp_path, f"links {version} {chunk}")
+    raw = "true" if version else "false"
+    cid = js_ipfs.add(path, chunker=f"size-{chunk}", cid_version=version, raw_leaves=raw)
+    with fault_proxy(js_ipfs.rpc_url) as proxy:
+        tree = tree_of(Cid.parse(cid), KuboNode(proxy.address, PATIENCE), LIMIT, contextlib.nullcontext, None)
+        assert len(proxy.asked) == 1
+    data = path.read_bytes()
+    leaves = list(tree.ends(0, len(data)))
+    assert [leaf.start for leaf in leaves] == list(range(0, len(data), chunk))
+    assert all(leaf.holds(data[leaf.start : leaf.stop]) for leaf in leaves)

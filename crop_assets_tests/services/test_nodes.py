@@ -70,6 +70,27 @@ def test_helia_serves_only_the_blocks_of_a_byte_range(helia: Helia, tmp_path: Pa
     assert _blocks(_get(helia, helia.add(path), **query).content) == dict([root, second])
 
 
+@pytest.mark.parametrize("span", [(0, 16_383), (MIB - 1, MIB), (2 * MIB, 2_999_999), (2 * MIB, 5 * MIB)])
+def test_helia_serves_the_blocks_of_a_range_in_order(
+    helia: Helia, tmp_path: Path, span: tuple[int, int]
+) -> None:
+    """The root first, also where the range ends beyond the file."""
+    path = _file(tmp_path, "spans")
+    first, last = span
+    query = {"format": "car", "dag-scope": "entity", "entity-bytes": f"{first}:{last}"}
+    found = _blocks(_get(helia, helia.add(path), **query).content)
+    assert list(found.items()) == list(FileDag(path, MIB).blocks(start=first, stop=min(last + 1, 3_000_000)))
+
+
+def test_helia_serves_single_blocks(helia: Helia, tmp_path: Path) -> None:
+    path = _file(tmp_path, "single")
+    helia.add(path)
+    for cid, block in FileDag(path, MIB).blocks():
+        response = _get(helia, str(cid), format="raw")
+        assert response.headers["content-type"] == "application/vnd.ipld.raw"
+        assert response.content == block
+
+
 def test_helia_serves_a_path_below_a_directory(helia: Helia, tmp_path: Path) -> None:
     path = _file(tmp_path, "below")
     directory = helia.add(path, named=True)
