@@ -51,9 +51,9 @@ def ours(root: Path) -> Work:
 
     # a run has one pool for all of its tiles
     with Machine().pool() as pool:
-        run = TileRun(store, recipe(), lambda text: None, lambda text: None, YEAR, TILE, pool)
 
         def work() -> None:
+            run = TileRun(store, recipe(), lambda text: None, lambda text: None, YEAR, TILE, pool)
             quality = chip_quality(run, fmasks, tile_map).frame
             bands = reprojected_tiles(run, world.downloaded_bands, tile_map).frame
             made = chips(run, bands, selected, tile_map, release, releases).frame

@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -340,6 +340,17 @@ class DatasetStore(Settings):
             return {}
         files = [entry for entry in listed if entry["type"] == "file"]
         return {f"{folder}/{PurePosixPath(file['name']).name}": str(file.get("ETag", "")) for file in files}
+
+    def write_pieces(self, name: str, pieces: Iterable[bytes]) -> tuple[int, str]:
+        """Write a file piece by piece, as `writing` does; returns its size and its SHA-256 in hex."""
+        digest = hashlib.sha256()
+        size = 0
+        with self.writing(name) as local, open(local, "wb", opener=no_follow) as file:
+            for piece in pieces:
+                file.write(piece)
+                digest.update(piece)
+                size += len(piece)
+        return size, digest.hexdigest()
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self.writing(name) as local, open(local, "wb", opener=no_follow) as file:
