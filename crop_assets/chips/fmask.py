@@ -45,22 +45,19 @@ def read_fmasks(fmasks: Mapping[str, Path], chips: Sequence[str], pool: Executor
         blocks: list[list[NDArray[np.uint8]]] = [[] for _ in rasters]
         for start in range(0, len(chips), _CHIPS_AT_ONCE):
             # scenes of a tile nearly always share one grid
-            wanted = [
-                (chip, grid)
-                for grid in dict.fromkeys(raster.grid for raster in rasters)
-                for chip in chips[start : start + _CHIPS_AT_ONCE]
-            ]
-            found = in_parallel(pool, lambda at: source_pixels(chip_geobox(at[0]), at[1]), wanted)
-            pixels = dict(zip(wanted, found, strict=True))
             some = chips[start : start + _CHIPS_AT_ONCE]
-            read = in_parallel(
-                pool,
-                lambda raster: raster.read([pixels[chip, raster.grid] for chip in some]),  # noqa: B023
-                rasters,
-            )
+            pixels_by_grid = {
+                grid: in_parallel(pool, lambda chip: source_pixels(chip_geobox(chip), grid), some)  # noqa: B023
+                for grid in dict.fromkeys(raster.grid for raster in rasters)
+            }
+            read = in_parallel(pool, lambda raster: raster.read(pixels_by_grid[raster.grid]), rasters)  # noqa: B023
             for known, more in zip(blocks, read, strict=True):
                 known += more
-            first = first or pixels
+            first = first or {
+                (chip, grid): at
+                for grid, found in pixels_by_grid.items()
+                for chip, at in zip(some, found, strict=True)
+            }
     return FmaskBlocks(dict(zip(fmasks, blocks, strict=True)), first)
 
 

@@ -140,15 +140,16 @@ def reproject_bands(
 
         for start in range(0, len(blocks), _BLOCKS_AT_ONCE):
             some = blocks[start : start + _BLOCKS_AT_ONCE]
-            wanted = [(at, box) for box in boxes for at in some]
-            found = dict(zip(wanted, in_parallel(pool, pixels, wanted), strict=True))
+            found = in_parallel(pool, pixels, [(at, box) for box in boxes for at in some])
+            # a grid takes long to hash
+            by_grid = {box: found[i * len(some) :][: len(some)] for i, box in enumerate(boxes)}
 
             def reproject(band: _Band) -> None:
                 leader = leaders[band.file.scene]
                 band.require_grid(leader)
-                for at in some:  # noqa: B023
+                for at, source in zip(some, by_grid[leader.box], strict=True):  # noqa: B023
                     done = known.pop((*band.file.identity, names.get(at)), None)
-                    band.add(at, done, found[at, leader.box], first.get(at))  # noqa: B023
+                    band.add(at, done, source, first.get(at))
                 if some[-1] == blocks[-1]:  # noqa: B023
                     band.finish(grid, tags, writers)
 
