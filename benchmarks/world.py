@@ -79,15 +79,18 @@ def recipe() -> DatasetRecipe:
     return DatasetRecipe(dataset=DATASET)
 
 
-def make_tile_world(root: Path) -> TileWorld:
+def make_tile_world(root: Path, detail: float = 1) -> TileWorld:
+    """Write a tile; `detail` scales the contrast and the noise of the bands, and with them the sizes of their files."""
     world = TileWorld(root)
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    land = 2000 + _surface(rng, (SIZE, SIZE), 40, 600) + _surface(rng, (SIZE, SIZE), 4, 250)
+    land = _surface(rng, (SIZE, SIZE), 40, 600) + _surface(rng, (SIZE, SIZE), 4, 250)
+    land = 2000 + detail * land
     seeds = rng.integers(0, 2**32, len(world.downloaded_bands))
     with ThreadPoolExecutor(2) as pool:
         rows = world.downloaded_bands.to_dict("records")
-        list(pool.map(lambda row, seed: _write_band(world.source(row), row["band"], land, seed), rows, seeds))
+        files = [(world.source(row), row["band"], land, detail * _GRAIN) for row in rows]
+        list(pool.map(lambda file, seed: _write_band(*file, seed), files, seeds))
     write_cdl(world.cdl, _CDL_ROWS, _CDL_COLS)
     return world
 
@@ -102,7 +105,7 @@ def _surface(
     return surface
 
 
-def _write_band(path: Path, band: str, land: NDArray[np.float32], seed: int) -> None:
+def _write_band(path: Path, band: str, land: NDArray[np.float32], grain: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     if band == QA_BAND:
         # low aerosol, some average, and a few per cent of cloud in patches
@@ -112,7 +115,7 @@ def _write_band(path: Path, band: str, land: NDArray[np.float32], seed: int) -> 
         values = qa.repeat(4, axis=0).repeat(4, axis=1)
         kind = {"dtype": "uint8", "nodata": 255}
     else:
-        noise = rng.standard_normal((SIZE, SIZE), dtype=np.float32) * _GRAIN
+        noise = rng.standard_normal((SIZE, SIZE), dtype=np.float32) * grain
         values = (land * rng.uniform(0.5, 1.5) + noise).clip(1, 9999).astype(np.int16)
         kind = {"dtype": "int16", "nodata": -9999}
     path.parent.mkdir(parents=True, exist_ok=True)

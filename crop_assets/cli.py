@@ -2,10 +2,10 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -320,7 +320,8 @@ def _verify(data: str, dataset: str, year: int | None, recipe: str) -> int:
             typer.secho(plain_text(f"{bad.file}: {bad.problem}"), fg=typer.colors.RED)
         wrong += len(checked.bad_files)
         state = f"{len(checked.bad_files)} WRONG" if checked.bad_files else "all unchanged"
-        typer.echo(f"{layout.root}: {checked.tables} tables, {checked.files} files, {state}")
+        partial = f" ({checked.partial} of them band files in blocks)" if checked.partial else ""
+        typer.echo(f"{layout.root}: {checked.tables} tables, {checked.files} files{partial}, {state}")
     if wrong:
         typer.echo("Materialize the assets named above again; intact files are reused.")
     return 1 if wrong else 0
@@ -366,7 +367,7 @@ def _plan(data: str, dataset: str, year: int | None, recipe_file: str, rate: flo
     for tile in shown.to_dict("records"):
         line = (
             f"{tile['tile']}: {tile['chips']} chips, {tile['fit_scenes']} fit scenes, {tile['files']} files, "
-            f"{tile['bytes'] / 1e6:,.0f} MB{': ' * bool(tile['problem'])}{tile['problem']}"
+            f"{tile['bytes'] / 1e6:,.0f} MB{_in_blocks(tile)}{': ' * bool(tile['problem'])}{tile['problem']}"
         )
         typer.echo(plain_text(line))
     ready, total = made.ready, made.tiles
@@ -375,8 +376,18 @@ def _plan(data: str, dataset: str, year: int | None, recipe_file: str, rate: flo
         f"{int(total['chips'].sum()):,} chips, {int(ready['files'].sum()):,} files to download, "
         f"{ready['bytes'].sum() / 1e9:,.1f} GB, about {ready['seconds'].sum() / 3600:,.1f} h at {rate:g} MB/s"
     )
+    by_blocks = int((ready["fetch"] == "blocks").sum())
+    if by_blocks:
+        typer.echo(
+            f"Of {by_blocks:,} tiles only the blocks under the chips are fetched; complete files of all tiles would "
+            f"be {ready['complete_bytes'].sum() / 1e9:,.1f} GB."
+        )
     typer.echo("With fmask_first, tiles whose chips are all cloudy need only a seventh of their bytes.")
     return 0 if len(ready) == len(total) else 1
+
+
+def _in_blocks(tile: dict[Hashable, Any]) -> str:
+    return f" in blocks, of {tile['complete_bytes'] / 1e6:,.0f} MB" if tile["fetch"] == "blocks" else ""
 
 
 @app.command()

@@ -56,6 +56,13 @@ _DEGREE_M = 110_900
 """Northing of a degree of latitude, precise enough to distinguish rows 2,000 km apart."""
 
 
+def fill_of(band: str, version: str) -> int:
+    """The fill value of a band's files of an HLS version: -1000 before v2.0, -9999 since; Fmask 255."""
+    if band == QA_BAND:
+        return QA_NODATA
+    return NODATA if version >= "2" else NODATA_BEFORE_V2
+
+
 def file_band(scene_id: str, band: str) -> str:
     """The name of a band in the files of a scene: in L30 files, B8A is B05, B11 is B06 and B12 is B07."""
     return _L30_BANDS.get(band, band) if scene_id.startswith("HLS.L30.") else band

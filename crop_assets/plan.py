@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from crop_assets.bands.transfer import expected_bytes
+from crop_assets.bands.assets import chips_to_fetch, fetch_of, file_sizes
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
-from crop_assets.hls import POSITIONS
+from crop_assets.hls import POSITIONS, QA_BAND
 from crop_assets.schemas import tile_names
 from resources.errors import IntegrityError, UnsafeNameError
 
@@ -17,8 +18,9 @@ _SECONDS_A_TILE, _SECONDS_A_CHIP = 2.0, 0.05
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a year. `tiles` has one row per tile: tile, chips, fit_scenes, files, bytes, with_cid, seconds and
-    problem, which is why the tile would fail or give no chips, or what must be materialized first; "" if neither.
+    """The plan of a year. `tiles` has one row per tile: tile, chips, fit_scenes, files, bytes, complete_bytes, fetch,
+    with_cid, seconds and problem, which is why the tile would fail or give no chips, or what must be materialized
+    first; "" if neither.
     """
 
     tiles: pd.DataFrame
@@ -31,23 +33,39 @@ class Plan:
 def make_plan(lineage: Lineage, megabytes_per_second: float) -> Plan:
     """The plan of a year's dataset with its recipe, from `tile_map`, `selected_scenes` and `band_cids`.
 
-    `bytes` is what is still to be downloaded, with sizes from the catalogue or typical ones. Raises NotFoundError if
+    `bytes` is what is still to be downloaded, with sizes from the catalogue or typical ones, and `complete_bytes` what
+    that would be in complete files; `fetch` is "blocks" or "files", see `choose_fetch`. Raises NotFoundError if
     there is no tile map, and IntegrityError if it is damaged.
     """
     tile_map = lineage.read("tile_map", None)
-    chips = tile_map["tile"].value_counts()
-    rows = [_tile_row(lineage, tile, int(chips[tile]), megabytes_per_second) for tile in tile_names(tile_map)]
-    columns = ["tile", "chips", "fit_scenes", "files", "bytes", "with_cid", "seconds", "problem"]
+    chips = {str(tile): sorted(ids) for tile, ids in tile_map.groupby("tile")["chip_id"]}
+    rows = [_tile_row(lineage, tile, chips[tile], megabytes_per_second) for tile in tile_names(tile_map)]
+    columns = [
+        "tile",
+        "chips",
+        "fit_scenes",
+        "files",
+        "bytes",
+        "complete_bytes",
+        "fetch",
+        "with_cid",
+        "seconds",
+    ]
+    columns += ["problem"]
     return Plan(pd.DataFrame(rows, columns=columns))
 
 
-def _tile_row(lineage: Lineage, tile: str, chips: int, megabytes_per_second: float) -> dict[str, object]:
+def _tile_row(
+    lineage: Lineage, tile: str, chips: list[str], megabytes_per_second: float
+) -> dict[str, object]:
     row: dict[str, object] = {
         "tile": tile,
-        "chips": chips,
+        "chips": len(chips),
         "fit_scenes": 0,
         "files": 0,
         "bytes": 0,
+        "complete_bytes": 0,
+        "fetch": "",
         "with_cid": 0,
         "seconds": 0.0,
         "problem": "",
@@ -58,7 +76,7 @@ def _tile_row(lineage: Lineage, tile: str, chips: int, megabytes_per_second: flo
         return row | {"problem": str(error)}
 
 
-def _needs(lineage: Lineage, tile: str, chips: int, megabytes_per_second: float) -> dict[str, object]:
+def _needs(lineage: Lineage, tile: str, chips: list[str], megabytes_per_second: float) -> dict[str, object]:
     """What must be downloaded for a tile, or the problem with it. Raises IntegrityError if a table is damaged."""
     row: dict[str, object] = {}
     for asset in ("selected_scenes", "band_cids"):
@@ -71,12 +89,13 @@ def _needs(lineage: Lineage, tile: str, chips: int, megabytes_per_second: float)
                 return row | {
                     "problem": f"fewer than three scenes are fit ({row['fit_scenes']} of {len(table)})"
                 }
-    missing = [
-        file
-        for file in table.to_dict("records")
-        if not lineage.store.exists(lineage.layout.band(file["scene_id"], file["band"]))
-    ]
-    sizes = [expected_bytes(file["bytes"], file["max_bytes"]) for file in missing]
+    files = zip(table["scene_id"], table["band"], strict=True)
+    there = [lineage.store.exists(lineage.layout.band(*file)) for file in files]
+    missing = table[~np.array(there, bool)]
+    is_fmask = missing["band"] == QA_BAND
+    fetch = fetch_of(lineage.recipe, tile, chips_to_fetch(lineage.recipe, chips), missing[~is_fmask])
+    fmasks = sum(file_sizes(missing[is_fmask]))
+    needed = fmasks + (fetch.block_bytes if fetch.by_blocks else fetch.file_bytes)
     nowhere = table[(table["cid"] == "") & (table["http"] == "")]
     if len(nowhere):
         row["problem"] = (
@@ -84,7 +103,9 @@ def _needs(lineage: Lineage, tile: str, chips: int, megabytes_per_second: float)
         )
     return row | {
         "files": len(missing),
-        "bytes": sum(sizes),
+        "bytes": needed,
+        "complete_bytes": fmasks + fetch.file_bytes,
+        "fetch": "blocks" if fetch.by_blocks else "files",
         "with_cid": int((table["cid"] != "").sum()),
-        "seconds": sum(sizes) / 1e6 / megabytes_per_second + _SECONDS_A_TILE + chips * _SECONDS_A_CHIP,
+        "seconds": needed / 1e6 / megabytes_per_second + _SECONDS_A_TILE + len(chips) * _SECONDS_A_CHIP,
     }

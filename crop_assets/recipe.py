@@ -162,6 +162,12 @@ class DatasetRecipe(Settings):
         description="Where band files come from, in the order in which they are asked: the 'mirror' folder, a 'kubo' "
         "node, IPFS 'gateways', the `ipfs` command ('ipfs_cli'), 'lp_daac' by HTTPS.",
     )
+    fetch: Literal["auto", "blocks", "files"] = Field(
+        default="auto",
+        description="What is fetched of a band file: the 'blocks' under the chips, or complete 'files'; 'auto' takes "
+        "blocks where they save a fifth of the bytes and a megabyte a file. The chips are the same. Fmask files are "
+        "always complete.",
+    )
     cid_list: str = Field(
         default="",
         max_length=_MAX_PATH,

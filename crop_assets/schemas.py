@@ -303,6 +303,8 @@ DOWNLOADED_BANDS = TableSchema(
         _CID,
         Column("verified", pa.bool_(), "whether the bytes match the CID"),
         Column("note", pa.string(), "why the file is not verified"),
+        _count("blocks", "blocks of a partial file; 0 if the file is complete", pa.int32()),
+        _count("complete_bytes", "size of the complete file in bytes", pa.int64()),
     ),
     key=("position", "band"),
     rule=_files_of(BANDS, [QA_BAND]),

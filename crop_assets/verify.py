@@ -28,10 +28,13 @@ class BadFile:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """The number of tables and files checked, and those that are wrong."""
+    """The number of tables and files checked, and those that are wrong. Of `files`, `partial` are band files that have
+    only the blocks under the chips.
+    """
 
     tables: int
     files: int
+    partial: int
     bad_files: list[BadFile]
 
 
@@ -70,26 +73,28 @@ def verify_tables(
 
     Raises ResourceError if an object store is not available, because then nothing is known about the files.
     """
-    files, bad_files = 0, []
+    files, partial, bad_files = 0, 0, []
     for done, name in enumerate(tables, start=1):
-        count, bad = _verify_table(store, name, pool)
+        count, in_blocks, bad = _verify_table(store, name, pool)
         files += count
+        partial += in_blocks
         bad_files += bad
         if progress:
             progress(done)
-    return VerificationReport(len(tables), files, bad_files)
+    return VerificationReport(len(tables), files, partial, bad_files)
 
 
-def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, list[BadFile]]:
+def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, int, list[BadFile]]:
+    """The files of a table, how many of them are partial, and those that are wrong."""
     try:
         stored = stored_table(store, name)
         if stored is None:
-            return 0, []
-        read_table(store, name, SCHEMAS[_asset(name)])
+            return 0, 0, []
+        frame = read_table(store, name, SCHEMAS[_asset(name)])
     except (IntegrityError, NotFoundError) as error:
-        return 0, [BadFile(name, str(error))]
+        return 0, 0, [BadFile(name, str(error))]
     except OSError as error:
-        return 0, [BadFile(name, f"cannot be read: {error}")]
+        return 0, 0, [BadFile(name, f"cannot be read: {error}")]
     made = name.split("/tables/", 1)[1].removesuffix(_SUFFIX)
 
     def check(file: str) -> BadFile | None:
@@ -104,4 +109,5 @@ def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, 
         return None if same else BadFile(file, f"has changed since {made} was made")
 
     files = sorted(stored.provenance.get("files", {}))
-    return len(files), [found for found in in_parallel(pool, check, files) if found]
+    partial = int((frame["blocks"] > 0).sum()) if _asset(name) == "downloaded_bands" else 0
+    return len(files), partial, [found for found in in_parallel(pool, check, files) if found]

@@ -14,7 +14,13 @@ from resources.sources import Memory, Source, Sources
 class Downloads(Settings):
     """Limits on downloads, over all sources and all tiles of a run, and on retries of tiles."""
 
-    per_host: int = Field(default=4, ge=1, le=64, description="Most requests to one host at once.")
+    per_host: int = Field(default=4, ge=1, le=64, description="Most files from one host at once.")
+    ranges_per_host: int = Field(
+        default=16,
+        ge=1,
+        le=64,
+        description="Most ranges of files from one host at once; `per_host` after the host has said that it is busy.",
+    )
     attempts: int = Field(
         default=4,
         ge=1,
@@ -49,4 +55,4 @@ class Downloads(Settings):
                 found.append(lp_daac)
             else:
                 found += ipfs.sources(kind)
-        return Sources(found, self.attempts, Memory(self.per_host))
+        return Sources(found, self.attempts, Memory(self.per_host, self.ranges_per_host))

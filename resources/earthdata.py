@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import requests
 from pydantic import Field, PrivateAttr
@@ -26,8 +27,11 @@ from resources.http import (
     retry_after,
     translate_errors,
 )
+from resources.ipfs.leaves import Tree
 from resources.ipfs.unixfs import matches_cid
 from resources.json_values import mapping, parse, text
+from resources.parts import Parts, Range, Selection, Turn, obtain
+from resources.ranges import HttpRanges, Piece, get_range
 from resources.resume import PartialFiles, move
 from resources.settings import Seconds, Settings, TimeoutSeconds
 from resources.sources import FileRequest
@@ -35,6 +39,8 @@ from resources.sources import FileRequest
 _LOGIN_SECONDS = 10.0
 _FILE_VARIABLE = "EARTHDATA_TOKEN_FILE"
 _MAX_TOKEN = 65_536
+
+_Got = TypeVar("_Got")
 
 
 class LpDaac(Settings):
@@ -96,31 +102,74 @@ class LpDaac(Settings):
         that `addresses.read` refuses, or too many bytes; CutShortError for too few; LoginError (401) or ForbiddenError
         (403) with how to log in; NotFoundError; UnavailableError.
         """
-        url = request.url
+        url, seconds = request.url, self._seconds(brief)
         require_host(url, self.hosts)
-        token, fresh = self._bearer()
-        if not hasattr(self._local, "session"):
-            self._local.session = RestrictedSession(self._may_redirect, login_hosts=self.hosts)
-        seconds = min(self.first_seconds if brief else self.timeout_seconds, self.timeout_seconds)
         with partials.holding(url) as path:
-            try:
-                self._get(request, path, token, progress, seconds)
-            except LoginError:
-                # the token of the login in netrc may have expired
-                if not token or fresh or self._configured():
-                    raise
-                self._login.forget(token)
-                self._get(request, path, self._bearer()[0], progress, seconds)
+            self._with_login(
+                lambda login: get_file(self._session, url, seconds, request.max_bytes, path, login, progress)
+            )
             move(path, destination)
         return bool(request.cid) and matches_cid(destination, request.cid)
 
-    def _get(
-        self, request: FileRequest, path: Path, token: str, progress: Callable[[int], None], seconds: float
-    ) -> None:
-        bearer = _Bearer(token) if token else None
-        session = self._local.session
+    def fetch_parts(
+        self,
+        request: FileRequest,
+        selection: Selection,
+        destination: Path,
+        partials: PartialFiles,
+        progress: Callable[[int], None],
+        turn: Turn,
+        brief: bool,
+        tree: Callable[[], Tree | None],
+    ) -> bool:
+        """What is selected of the file, by ranges; returns True if they are checked leaf by leaf, for which the `tree`
+        of the file's CID must be known. Raises as `fetch`, NotInPartsError, and the errors of `selection`.
+        """
+        url, seconds = request.url, self._seconds(brief)
+        require_host(url, self.hosts)
+        known = tree()
+
+        def get(place: str, wanted: Range, tag: str) -> Piece:
+            if place != url:
+                # what a redirect has led to takes no login
+                return get_range(self._session, place, wanted, seconds, None, tag, url)
+            return self._with_login(lambda login: get_range(self._session, url, wanted, seconds, login, tag))
+
+        with (
+            partials.holding(f"parts of {known.root if known else url}") as path,
+            Parts(path, progress) as parts,
+        ):
+            ranges = HttpRanges(url, parts, get, request.max_bytes, selection.pool, turn, known)
+            return obtain(selection, parts, ranges, destination)
+
+    def tree(self, request: FileRequest, turn: Turn, brief: bool) -> None:
+        return None
+
+    def _seconds(self, brief: bool) -> float:
+        return min(self.first_seconds if brief else self.timeout_seconds, self.timeout_seconds)
+
+    @property
+    def _session(self) -> RestrictedSession:
+        if not hasattr(self._local, "session"):
+            self._local.session = RestrictedSession(self._may_redirect, login_hosts=self.hosts)
+        session: RestrictedSession = self._local.session
+        return session
+
+    def _with_login(self, get: Callable[["_Bearer | None"], _Got]) -> _Got:
+        """What `get` returns for the login, with a new token if that of netrc has expired; errors say how to log in."""
+        token, fresh = self._bearer()
         try:
-            get_file(session, request.url, seconds, request.max_bytes, path, bearer, progress)
+            return self._advised(get, token)
+        except LoginError:
+            # the token of the login in netrc may have expired
+            if not token or fresh or self._configured():
+                raise
+            self._login.forget(token)
+            return self._advised(get, self._bearer()[0])
+
+    def _advised(self, get: Callable[["_Bearer | None"], _Got], token: str) -> _Got:
+        try:
+            return get(_Bearer(token) if token else None)
         except ResourceError as error:
             advice = f"set EARTHDATA_TOKEN to a token from {self.login_host}, or put that host's login into ~/.netrc"
             if isinstance(error, NotAFileError):

@@ -4,6 +4,7 @@
 """
 
 import errno
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from pydantic import Field, field_validator
 from resources.addresses import require_local
 from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.file_system import copy_plain
+from resources.ipfs.leaves import Tree
 from resources.ipfs.unixfs import matches_cid
+from resources.parts import Selection, Turn, obtain_locally
 from resources.resume import PartialFiles
 from resources.settings import Settings
 from resources.sources import FileRequest
@@ -60,6 +63,33 @@ class BandMirror(Settings):
         if request.cid and not matches_cid(destination, request.cid):
             raise IntegrityError(f"{path.name} does not match {request.cid}")
         return bool(request.cid)
+
+    def fetch_parts(
+        self,
+        request: FileRequest,
+        selection: Selection,
+        destination: Path,
+        partials: PartialFiles,
+        progress: Callable[[int], None],
+        turn: Turn,
+        brief: bool,
+        tree: Callable[[], Tree | None],
+    ) -> bool:
+        """What is selected of a copy, checked like those of `fetch`. Raises as `fetch` and `selection`."""
+        with partials.holding(f"mirror {request.name}") as path:
+            try:
+                verified = self.fetch(request, path, partials, progress)
+                version = request.cid
+                if not version:
+                    with path.open("rb") as file:
+                        version = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+                obtain_locally(selection, path, version, destination, verified)
+            finally:
+                path.unlink(missing_ok=True)
+        return verified
+
+    def tree(self, request: FileRequest, turn: Turn, brief: bool) -> None:
+        return None
 
     def _find(self, request: FileRequest) -> Path:
         for path in (Path(self.folder) / request.name, Path(self.folder) / request.file_name):

@@ -13,6 +13,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -30,6 +31,8 @@ from resources.errors import (
     UnavailableError,
     UnreachableError,
 )
+from resources.ipfs.leaves import Tree
+from resources.parts import NotInPartsError, Selection, Turn
 from resources.resume import PartialFiles
 from resources.words import server_words
 
@@ -97,6 +100,28 @@ class Source(Protocol):
         """
         ...
 
+    def fetch_parts(
+        self,
+        request: FileRequest,
+        selection: Selection,
+        destination: Path,
+        partials: PartialFiles,
+        progress: Callable[[int], None],
+        turn: Turn,
+        brief: bool,
+        tree: Callable[[], Tree | None],
+    ) -> bool:
+        """Write what is selected of the file to `destination`; True if its bytes are checked against the CID.
+
+        Each request waits for its `turn`. `tree` gets the tree of the CID from a source that finds files by CIDs; None
+        if there is none. Raises as `fetch`, and NotInPartsError if the file must be fetched complete.
+        """
+        ...
+
+    def tree(self, request: FileRequest, turn: Turn, brief: bool) -> Tree | None:
+        """The tree of the file's CID; None if the source does not find files by CIDs. Raises as `fetch`."""
+        ...
+
 
 @dataclass(frozen=True)
 class FetchResult:
@@ -140,26 +165,28 @@ _Some = TypeVar("_Some", bound=Asked)
 
 
 class Memory:
-    """The recent failures of sources, and at most `per_host` requests to a host at once, over all threads.
+    """The recent failures of sources, and the limits on requests to a host at once, over all threads: `per_host` files,
+    or `ranges_per_host` ranges of files. A host that says that it is busy gets `per_host` ranges at once from then on.
 
     A source that cannot be reached is skipped for a minute, and longer each time, up to ten; a silent source is asked
     last for as long; a source that asks for a pause gets it; after other failures it is asked last for a minute.
     """
 
-    def __init__(self, per_host: int) -> None:
-        self.per_host = per_host
+    def __init__(self, per_host: int, ranges_per_host: int = 16) -> None:
+        self.per_host, self.ranges_per_host = per_host, ranges_per_host
         self._health: dict[str, _Health] = defaultdict(_Health)
-        self._slots: dict[str, threading.BoundedSemaphore] = {}
+        self._slots: dict[tuple[str, bool], threading.BoundedSemaphore] = {}
+        self._busy_hosts: set[str] = set()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def asking(self, source: Asked, brief: bool = False) -> Iterator[None]:
-        """Wait for a turn at the source's host, and forget its failures if it answers.
+    def asking(self, source: Asked, brief: bool = False, ranges: bool = False) -> Iterator[None]:
+        """Wait for a turn at the source's host for a file, or one of its `ranges`; forget its failures if it answers.
 
         Raises TryAgainError if it has asked for a pause meanwhile and, if `brief`, PutOffError if it was silent.
         """
         silent = self.silent(source)
-        with self._slot(source):
+        with self._slot(source, ranges):
             if (pause := self.busy(source)) > 0:
                 raise TryAgainError(f"asked for a pause of {pause:.0f} s", pause)
             if brief and not silent and self.silent(source):
@@ -200,16 +227,18 @@ class Memory:
                 health.unreachable_until = now + health.rest()
         elif isinstance(error, TryAgainError) and error.retry_after:
             health.busy_until = now + error.retry_after
+            self._busy_hosts.add(source.host)
         elif isinstance(error, SlowError):
             if health.silent_until <= now:
                 health.silent_until = now + health.rest()
         elif not isinstance(error, NotFoundError):
             health.late_until = now + _REST_SECONDS
 
-    def _slot(self, source: Asked) -> threading.BoundedSemaphore:
+    def _slot(self, source: Asked, ranges: bool) -> threading.BoundedSemaphore:
+        ranges = ranges and source.host not in self._busy_hosts
         with self._lock:
-            most = self.per_host if source.host else 1 << 16
-            return self._slots.setdefault(source.host, threading.BoundedSemaphore(most))
+            most = (self.ranges_per_host if ranges else self.per_host) if source.host else 1 << 16
+            return self._slots.setdefault((source.host, ranges), threading.BoundedSemaphore(most))
 
 
 @dataclass(frozen=True)
@@ -232,8 +261,10 @@ class Sources:
         check: Callable[[Path, bool], None],
         log: Callable[[str], None],
         progress: Callable[[int], None] | None = None,
+        selection: Selection | None = None,
     ) -> FetchResult:
-        """Write the file to `destination` from the first source that has it.
+        """Write the file to `destination` from the first source that has it; with `selection`, what it makes of parts
+        of the file if the source sends parts.
 
         `check` gets the path and whether it is verified, and raises IntegrityError if the file is unfit. Time-outs,
         resets, cut streams, 408, 425, 429 and 5xx lead to another turn, after a growing pause with jitter or the
@@ -256,7 +287,15 @@ class Sources:
                     continue
                 try:
                     return self._ask(
-                        source, request, destination, partials, check, progress or _ignore, brief
+                        source,
+                        request,
+                        destination,
+                        partials,
+                        check,
+                        log,
+                        progress or _ignore,
+                        brief,
+                        selection,
                     )
                 except Exception as raised:
                     error = as_resource_error(source.name, raised)
@@ -310,16 +349,51 @@ class Sources:
         destination: Path,
         partials: PartialFiles,
         check: Callable[[Path, bool], None],
+        log: Callable[[str], None],
         progress: Callable[[int], None],
         brief: bool,
+        selection: Selection | None,
     ) -> FetchResult:
-        with self.memory.asking(source, brief):
-            verified = source.fetch(request, destination, partials, progress, brief)
+        verified: bool | None = None
+        if selection is not None:
+            turn = partial(self._turn, source, brief)
+            tree = partial(self._tree, request)
+            try:
+                verified = source.fetch_parts(
+                    request, selection, destination, partials, progress, turn, brief, tree
+                )
+            except NotInPartsError as error:
+                log(f"{request.file_name}: {source.name}: {error}; the complete file is fetched")
+        if verified is None:
+            with self.memory.asking(source, brief):
+                verified = source.fetch(request, destination, partials, progress, brief)
         try:
             check(destination, verified)
         except IntegrityError as error:
             raise (_UnfitError if verified else IntegrityError)(str(error)) from error
         return FetchResult(source.name, verified)
+
+    @contextlib.contextmanager
+    def _turn(self, source: Source, brief: bool) -> Iterator[None]:
+        """A turn for one range; that the source asks for a pause is remembered at once."""
+        try:
+            with self.memory.asking(source, brief, ranges=True):
+                yield
+        except TryAgainError as error:
+            if error.retry_after:
+                self.memory.failed(source, error)
+            raise
+
+    def _tree(self, request: FileRequest) -> Tree | None:
+        """The tree of the file's CID from the first source that has it; None if none has."""
+        found = (source for source in self.sources if source.by_cid and source.offers(request))
+        for source in self.memory.in_order(found, {}):
+            try:
+                return source.tree(request, partial(self._turn, source, True), True)
+            except ResourceError as error:
+                if not isinstance(error, NotInPartsError):
+                    self.memory.failed(source, error)
+        return None
 
 
 class _UnfitError(IntegrityError):

@@ -5,6 +5,7 @@ reads the directory of a file of which only some bytes are there, and trusts non
 and GDAL's tags 42112 and 42113).
 """
 
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,18 @@ from resources.errors import IntegrityError
 HEAD_BYTES = 16_384
 """Bytes that are read first: HLS v2.0 has its directory, with the offsets of 225 blocks, in the first 5,000."""
 DEFLATE, ZSTD = 8, 50_000
-_COMPRESSIONS = (1, 5, DEFLATE, 32_773, 32_946, ZSTD)
+_NONE = 1
+_COMPRESSIONS = (_NONE, 5, DEFLATE, 32_773, 32_946, ZSTD)
 """None, LZW, Deflate, PackBits, Deflate by its old number, and Zstandard: those that `resources.geodata` reads."""
+_WITH_PREDICTOR = (5, DEFLATE, 32_946, ZSTD)
+"""With others libtiff takes no notice of the predictor."""
+_NUMBER = re.compile(rb"[-+]?\d+(\.\d*)?([eE][-+]?\d{1,3})?|nan", re.ASCII)
+_NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MAX_ENTRIES = 256
 _MAX_BLOCKS = 1 << 16
 _MAX_DIRECTORY_BYTES = 2 << 20
 _MAX_BLOCK_BYTES = 8 << 20
+_MAX_DECODED_BYTES = 64 << 20
 _MAX_GEO_BYTES = 64 << 10
 _MAX_SIDE = 1 << 20
 
@@ -35,7 +42,7 @@ _STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES, _PLANAR = 273, 277, 278
 _PREDICTOR, _COLOR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 317, 320, 322, 323, 324, 325
 _EXTRA_SAMPLES, _SAMPLE_FORMAT = 338, 339
 _GEOREFERENCE = (33_550, 33_922, 34_264, 34_735, 34_736, 34_737)
-_PIXEL_SCALE, _TIEPOINT = 33_550, 33_922
+_PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION = 33_550, 33_922, 34_264
 _METADATA, _NODATA = 42_112, 42_113
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _MIN_IS_BLACK, _PALETTE = 1, 3
@@ -125,6 +132,12 @@ class _Directory:
             raise IntegrityError(f"has a directory of {number} entries")
         listed = self.at(at + struct.calcsize(counter), number * struct.calcsize(entry))
         self._entries = {code: rest for code, *rest in struct.iter_unpack(entry, listed)}
+        if len(self._entries) < number:
+            # readers differ in which of them they use
+            raise IntegrityError("has a tag twice")
+
+    def __contains__(self, code: int) -> bool:
+        return code in self._entries
 
     def at(self, start: int, count: int) -> bytes:
         """`count` bytes at an offset. Raises IntegrityError if the file does not have them."""
@@ -163,12 +176,14 @@ class _Directory:
         return values
 
     def number(self, code: int, default: int | None = None) -> int:
-        """The first value of a tag. Raises IntegrityError if it is missing and has no `default`."""
-        found = self.numbers(code, _MAX_ENTRIES)
+        """The value of a tag. Raises IntegrityError if it is missing and has no `default`, or has several values."""
+        found = self.numbers(code)
         if found is None:
             if default is None:
                 raise IntegrityError(f"lacks tag {code}")
             return default
+        if len(found) > 1:
+            raise IntegrityError(f"has tag {code} with {len(found)} values")
         return int(found[0])
 
 
@@ -189,12 +204,17 @@ def read_layout(read: Read, size: int) -> Layout:
             f"has {len(offsets)} offsets and {len(counts)} sizes of blocks, and {form.blocks} blocks"
         )
     _require_apart(offsets, counts, size)
+    if form.compression == _NONE:
+        _require_full(form, counts)
     return Layout(form, size, offsets, counts)
 
 
 def _form(directory: _Directory) -> Form:
     height, width = directory.number(_HEIGHT), directory.number(_WIDTH)
-    tiled = directory.numbers(_TILE_OFFSETS, _MAX_BLOCKS) is not None
+    strips, tiles = (_STRIP_OFFSETS, _STRIP_BYTES), (_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES)
+    tiled = any(code in directory for code in tiles)
+    if tiled and any(code in directory for code in strips):
+        raise IntegrityError("has both strips and tiles")
     if tiled:
         block = directory.number(_TILE_HEIGHT), directory.number(_TILE_WIDTH)
     else:
@@ -203,18 +223,40 @@ def _form(directory: _Directory) -> Form:
         0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE and min(block) > 0 and max(block) <= _MAX_SIDE
     ):
         raise IntegrityError(f"has {height} x {width} pixels in blocks of {block[0]} x {block[1]}")
+    bands = directory.number(_SAMPLES, 1)
+    if bands != 1:
+        raise IntegrityError(f"has {bands} bands")
     kind = directory.number(_BITS, 1), directory.number(_SAMPLE_FORMAT, _UNSIGNED)
-    if directory.number(_SAMPLES, 1) != 1 or kind not in _DTYPES:
-        raise IntegrityError(f"has {directory.number(_SAMPLES, 1)} bands of {kind[0]} bits")
-    compression, predictor = directory.number(_COMPRESSION, 1), directory.number(_PREDICTOR, 1)
-    if compression not in _COMPRESSIONS or predictor not in (1, 2) or directory.number(_FILL_ORDER, 1) != 1:
+    if kind not in _DTYPES:
+        raise IntegrityError(f"has {kind[0]} bits of format {kind[1]}")
+    if block[0] * block[1] * kind[0] // 8 > _MAX_DECODED_BYTES:
+        raise IntegrityError(f"has blocks of {block[0]} x {block[1]} pixels")
+    # without its tag libtiff takes a file for uncompressed, but every writer writes it
+    compression, predictor = directory.number(_COMPRESSION), directory.number(_PREDICTOR, 1)
+    predicted = predictor == 1 or (predictor == 2 and compression in _WITH_PREDICTOR)
+    if compression not in _COMPRESSIONS or not predicted or directory.number(_FILL_ORDER, 1) != 1:
         raise IntegrityError(f"has the compression {compression} with predictor {predictor}")
     geo = tuple(tag for code in _GEOREFERENCE if (tag := directory.tag(code, _MAX_GEO_BYTES)))
-    nodata = directory.tag(_NODATA, 100)
-    text = nodata.data.rstrip(b"\0 ").decode("ascii", "replace") if nodata else ""
     return Form(
-        (height, width), block, _DTYPES[kind], compression, predictor, tiled, nodata=text, georeference=geo
+        (height, width),
+        block,
+        _DTYPES[kind],
+        compression,
+        predictor,
+        tiled,
+        nodata=_nodata(directory.tag(_NODATA, 100)),
+        georeference=geo,
     )
+
+
+def _nodata(tag: Tag | None) -> str:
+    """GDAL's text of nodata, "" without the tag. Raises IntegrityError if it is not a number."""
+    if tag is None:
+        return ""
+    text = tag.data.rstrip(b"\0 ").strip(b" ")
+    if tag.kind != _ASCII or not _NUMBER.fullmatch(text):
+        raise IntegrityError(f"has the nodata {text!r}")
+    return text.decode()
 
 
 def _require_apart(offsets: NDArray[np.int64], counts: NDArray[np.int64], size: int) -> None:
@@ -223,6 +265,9 @@ def _require_apart(offsets: NDArray[np.int64], counts: NDArray[np.int64], size: 
         raise IntegrityError("has blocks without a place or without bytes")
     if counts.max(initial=0) > _MAX_BLOCK_BYTES:
         raise IntegrityError(f"has a block of {counts.max():,} bytes")
+    if offsets.max(initial=0) > size:
+        # and a sum with the greatest offsets would be negative
+        raise IntegrityError("is truncated: some of its blocks are after its end")
     order = np.argsort(offsets[stored])
     starts, stops = offsets[stored][order], (offsets + counts)[stored][order]
     if stops.max(initial=0) > size:
@@ -231,11 +276,23 @@ def _require_apart(offsets: NDArray[np.int64], counts: NDArray[np.int64], size: 
         raise IntegrityError("has blocks that overlap")
 
 
+def _require_full(form: Form, counts: NDArray[np.int64]) -> None:
+    """Raises IntegrityError if uncompressed blocks have fewer bytes than their pixels: GDAL reads on in the file. It
+    writes more for a last strip without data.
+    """
+    rows = np.full(form.blocks, form.block_shape[0])
+    if not form.tiled:
+        rows[-1] = form.shape[0] - (form.blocks - 1) * form.block_shape[0]
+    full = rows * form.block_shape[1] * np.dtype(form.dtype).itemsize
+    if ((counts < full) & (counts > 0)).any():
+        raise IntegrityError("has uncompressed blocks with fewer bytes than their pixels")
+
+
 def georeference(tags: Sequence[Tag], left: float, top: float, resolution: float) -> tuple[Tag, ...]:
     """The GeoTIFF tags of another raster of the same CRS: north up, of square pixels, from its upper left corner."""
     scale = Tag(_PIXEL_SCALE, _DOUBLE, 3, struct.pack("<3d", resolution, resolution, 0))
     tie = Tag(_TIEPOINT, _DOUBLE, 6, struct.pack("<6d", 0, 0, 0, left, top, 0))
-    return scale, tie, *(tag for tag in tags if tag.code not in (_PIXEL_SCALE, _TIEPOINT))
+    return scale, tie, *(tag for tag in tags if tag.code not in (_PIXEL_SCALE, _TIEPOINT, _TRANSFORMATION))
 
 
 def tiff_pieces(form: Form, blocks: Sequence[bytes | None]) -> Iterator[bytes]:
@@ -319,7 +376,9 @@ def _colors(palette: Mapping[int, tuple[int, int, int, int]]) -> list[int]:
 
 
 def _items(form: Form) -> str:
-    """GDAL's metadata and band descriptions, in its XML. GDAL escapes values twice."""
+    """GDAL's metadata and band descriptions, in its XML. GDAL escapes values twice, and leaves out characters that XML
+    does not have.
+    """
     lines = [
         f"  <Item name={quoteattr(name)}>{escape(escape(value))}</Item>\n"
         for name, value in (form.metadata or {}).items()
@@ -328,4 +387,4 @@ def _items(form: Form) -> str:
         f'  <Item name="DESCRIPTION" sample="{band}" role="description">{escape(escape(text))}</Item>\n'
         for band, text in enumerate(form.descriptions)
     ]
-    return f"<GDALMetadata>\n{''.join(lines)}</GDALMetadata>\n" if lines else ""
+    return _NOT_IN_XML.sub("", f"<GDALMetadata>\n{''.join(lines)}</GDALMetadata>\n") if lines else ""

@@ -3,23 +3,25 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from crop_assets.bands.blocks import Fetch, choose_fetch
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cid_list import parse_cid_list
 from crop_assets.bands.cids import cid_rows, listed_cid_rows
 from crop_assets.bands.cids import tile_payloads as payloads_of
-from crop_assets.bands.download import BandRequest, StoredBand, fetch_band
+from crop_assets.bands.download import BandRequest, Blocks, StoredBand, fetch_band
 from crop_assets.bands.retrievability import check_cids
 from crop_assets.bands.transfer import Transfer, expected_bytes
 from crop_assets.graph.metadata import markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Source, TileRun, YearRun, stage
 from crop_assets.hls import BANDS, QA_BAND
+from crop_assets.recipe import DatasetRecipe
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import (
     BAND_CIDS,
@@ -38,6 +40,8 @@ from resources.stac import IpfsStac
 from resources.stop import StoppablePool
 
 FILES_AT_ONCE = 6
+_PARTIAL_FILES_AT_ONCE = 24
+"""All files of a tile, which share the threads that request ranges."""
 CIDS_AT_ONCE = 8
 
 
@@ -88,7 +92,7 @@ def band_cids(
     return Made(rows, {"files": len(rows), "without_cid": len(without)})
 
 
-@stage("bands", DOWNLOADED_FMASKS, kinds={"ipfs", "geotiff"}, code_version="2")
+@stage("bands", DOWNLOADED_FMASKS, kinds={"ipfs", "geotiff"}, code_version="3")
 def downloaded_fmasks(run: TileRun, band_cids: pd.DataFrame, sources: Sources) -> Made:
     """The Fmask files of the selected scenes, downloaded and verified like `downloaded_bands`. They are a seventh of
     the bytes, and show whether the other bands are worth downloading.
@@ -96,21 +100,30 @@ def downloaded_fmasks(run: TileRun, band_cids: pd.DataFrame, sources: Sources) -
     return _download(run, band_cids[band_cids["band"] == QA_BAND], sources)
 
 
-@stage("bands", DOWNLOADED_BANDS, kinds={"ipfs", "geotiff"}, fields=["fmask_first"], code_version="3")
+@stage(
+    "bands",
+    DOWNLOADED_BANDS,
+    kinds={"ipfs", "geotiff"},
+    fields=["coverage", "fetch", "fmask_first"],
+    code_version="4",
+)
 def downloaded_bands(
     run: TileRun,
     band_cids: pd.DataFrame,
     downloaded_fmasks: pd.DataFrame,
     chip_quality: pd.DataFrame,
+    tile_map: pd.DataFrame,
     sources: Sources,
 ) -> Made:
-    """All band files of the selected scenes, downloaded from the recipe's sources and verified against their CIDs.
-    Files that are already in the store are used if they are valid. With `fmask_first`, a tile gets no other bands if
-    Fmask rules out all of its chips.
+    """The band files of the selected scenes, downloaded from the recipe's sources and verified against their CIDs: with
+    `fetch`, complete or only the blocks under the chips. What is already in the store is used if it is valid. With
+    `fmask_first`, a tile gets no other bands if Fmask rules out all of its chips.
     """
     bands = band_cids[band_cids["band"] != QA_BAND]
+    chips = chips_to_fetch(run.recipe, tile_map["chip_id"])
+    fetch = fetch_of(run.recipe, run.tile, chips, bands)
+    saved = fetch.block_bytes if fetch.by_blocks else fetch.file_bytes
     if run.recipe.fmask_first and len(chip_quality) and (chip_quality["reason"] != "").all():
-        saved = sum(map(expected_bytes, bands["bytes"], bands["max_bytes"]))
         outcome = (
             f"Fmask rules out all chips: {len(bands)} files, about {saved / 1e6:,.0f} MB, are not downloaded"
         )
@@ -120,7 +133,7 @@ def downloaded_bands(
             {"outcome": outcome, "saved_bytes": saved},
             dict(zip(downloaded_fmasks["path"], downloaded_fmasks["sha256"], strict=True)),
         )
-    made = _download(run, bands, sources)
+    made = _download(run, bands, sources, fetch, chips)
     table = pd.concat([downloaded_fmasks, made.frame]) if len(made.frame) else downloaded_fmasks
     order = table["position"].map({"first": 0, "middle": 1, "last": 2}), table["band"].map(BANDS.index)
     table = (
@@ -131,7 +144,31 @@ def downloaded_bands(
     return Made(table, made.metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
-def _download(run: TileRun, wanted: pd.DataFrame, sources: Sources) -> Made:
+def chips_to_fetch(recipe: DatasetRecipe, chips: Iterable[str]) -> list[str] | None:
+    """The chips whose blocks are needed; None if all blocks are."""
+    return None if recipe.coverage == "full" else sorted(chips)
+
+
+def file_sizes(files: pd.DataFrame) -> list[int]:
+    """Bytes of the files of `band_cids`, typical ones where they are unknown."""
+    return [expected_bytes(*sizes) for sizes in zip(files["bytes"], files["max_bytes"], strict=True)]
+
+
+def fetch_of(recipe: DatasetRecipe, tile: str, chips: Sequence[str] | None, files: pd.DataFrame) -> Fetch:
+    """How the files of `band_cids` are fetched for chips, or for the complete tile if `chips` is None."""
+    sizes = file_sizes(files)
+    by_cid = bool((files["cid"] != "").any()) and bool({"kubo", "gateways", "ipfs_cli"} & set(recipe.sources))
+    return choose_fetch(recipe.fetch, tile, chips, sizes, by_cid)
+
+
+def _download(
+    run: TileRun,
+    wanted: pd.DataFrame,
+    sources: Sources,
+    fetch: Fetch | None = None,
+    chips: Sequence[str] | None = None,
+) -> Made:
+    """The files of `wanted`; those of `fetch`, if given, in blocks if it says so."""
     rows: list[dict[str, Any]] = [dict(row) for _, row in wanted.iterrows()]
     stored: dict[int, StoredBand] = {}
     errors: list[ResourceError] = []
@@ -139,12 +176,18 @@ def _download(run: TileRun, wanted: pd.DataFrame, sources: Sources) -> Made:
     folders = {path.rsplit("/", 1)[0] for path in paths}
     found = {name for folder in folders for name in run.store.names(folder)}
     listed = [path in found for path in paths]
-    missing = [row for row, stored_already in zip(rows, listed, strict=True) if not stored_already]
-    run.store.require_room(sum(expected_bytes(row["bytes"], row["max_bytes"]) for row in missing))
+    by_blocks = fetch is not None and fetch.by_blocks
+    needed = sum(size for size, there in zip(file_sizes(wanted), listed, strict=True) if not there)
+    run.store.require_room(min(needed, fetch.block_bytes) if fetch and by_blocks else needed)
     transfer = Transfer(run.log, len(rows))
-    with StoppablePool(FILES_AT_ONCE) as pool:
+    with (
+        StoppablePool(_PARTIAL_FILES_AT_ONCE if by_blocks else FILES_AT_ONCE) as pool,
+        StoppablePool(sources.memory.ranges_per_host) as requests,
+    ):
+        blocks = Blocks(chips, requests) if by_blocks else None
         futures = {
-            pool.submit(_fetch, run, row, sources, transfer, listed[at]): at for at, row in enumerate(rows)
+            pool.submit(_fetch, run, row, sources, transfer, listed[at], blocks): at
+            for at, row in enumerate(rows)
         }
         for future in as_completed(futures):
             try:
@@ -162,6 +205,9 @@ def _download(run: TileRun, wanted: pd.DataFrame, sources: Sources) -> Made:
     metadata = {
         "bytes": int(table["bytes"].sum()),
         "verified": int(table["verified"].sum()),
+        **({"fetch": str(fetch)} if fetch else {}),
+        "blocks": int(table["blocks"].sum()),
+        "complete_bytes": int(table["complete_bytes"].sum()),
         "sources": markdown(counts.rename_axis("source").reset_index(name="files")),
         **transfer.metadata(),
     }
@@ -169,7 +215,12 @@ def _download(run: TileRun, wanted: pd.DataFrame, sources: Sources) -> Made:
 
 
 def _fetch(
-    run: TileRun, row: dict[str, Any], sources: Sources, transfer: Transfer, listed: bool
+    run: TileRun,
+    row: dict[str, Any],
+    sources: Sources,
+    transfer: Transfer,
+    listed: bool,
+    blocks: Blocks | None,
 ) -> StoredBand:
     file = BandRequest(
         run.layout.band(row["scene_id"], row["band"]),
@@ -179,7 +230,7 @@ def _fetch(
         row["http"],
         row["max_bytes"],
     )
-    return fetch_band(file, run.store, sources, run.log, transfer.add, listed)
+    return fetch_band(file, run.store, sources, run.log, transfer.add, listed, blocks)
 
 
 def _downloaded_rows(run: TileRun, rows: list[dict[str, Any]], stored: dict[int, StoredBand]) -> pd.DataFrame:
@@ -197,6 +248,8 @@ def _downloaded_rows(run: TileRun, rows: list[dict[str, Any]], stored: dict[int,
                 "cid": row["cid"],
                 "verified": stored[at].verified,
                 "note": stored[at].note,
+                "blocks": stored[at].blocks,
+                "complete_bytes": stored[at].complete_bytes,
             }
         )
     return pd.DataFrame(made)

@@ -1,9 +1,13 @@
 """Brings one band file into the store from any source, and verifies it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
+from rasterio.errors import RasterioError
+
+from crop_assets.bands.blocks import BlockSelection, PartialFile, read_partial
 from crop_assets.bands.files import check_band
 from crop_assets.hls import parse_scene_id
 from resources.errors import IntegrityError, UnsafeNameError
@@ -14,6 +18,7 @@ from resources.store import DatasetStore, sha256_of
 IN_STORE = "already in the store"
 NO_CID = "no CID is known to check it against"
 UNKNOWN_LAYOUT = "its CID is of a layout that cannot be told from the file"
+NO_LINKS = "its blocks are not checked, because no source has the links of its CID"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class BandRequest:
 class StoredBand:
     """Where a file came from; `verified` means that its bytes match its CID, otherwise `note` says why not.
 
-    `bytes` is its size, `sha256` the checksum of its bytes in hex.
+    `bytes` is its size, `sha256` the checksum of its bytes in hex. `blocks` is the number of those of a partial file, 0
+    for a complete one, and `complete_bytes` the size of the complete file.
     """
 
     source: str
@@ -47,6 +53,19 @@ class StoredBand:
     note: str
     bytes: int
     sha256: str
+    blocks: int
+    complete_bytes: int
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What to fetch of a file instead of all: the blocks under `chips`, or all blocks if it is None.
+
+    `pool` has the threads that send requests.
+    """
+
+    chips: Sequence[str] | None
+    pool: Executor
 
 
 def fetch_band(
@@ -56,21 +75,31 @@ def fetch_band(
     log: Callable[[str], None],
     progress: Callable[[int], None] | None = None,
     listed: bool = True,
+    blocks: Blocks | None = None,
 ) -> StoredBand:
-    """Make sure that the store has the complete file; fetch it from one of `sources` if it is missing or invalid.
+    """Make sure that the store has the file, or its `blocks`; fetch what is missing or invalid from one of `sources`.
 
-    A file must be on the grid of its tile. In the store, and from any source other than IPFS, it must match its CID,
-    or without a CID be a readable raster of the band's type. Raises ResourceError with the answer of each source, and
+    A complete file, or a partial one that has the blocks, is used as it is, and blocks of a partial file are not
+    fetched again. A file must be on the grid of its tile. In the store, and from any source other than IPFS, it must
+    match its CID, or without a CID be a readable raster of the band's type. Raises ResourceError with the answer of
+    each source, and
     then leaves the store unchanged. `listed` is whether the store may have the file.
     """
+    found: PartialFile | None = None
     try:
         if not listed:
             raise FileNotFoundError(file.name)
         with store.local(file.name, file.max_bytes) as local:
-            problem = _problem(local, file)
-            if not problem:
-                return _stored(IN_STORE, bool(file.cid), "" if file.cid else NO_CID, local)
-        log(f"{IN_STORE}: {problem}; fetching it again")
+            partial, problem = _found(local, file)
+            if not problem and partial is None:
+                return _stored(IN_STORE, bool(file.cid), file, local)
+            if not problem and blocks and partial and partial.has(local, blocks.chips):
+                return _stored(IN_STORE, partial.verified, file, local)
+        if problem:
+            log(f"{IN_STORE}: {problem}; fetching it again")
+        else:
+            found = partial
+            log(f"{IN_STORE}: {file.scene_file} has not all that is needed; fetching the rest")
     except FileNotFoundError:
         pass
     except IntegrityError as error:
@@ -83,20 +112,34 @@ def fetch_band(
 
     wanted = FileRequest(file.scene_file, file.cid, file.http, file.max_bytes)
     with store.writing(file.name) as local:
-        got = sources.obtain(wanted, local, store.partials, check, log, progress)
-        note = "" if got.verified else UNKNOWN_LAYOUT if file.cid else NO_CID
-        return _stored(got.source, got.verified, note, local)
+        selection = None
+        if blocks:
+            selection = BlockSelection(blocks.pool, local, file.scene_file, file.band, blocks.chips, found)
+        got = sources.obtain(wanted, local, store.partials, check, log, progress, selection)
+        return _stored(got.source, got.verified, file, local)
 
 
-def _stored(source: str, verified: bool, note: str, path: Path) -> StoredBand:
-    return StoredBand(source, verified, note, path.stat().st_size, sha256_of(path))
+def _stored(source: str, verified: bool, file: BandRequest, path: Path) -> StoredBand:
+    partial, size = read_partial(path), path.stat().st_size
+    if partial:
+        verified = partial.verified
+    note = "" if verified else NO_CID if not file.cid else NO_LINKS if partial else UNKNOWN_LAYOUT
+    blocks, complete = (len(partial.blocks), partial.size) if partial else (0, size)
+    return StoredBand(source, verified, note, size, sha256_of(path), blocks, complete)
 
 
-def _problem(path: Path, file: BandRequest) -> str:
+def _found(path: Path, file: BandRequest) -> tuple[PartialFile | None, str]:
+    """The partial file in the store, None for a complete one; and why the file cannot be used, or ""."""
     try:
-        if file.cid and not matches_cid(path, file.cid):
-            return f"{path.name} does not match {file.cid}"
-        check_band(path, file.band, file.tile, every_block=not file.cid)
-    except IntegrityError as error:
-        return f"{path.name} {error}"
-    return ""
+        partial = read_partial(path)
+        verified = partial.verified if partial else bool(file.cid)
+        if (
+            file.cid
+            and verified
+            and not (partial.version == file.cid if partial else matches_cid(path, file.cid))
+        ):
+            return partial, f"{path.name} does not match {file.cid}"
+        check_band(path, file.band, file.tile, every_block=not verified)
+    except (IntegrityError, RasterioError) as error:
+        return None, f"{path.name} {error}"
+    return partial, ""

@@ -32,7 +32,7 @@ from crop_assets.chips.warp import (
     source_pixels,
 )
 from crop_assets.errors import InputError
-from crop_assets.hls import NODATA, NODATA_BEFORE_V2, QA_BAND, QA_NODATA
+from crop_assets.hls import NODATA, QA_BAND, QA_NODATA, fill_of
 from crop_assets.parallel import in_parallel
 from resources.tiff import Form, tiff_pieces
 
@@ -66,14 +66,8 @@ def tile_geobox(sources: Sequence[GeoBox], chips: Sequence[str]) -> GeoBox:
 
 
 def fill_value(nodata: float | None, band: str, version: str) -> float:
-    """The nodata value of a file, or else the fill value of its HLS version: -1000 before v2.0, -9999 since; Fmask
-    255.
-    """
-    if nodata is not None:
-        return nodata
-    if band == QA_BAND:
-        return QA_NODATA
-    return NODATA if version >= "2" else NODATA_BEFORE_V2
+    """The nodata value of the file, or else the fill value of its HLS version."""
+    return float(fill_of(band, version) if nodata is None else nodata)
 
 
 @dataclass(frozen=True)

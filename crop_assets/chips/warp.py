@@ -5,26 +5,21 @@ coordinates, while GDAL's default warp approximates coordinates per chunk. The s
 coordinates of a block are computed once for all bands and dates.
 """
 
-import functools
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
-from crop_assets.chip_grid import transformer, wkt
+from crop_assets.coordinates import is_inside, source_coordinates
 from crop_assets.hls import NODATA, QA_NODATA
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-_NODES = 6
-"""Chebyshev nodes on each axis of a target grid. The transformation from Albers to UTM is so smooth that the error is
-at most 1e-8 pixel with four nodes for a block, and with six for a complete tile (measured)."""
 _ROUNDING = 1e-9
 """The weights of four neighbours with data add up to 1 within this."""
 
@@ -46,46 +41,6 @@ class SourcePixels:
     within: bool
 
 
-def source_coordinates(target: GeoBox, source: GeoBox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rows and columns in `source` of the pixel centres of `target`, float64 (h, w), by pyproj.
-
-    0.0 is the centre of the first pixel. pyproj transforms 6 x 6 Chebyshev nodes, and a polynomial interpolates
-    between them: the error is below 1e-6 pixel for a target up to the size of a tile, in a tenth of the time. Only
-    additions and products are used, which give the same result on every machine. Not finite where the projection of
-    `source` is not defined.
-    """
-    height, width = target.shape
-    nodes: NDArray[Any] = chebyshev.chebpts1(_NODES)
-    cols: Any
-    rows: Any
-    cols, rows = np.meshgrid((nodes + 1) * width / 2, (nodes + 1) * height / 2)
-    x, y = transformer(wkt(target), wkt(source)).transform(*(target.affine @ (cols, rows)))
-    source_cols, source_rows = ~source.affine @ (x, y)
-    across, down = _basis(width), _basis(height)
-    return _spread(source_rows - 0.5, down, across), _spread(source_cols - 0.5, down, across)
-
-
-@functools.lru_cache(maxsize=4)
-def _basis(size: int) -> NDArray[np.float64]:
-    """The weight of each Chebyshev node at each of `size` pixels: float64 (nodes, size)."""
-    values = chebyshev.chebvander(chebyshev.chebpts1(_NODES), _NODES - 1) * (2 / _NODES)
-    values[:, 0] /= 2
-    pixels = chebyshev.chebvander((np.arange(size) + 0.5) * 2 / size - 1, _NODES - 1)
-    return np.asarray((values[:, :, None] * pixels.T).sum(axis=1), np.float64)
-
-
-def _spread(
-    at_nodes: NDArray[np.float64], down: NDArray[np.float64], across: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    # not a matrix product: its last bits depend on the processor
-    rows = (at_nodes[:, :, None] * across).sum(axis=1)
-    spread: NDArray[np.float64] = down[0][:, None] * rows[0]
-    term = np.empty_like(spread)
-    for node in range(1, _NODES):
-        spread += np.multiply(down[node][:, None], rows[node], out=term)
-    return spread
-
-
 def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels | None:
     """The source pixels for each pixel of `target`; None if `target` is completely outside `source`."""
     # only this step needs scipy, which takes 0.3 s to import
@@ -99,7 +54,7 @@ def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels | None:
     if height <= 0 or width <= 0:
         return None
     nearest_row, nearest_col = row + (down >= 0.5), col + (across >= 0.5)
-    inside = _within(nearest_row, height) & _within(nearest_col, width)
+    inside = is_inside(nearest_row, height) & is_inside(nearest_col, width)
     if not inside.any():
         return None
     corners = list(itertools.product((0, 1), repeat=2))
@@ -112,7 +67,9 @@ def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels | None:
         np.multiply(down if r else from_above, across if c else from_left, out=weights[..., at])
     within = bool(row.min() >= 0 and row.max() < height - 1 and col.min() >= 0 and col.max() < width - 1)
     if not within:
-        beyond = ~np.stack([_within(row + r, height) & _within(col + c, width) for r, c in corners], axis=-1)
+        beyond = ~np.stack(
+            [is_inside(row + r, height) & is_inside(col + c, width) for r, c in corners], axis=-1
+        )
         weights[beyond], neighbours[beyond] = 0, 0
     matrix = csr_array(
         (weights.ravel(), neighbours.ravel(), np.arange(0, neighbours.size + 1, 4, dtype=np.int32)),
@@ -136,10 +93,6 @@ def _along(
     # clip far coordinates so that they do not overflow; they stay outside the window
     near = before.clip(-2, size + 1, out=before).astype(np.int32)
     return near, fraction, start, stop - start
-
-
-def _within(index: NDArray[np.int32], size: int) -> NDArray[np.bool_]:
-    return (index >= 0) & (index < size)
 
 
 def bilinear(

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -81,6 +82,7 @@ from resources.sources import FileRequest
 from resources.stac import IpfsStac, SceneStac
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, read_table, stored_table, write_table
+from resources.tiff import read_layout, tiff_pieces
 from resources.wkb import read_wkb
 from resources.words import document, server_words
 
@@ -510,6 +512,28 @@ def _band() -> bytes:
     with rasterio.open(path, "w", driver="GTiff", count=1, **size, **settings):
         pass
     return path.read_bytes()
+
+
+def _scattered() -> bytes:
+    """A striped file of which the directory is at the end."""
+    data = _raster(128, tiled=False, blockysize=16)
+    (at,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, at)
+    directory = data[at : at + 2 + 12 * entries + 4]
+    return data[:4] + struct.pack("<I", len(data)) + data[8:] + directory
+
+
+@_target(_band, lambda: _raster(128, BIGTIFF="YES", predictor=2), _scattered)
+def tiff_layout(data: bytes) -> None:
+    """The directory of a band file of which little was fetched. Blocks are where it has them, and are cut out there."""
+    layout = read_layout(lambda start, stop: data[start:stop], len(data))
+    places = list(zip(layout.offsets.tolist(), layout.counts.tolist(), strict=True))
+    assert all(0 <= offset <= offset + count <= len(data) for offset, count in places)
+    assert sum(count for _, count in places) <= len(data)
+    blocks = [data[offset : offset + count] or None for offset, count in places]
+    copy = b"".join(tiff_pieces(layout.form, blocks))
+    again = read_layout(lambda start, stop: copy[start:stop], len(copy))
+    assert (again.form, again.counts.tolist()) == (layout.form, layout.counts.tolist())
 
 
 @_target(_band, is_slow=True)

@@ -41,8 +41,10 @@ from resources.http import (
 )
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, MAX_SECTION
 from resources.ipfs.cid import Cid
+from resources.ipfs.leaves import IpfsLeaves, Tree, tree_of
 from resources.ipfs.retrieve import Retrieval
 from resources.json_values import parse
+from resources.parts import Parts, Selection, Turn, obtain
 from resources.plain_text import plain_text
 from resources.resume import PartialFiles
 from resources.sources import FileRequest
@@ -80,19 +82,21 @@ class IpfsNode(Protocol):
     name: str
     host: str
     timeout_seconds: float
+    takes_ranges: bool
+    """Whether `car` is known, or still hoped, to leave out what is not requested."""
 
     def car(
-        self, root: Cid, offset: int, first_seconds: float | None = None
+        self, root: Cid, offset: int, first_seconds: float | None = None, stop: int | None = None
     ) -> AbstractContextManager[Iterator[bytes]]:
-        """A CAR of the file `root`, in pieces: the complete file, or the part from byte `offset` on.
+        """A CAR of the file `root`, in pieces: the complete file, or the part from byte `offset` on, to before `stop`.
 
         `first_seconds` is the timeout for the first block, if shorter than that for the rest. Raises NotFoundError,
         TryAgainError, UnavailableError or IntegrityError, and CutShortError while it is read.
         """
         ...
 
-    def block(self, cid: Cid) -> bytes:
-        """One block, unverified, of at most 4 MiB. Raises as `car` does."""
+    def block(self, cid: Cid, first_seconds: float | None = None) -> bytes:
+        """One block, unverified, of at most 4 MiB; `first_seconds` is the timeout, if shorter. Raises as `car` does."""
         ...
 
 
@@ -133,6 +137,30 @@ class IpfsSource:
                         retrieval.feed(pieces, self.node.timeout_seconds)
             retrieval.move_to(destination)
         return True
+
+    def fetch_parts(
+        self,
+        request: FileRequest,
+        selection: Selection,
+        destination: Path,
+        partials: PartialFiles,
+        progress: Callable[[int], None],
+        turn: Turn,
+        brief: bool,
+        tree: Callable[[], Tree | None],
+    ) -> bool:
+        root = Cid.parse(request.cid)
+        first_seconds = self.first_seconds if brief else None
+        with partials.holding(f"parts of {root}") as path, Parts(path, progress) as parts:
+            leaves = IpfsLeaves(
+                root, self.node, parts, request.max_bytes, selection.pool, turn, first_seconds
+            )
+            return obtain(selection, parts, leaves, destination)
+
+    def tree(self, request: FileRequest, turn: Turn, brief: bool) -> Tree:
+        """The tree of the file's CID. Raises ResourceError."""
+        first_seconds = self.first_seconds if brief else None
+        return tree_of(Cid.parse(request.cid), self.node, request.max_bytes, turn, first_seconds)
 
 
 class _Web:
@@ -200,20 +228,22 @@ class _Web:
 class Gateway(_Web):
     """A trustless gateway (specs.ipfs.tech/http-gateways/trustless-gateway, IPIP-402 and IPIP-412)."""
 
+    takes_ranges = True
+
     def __init__(self, address: str, timeout_seconds: float) -> None:
         super().__init__(address, "gateways", timeout_seconds)
 
     def car(
-        self, root: Cid, offset: int, first_seconds: float | None = None
+        self, root: Cid, offset: int, first_seconds: float | None = None, stop: int | None = None
     ) -> AbstractContextManager[Iterator[bytes]]:
         parameters = {"format": "car", "dag-scope": "entity"}
-        if offset:
-            parameters["entity-bytes"] = f"{offset}:*"
+        if offset or stop is not None:
+            parameters["entity-bytes"] = f"{offset}:{'*' if stop is None else stop - 1}"
         path = f"/ipfs/{root}"
         return self._ask("GET", path, parameters, DFS_CONTENT_TYPE, (CONTENT_TYPE,), first_seconds)
 
-    def block(self, cid: Cid) -> bytes:
-        with self._ask("GET", f"/ipfs/{cid}", {"format": "raw"}, _RAW, (_RAW,)) as pieces:
+    def block(self, cid: Cid, first_seconds: float | None = None) -> bytes:
+        with self._ask("GET", f"/ipfs/{cid}", {"format": "raw"}, _RAW, (_RAW,), first_seconds) as pieces:
             return _bounded(pieces)
 
 
@@ -223,6 +253,7 @@ class KuboNode(_Web):
     The node searches the network for blocks that it lacks. They are verified here all the same.
     """
 
+    takes_ranges = False
     # nodes that do not declare the type of a CAR or block send one of the last three
     _TYPES = (CONTENT_TYPE, _RAW, "application/octet-stream", "text/plain", "application/json")
 
@@ -230,16 +261,17 @@ class KuboNode(_Web):
         super().__init__(address, "kubo_api", timeout_seconds)
 
     def car(
-        self, root: Cid, offset: int, first_seconds: float | None = None
+        self, root: Cid, offset: int, first_seconds: float | None = None, stop: int | None = None
     ) -> AbstractContextManager[Iterator[bytes]]:
         # the API has no offset, but the node has what it sent before in its own store
         path, parameters = "/api/v0/dag/export", {"arg": str(root)}
         return self._ask("POST", path, parameters, CONTENT_TYPE, self._TYPES, first_seconds)
 
-    def block(self, cid: Cid) -> bytes:
+    def block(self, cid: Cid, first_seconds: float | None = None) -> bytes:
         # a node that lacks a block searches until this timeout, and reports the failure only then
-        parameters = {"arg": str(cid), "timeout": f"{0.8 * self.timeout_seconds:g}s"}
-        with self._ask("POST", "/api/v0/block/get", parameters, _RAW, self._TYPES) as pieces:
+        seconds = min(first_seconds or self.timeout_seconds, self.timeout_seconds)
+        parameters = {"arg": str(cid), "timeout": f"{0.8 * seconds:g}s"}
+        with self._ask("POST", "/api/v0/block/get", parameters, _RAW, self._TYPES, first_seconds) as pieces:
             return _bounded(pieces)
 
     def import_car(self, pieces: Iterator[bytes], root: Cid) -> None:
@@ -272,18 +304,21 @@ class IpfsCommand:
     """
 
     host = ""
+    takes_ranges = False
 
     def __init__(self, command: str, timeout_seconds: float) -> None:
         self.name = command
         self.timeout_seconds = timeout_seconds
 
     @contextlib.contextmanager
-    def car(self, root: Cid, offset: int, first_seconds: float | None = None) -> Iterator[Iterator[bytes]]:
+    def car(
+        self, root: Cid, offset: int, first_seconds: float | None = None, stop: int | None = None
+    ) -> Iterator[Iterator[bytes]]:
         with self._run(first_seconds, "dag", "export", str(root)) as pieces:
             yield pieces
 
-    def block(self, cid: Cid) -> bytes:
-        with self._run(None, "block", "get", str(cid)) as pieces:
+    def block(self, cid: Cid, first_seconds: float | None = None) -> bytes:
+        with self._run(first_seconds, "block", "get", str(cid)) as pieces:
             return _bounded(pieces)
 
     @contextlib.contextmanager

@@ -1,0 +1,215 @@
+"""Single leaves of a file by their CIDs: which leaves hold a range, and how a node returns them."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from resources.errors import CutShortError, IntegrityError, NotFoundError
+from resources.ipfs.car import MAX_SECTION, read_car
+from resources.ipfs.cid import Cid
+from resources.ipfs.unixfs import FileNode, Link, decode_file_node, encode_file_node
+from resources.parts import NotInPartsError, Parts, Range, Turn, in_turns, merged
+
+_MAX_LEVELS = 8
+_SMALLEST_LEAF, _SPARE_LINKS = 4096, 16
+_SPARE_BLOCKS = 64
+"""Blocks that a node may send beyond those of a range, such as repeated ones."""
+
+
+class LeafNode(Protocol):
+    """What is needed here of an `IpfsNode`."""
+
+    takes_ranges: bool
+
+    def car(
+        self, root: Cid, offset: int, first_seconds: float | None = None, stop: int | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]: ...
+
+    def block(self, cid: Cid, first_seconds: float | None = None) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The bytes of a file that a block holds: a leaf, or an inner node by the blocks below it."""
+
+    cid: Cid
+    start: int
+    stop: int
+
+    def holds(self, data: bytes) -> bool:
+        """Whether these bytes of the file make the leaf: as they are, or in a dag-pb node as Kubo writes it."""
+        return self.cid.matches(data if self.cid.codec == "raw" else encode_file_node(data, ()))
+
+
+class Tree:
+    """The tree of a file, as far as its inner nodes are known. Several threads may use it."""
+
+    def __init__(self, root: Cid) -> None:
+        self.root = root
+        self.size = 0
+        """Bytes of the file; 0 until the root is known."""
+        self._links: dict[Cid, tuple[Link, ...]] = {}
+
+    def add(self, cid: Cid, block: bytes) -> FileNode:
+        """Check a block of the tree, and remember its links. Raises IntegrityError if it is not `cid` or is malformed;
+        NotInPartsError if the file is better fetched complete.
+        """
+        if not cid.matches(block):
+            raise IntegrityError(f"the bytes sent as block {cid} are not that block")
+        node = FileNode(block, (), len(block)) if cid.codec == "raw" else decode_file_node(block)
+        if node.links and (node.data or len(node.links) > _SPARE_LINKS + node.size // _SMALLEST_LEAF):
+            raise NotInPartsError(f"the tree of {self.root} has bytes in inner nodes, or many tiny leaves")
+        self._links[cid] = node.links
+        if cid == self.root:
+            self.size = node.size
+        return node
+
+    def has(self, cid: Cid) -> bool:
+        return cid in self._links
+
+    def links(self, cid: Cid) -> tuple[Link, ...]:
+        return self._links.get(cid, ())
+
+    def blocks(self, start: int, stop: int) -> Iterator[Place]:
+        """The blocks that hold the bytes from `start` to `stop`, each before those below it, as far as they are known.
+
+        Raises IntegrityError if sizes do not add up, or the tree is too deep.
+        """
+        yield from self._below(Place(self.root, 0, self.size), start, stop, 1)
+
+    def ends(self, start: int, stop: int) -> Iterator[Place]:
+        """Those of `blocks` without known links: leaves, and inner nodes that are not known. Raises as `blocks`."""
+        return (place for place in self.blocks(start, stop) if not self.links(place.cid))
+
+    def _below(self, place: Place, start: int, stop: int, level: int) -> Iterator[Place]:
+        if level > _MAX_LEVELS:
+            raise IntegrityError(f"the tree of {self.root} has more than {_MAX_LEVELS} levels")
+        yield place
+        at = place.start
+        for link in self.links(place.cid):
+            if link.size and at < stop and at + link.size > start:
+                yield from self._below(Place(link.cid, at, at + link.size), start, stop, level + 1)
+            at += link.size
+        if at not in (place.start, place.stop):
+            size = place.stop - place.start
+            raise IntegrityError(f"block {place.cid} holds {at - place.start} bytes, its parent says {size}")
+
+
+def tree_of(root: Cid, node: LeafNode, max_bytes: int, turn: Turn, first_seconds: float | None) -> Tree:
+    """The tree of a file with all inner nodes, which a node is asked for.
+
+    A dag-pb block is taken for an inner node if it holds more bytes than a block may have. Raises ResourceError.
+    """
+    tree = Tree(root)
+    unknown = [root]
+    while unknown:
+        for cid in unknown:
+            with turn():
+                tree.add(cid, node.block(cid, first_seconds))
+        if not 0 < tree.size <= max_bytes:
+            raise IntegrityError(f"the file has {tree.size:,} bytes; 1 to {max_bytes:,} are allowed")
+        ends = (place for place in tree.ends(0, tree.size) if not tree.has(place.cid))
+        unknown = [p.cid for p in ends if p.cid.codec == "dag-pb" and p.stop - p.start > MAX_SECTION]
+    return tree
+
+
+class IpfsLeaves:
+    """The leaves of one file from a node, as a `resources.parts.Client`. Each block is checked against its CID."""
+
+    verified = True
+
+    def __init__(
+        self,
+        root: Cid,
+        node: LeafNode,
+        parts: Parts,
+        max_bytes: int,
+        pool: Executor,
+        turn: Turn,
+        first_seconds: float | None = None,
+    ) -> None:
+        self._root, self._node, self._parts = root, node, parts
+        self._max_bytes, self._pool, self._turn = max_bytes, pool, turn
+        self._first_seconds = first_seconds
+        self._tree = Tree(root)
+        for name, block in parts.notes(str(root)).items():
+            self._tree.add(Cid.parse(name), block)
+
+    def bring(self, ranges: Sequence[Range]) -> None:
+        while missing := self._missing(ranges):
+            for place in missing:
+                if place.cid.hash_name == "identity":
+                    # the CID itself has the bytes, and gateways leave the block out
+                    self._take(place.cid, place.cid.digest)
+            ranged = self._node.takes_ranges
+            if ranged:
+                spans = merged(self._tree_span(place, one) for one in ranges for place in missing)
+                requests = [partial(self._by_range, *span) for span in spans]
+            else:
+                requests = [partial(self._by_block, cid) for cid in dict.fromkeys(p.cid for p in missing)]
+            in_turns(self._pool, self._turn, requests)
+            if ranged == self._node.takes_ranges and self._missing(ranges) == missing:
+                raise CutShortError(f"sent nothing of {self._root} that was asked for")
+
+    def _missing(self, ranges: Sequence[Range]) -> list[Place]:
+        """The blocks to request next."""
+        if not self._tree.size:
+            return [Place(self._root, 0, 0)]
+        missing = self._parts.missing(ranges)
+        places = {place for one in missing for place in self._tree.ends(*one)}
+        return sorted(places, key=lambda place: (place.start, place.stop))
+
+    def _tree_span(self, place: Place, wanted: Range) -> Range:
+        """What to request of a block: a leaf as it is, and of an inner node only what is wanted."""
+        if place.cid.codec == "raw" and self._tree.size:
+            return place.start, place.stop
+        start, stop = wanted
+        return (max(place.start, start), min(place.stop, stop)) if self._tree.size else wanted
+
+    def _by_range(self, start: int, stop: int) -> None:
+        """Request a range. A node that sends something else is not asked for ranges again."""
+        came, spare = False, _SPARE_BLOCKS
+        with self._node.car(self._root, start, self._first_seconds, stop) as pieces:
+            for sent, block in read_car(pieces):
+                came = True
+                found = [place for place in self._tree.blocks(start, stop) if place.cid.same_block(sent)]
+                if found and not self._is_here(found[0]):
+                    self._take(found[0].cid, block)
+                elif found and spare:
+                    spare -= 1
+                else:
+                    self._node.takes_ranges = False
+                    return
+        if not came:
+            raise NotFoundError(f"the CAR of {self._root} holds no block")
+        if not self._tree.size or self._parts.missing([(start, stop)]):
+            raise CutShortError(f"the CAR of bytes {start:,} to {stop:,} of {self._root} ended early")
+
+    def _is_here(self, place: Place) -> bool:
+        if not self._tree.has(place.cid):
+            return False
+        return bool(self._tree.links(place.cid)) or not self._parts.missing([(place.start, place.stop)])
+
+    def _by_block(self, cid: Cid) -> None:
+        self._take(cid, self._node.block(cid, self._first_seconds))
+
+    def _take(self, cid: Cid, block: bytes) -> None:
+        """Keep a block at each of its places in the file."""
+        node = self._tree.add(cid, block)
+        if cid == self._root:
+            if not node.size:
+                raise IntegrityError(f"{cid} is an empty file")
+            self._parts.begin(str(cid), node.size, self._max_bytes)
+        if node.links:
+            self._parts.note(str(cid), block)
+            return
+        for place in self._tree.ends(0, self._tree.size):
+            if place.cid == cid and self._parts.missing([(place.start, place.stop)]):
+                if place.stop - place.start != len(node.data):
+                    raise IntegrityError(
+                        f"block {cid} holds {len(node.data)} bytes, its parent says {place.stop - place.start}"
+                    )
+                self._parts.add(place.start, node.data)
