@@ -56,22 +56,22 @@ class BlockReader:
 
     def __init__(self, path: Path, grids: dict[Hashable, GeoBox | None]) -> None:
         self.name = path.name
+        self.nodata: float | None
+        self.grid: GeoBox | None
         self._raster: rasterio.DatasetReader | None = None
         self._decoded: dict[int, NDArray[Any]] = {}
+        self._layout: Layout | None = None
         with contextlib.ExitStack() as stack:
-            self._layout = self._nodata = None
             with contextlib.suppress(OSError, IntegrityError, ValueError):
                 self._file = stack.enter_context(path.open("rb", buffering=0))
-                self._layout = read_layout(self._at, path.stat().st_size)
-                self._nodata = _nodata(self._layout.form)
-            if self._layout is None or self._layout.form.compression not in _DECODERS:
-                self._layout = None
+                layout = read_layout(self._at, path.stat().st_size)
+                if layout.form.compression in _DECODERS:
+                    self.nodata, self._layout = _nodata(layout.form), layout
+            if self._layout is None:
                 self._raster = stack.enter_context(contextlib.closing(open_geotiff(path)))
-                self._nodata = self._raster.nodata
-                self.grid = _grid(self._raster)
+                self.nodata, self.grid = self._raster.nodata, _grid(self._raster)
             else:
-                form = self._layout.form
-                key = form.shape, form.georeference
+                key = self._layout.form.shape, self._layout.form.georeference
                 if key not in grids:
                     with open_geotiff(path) as raster:
                         grids[key] = _grid(raster)
@@ -81,10 +81,6 @@ class BlockReader:
     def close(self) -> None:
         self._open.close()
         self._decoded.clear()
-
-    @property
-    def nodata(self) -> float | None:
-        return self._nodata
 
     def read(self, window: Window) -> NDArray[Any]:
         """The pixels of a window inside the raster. Blocks that are not stored are nodata, or else 0.
@@ -154,7 +150,7 @@ class BlockReader:
 
     def _decode(self, form: Form, data: bytes, height: int, width: int) -> NDArray[Any]:
         if not data:
-            return np.full((height, width), self._nodata or 0, form.dtype)
+            return np.full((height, width), self.nodata or 0, form.dtype)
         size = height * width * np.dtype(form.dtype).itemsize
         decoded = _DECODERS[form.compression](data, out=size)
         if len(decoded) != size:
