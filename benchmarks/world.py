@@ -21,7 +21,6 @@ from crop_assets.chips.clip import Chip, chip_files
 from crop_assets.classes import CDL_CLASSES
 from crop_assets.hls import POSITIONS, QA_BAND, REFLECTANCE_BANDS
 from crop_assets.layout import Layout
-from crop_assets.recipe import DatasetRecipe
 
 YEAR, TILE, DATASET = 2022, "14SNG", "benchmark"
 SIZE = 3660
@@ -73,10 +72,6 @@ class TileWorld:
 
     def source(self, row: dict[Any, Any]) -> Path:
         return self.store / str(row["path"])
-
-
-def recipe() -> DatasetRecipe:
-    return DatasetRecipe(dataset=DATASET)
 
 
 def make_tile_world(root: Path, detail: float = 1) -> TileWorld:
