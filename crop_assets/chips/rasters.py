@@ -6,12 +6,13 @@ to write a file of a few.
 
 import contextlib
 import functools
+import os
 import re
 import tempfile
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import imagecodecs
 import numpy as np
@@ -123,8 +124,7 @@ class BlockReader:
         return Block(self.read(window), encoded)
 
     def _at(self, start: int, stop: int) -> bytes:
-        self._file.seek(start)
-        return self._file.read(stop - start)
+        return os.pread(self._file.fileno(), stop - start, start)
 
     def _stored(self, layout: Layout, index: int) -> bytes:
         """The bytes of a block; none if it is not stored."""
@@ -182,7 +182,8 @@ def encode(pixels: NDArray[Any]) -> bytes:
     # an intermediate result: Zstandard takes a fifth of the time of deflate, at the same size, and a higher level does
     # not make reflectance smaller (measured on HLS bands)
     differences = imagecodecs.delta_encode(pixels, axis=-1) if _predictor(pixels.dtype.name) == 2 else pixels
-    return bytes(imagecodecs.zstd_encode(differences.tobytes(), level=1))
+    # it takes an array too
+    return bytes(imagecodecs.zstd_encode(cast("bytes", differences), level=1))
 
 
 @functools.lru_cache(maxsize=8)
