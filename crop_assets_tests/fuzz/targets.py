@@ -35,6 +35,8 @@ import rasterio
 import shapely
 import yaml
 from affine import Affine
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
 
 from crop_assets.aoi_map.area import load_area
 from crop_assets.aoi_map.drawing import read_drawing
@@ -45,6 +47,7 @@ from crop_assets.bands.cid_list import parse_cid_list
 from crop_assets.bands.cids import cid_rows
 from crop_assets.bands.files import check_band
 from crop_assets.chip_grid import ORIGIN_X, ORIGIN_Y, chip_id
+from crop_assets.chips.rasters import BlockReader
 from crop_assets.dataset.splits import parse_ids, split_by_files
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
@@ -546,6 +549,18 @@ def band_raster(data: bytes) -> None:
     for every_block in (False, True):
         with contextlib.suppress(*OWN):
             check_band(path, "B02", TILE, every_block)
+
+
+@_target(lambda: _raster(128, predictor=2), lambda: _raster(128, compress="zstd", dtype="int16"), _scattered)
+def band_pixels(data: bytes) -> None:
+    """A band file that was changed in the store after it was checked."""
+    with (
+        contextlib.suppress(RasterioError),
+        contextlib.closing(BlockReader(_file("a.tif", data), {})) as reader,
+    ):
+        if reader.grid is not None:
+            height, width = reader.grid.shape
+            reader.read(Window(0, 0, min(width, 512), min(height, 512)))
 
 
 def _zip() -> bytes:
