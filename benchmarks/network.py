@@ -27,7 +27,7 @@ import requests
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from benchmarks.archive import trees
+from benchmarks.archive import LEAVES
 from benchmarks.world import DATASET, TILE, YEAR, TileWorld, make_tile_world
 from crop_assets.bands.assets import downloaded_bands, downloaded_fmasks
 from crop_assets.bands.cids import MAX_BAND_BYTES
@@ -40,6 +40,7 @@ from crop_assets.schemas import CHIP_QUALITY
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
+from resources.ipfs.unixfs import file_cid
 from resources.machine import Machine
 from resources.mirror import BandMirror
 from resources.store import DatasetStore
@@ -72,7 +73,7 @@ def make_world(root: Path) -> None:
     rows = []
     for row in world.downloaded_bands.to_dict("records"):
         path = world.source(row)
-        cids = {leaves: str(tree.root) for leaves, tree in trees(path).items()}
+        cids = {leaves: file_cid(path, size) for leaves, size in LEAVES.items()}
         rows.append(row | cids | {"file": path.name, "bytes": path.stat().st_size})
     pd.DataFrame(rows).to_parquet(root / "files.parquet")
 
@@ -115,7 +116,7 @@ def ours(fetch: Literal["blocks", "files"], leaves: str, root: Path) -> Iterator
         store = DatasetStore(root=str(folder))
         sources = Downloads(per_host=_CONNECTIONS, ranges_per_host=_CONNECTIONS).of(
             recipe.sources,
-            IpfsContent(kubo_api="", gateways=[url]),
+            IpfsContent(kubo_api="", gateways=[f"{url}/{leaves}"]),
             LpDaac(hosts=["127.0.0.1"], token="any"),
             BandMirror(),
         )

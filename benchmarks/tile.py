@@ -6,8 +6,11 @@ mask per chip on disk and the QA counts at hand.
 
 import contextlib
 import datetime as dt
+import multiprocessing
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +26,25 @@ import shapely
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from benchmarks.world import CHIPS, TILE, YEAR, TileWorld, recipe
+from benchmarks.world import CHIPS, TILE, YEAR, TileWorld
 from crop_assets.chip_grid import CHIP_SIZE, chip_geobox
 from crop_assets.chips.assets import chip_quality, chips, filtered_chips, reprojected_tiles
 from crop_assets.chips.warp import source_pixels
 from crop_assets.classes import CDL_CLASSES
 from crop_assets.graph.stage import TileRun
 from crop_assets.hls import QA_BAND, REFLECTANCE_BANDS
+from crop_assets.recipe import DatasetRecipe
 from resources.cdl import CdlReleases, raster_sha256
 from resources.machine import Machine
 from resources.store import DatasetStore
 
+_TILES_A_TURN = 4
 _VALID_QA = [value for value in range(255) if not value & 0b11010]
 Work = Iterator[Callable[[], object]]
 
 
 @contextlib.contextmanager
-def ours(root: Path) -> Work:
+def ours(root: Path, workers: int = 0, dataset: str = "ours") -> Work:
     """The project's own asset functions, as a run calls them."""
     world = TileWorld(root)
     store, releases = DatasetStore(root=str(world.store)), CdlReleases(source=str(world.cdl))
@@ -48,12 +53,14 @@ def ours(root: Path) -> Work:
     selected = selected.assign(fit=True)
     fmasks = world.downloaded_bands[world.downloaded_bands["band"] == QA_BAND]
     release = pd.DataFrame([{"sha256": raster_sha256(world.cdl)}])
+    choices = DatasetRecipe(dataset=dataset)
 
     # a run has one pool for all of its tiles
-    with Machine().pool() as pool:
-        run = TileRun(store, recipe(), lambda text: None, lambda text: None, YEAR, TILE, pool)
+    with Machine(workers=workers).pool() as pool:
 
         def work() -> None:
+            # what is handed over is of one tile
+            run = TileRun(store, choices, lambda text: None, lambda text: None, YEAR, TILE, pool)
             quality = chip_quality(run, fmasks, tile_map).frame
             bands = reprojected_tiles(run, world.downloaded_bands, tile_map).frame
             made = chips(run, bands, selected, tile_map, release, releases).frame
@@ -62,6 +69,55 @@ def ours(root: Path) -> Work:
             filtered_chips(run, made, quality)
 
         yield work
+
+
+@contextlib.contextmanager
+def over_floor(root: Path) -> Work:
+    """This project and the floor in turns, so that both meet a machine's slow minutes."""
+    with ours(root) as one, floor(root) as other:
+
+        def work() -> dict[str, float]:
+            seconds = []
+            for each in (one, other):
+                started = time.perf_counter()
+                each()
+                seconds.append(time.perf_counter() - started)
+            return {"ours": seconds[0], "floor": seconds[1], "times": seconds[0] / seconds[1]}
+
+        yield work
+
+
+@contextlib.contextmanager
+def two_runs(root: Path) -> Work:
+    """Two runs of one thread at once, each in a process of its own that works on one tile after another."""
+    context = multiprocessing.get_context("spawn")
+    runs = []
+    for number in range(2):
+        here, there = context.Pipe()
+        process = context.Process(target=_one_thread, args=(root, f"run{number}", there))
+        process.start()
+        runs.append((process, here))
+
+    def work() -> dict[str, float]:
+        started = time.perf_counter()
+        for _, pipe in runs:
+            pipe.send(True)
+        for _, pipe in runs:
+            pipe.recv()
+        return {"tile": (time.perf_counter() - started) / (len(runs) * _TILES_A_TURN)}
+
+    yield work
+    for process, pipe in runs:
+        pipe.send(False)
+        process.join()
+
+
+def _one_thread(root: Path, dataset: str, pipe: Connection) -> None:
+    with ours(root, 1, dataset) as work:
+        while pipe.recv():
+            for _ in range(_TILES_A_TURN):
+                work()
+            pipe.send(True)
 
 
 @contextlib.contextmanager

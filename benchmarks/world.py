@@ -1,6 +1,7 @@
 """What is measured on: a full-size tile, a CDL raster, and finished chips, the same on each machine."""
 
 import datetime as dt
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,15 +17,18 @@ from rasterio.windows import Window
 from scipy import ndimage
 
 from crop_assets.chip_grid import CHIP_SIZE, CRS, chip_blocks, chip_id
-from crop_assets.chips.clip import Chip, write_chip
+from crop_assets.chips.clip import Chip, chip_files
 from crop_assets.classes import CDL_CLASSES
 from crop_assets.hls import POSITIONS, QA_BAND, REFLECTANCE_BANDS
 from crop_assets.layout import Layout
-from crop_assets.recipe import DatasetRecipe
 
 YEAR, TILE, DATASET = 2022, "14SNG", "benchmark"
 SIZE = 3660
-CHIPS = [chip_id(row, col) for row in (231, 233) for col in (312, 313, 314, 315)]
+# random ones of the tile's 226: a dataset of the published size has few neighbours
+CHIPS = [
+    *(chip_id(226, 314), chip_id(226, 320), chip_id(227, 312), chip_id(229, 325)),
+    *(chip_id(230, 319), chip_id(233, 318), chip_id(235, 316), chip_id(238, 317)),
+]
 _SCENES = [f"HLS.S30.T{TILE}.{YEAR}{day:03d}T172020.v2.0" for day in (77, 157, 267)]
 _FRAME = {"crs": "EPSG:32614", "transform": Affine(30, 0, 499980, 0, -30, 4200000)}
 # the tile, and its neighbours on all sides
@@ -59,6 +63,7 @@ class TileWorld:
                 "date": dt.datetime.strptime(scene.split(".")[3][:7], "%Y%j").date(),
                 "band": band,
                 "path": layout.band(scene, band),
+                "sha256": hashlib.sha256(f"{scene} {band}".encode()).hexdigest(),
             }
             for scene, position in zip(_SCENES, POSITIONS, strict=True)
             for band in (*REFLECTANCE_BANDS, QA_BAND)
@@ -67,10 +72,6 @@ class TileWorld:
 
     def source(self, row: dict[Any, Any]) -> Path:
         return self.store / str(row["path"])
-
-
-def recipe() -> DatasetRecipe:
-    return DatasetRecipe(dataset=DATASET)
 
 
 def make_tile_world(root: Path, detail: float = 1) -> TileWorld:
@@ -152,6 +153,6 @@ def write_chips(folder: Path, count: int) -> list[str]:
         flat = np.zeros((3, CHIP_SIZE, CHIP_SIZE), np.uint8)
         chip = Chip(image, flat[0], flat, flat.astype(bool))
         paths.append(folder / f"{name}_merged.tif")
-        mask, fmask = (folder / f"{name}.{kind}.tif" for kind in ("mask", "fmask"))
-        write_chip(chip, name, paths[-1], mask, fmask, ["2022-03-18", "2022-06-06", "2022-09-24"], {})
+        files = chip_files(chip, name, ["2022-03-18", "2022-06-06", "2022-09-24"], {})
+        paths[-1].write_bytes(b"".join(files["merged"]))
     return [str(path) for path in paths]

@@ -50,9 +50,10 @@ def _spread(
 ) -> NDArray[np.float64]:
     # not a matrix product: its last bits depend on the processor
     rows = (at_nodes[:, :, None] * across).sum(axis=1)
-    spread = np.zeros((down.shape[1], across.shape[1]))
-    for node in range(_NODES):
-        spread += down[node][:, None] * rows[node]
+    spread: NDArray[np.float64] = down[0][:, None] * rows[0]
+    term = np.empty_like(spread)
+    for node in range(1, _NODES):
+        spread += np.multiply(down[node][:, None], rows[node], out=term)
     return spread
 
 

@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -99,8 +99,12 @@ class DatasetStore(Settings):
     def _checked(self, name: str, count: Callable[[Sequence[str]], int]) -> UPath:
         parts = _parts(name)
         if self.is_local:
-            require_no_links(Path(self._place.path), parts[: count(parts)])
+            require_no_links(self._local_root, parts[: count(parts)])
         return self._place.joinpath(*parts)
+
+    @cached_property
+    def _local_root(self) -> Path:
+        return Path(self._place.path)
 
     @cached_property
     def _place(self) -> UPath:
@@ -181,7 +185,7 @@ class DatasetStore(Settings):
         path = self.path(name)
         if self.is_local:
             *folders, last = PurePosixPath(name).parts
-            with folder_below(Path(self._place.path), folders) as folder:
+            with folder_below(self._local_root, folders) as folder:
                 # without O_NONBLOCK, opening a pipe would wait for a writer
                 handle = no_follow(last, os.O_RDONLY | os.O_NONBLOCK, folder)
             mode = os.fstat(handle).st_mode
@@ -248,7 +252,7 @@ class DatasetStore(Settings):
     def _rename(self, local: Path, name: str) -> None:
         """Move a file to `name` without following links; onto another disk, which may be mounted there, by a copy."""
         *folders, last = PurePosixPath(name).parts
-        place = Path(self._place.path)
+        place = self._local_root
         with folder_below(place, folders, make=True) as folder:
             status = os.fstat(folder)
             if status.st_mode & stat.S_ISGID:
@@ -341,6 +345,17 @@ class DatasetStore(Settings):
         files = [entry for entry in listed if entry["type"] == "file"]
         return {f"{folder}/{PurePosixPath(file['name']).name}": str(file.get("ETag", "")) for file in files}
 
+    def write_pieces(self, name: str, pieces: Iterable[bytes]) -> tuple[int, str]:
+        """Write a file piece by piece, as `writing` does; returns its size and its SHA-256 in hex."""
+        digest = hashlib.sha256()
+        size = 0
+        with self.writing(name) as local, open(local, "wb", opener=no_follow) as file:
+            for piece in pieces:
+                file.write(piece)
+                digest.update(piece)
+                size += len(piece)
+        return size, digest.hexdigest()
+
     def write_bytes(self, name: str, data: bytes) -> None:
         with self.writing(name) as local, open(local, "wb", opener=no_follow) as file:
             file.write(data)
@@ -374,7 +389,7 @@ class DatasetStore(Settings):
     def partials(self) -> PartialFiles:
         """Where unfinished downloads are kept: below a local root, else in this machine's temporary folder."""
         if self.is_local:
-            return PartialFiles.below(Path(self._place.path))
+            return PartialFiles.below(self._local_root)
         return PartialFiles(self._own_temporary)
 
     @property
@@ -382,7 +397,7 @@ class DatasetStore(Settings):
         """The folder in which files are written: on the disk of a local root, so that they can be renamed."""
         if not self.is_local:
             return self._own_temporary
-        outer = Path(self._place.path) / f".partial-{os.getuid()}"
+        outer = self._local_root / f".partial-{os.getuid()}"
         private_folder(outer)
         private_folder(outer / "writing")
         return outer / "writing"
@@ -396,7 +411,7 @@ class DatasetStore(Settings):
 
     def require_room(self, count: int) -> None:
         """Raise OSError if the disk of a local store, or of the temporary folder, has no room for `count` bytes."""
-        require_room(Path(self._place.path) if self.is_local else Path(tempfile.gettempdir()), count)
+        require_room(self._local_root if self.is_local else Path(tempfile.gettempdir()), count)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there. A folder in its place stays."""
@@ -409,7 +424,7 @@ class DatasetStore(Settings):
             *folders, last = PurePosixPath(name).parts
             with (
                 contextlib.suppress(FileNotFoundError, IsADirectoryError),
-                folder_below(Path(self._place.path), folders) as folder,
+                folder_below(self._local_root, folders) as folder,
             ):
                 os.unlink(last, dir_fd=folder)
 

@@ -133,6 +133,9 @@ class _Directory:
             raise IntegrityError(f"has a directory of {number} entries")
         listed = self.at(at + struct.calcsize(counter), number * struct.calcsize(entry))
         self._entries = {code: rest for code, *rest in struct.iter_unpack(entry, listed)}
+        if len(self._entries) != number:
+            # GDAL takes the first
+            raise IntegrityError("has a tag twice")
         if len(self._entries) < number:
             # readers differ in which of them they use
             raise IntegrityError("has a tag twice")

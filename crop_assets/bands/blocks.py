@@ -4,6 +4,7 @@ The blocks are those of the file at its source, as compressed there; overviews a
 """
 
 import hashlib
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -87,6 +88,26 @@ def read_partial(path: Path) -> PartialFile | None:
     return partial
 
 
+class Grids:
+    """The grids of a tile's files, which are checked once for all files that are described alike."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[tuple[Form, str, str], GeoBox] = {}
+
+    def of(self, form: Form, band: str, tile: str, scratch: Path) -> GeoBox:
+        """The grid of a file, checked by `check_band`, which needs a file of this form at `scratch`."""
+        key = replace(form, metadata=None, palette=None), band, tile
+        # else the threads of all files would check at once, one in the way of the other
+        with self._lock:
+            if key not in self._found:
+                _write(scratch, form, {})
+                check_band(scratch, band, tile, every_block=False)
+                with open_geotiff(scratch) as raster:
+                    self._found[key] = raster_geobox(raster)
+            return self._found[key]
+
+
 class BlockSelection:
     """The blocks of one band file under `chips`, or all if `chips` is None, as a `resources.parts.Selection`.
 
@@ -100,13 +121,14 @@ class BlockSelection:
         scene_file: str,
         band: str,
         chips: Sequence[str] | None,
+        grids: Grids,
         stored: PartialFile | None = None,
     ) -> None:
         """`scratch` is a file that may be overwritten; `scene_file` is `<scene id>/<file name>`."""
         self.pool = pool
         self.wrote = False
         """Whether a partial file was written; otherwise a complete one was fetched."""
-        self._scratch, self._stored = scratch, stored
+        self._scratch, self._grids, self._stored = scratch, grids, stored
         scene_id, _, self._name = scene_file.partition("/")
         self._band, self._scene = band, parse_scene_id(scene_id)
         self._chips = None if chips is None else tuple(chips)
@@ -125,10 +147,7 @@ class BlockSelection:
         form = replace(
             layout.form, nodata=layout.form.nodata or str(fill_of(self._band, self._scene.version))
         )
-        _write(self._scratch, form, {})
-        check_band(self._scratch, self._band, self._scene.tile, every_block=False)
-        with open_geotiff(self._scratch) as raster:
-            box = raster_geobox(raster)
+        box = self._grids.of(form, self._band, self._scene.tile, self._scratch)
         if self._chips is None:
             wanted = frozenset(range(layout.form.blocks))
         else:

@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rasterio.errors import RasterioError
 
-from crop_assets.bands.blocks import BlockSelection, PartialFile, read_partial
+from crop_assets.bands.blocks import BlockSelection, Grids, PartialFile, read_partial
 from crop_assets.bands.files import check_band
 from crop_assets.hls import parse_scene_id
 from resources.errors import IntegrityError, UnsafeNameError
@@ -62,11 +62,12 @@ class StoredBand:
 class Blocks:
     """What to fetch of a file instead of all: the blocks under `chips`, or all blocks if it is None.
 
-    `pool` has the threads that send requests.
+    `pool` has the threads that send requests; `grids` is for all files of a tile.
     """
 
     chips: Sequence[str] | None
     pool: Executor
+    grids: Grids = field(default_factory=Grids)
 
 
 def fetch_band(
@@ -121,7 +122,9 @@ def fetch_band(
     wanted = FileRequest(file.scene_file, file.cid, file.http, file.max_bytes)
     with store.writing(file.name) as local:
         if blocks:
-            selection = BlockSelection(blocks.pool, local, file.scene_file, file.band, blocks.chips, found)
+            selection = BlockSelection(
+                blocks.pool, local, file.scene_file, file.band, blocks.chips, blocks.grids, found
+            )
         got = sources.obtain(wanted, local, store.partials, check, log, progress, selection)
         if not (selection and selection.wrote):
             return _stored(got.source, got.verified, file, local)

@@ -1,14 +1,18 @@
 """Stages from band files to chips: `chip_quality`, `reprojected_tiles`, `chips`, `filtered_chips`."""
 
 import contextlib
+import functools
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import pandas as pd
 
-from crop_assets.chips.clip import Chip, TileReader, chip_facts, write_chip
-from crop_assets.chips.fmask import fmask_facts
+from crop_assets.chips.clip import Band, Chip, TileReader, chip_facts, chip_files
+from crop_assets.chips.fmask import fmask_facts, read_fmasks
 from crop_assets.chips.plots import chip_picture
 from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
+from crop_assets.chips.rasters import Block
 from crop_assets.chips.reproject import ReprojectionJob, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.graph.metadata import Picture, markdown
@@ -19,10 +23,12 @@ from crop_assets.parallel import in_parallel
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import CHIP_QUALITY, CHIPS, FILTERED_CHIPS, PIXEL_COUNTS, REPROJECTED_TILES
 from resources.cdl import CdlReleases
-from resources.store import sha256_of
+from resources.stop import StoppablePool
 
 _CHIPS_AT_ONCE = 16
-"""Chips of a tile that are in memory at once, at 2 MB each."""
+"""Chips of a tile that are in memory at once, at 2 MB each. Stages hand over at most as many, at 3 MB each."""
+_WRITERS = 8
+"""Files that are written at once: most of that time they wait for the disk or the object store."""
 _QA_FIELDS = ("qa_rule", "max_bad_percent", "max_na_pixels")
 
 
@@ -37,8 +43,13 @@ def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.Dat
     with contextlib.ExitStack() as stack:
         local = [stack.enter_context(run.store.local(path)) for path in downloaded_fmasks["path"]]
         fmasks = dict(zip(downloaded_fmasks["position"], local, strict=True))
-        facts = fmask_facts(fmasks, sorted(tile_map["chip_id"]), run.pool)
-    facts = facts.assign(outcome="", fit_scenes=len(fmasks))
+        ids = sorted(tile_map["chip_id"])
+        found = read_fmasks(fmasks, ids, run.pool)
+    run.handover.update(found.pixels)
+    for position, path, sha256 in _columns(downloaded_fmasks, "position", "path", "sha256"):
+        for chip_id, block in zip(ids[:_CHIPS_AT_ONCE], found.blocks[position], strict=False):
+            run.handover[path, sha256, chip_id] = block
+    facts = fmask_facts(ids, found.blocks).assign(outcome="", fit_scenes=len(fmasks))
     judged = judge_chips(facts, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
     table = judged.drop(columns=["na_count", "kept"]).merge(facts, on="chip_id")
     table = table[[column.name for column in CHIP_QUALITY.columns]]
@@ -48,7 +59,7 @@ def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.Dat
     return Made(table, {"may_be_kept": len(table) - failing, "chips": markdown(shown)})
 
 
-@stage("chips", REPROJECTED_TILES, kinds={"geotiff"}, fields=["coverage"], code_version="2")
+@stage("chips", REPROJECTED_TILES, kinds={"geotiff"}, fields=["coverage"], code_version="3")
 def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd.DataFrame) -> Made:
     """Every band of the selected scenes, resampled to the CDL grid in EPSG:5070 (bilinear; Fmask nearest). The GeoTIFFs
     are sparse, with only the blocks under the tile's chips, or complete with `coverage: full`.
@@ -63,14 +74,24 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
     chips = sorted(tile_map["chip_id"])
     files = [
         ReprojectionJob(
-            scene_id, band, parse_scene_id(scene_id).version, run.store.local(source), run.store.writing(path)
+            scene_id,
+            band,
+            parse_scene_id(scene_id).version,
+            run.store.local(source),
+            functools.partial(run.store.write_pieces, path),
+            (source, sha256),
         )
-        for scene_id, band, source, path in zip(
-            table["scene_id"], table["band"], downloaded_bands["path"], table["path"], strict=True
+        for (scene_id, band, path), (source, sha256) in zip(
+            _columns(table, "scene_id", "band", "path"),
+            _columns(downloaded_bands, "path", "sha256"),
+            strict=True,
         )
     ]
     whole_tile = run.recipe.coverage == "full"
-    made = reproject_bands(files, chips, {"TILE": run.tile}, run.pool, whole_tile)
+    with StoppablePool(_WRITERS) as writers:
+        made = reproject_bands(files, chips, {"TILE": run.tile}, run.pool, writers, run.handover, whole_tile)
+    for path, sha256, blocks in zip(table["path"], made.sha256, made.first, strict=True):
+        run.handover.update(((path, sha256, chip_id), block) for chip_id, block in blocks.items())
     table["bytes"] = made.bytes
     table["sha256"] = made.sha256
     table["blocks"] = made.blocks
@@ -82,7 +103,7 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
     return Made(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
-@stage("chips", CHIPS, kinds={"geotiff"}, fields=["unknown_codes"], code_version="3")
+@stage("chips", CHIPS, kinds={"geotiff"}, fields=["unknown_codes"], code_version="4")
 def chips(
     run: TileRun,
     reprojected_tiles: pd.DataFrame,
@@ -111,21 +132,32 @@ def chips(
     }
     rows: list[dict[str, Any]] = []
     cdl_path = cdl_releases.find_same(run.year, digest)
-    with contextlib.ExitStack() as stack:
-        # every chip reads every raster; a copy of each is one request to an object store
-        local = in_parallel(
-            run.pool, lambda path: stack.enter_context(run.store.local(path)), reprojected_tiles["path"]
-        )
-        bands = zip(reprojected_tiles["position"], reprojected_tiles["band"], strict=True)
-        paths = dict(zip(bands, map(str, local), strict=True))
-        reader = stack.enter_context(TileReader(paths, str(cdl_path), run.recipe.unknown_codes))
+    paths = {
+        (position, band): (path, sha256)
+        for position, band, path, sha256 in _columns(reprojected_tiles, "position", "band", "path", "sha256")
+    }
+
+    def known(band: Band, chip_id: str) -> Block | None:
+        block: Block | None = run.handover.pop((*paths[band], chip_id), None)
+        return block
+
+    local = {band: run.store.local(path) for band, (path, _) in paths.items()}
+    with (
+        StoppablePool(_WRITERS) as writers,
+        TileReader(local, str(cdl_path), run.recipe.unknown_codes, known) as reader,
+    ):
         for start in range(0, len(ids), _CHIPS_AT_ONCE):
             some = ids[start : start + _CHIPS_AT_ONCE]
             pixels = reader.read(some, run.pool)
             if start == 0:
                 preview = run.pool.submit(chip_picture, pixels[0], ids[0], list(map(str, scenes["date"])))
             named = zip(some, pixels, strict=True)
-            rows += in_parallel(run.pool, lambda chip: _chip_row(run, *chip, scenes, tags, fit), named)
+            made = in_parallel(
+                run.pool, lambda chip: _chip_row(run, *chip, scenes, tags, fit, writers), named
+            )
+            rows += [
+                row | {name: done.result()[1] for name, done in written.items()} for row, written in made
+            ]
             if len(ids) > _CHIPS_AT_ONCE:
                 run.log(f"{len(rows)} of {len(ids)} chips")
     table = _chip_table(rows)
@@ -138,21 +170,27 @@ def chips(
 
 
 def _chip_row(
-    run: TileRun, chip_id: str, chip: Chip, scenes: pd.DataFrame, tags: dict[str, str], fit: int
-) -> dict[str, Any]:
-    layout, store = run.layout, run.store
+    run: TileRun,
+    chip_id: str,
+    chip: Chip,
+    scenes: pd.DataFrame,
+    tags: dict[str, str],
+    fit: int,
+    writers: Executor,
+) -> tuple[dict[str, Any], dict[str, Future[tuple[int, str]]]]:
+    """The row of a chip without the checksums of its files, and the files that are being written, by their column."""
+    layout = run.layout
     paths = {"merged": layout.merged(chip_id), "mask": layout.mask(chip_id), "fmask": layout.fmask(chip_id)}
-    dates = [str(date) for date in scenes["date"]]
-    with contextlib.ExitStack() as stack:
-        local = {name: stack.enter_context(store.writing(path)) for name, path in paths.items()}
-        write_chip(chip, chip_id, local["merged"], local["mask"], local["fmask"], dates, tags)
-        digests = {f"{name}_sha256": sha256_of(path) for name, path in local.items()}
-    return {
+    files = chip_files(chip, chip_id, [str(date) for date in scenes["date"]], tags)
+    written = {
+        f"{name}_sha256": writers.submit(run.store.write_pieces, paths[name], pieces)
+        for name, pieces in files.items()
+    }
+    row = {
         "chip_id": chip_id,
         "outcome": "",
         "fit_scenes": fit,
         **{f"{name}_path": path for name, path in paths.items()},
-        **digests,
         **{
             f"{position}_date": date
             for position, date in zip(scenes["position"], scenes["date"], strict=True)
@@ -163,6 +201,11 @@ def _chip_row(
         },
         **chip_facts(chip),
     }
+    return row, written
+
+
+def _columns(table: pd.DataFrame, *names: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name] for name in names), strict=True)
 
 
 def _chip_table(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -1,52 +1,73 @@
 """Counts the Fmask values under each chip of a tile, before its other bands are downloaded."""
 
 import contextlib
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
 
-from crop_assets.chip_grid import CHIP_SIZE, chip_geobox, raster_geobox
+from crop_assets.chip_grid import CHIP_SIZE, chip_geobox
 from crop_assets.chips.quality import quality_counts
+from crop_assets.chips.rasters import BlockReader
 from crop_assets.chips.warp import SourcePixels, nearest, source_pixels
 from crop_assets.errors import InputError
 from crop_assets.hls import QA_NODATA
 from crop_assets.parallel import in_parallel
-from resources.geodata import open_geotiff
 
 _CHIPS_AT_ONCE = 16
 """Chips whose source pixels are held in memory at once, at 3 MB each."""
 
 
-def fmask_facts(fmasks: Mapping[str, Path], chips: Sequence[str], pool: Executor) -> pd.DataFrame:
-    """One row per chip: chip_id, the counts of the Fmask at each position, and na_count.
-
-    `fmasks` are the Fmask files (uint8, fill 255, UTM) by position; na_count is the number of pixels without Fmask on
-    any date. Pixels are resampled (nearest) to the CDL grid, exactly as in the Fmask bands of the chips. Raises
-    InputError if a file cannot be read.
+@dataclass(frozen=True)
+class FmaskBlocks:
+    """The Fmask of each chip at each position, uint8 (224, 224), in the order of the chips; and by chip and grid of the
+    files, for the first chips, the source pixels that it is from.
     """
+
+    blocks: dict[str, list[NDArray[np.uint8]]]
+    pixels: dict[tuple[str, GeoBox], SourcePixels | None]
+
+
+def read_fmasks(fmasks: Mapping[str, Path], chips: Sequence[str], pool: Executor) -> FmaskBlocks:
+    """Resample (nearest) Fmask files (uint8, fill 255, UTM) by position to the CDL grid, exactly as in the Fmask bands
+    of the chips. Raises InputError if a file cannot be read.
+    """
+    first: dict[tuple[str, GeoBox], SourcePixels | None] = {}
     with contextlib.ExitStack() as stack:
-        rasters = [_Fmask(stack, path) for path in fmasks.values()]
+        grids: dict[Hashable, GeoBox | None] = {}
+        rasters = [_Fmask(stack, path, grids) for path in fmasks.values()]
         blocks: list[list[NDArray[np.uint8]]] = [[] for _ in rasters]
         for start in range(0, len(chips), _CHIPS_AT_ONCE):
-            some = [chip_geobox(chip_id) for chip_id in chips[start : start + _CHIPS_AT_ONCE]]
             # scenes of a tile nearly always share one grid
+            some = chips[start : start + _CHIPS_AT_ONCE]
             pixels_by_grid = {
-                source: in_parallel(pool, functools.partial(source_pixels, source=source), some)
-                for source in dict.fromkeys(raster.grid for raster in rasters)
+                grid: in_parallel(pool, lambda chip: source_pixels(chip_geobox(chip), grid), some)  # noqa: B023
+                for grid in dict.fromkeys(raster.grid for raster in rasters)
             }
             read = in_parallel(pool, lambda raster: raster.read(pixels_by_grid[raster.grid]), rasters)  # noqa: B023
-            for found, more in zip(blocks, read, strict=True):
-                found += more
-    by_position = dict(zip(fmasks, blocks, strict=True))
+            for known, more in zip(blocks, read, strict=True):
+                known += more
+            first = first or {
+                (chip, grid): at
+                for grid, found in pixels_by_grid.items()
+                for chip, at in zip(some, found, strict=True)
+            }
+    return FmaskBlocks(dict(zip(fmasks, blocks, strict=True)), first)
+
+
+def fmask_facts(chips: Sequence[str], blocks: Mapping[str, Sequence[NDArray[np.uint8]]]) -> pd.DataFrame:
+    """One row per chip: chip_id, the counts of the Fmask at each position, and na_count, the number of pixels without
+    Fmask on any date.
+    """
     rows = []
     for at, chip_id in enumerate(chips):
-        pixels = {position: blocks[at] for position, blocks in by_position.items()}
+        pixels = {position: of_chips[at] for position, of_chips in blocks.items()}
         missing = np.any([values == QA_NODATA for values in pixels.values()], axis=0)
         counts = {
             f"{name}_{position}": count
@@ -60,14 +81,14 @@ def fmask_facts(fmasks: Mapping[str, Path], chips: Sequence[str], pool: Executor
 class _Fmask:
     """An open Fmask file, and its grid."""
 
-    def __init__(self, stack: contextlib.ExitStack, path: Path) -> None:
+    def __init__(self, stack: contextlib.ExitStack, path: Path, grids: dict[Hashable, GeoBox | None]) -> None:
         self._name = path.name
         with _translate_errors(path.name):
             # `with` would tie the raster to the thread that opened it
-            self._raster = stack.enter_context(contextlib.closing(open_geotiff(path)))
-        if self._raster.crs is None:
+            self._raster = stack.enter_context(contextlib.closing(BlockReader(path, grids)))
+        if self._raster.grid is None:
             raise InputError(f"{path.name} has no coordinate reference system")
-        self.grid = raster_geobox(self._raster)
+        self.grid = self._raster.grid
 
     def read(self, chips: Sequence[SourcePixels | None]) -> list[NDArray[np.uint8]]:
         """The pixels of each chip, 224 x 224; fill where they are outside the file."""
@@ -75,7 +96,7 @@ class _Fmask:
             return [
                 np.full((CHIP_SIZE, CHIP_SIZE), QA_NODATA, np.uint8)
                 if at is None
-                else nearest(self._raster.read(1, window=at.window), at)
+                else nearest(self._raster.read(at.window), at)
                 for at in chips
             ]
 

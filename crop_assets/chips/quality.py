@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 QaRule = Literal["class", "value", "total"]
 
 BAD_BITS = {"cloud": CLOUD, "shadow": SHADOW, "snow": SNOW}
-_BAD = sum(BAD_BITS.values())
+_BAD = np.uint8(sum(BAD_BITS.values()))
+_VALUES_WITH = {name: np.flatnonzero(np.arange(256) & bit) for name, bit in BAD_BITS.items()}
 
 KEPT, NO_SCENES, NA_PIXELS, BAD_QUALITY = "", "too_few_scenes", "na_pixels", "bad_quality"
 NOT_FETCHED = "bands_not_fetched"
@@ -28,16 +29,14 @@ def quality_counts(fmask: NDArray[np.uint8]) -> dict[str, int]:
     Fill has all bits set. It does not count as cloud, shadow, snow or bad, but it is a bad *value*, as in the
     published dataset.
     """
-    histogram = np.bincount(fmask.ravel(), minlength=256)
-    values = np.arange(256)
-    data = values != QA_NODATA
-    bad = (values & _BAD) != 0
-    counts = {name: int(histogram[data & ((values & bit) != 0)].sum()) for name, bit in BAD_BITS.items()}
+    # all of these values have one of the bits, and few pixels have one of these values
+    histogram = np.bincount(fmask[(fmask & _BAD) != 0], minlength=256)
+    fill = int(histogram[QA_NODATA])
     return {
-        **counts,
-        "bad": int(histogram[data & bad].sum()),
-        "worst_value": int(histogram[bad].max()),
-        "fill": int(histogram[QA_NODATA]),
+        **{name: int(histogram[values].sum()) - fill for name, values in _VALUES_WITH.items()},
+        "bad": int(histogram.sum()) - fill,
+        "worst_value": int(histogram.max()),
+        "fill": fill,
     }
 
 
@@ -52,7 +51,11 @@ def bad_percent(chips: "pd.DataFrame", position: str, rule: QaRule) -> "pd.Serie
         "value": [f"worst_value_{position}"],
         "total": [f"bad_{position}"],
     }[rule]
-    return chips[columns].max(axis=1).astype("float64") * 100 / CHIP_SIZE**2
+    import pandas as pd
+
+    # numpy, because pandas takes milliseconds for a few chips
+    counts = chips[columns].to_numpy("float64", na_value=np.nan)
+    return pd.Series(np.fmax.reduce(counts, axis=1) * 100 / CHIP_SIZE**2, chips.index)
 
 
 def judge_chips(
@@ -64,26 +67,27 @@ def judge_chips(
     `max_na_pixels` missing pixels. Returns chip_id, bad_percent_first, _middle, _last, bad_percent_max, na_count,
     kept, reason ("" if kept) and figure (fit scenes, missing pixels, or percent).
     """
-    table = chips[["chip_id"]].copy()
-    for position in POSITIONS:
-        table[f"bad_percent_{position}"] = bad_percent(chips, position, rule)
-    table["bad_percent_max"] = table[[f"bad_percent_{p}" for p in POSITIONS]].max(axis=1)
-    table["na_count"] = chips["na_count"]
-    few = chips["outcome"] == NO_SCENES
-    missing = ~few & (chips["na_count"] > max_na_pixels)
-    bad = ~few & ~missing & ~(table["bad_percent_max"] <= max_bad_percent)
-    unmade = chips["outcome"] != ""
-    table["reason"] = np.select(
-        [few, missing, bad, unmade], [NO_SCENES, NA_PIXELS, BAD_QUALITY, chips["outcome"]], KEPT
+    import pandas as pd
+
+    columns = {f"bad_percent_{p}": bad_percent(chips, p, rule).to_numpy() for p in POSITIONS}
+    worst = np.fmax.reduce(list(columns.values()))
+    outcome = chips["outcome"].to_numpy(object)
+    na_count, fit_scenes = (
+        chips[name].to_numpy("float64", na_value=np.nan) for name in ("na_count", "fit_scenes")
     )
-    table["figure"] = np.select(
-        [few, missing, bad],
-        [
-            chips["fit_scenes"].astype("float64"),
-            chips["na_count"].astype("float64"),
-            table["bad_percent_max"],
-        ],
-        np.nan,
+    few = outcome == NO_SCENES
+    missing = ~few & (na_count > max_na_pixels)
+    bad = ~few & ~missing & ~(worst <= max_bad_percent)
+    unmade = outcome != ""
+    reason = np.select([few, missing, bad, unmade], [NO_SCENES, NA_PIXELS, BAD_QUALITY, outcome], KEPT)
+    return pd.DataFrame(
+        {
+            "chip_id": chips["chip_id"],
+            **columns,
+            "bad_percent_max": worst,
+            "na_count": chips["na_count"],
+            "reason": reason,
+            "figure": np.select([few, missing, bad], [fit_scenes, na_count, worst], np.nan),
+            "kept": reason == KEPT,
+        }
     )
-    table["kept"] = table["reason"] == KEPT
-    return table

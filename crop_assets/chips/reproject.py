@@ -1,36 +1,30 @@
 """Reads the bands of a tile's scenes, and writes them on the CDL grid; `warp` has the arithmetic."""
 
 import contextlib
-import functools
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+import tempfile
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
-from rasterio.windows import Window
 
 from crop_assets.chip_grid import (
-    CHIP_SIZE,
     CRS,
     chip_blocks,
     chip_cover,
     chip_position,
-    chip_window,
     grid_text,
     positions_in,
-    raster_geobox,
     same_pixels,
     transformer,
     wkt,
 )
-from crop_assets.chips.rasters import require_complete
+from crop_assets.chips.rasters import Block, BlockReader, encode, written_form
 from crop_assets.chips.warp import (
     SourcePixels,
     bilinear,
@@ -40,14 +34,15 @@ from crop_assets.chips.warp import (
 from crop_assets.errors import InputError
 from crop_assets.hls import NODATA, QA_BAND, QA_NODATA, fill_of
 from crop_assets.parallel import in_parallel
-from resources.geodata import create_raster, open_geotiff
-from resources.store import sha256_of
+from resources.tiff import Form, tiff_pieces
 
 _CHIPS_ACROSS, _MAX_CHIPS_ACROSS = 17, 200
 """Chips of 6,720 m in an HLS tile of 109,800 m. Far from the United States, EPSG:5070 stretches a tile to over a
 hundred chips."""
 _BLOCKS_AT_ONCE = 16
 """Blocks whose weights are in memory at once, at 3 MB each."""
+_SPOOLED_BYTES = 4 << 20
+"""Compressed blocks of a band that are kept in memory; the rest is in a temporary file until the band is written."""
 
 
 def tile_geobox(sources: Sequence[GeoBox], chips: Sequence[str]) -> GeoBox:
@@ -70,32 +65,37 @@ def tile_geobox(sources: Sequence[GeoBox], chips: Sequence[str]) -> GeoBox:
     return chip_blocks(rows, cols)
 
 
-def fill_value(raster: rasterio.DatasetReader, band: str, version: str) -> float:
+def fill_value(nodata: float | None, band: str, version: str) -> float:
     """The nodata value of the file, or else the fill value of its HLS version."""
-    return float(fill_of(band, version) if raster.nodata is None else raster.nodata)
+    return float(fill_of(band, version) if nodata is None else nodata)
 
 
 @dataclass(frozen=True)
 class ReprojectionJob:
-    """One band to reproject: its scene, name and HLS version, and context managers for the local file to read and the
-    one to write, such as those of the dataset store.
+    """One band to reproject: its scene, name and HLS version; a context manager for the local file to read, and its
+    name and SHA-256 in the store; and a function that writes the pieces of the new file, and returns its size and
+    SHA-256.
     """
 
     scene: str
     band: str
     version: str
     source: contextlib.AbstractContextManager[Path]
-    destination: contextlib.AbstractContextManager[Path]
+    write: Callable[[Iterator[bytes]], tuple[int, str]]
+    identity: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
 class Reprojection:
-    """The grid of a tile's reprojected rasters, and of each the number of blocks stored, its bytes and its SHA-256."""
+    """The grid of a tile's reprojected rasters, and of each the number of blocks stored, its bytes, its SHA-256, and
+    the blocks of the first chips by chip, without those that are not stored.
+    """
 
     grid: GeoBox
     blocks: list[int]
     bytes: list[int]
     sha256: list[str]
+    first: list[dict[str, Block]]
 
 
 def reproject_bands(
@@ -103,55 +103,79 @@ def reproject_bands(
     chips: Sequence[str],
     tags: Mapping[str, str],
     pool: Executor,
+    writers: Executor,
+    known: MutableMapping[Hashable, Any],
     whole_tile: bool = False,
 ) -> Reprojection:
     """Reproject the bands of one tile to the CDL grid: the blocks under `chips`, or the `whole_tile`.
 
     Each destination is a sparse GeoTIFF in EPSG:5070, compressed with Zstandard, whose 224 x 224 blocks are the
     chips: int16 with nodata -9999; Fmask is uint8 with nodata 255. Blocks without data, or that were not computed, are
-    not stored and read as nodata. Blocks and bands are distributed over `pool`. Raises InputError, naming the file, if
-    a band cannot be read or is on another grid than the other bands of its scene; OSError if a file cannot be written
-    completely.
+    not stored and read as nodata. Blocks and bands are distributed over `pool`, and files over `writers`. What an
+    earlier stage has `known` is taken from there: source pixels by chip and grid, and blocks of Fmask by the name and
+    SHA-256 of the file and the chip. Raises InputError, naming the file, if a band cannot be read or is on another grid
+    than the other bands of its scene; OSError if a file cannot be written completely.
     """
     with contextlib.ExitStack() as stack:
-        bands = [stack.enter_context(_Band(file)) for file in files]
+        grids: dict[Hashable, GeoBox | None] = {}
+        bands = [stack.enter_context(_Band(file, grids)) for file in files]
         # the scenes of a tile may have different grids, for example if one is cropped; the bands of a scene must not
         leaders = {band.file.scene: band for band in reversed(bands)}
         boxes = list(dict.fromkeys(leader.box for leader in leaders.values()))
         grid = tile_geobox(boxes, chips)
-        blocks = positions_in(grid) if whole_tile else sorted(map(chip_position, chips))
+        names = {chip_position(chip): chip for chip in chips}
+        blocks = positions_in(grid) if whole_tile else sorted(names)
+        first = dict(sorted(names.items())[:_BLOCKS_AT_ONCE])
+
+        def pixels(at: tuple[tuple[int, int], GeoBox]) -> SourcePixels | None:
+            (row, col), box = at
+            found: SourcePixels | None = known.pop((names.get((row, col)), box), None)
+            return found or source_pixels(chip_blocks(range(row, row + 1), range(col, col + 1)), box)
+
         for start in range(0, len(blocks), _BLOCKS_AT_ONCE):
             some = blocks[start : start + _BLOCKS_AT_ONCE]
-            last = start + _BLOCKS_AT_ONCE >= len(blocks)
-            windows = [chip_window(grid.affine, *at) for at in some]
-            targets = [chip_blocks(range(row, row + 1), range(col, col + 1)) for row, col in some]
-            pixels_by_grid = {
-                box: in_parallel(pool, functools.partial(source_pixels, source=box), targets) for box in boxes
-            }
-            jobs = [
-                (band, leader, list(zip(windows, pixels_by_grid[leader.box], strict=True)), last)
-                for band in bands
-                for leader in [leaders[band.file.scene]]
-            ]
-            in_parallel(pool, lambda job: job[0].reproject(grid, tags, *job[1:]), jobs)
+            found = in_parallel(pool, pixels, [(at, box) for box in boxes for at in some])
+            # a grid takes long to hash
+            by_grid = {box: found[i * len(some) :][: len(some)] for i, box in enumerate(boxes)}
+
+            def reproject(band: _Band) -> None:
+                leader = leaders[band.file.scene]
+                band.require_grid(leader)
+                for at, source in zip(some, by_grid[leader.box], strict=True):  # noqa: B023
+                    done = known.pop((*band.file.identity, names.get(at)), None)
+                    band.add(at, done, source, first.get(at))
+                if some[-1] == blocks[-1]:  # noqa: B023
+                    band.finish(grid, tags, writers)
+
+            in_parallel(pool, reproject, bands)
+        written = [band.written() for band in bands]
     return Reprojection(
-        grid, [band.stored for band in bands], [band.bytes for band in bands], [band.sha256 for band in bands]
+        grid,
+        [len(band.places) for band in bands],
+        [size for size, _ in written],
+        [digest for _, digest in written],
+        [band.first for band in bands],
     )
 
 
 class _Band:
-    """One band being reprojected: the first thread that needs its files opens them, and the last one closes them.
+    """One band being reprojected: the first thread that needs its file opens it, and the last one closes it.
 
-    A context manager: the destination is discarded after an error, and kept otherwise.
+    A context manager. The compressed blocks are kept, in memory or a temporary file, until all are there.
     """
 
-    def __init__(self, file: ReprojectionJob) -> None:
+    def __init__(self, file: ReprojectionJob, grids: dict[Hashable, GeoBox | None]) -> None:
         self.file = file
+        self.places: dict[tuple[int, int], tuple[int, int]] = {}
+        self.first: dict[str, Block] = {}
+        self._grids = grids
+        self._is_qa = file.band == QA_BAND
+        self._nodata = QA_NODATA if self._is_qa else NODATA
         self._open = contextlib.ExitStack()
-        self._source: rasterio.DatasetReader | None = None
-        self._target: rasterio.io.DatasetWriter | None = None
-        self.stored = self.bytes = 0
-        self.sha256 = ""
+        self._source: BlockReader | None = None
+        self._written: Future[tuple[int, str]] | None = None
+        # closed by the band
+        self._blocks = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115
 
     def __enter__(self) -> "_Band":
         return self
@@ -163,92 +187,82 @@ class _Band:
         trace: TracebackType | None,
     ) -> None:
         self._open.__exit__(kind, error, trace)
+        self._blocks.close()
 
     @property
-    def source(self) -> rasterio.DatasetReader:
+    def source(self) -> BlockReader:
         if self._source is None:
             path = self._open.enter_context(self.file.source)
             try:
                 # `with` would tie the raster to the thread that opened it
-                self._source = self._open.enter_context(contextlib.closing(open_geotiff(path)))
+                self._source = self._open.enter_context(contextlib.closing(BlockReader(path, self._grids)))
             except RasterioError as error:
                 raise InputError(
                     f"{path.name} cannot be opened ({error}); delete it and materialize downloaded_bands again"
                 ) from error
-            if self._source.crs is None:
-                raise InputError(f"{path.name} has no coordinate reference system")
         return self._source
 
-    @functools.cached_property
-    def box(self) -> GeoBox:
-        return raster_geobox(self.source)
-
     @property
-    def name(self) -> str:
-        return Path(self.source.name).name
+    def box(self) -> GeoBox:
+        if self.source.grid is None:
+            raise InputError(f"{self.source.name} has no coordinate reference system")
+        return self.source.grid
 
-    def reproject(
-        self,
-        grid: GeoBox,
-        tags: Mapping[str, str],
-        leader: "_Band",
-        blocks: Iterable[tuple[Window, SourcePixels | None]],
-        last: bool,
-    ) -> None:
-        """Compute blocks, and write those with data."""
+    def require_grid(self, leader: "_Band") -> None:
+        """Raise InputError unless the band has the grid of another band of its scene."""
         if not same_pixels(self.box, leader.box):
             raise InputError(
-                f"{self.name} has {grid_text(self.box)}, but {leader.name} of the same scene has "
+                f"{self.source.name} has {grid_text(self.box)}, but {leader.source.name} of the same scene has "
                 f"{grid_text(leader.box)}; delete the wrong one and materialize downloaded_bands again"
             )
-        target = self._target_on(grid, tags)
-        for window, at in blocks:
-            # skip empty blocks, as GDAL does in a sparse file
-            if at is not None and ((pixels := self._warp(at)) != target.nodata).any():
-                target.write(pixels, 1, window=window)
-                self.stored += 1
-        if last:
-            # closing compresses most blocks, so do it in a thread of the pool
-            target.close()
-            path = Path(target.name)
-            require_complete(path, self.stored)
-            self.bytes, self.sha256 = path.stat().st_size, sha256_of(path)
-            self._open.close()
+
+    def add(
+        self,
+        position: tuple[int, int],
+        known: NDArray[Any] | None,
+        at: SourcePixels | None,
+        kept_as: str | None,
+    ) -> None:
+        """Compute a block, unless it is known, and keep it if it has data; in memory too, if `kept_as` is a chip."""
+        # skip empty blocks, as GDAL does in a sparse file
+        if at is None or not ((pixels := self._warp(at) if known is None else known) != self._nodata).any():
+            return
+        encoded = encode(pixels)
+        self.places[position] = self._blocks.tell(), len(encoded)
+        self._blocks.write(encoded)
+        if kept_as:
+            self.first[kept_as] = Block(pixels, encoded)
 
     def _warp(self, at: SourcePixels) -> NDArray[Any]:
         try:
-            values = self.source.read(1, window=at.window)
+            values = self.source.read(at.window)
         except RasterioError as error:
             raise InputError(
-                f"{self.name} cannot be read ({error}); delete it and materialize downloaded_bands again"
+                f"{self.source.name} cannot be read ({error}); delete it and materialize downloaded_bands again"
             ) from error
-        if self.file.band == QA_BAND:
+        if self._is_qa:
             return nearest(values, at)
-        return bilinear(values, at, fill_value(self.source, self.file.band, self.file.version))
+        return bilinear(values, at, fill_value(self.source.nodata, self.file.band, self.file.version))
 
-    def _target_on(self, grid: GeoBox, tags: Mapping[str, str]) -> rasterio.io.DatasetWriter:
-        if self._target is None:
-            is_qa = self.file.band == QA_BAND
-            target = create_raster(
-                self._open.enter_context(self.file.destination),
-                dtype="uint8" if is_qa else "int16",
-                nodata=QA_NODATA if is_qa else NODATA,
-                count=1,
-                height=grid.shape[0],
-                width=grid.shape[1],
-                crs=CRS,
-                transform=grid.affine,
-                tiled=True,
-                blockxsize=CHIP_SIZE,
-                blockysize=CHIP_SIZE,
-                # an intermediate result: Zstandard takes a fifth of the time of deflate, at the same size
-                compress="zstd",
-                zstd_level=1,
-                predictor=1 if is_qa else 2,
-                sparse_ok=True,
-            )
-            self._target = self._open.enter_context(contextlib.closing(target))
-            target.update_tags(**tags)
-            target.set_band_description(1, self.file.band)
-            target.colorinterp = [ColorInterp.gray]
-        return self._target
+    def finish(self, grid: GeoBox, tags: Mapping[str, str], writers: Executor) -> None:
+        """Begin to write the file."""
+        corner = grid.affine.c, grid.affine.f
+        dtype = "uint8" if self._is_qa else "int16"
+        form = written_form(
+            (grid.shape[0], grid.shape[1]), corner, dtype, self._nodata, tags, (self.file.band,)
+        )
+        self._written = writers.submit(self._write, form, positions_in(grid))
+        self._open.close()
+
+    def _write(self, form: Form, positions: Sequence[tuple[int, int]]) -> tuple[int, str]:
+        blocks: list[bytes | None] = []
+        for position in positions:
+            start, size = self.places.get(position, (0, 0))
+            self._blocks.seek(start)
+            blocks.append(self._blocks.read(size) or None)
+        return self.file.write(tiff_pieces(form, blocks))
+
+    def written(self) -> tuple[int, str]:
+        """Bytes and SHA-256 of the file, which is written when this returns."""
+        assert self._written
+        return self._written.result()

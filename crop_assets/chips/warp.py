@@ -58,10 +58,13 @@ def source_pixels(target: GeoBox, source: GeoBox) -> SourcePixels | None:
     if not inside.any():
         return None
     corners = list(itertools.product((0, 1), repeat=2))
-    neighbours = (row * width + col)[..., None] + np.array([r * width + c for r, c in corners], np.int32)
+    first = row * width + col
+    neighbours = np.empty((*first.shape, len(corners)), np.int32)
     weights = np.empty(neighbours.shape)
+    from_above, from_left = 1 - down, 1 - across
     for at, (r, c) in enumerate(corners):
-        np.multiply(down if r else 1 - down, across if c else 1 - across, out=weights[..., at])
+        np.add(first, r * width + c, out=neighbours[..., at])
+        np.multiply(down if r else from_above, across if c else from_left, out=weights[..., at])
     within = bool(row.min() >= 0 and row.max() < height - 1 and col.min() >= 0 and col.max() < width - 1)
     if not within:
         beyond = ~np.stack(
@@ -83,11 +86,13 @@ def _along(
     the next pixel; and the start and size of the window (size 0 or less if no coordinate is near the source).
     """
     before = np.floor(coordinates)
+    fraction = coordinates - before
     start = max(0, int(before.min()))
     stop = min(size, int(before.max()) + 2)
+    before -= start
     # clip far coordinates so that they do not overflow; they stay outside the window
-    near = (before - start).clip(-2, size + 1).astype(np.int32)
-    return near, coordinates - before, start, stop - start
+    near = before.clip(-2, size + 1, out=before).astype(np.int32)
+    return near, fraction, start, stop - start
 
 
 def bilinear(
@@ -100,10 +105,14 @@ def bilinear(
     interpolation. All other pixels are `nodata`.
     """
     pixels = values.ravel()
-    is_data = pixels != fill
+    # numpy converts all pixels to compare them with a float
+    is_data = pixels != (int(fill) if float(fill).is_integer() else fill)
+    all_data = bool(is_data.all())
     # one product in scipy is faster than the steps of an interpolation in numpy, and scales well with threads
-    mean: NDArray[np.float64] = at.weights @ np.where(is_data, pixels, 0).astype(np.float64)
-    if not (at.within and is_data.all()):
+    mean: NDArray[np.float64] = at.weights @ (pixels if all_data else np.where(is_data, pixels, 0)).astype(
+        float
+    )
+    if not (at.within and all_data):
         weight = at.weights @ is_data.astype(np.float64)
         at_edge = (weight < 1 - _ROUNDING) & (weight > 0)
         mean[at_edge] /= weight[at_edge]

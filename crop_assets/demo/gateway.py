@@ -11,24 +11,24 @@ from starlette.routing import Route
 from resources.errors import IntegrityError
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, car_of
 from resources.ipfs.cid import Cid
-from resources.ipfs.unixfs import FileDag
+from resources.ipfs.unixfs import KUBO_CHUNK, FileDag
 
 _RAW = "application/vnd.ipld.raw"
 _ENTITY_BYTES = re.compile(r"(-?[0-9]{1,15}):(-?[0-9]{1,15}|\*)")
 
 
-def gateway_routes(files: Mapping[str, Path]) -> list[Route]:
+def gateway_routes(files: Mapping[str, Path], chunk_size: int = KUBO_CHUNK) -> list[Route]:
     """Routes that serve only `files`, CID to local path, under `/ipfs/{cid}`.
 
     The CID of a file returns a CAR of the complete file, and the CID of a block returns the block. Each file is read
     here once, and again when it is served. Raises ValueError if a file does not match its CID in the layout of
-    `ipfs add` with 256 KiB chunks.
+    `ipfs add` with chunks of `chunk_size` bytes, by default 256 KiB.
     """
     dags: dict[Cid, FileDag] = {}
     owners: dict[Cid, FileDag] = {}
     for text, path in files.items():
         cid = Cid.parse(text)
-        dag = FileDag(path, version=cid.version)
+        dag = FileDag(path, chunk_size, cid.version)
         if dag.root != cid:
             raise ValueError(
                 f"{path} is listed as {cid}, but its CID is {dag.root}; correct the list or the file"

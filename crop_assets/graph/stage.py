@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -51,11 +51,17 @@ class YearRun(Run):
 
 @dataclass(frozen=True)
 class TileRun(YearRun):
-    """One materialization of a stage for a tile of a CDL year; `pool` and `files` are shared by the tiles of a run."""
+    """One materialization of a stage for a tile of a CDL year; `pool` and `files` are shared by the tiles of a run.
+
+    `handover` is what a stage has kept in memory for a later one of the same tile, which takes it out. A key has all
+    that the value depends on, as the name and SHA-256 of a file, so that a stage that finds another file in the store,
+    or nothing here, reads its files.
+    """
 
     tile: str
     pool: Executor
     files: RecipeFiles = field(default_factory=RecipeFiles)
+    handover: dict[Hashable, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

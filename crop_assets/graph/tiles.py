@@ -13,7 +13,7 @@ import queue
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -287,6 +287,7 @@ def make_tile(
     """
     label = shown_tile(key)
     lineage: Lineage | None = None
+    handover: dict[Hashable, Any] = {}
     with contextlib.ExitStack() as stack:
         for stage in work.stages:
             check()
@@ -299,7 +300,7 @@ def make_tile(
                 if lineage is None:
                     store = stack.enter_context(work.store.scratch())
                     lineage = Lineage(store, Layout(work.recipe.dataset, year), work.recipe, year_lineage)
-                run = TileRun(lineage.store, work.recipe, log, log, year, tile, pool, work.files)
+                run = TileRun(lineage.store, work.recipe, log, log, year, tile, pool, work.files, handover)
                 if stage.name in work.selected:
                     report(_make(key, run, stage, work, lineage))
                 if stage.checks:

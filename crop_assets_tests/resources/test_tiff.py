@@ -971,3 +971,16 @@ def test_tags_that_are_far_apart_take_little_memory(tiled: Parts) -> None:
 def test_a_tag_has_its_bytes_as_the_file_does(tiled: Parts) -> None:
     tags = {tag.code: tag for tag in layout_of(Written().file(tiled)).form.georeference}
     assert tags[33_550] == Tag(33_550, DOUBLE, 3, struct.pack("<3d", 30, 30, 0))
+
+
+def test_a_file_with_a_tag_twice_is_refused() -> None:
+    data = b"".join(
+        tiff_pieces(Form((16, 16), (16, 16), "int16", DEFLATE, predictor=2), [zlib.compress(bytes(512))])
+    )
+    at = data.index(struct.pack("<HHI", 317, SHORT, 1))
+    before = data[at - 12 : at]
+    (code,) = struct.unpack_from("<H", before)
+    twice = data[: at - 12] + data[at : at + 12] + data[at:]
+    assert code != 317
+    with pytest.raises(IntegrityError, match="twice"):
+        layout_of(twice)
