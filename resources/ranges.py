@@ -32,6 +32,8 @@ from resources.pace import max_seconds
 from resources.parts import ChangedError, NotInPartsError, Parts, Range, Turn, in_turns, merged
 
 _MIN_GAP, _MAX_GAP = 64 << 10, 256 << 10
+_MAX_RANGE = 4 << 20
+"""Bytes of one request, unless a leaf has more: what a cut costs, as a range is kept once it is complete."""
 _STRONG_TAG = re.compile(r'"[\x21\x23-\x7e]{0,1000}"')
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
 
@@ -144,14 +146,34 @@ class HttpRanges:
 
     def bring(self, ranges: Sequence[Range]) -> None:
         if self._tree is not None:
-            ranges = [(leaf.start, leaf.stop) for one in ranges for leaf in self._tree.ends(*one)]
-            ranges = self._parts.missing(ranges)
-        elif not self._parts.size:
+            self._send(self._leaves(self._tree, ranges))
+            return
+        if not self._parts.size:
             # the first one says which version the others must be of
             self._send(ranges[:1])
             ranges = self._parts.missing(ranges)
-        joined = merged(ranges, 0 if self._tree else self._gap)
-        self._send(self._parts.missing(joined) if self._parts.size else joined)
+        joined = merged(ranges, self._gap)
+        missing = self._parts.missing(joined) if self._parts.size else joined
+        self._send(
+            [
+                (at, min(at + _MAX_RANGE, stop))
+                for start, stop in missing
+                for at in range(start, stop, _MAX_RANGE)
+            ]
+        )
+
+    def _leaves(self, tree: Tree, ranges: Sequence[Range]) -> list[Range]:
+        """The leaves of these ranges that are not here, joined where they follow each other."""
+        leaves = {(leaf.start, leaf.stop) for one in ranges for leaf in tree.ends(*one)}
+        found: list[Range] = []
+        for start, stop in sorted(leaves):
+            if not self._parts.missing([(start, stop)]):
+                continue
+            if found and found[-1][1] == start and stop - found[-1][0] <= _MAX_RANGE:
+                found[-1] = found[-1][0], stop
+            else:
+                found.append((start, stop))
+        return found
 
     def _send(self, ranges: Sequence[Range]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import re
 import socket
 import struct
@@ -309,6 +310,25 @@ def test_a_file_smaller_than_a_head(get: Getting, archive: FileServer) -> None:
     get()
     assert get.done(data)
     assert archive.ranges() == asked_for((0, HEAD_BYTES))
+
+
+def test_a_cut_costs_a_part_of_a_long_range(get: Getting, archive: FileServer) -> None:
+    size = 10_000_000
+    data = file_of([(1_000_000, size)], size)
+    archive.has(data)
+
+    def cut(number: int, asked: Asked, reply: Reply) -> Reply:
+        if number != 2:
+            return reply
+        return replace(reply, body=reply.body[:-1], announced=len(reply.body), then="close")
+
+    archive.spoil = cut
+    get(limit=size)
+    assert get.done(data)
+    most = 4 << 20
+    edges = [1_000_000, 1_000_000 + most, 1_000_000 + 2 * most, size]
+    spans = asked_for((0, HEAD_BYTES), *itertools.pairwise(edges))
+    assert archive.ranges() == [*spans[:3], *spans[2:]]
 
 
 def test_what_came_is_not_asked_for_by_the_next_process(get: Getting, archive: FileServer) -> None:
@@ -805,6 +825,21 @@ class _TreeOnly:
         raise ResourceError("has no files")
 
     fetch_parts = fetch
+
+
+def test_a_long_range_is_asked_for_in_leaves(verified: Getting, archive: FileServer, tmp_path: Path) -> None:
+    size = 10_000_000
+    data = file_of([(1_000_000, size)], size)
+    archive.has(data)
+    path = tmp_path / "long"
+    path.write_bytes(data)
+    verified.cid = file_cid(path)
+    with serving(World({verified.cid: path}).app()) as address:
+        verified.nodes = [IpfsSource(Gateway(f"{address}/good", 10))]
+        assert verified(limit=size).source == "LP DAAC"
+    assert verified.done(data)
+    edges = [3 * KUBO_CHUNK, 19 * KUBO_CHUNK, 35 * KUBO_CHUNK, size]
+    assert archive.ranges() == asked_for((0, KUBO_CHUNK), *itertools.pairwise(edges))
 
 
 def test_another_version_than_that_of_the_cid_is_refused(verified: Getting, archive: FileServer) -> None:
