@@ -4,6 +4,7 @@ The blocks are those of the file at its source, as compressed there; overviews a
 """
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -29,6 +30,7 @@ from resources.tiff import HEAD_BYTES, Form, Layout, Read, read_layout, tiff_pie
 _OF, _BYTES, _VERSION = "PARTIAL_OF", "PARTIAL_BYTES", "PARTIAL_VERSION"
 _VERIFIED, _BLOCKS, _SHA256 = "PARTIAL_VERIFIED", "PARTIAL_BLOCKS", "PARTIAL_SHA256"
 _MAX_NUMBERS = 1 << 16
+_NUMBERS = re.compile(rf'name="{_BLOCKS}">([0-9,-]+|none)<')
 _OVERVIEWS = 0.34
 """Share of the bytes of an HLS v2.0 file that its overviews take (measured on two files)."""
 _LEAF_BYTES = 262_144
@@ -86,6 +88,12 @@ def read_partial(path: Path) -> PartialFile | None:
     if damaged:
         raise IntegrityError("is a partial file whose blocks are not those that it names")
     return partial
+
+
+def fetched_blocks(text: str) -> frozenset[int] | None:
+    """The numbers of the blocks that a partial file has, from the XML of its metadata; None for a complete file."""
+    match = _NUMBERS.search(text)
+    return frozenset(_numbers(match[1])) if match else None
 
 
 class Grids:

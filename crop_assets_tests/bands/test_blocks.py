@@ -3,6 +3,8 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +28,13 @@ from crop_assets.bands.download import (
     fetch_band,
 )
 from crop_assets.chip_grid import chip_geobox, chip_id, raster_geobox
+from crop_assets.chips.reproject import ReprojectionJob, reproject_bands
 from crop_assets.chips.warp import bilinear, source_pixels
 from crop_assets.coordinates import blocks_of_chips
 from crop_assets.demo import scenes as demo
 from crop_assets.demo.server import WorldServer, serve
 from crop_assets.demo.world import World
+from crop_assets.errors import InputError
 from crop_assets_tests.bands.test_download import GRID, NOWHERE, SCENE, made_world
 from crop_assets_tests.small_world import CHIPS, WEST
 from resources.earthdata import LpDaac
@@ -195,13 +199,13 @@ def test_only_the_leaves_under_the_chips_are_fetched_and_verified(setting: Setti
     assert had.fetched < complete / 3
     assert had.got.bytes < had.fetched
     assert same(had.path, setting.path, NEAR)
-    partial = read_partial(had.path)
-    assert partial is not None
+    made = read_partial(had.path)
+    assert made is not None
     with rasterio.open(setting.path) as raster:
         wanted = blocks_of_chips(tuple(NEAR), raster_geobox(raster), (256, 256))
-    assert set(partial.blocks) == wanted
+    assert set(made.blocks) == wanted
     assert had.got.blocks == len(wanted)
-    assert (partial.of, partial.version, partial.verified) == (f"{SCENE}.B02.tif", setting.cid, True)
+    assert (made.of, made.version, made.verified) == (f"{SCENE}.B02.tif", setting.cid, True)
 
 
 @pytest.mark.parametrize("way", ["gateway without ranges", "links", "etag", "mirror", "mirror without a CID"])
@@ -254,13 +258,13 @@ def test_more_chips_fetch_only_what_is_missing(setting: Setting) -> None:
 
 
 def test_a_complete_file_in_the_store_is_used_and_a_partial_one_completed(setting: Setting) -> None:
-    partial = setting.obtain(NEAR)
+    first = setting.obtain(NEAR)
     complete = setting.obtain(None, by_blocks=False)
     assert complete.path.read_bytes() == setting.path.read_bytes()
     assert (complete.got.blocks, complete.got.complete_bytes) == (0, setting.path.stat().st_size)
     again = setting.obtain(NEAR)
     assert (again.got.source, again.fetched, again.got.blocks) == (IN_STORE, 0, 0)
-    assert partial.got.sha256 != again.got.sha256
+    assert first.got.sha256 != again.got.sha256
 
 
 def test_all_blocks_are_the_complete_raster(setting: Setting) -> None:
@@ -317,9 +321,9 @@ def test_random_chips_of_random_layouts_equal_those_of_complete_files(
     assert some.got.blocks > 0 or not read_blocks(files[name], chips[:1])
     had = setting.obtain(chips, cid=False, mirror=str(folder))
     assert same(had.path, files[name], chips)
-    partial = read_partial(had.path)
-    assert partial is not None
-    assert set(partial.blocks) == read_blocks(files[name], chips)
+    made = read_partial(had.path)
+    assert made is not None
+    assert set(made.blocks) == read_blocks(files[name], chips)
 
 
 def read_blocks(path: Path, chips: Sequence[str]) -> set[int]:
@@ -460,3 +464,21 @@ def test_a_partial_file_from_a_source_is_refused(setting: Setting, tmp_path: Pat
     with pytest.raises(IntegrityError, match="has only some blocks of another file"):
         setting.obtain(NEAR, cid=False, mirror=str(mirror), kinds=["mirror"], by_blocks=by_blocks)
     assert not setting.store.names(f"tiles/{SCENE}")
+
+
+@pytest.mark.parametrize("whole_tile", [False, True])
+def test_chips_without_their_blocks_are_not_made_of_nothing(
+    setting: Setting, tmp_path: Path, pool: Any, whole_tile: bool
+) -> None:
+    had = setting.obtain(NEAR)
+    store = DatasetStore(root=str(tmp_path / "reprojected"))
+
+    def reproject(name: str, path: Path, chips: Sequence[str], whole: bool = False) -> bytes:
+        job = ReprojectionJob(SCENE, "B02", "2.0", nullcontext(path), partial(store.write_pieces, name))
+        reproject_bands([job], chips, {}, pool, pool, {}, whole_tile=whole)
+        return store.read_bytes(name)
+
+    assert reproject("ours.tif", had.path, NEAR) == reproject("theirs.tif", setting.path, NEAR)
+    with pytest.raises(InputError, match=r"B02\.tif lacks [0-9]+ of [0-9]+ blocks"):
+        reproject("more.tif", had.path, NEAR if whole_tile else [*NEAR, *FAR], whole_tile)
+    assert not store.exists("more.tif")

@@ -143,7 +143,10 @@ ASSETS = {
     "downloaded_fmasks": Expected("tiles_job", "bands", {"ipfs", "geotiff"}, {"band_cids"}),
     "chip_quality": Expected("tiles_job", "chips", {"geotiff"}, {"downloaded_fmasks", "tile_map"}),
     "downloaded_bands": Expected(
-        "tiles_job", "bands", {"ipfs", "geotiff"}, {"band_cids", "downloaded_fmasks", "chip_quality"}
+        "tiles_job",
+        "bands",
+        {"ipfs", "geotiff"},
+        {"band_cids", "downloaded_fmasks", "chip_quality", "tile_map"},
     ),
     "reprojected_tiles": Expected("tiles_job", "chips", {"geotiff"}, {"downloaded_bands", "tile_map"}),
     "chips": Expected(
