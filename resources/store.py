@@ -349,7 +349,7 @@ class DatasetStore(Settings):
         """Write a file piece by piece, as `writing` does; returns its size and its SHA-256 in hex."""
         digest = hashlib.sha256()
         size = 0
-        with self.writing(name) as local, open(local, "wb", opener=no_follow) as file:
+        with self.writing(name) as local, open(local, "wb", _CHUNK, opener=no_follow) as file:
             for piece in pieces:
                 file.write(piece)
                 digest.update(piece)
