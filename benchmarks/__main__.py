@@ -54,7 +54,7 @@ _BANDS = 6
 
 def build(root: Path) -> None:
     """Make all inputs below `root`."""
-    from benchmarks import content, labels, orchestration, world
+    from benchmarks import content, labels, network, orchestration, world
 
     world.make_tile_world(root / "tile")
     world.write_cdl(root / "national" / "cdl.tif", range(200, 260), range(300, 360))
@@ -63,6 +63,7 @@ def build(root: Path) -> None:
     content.write_file(root / "content" / "file")
     (root / "orchestration").mkdir()
     orchestration.make_world(root / "orchestration")
+    network.make_world(root / "network")
 
 
 def contend(name: str, root: Path) -> dict[str, Any]:
@@ -138,8 +139,9 @@ def machine() -> dict[str, Any]:
 
 
 def run(root: Path) -> None:
-    print("making the world: some 30 seconds", flush=True)
+    print("making the world: a minute", flush=True)
     build(root)
+    from benchmarks import network
     from benchmarks.national import megapixels
 
     found = {name: measure(name, root) for name in CONTENDERS}
@@ -153,13 +155,32 @@ def run(root: Path) -> None:
         "ratios": {name: round(value, 2) for name, value in ratios(seconds).items()},
         "cdl_scan_megapixels_per_second": round(megapixels(root / "national") / seconds["cdl_scan_ours"]),
     }
-    for name, value in result["ratios"].items():
-        print(f"{name:<36}{value:>10.2f}")
+    _show(result["ratios"])
     print(f"{'cdl_scan_megapixels_per_second':<36}{result['cdl_scan_megapixels_per_second']:>10}")
+    result["network"] = network.run(root / "network")
+    _show(result["network"]["ratios"])
+    _keep(result, f"{dt.date.today()}.json")
+
+
+def run_network(root: Path) -> None:
+    """Only the benchmark of downloads."""
+    from benchmarks import network
+
+    network.make_world(root / "network")
+    found = network.run(root / "network")
+    _show(found["ratios"])
+    _keep({"machine": machine(), "network": found}, f"{dt.date.today()}-network.json")
+
+
+def _show(found: dict[str, float]) -> None:
+    for name, value in found.items():
+        print(f"{name:<36}{value:>10.2f}")
+
+
+def _keep(result: dict[str, Any], name: str) -> None:
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{dt.date.today()}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {path}")
+    (RESULTS / name).write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {RESULTS / name}")
 
 
 @contextlib.contextmanager
@@ -173,8 +194,9 @@ def _folder(path: Path | None) -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("only", nargs="?", choices=["network"], help="run only the benchmark of downloads")
     parser.add_argument(
-        "--world", type=Path, help="an empty folder for the inputs, 1 GB; by default a temporary one"
+        "--world", type=Path, help="an empty folder for the inputs, 2 GB; by default a temporary one"
     )
     parser.add_argument(
         "--contender", choices=CONTENDERS, help="only repeat this one over a finished --world"
@@ -184,7 +206,7 @@ def main() -> None:
         print(json.dumps(contend(arguments.contender, arguments.world)))
         return
     with _folder(arguments.world) as root:
-        run(root)
+        (run_network if arguments.only else run)(root)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,30 @@
 """An archive of files on loopback that is as slow as a network: by HTTP with ranges, and as a trustless gateway.
 
-`python -m benchmarks.archive FOLDER` serves the files of the folder until it is killed, and prints its address. Each
-answer waits 50 ms, each connection carries 20 MB/s, and all of them together what `/link/<MB/s>` sets, which also starts
-the counts of `/counts` again. The server takes no part in TLS, and loopback connects at once.
+`python -m benchmarks.archive FOLDER` prints its address and serves the files of the folder until it is killed. Each
+answer takes 50 ms, a connection carries 20 MB/s, and all of them together what `/link/<MB/s>` sets, which also resets
+the counts of `/counts`. Unlike on the internet, connecting takes no time, and there is no TLS.
 """
 
 import asyncio
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from resources.ipfs.car import DFS_CONTENT_TYPE, car_of
-from resources.ipfs.cid import Cid
-from resources.ipfs.unixfs import FileDag
+from crop_assets.demo.gateway import gateway_routes
+from resources.ipfs.unixfs import file_cid
 from resources.loopback import free_port
 
 LEAVES = {"256_kib": 1 << 18, "1_mib": 1 << 20}
-"""Bytes of a leaf in the two trees of each file."""
+"""Bytes of a leaf in each of two trees of the files, by their kind."""
 LATENCY_SECONDS, CONNECTION_MB = 0.05, 20
 _PIECE = 1 << 16
 _CREDIT_SECONDS = 0.005
@@ -86,7 +84,7 @@ class _Network:
                 await connection.carry(len(piece))
                 await self._link.carry(len(piece))
                 self._bytes += len(piece)
-                await send(message | {"body": piece, "more_body": more or message.get("more_body", False)})
+                await send({**message, "body": piece, "more_body": more or message.get("more_body", False)})
 
         await self._app(scope, receive, slowly)
 
@@ -106,45 +104,17 @@ def _files(folder: Path) -> Route:
     return Route("/files/{visit}/{name}", serve)
 
 
-def trees(path: Path) -> dict[str, FileDag]:
-    """The trees of a file, by the size of their leaves."""
-    return {name: FileDag(path, size) for name, size in LEAVES.items()}
-
-
-def _gateway(folder: Path) -> Route:
-    found = [
-        (dag, LEAVES[leaves]) for path in folder.rglob("HLS.*.tif") for leaves, dag in trees(path).items()
+def _gateways(folder: Path) -> list[Mount]:
+    """A gateway for the trees of each kind, at `/<kind>/ipfs/<cid>`."""
+    paths = sorted(folder.rglob("HLS.*.tif"))
+    return [
+        Mount(f"/{kind}", routes=gateway_routes({file_cid(path, size): path for path in paths}, size))
+        for kind, size in LEAVES.items()
     ]
-    roots = {dag.root: (dag, leaf) for dag, leaf in found}
-    owners = {cid: dag for dag, _ in found for cid in dag.cids()}
-
-    def serve(request: Request) -> Response:
-        cid, query = Cid.parse(request.path_params["cid"]), request.query_params
-        if query["format"] == "raw" and cid in owners:
-            return Response(owners[cid].block(cid), media_type="application/vnd.ipld.raw")
-        if query["format"] == "car" and cid in roots:
-            blocks = _covering(*roots[cid], query.get("entity-bytes", "0:*"))
-            return StreamingResponse(car_of(cid, blocks), media_type=DFS_CONTENT_TYPE)
-        return PlainTextResponse(f"{cid} is not served here", 404)
-
-    return Route("/ipfs/{cid}", serve)
-
-
-def _covering(dag: FileDag, leaf: int, wanted: str) -> Iterator[tuple[Cid, bytes]]:
-    """The blocks that hold the bytes `from:to` of a file, both included, and those above them (IPIP-402)."""
-    first, last = wanted.split(":")
-    start = int(first) % dag.size if first.startswith("-") else int(first)
-    stop = dag.size if last == "*" else int(last) % dag.size + 1 if last.startswith("-") else int(last) + 1
-    at = start // leaf * leaf
-    for cid, block in dag.blocks(start=start):
-        yield cid, block
-        at += len(block) if cid.codec == "raw" else 0
-        if at >= stop:
-            return
 
 
 def app(folder: Path) -> Starlette:
-    network = _Network(Starlette(routes=[_files(folder), _gateway(folder)]))
+    network = _Network(Starlette(routes=[_files(folder), *_gateways(folder)]))
 
     async def link(request: Request) -> Response:
         network.start(request.path_params["megabytes"])
@@ -162,8 +132,10 @@ def main() -> None:
     served = app(Path(sys.argv[1]))
     with socket.create_server(("127.0.0.1", free_port()), backlog=256) as listener:
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        quiet = {"log_level": "warning", "access_log": False, "lifespan": "off", "ws": "none"}
-        uvicorn.Server(uvicorn.Config(served, timeout_keep_alive=60, **quiet)).run(sockets=[listener])
+        config = uvicorn.Config(
+            served, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_keep_alive=60
+        )
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

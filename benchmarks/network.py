@@ -1,5 +1,5 @@
-"""What eight chips need of a tile's 21 files, from an archive behind a network: this project, with complete files and with
-blocks, over HTTP and IPFS, and readers of windows.
+"""What eight chips need of a tile's 21 files, from an archive behind a network: this project, with complete files and
+with blocks, over HTTP and IPFS, and readers of windows.
 
 Each contender is a process that lasts as long as the benchmark, and they take turns, so that a slow minute hits all of
 them. The archive counts what it is asked for.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ import requests
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from benchmarks.archive import trees
+from benchmarks.archive import LEAVES
 from benchmarks.world import DATASET, TILE, YEAR, TileWorld, make_tile_world
 from crop_assets.bands.assets import downloaded_bands, downloaded_fmasks
 from crop_assets.bands.cids import MAX_BAND_BYTES
@@ -40,6 +40,7 @@ from crop_assets.schemas import CHIP_QUALITY
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
 from resources.ipfs.resource import IpfsContent
+from resources.ipfs.unixfs import file_cid
 from resources.machine import Machine
 from resources.mirror import BandMirror
 from resources.store import DatasetStore
@@ -72,8 +73,8 @@ def make_world(root: Path) -> None:
     rows = []
     for row in world.downloaded_bands.to_dict("records"):
         path = world.source(row)
-        cids = {leaves: str(tree.root) for leaves, tree in trees(path).items()}
-        rows.append({**row, **cids, "file": path.name, "bytes": path.stat().st_size})
+        cids = {leaves: file_cid(path, size) for leaves, size in LEAVES.items()}
+        rows.append(row | cids | {"file": path.name, "bytes": path.stat().st_size})
     pd.DataFrame(rows).to_parquet(root / "files.parquet")
 
 
@@ -103,7 +104,7 @@ def _read(path: str) -> list[NDArray[Any]]:
 
 
 @contextlib.contextmanager
-def ours(fetch: str, leaves: str, root: Path) -> Iterator[Work]:
+def ours(fetch: Literal["blocks", "files"], leaves: str, root: Path) -> Iterator[Work]:
     """The project's own asset functions, with an empty store: over HTTP, or over IPFS with leaves of a size."""
     table = _files(root).assign(problem="", max_bytes=MAX_BAND_BYTES)
     recipe = DatasetRecipe(dataset=DATASET, fetch=fetch, sources=["gateways" if leaves else "lp_daac"])
@@ -115,7 +116,7 @@ def ours(fetch: str, leaves: str, root: Path) -> Iterator[Work]:
         store = DatasetStore(root=str(folder))
         sources = Downloads(per_host=_CONNECTIONS, ranges_per_host=_CONNECTIONS).of(
             recipe.sources,
-            IpfsContent(kubo_api="", gateways=[url]),
+            IpfsContent(kubo_api="", gateways=[f"{url}/{leaves}"]),
             LpDaac(hosts=["127.0.0.1"], token="any"),
             BandMirror(),
         )
@@ -225,10 +226,41 @@ def _process(module: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
         process.wait()
 
 
-def measure(root: Path, names: Iterable[str] = CONTENDERS) -> dict[str, dict[str, float]]:
-    """The medians of each contender with each link, by `<contender>_<MB/s>`: seconds, the processor's seconds of both
-    sides, requests, connections, and bytes as a share of those of the files.
+def run(root: Path, names: Iterable[str] = CONTENDERS) -> dict[str, Any]:
+    """Measure, and print the medians by `<contender>_<MB/s>`: seconds, the processor's seconds of both sides, requests,
+    connections, and bytes as a share of those of the files.
     """
+    print("downloads of a tile over three links: some seven minutes", flush=True)
+    found = _measure(root, names)
+    parts = list(next(iter(found.values())))
+    print(f"{'':<20}{''.join(f'{part:>13}' for part in parts)}")
+    for name, told in found.items():
+        print(f"{name:<20}{''.join(f'{told[part]:>13g}' for part in parts)}", flush=True)
+    return {"megabytes": round(_files(root)["bytes"].sum() / 1e6), "medians": found, "ratios": _ratios(found)}
+
+
+def _ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """How many times faster than the complete files and than GDAL the parts are fetched, with each link."""
+    pairs = {
+        f"{ours}_vs_{other}_{link}": (f"{other}_{link}", f"{ours}_{link}")
+        for link in LINKS
+        for ours, other in (
+            ("http_ranges", "http_files"),
+            ("ipfs_256_kib", "ipfs_files"),
+            ("ipfs_1_mib", "ipfs_files"),
+            ("http_ranges", "vsicurl_8"),
+            ("http_ranges", "vsicurl_16"),
+            ("http_ranges", "odc_stac"),
+        )
+    }
+    return {
+        name: round(found[slow]["seconds"] / found[fast]["seconds"], 2)
+        for name, (slow, fast) in pairs.items()
+        if slow in found and fast in found
+    }
+
+
+def _measure(root: Path, names: Iterable[str]) -> dict[str, dict[str, float]]:
     complete = int(_files(root)["bytes"].sum())
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     with contextlib.ExitStack() as stack:
@@ -263,13 +295,6 @@ def _answer(process: "subprocess.Popen[str]") -> str:
     if not line:
         raise RuntimeError(f"{process.args!r} ended with code {process.wait()}")
     return line
-
-
-def show(found: dict[str, dict[str, float]]) -> None:
-    parts = list(next(iter(found.values())))
-    print(f"{'':<20}{''.join(f'{part:>13}' for part in parts)}")
-    for name, told in found.items():
-        print(f"{name:<20}{''.join(f'{told[part]:>13g}' for part in parts)}", flush=True)
 
 
 if __name__ == "__main__":

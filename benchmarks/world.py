@@ -4,7 +4,7 @@ import datetime as dt
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,8 @@ def make_tile_world(root: Path, detail: float = 1) -> TileWorld:
     seeds = rng.integers(0, 2**32, len(world.downloaded_bands))
     with ThreadPoolExecutor(2) as pool:
         rows = world.downloaded_bands.to_dict("records")
-        files = [(world.source(row), row["band"], land, detail * _GRAIN) for row in rows]
-        list(pool.map(lambda file, seed: _write_band(*file, seed), files, seeds))
+        write = partial(_write_band, land=land, grain=detail * _GRAIN)
+        list(pool.map(lambda row, seed: write(world.source(row), row["band"], seed=seed), rows, seeds))
     write_cdl(world.cdl, _CDL_ROWS, _CDL_COLS)
     return world
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from crop_assets.bands.assets import chips_to_fetch, fetch_of, file_sizes
+from crop_assets.bands.blocks import chips_to_fetch, fetch_of, file_sizes
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
 from crop_assets.hls import POSITIONS, QA_BAND

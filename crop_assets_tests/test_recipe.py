@@ -35,6 +35,7 @@ ANOTHER: dict[str, Any] = {
     "coverage_ladder": [100, 50],
     "middle_scene": "upper",
     "coverage": "full",
+    "fetch": "blocks",
     "sensors": ["S30", "L30"],
     "scene_list": "selected_tiles.csv",
     "cid_list": "tile_payloads.json",

@@ -96,15 +96,11 @@ class Parts:
         self._files.close()
 
     def begin(self, version: str, size: int, max_bytes: int) -> None:
-        """Keep ranges of this version only. Raises IntegrityError if the file has more than `max_bytes`, or another
-        size than before in the same version.
-        """
+        """Keep ranges of this version and size only. Raises IntegrityError if the file has more than `max_bytes`."""
         if size > max_bytes:
             raise IntegrityError(f"the file has {size:,} bytes, more than the {max_bytes:,} allowed")
         with self._lock:
-            if version == self.version and size != self.size:
-                raise IntegrityError(f"the file has {size:,} bytes, and had {self.size:,}")
-            if version != self.version:
+            if (version, size) != (self.version, self.size):
                 self._forget()
                 self.version, self.size = version, size
                 self._note({"version": version, "size": size})
@@ -181,6 +177,7 @@ class Parts:
         # what follows the last line feed is nothing, or half a line of a killed process
         if lines[-1]:
             os.truncate(self._log, len(b"\n".join(lines)) - len(lines[-1]))
+        held = os.fstat(self._data).st_size
         try:
             first = json.loads(lines[0])
             self.version, self.size = str(first["version"]), int(first["size"])
@@ -190,10 +187,12 @@ class Parts:
                     self._notes[str(entry["name"])] = base64.b64decode(entry["data"])
                     continue
                 start, length, digest = entry
-                data = os.pread(self._data, min(length, self.size), start)
+                if not 0 <= start <= start + length <= min(self.size, held):
+                    continue
+                data = os.pread(self._data, length, start)
                 if len(data) == length and hashlib.sha256(data).hexdigest() == digest:
                     self._have = merged([*self._have, (start, start + length)])
-        except (ValueError, KeyError, TypeError, OverflowError, OSError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError):
             self._forget()
 
 
@@ -219,10 +218,14 @@ def obtain(selection: Selection, parts: Parts, client: Client, destination: Path
             client.bring([(start, stop)])
         return parts.read(start, stop)
 
-    read(0, HEAD_BYTES)
-    ranges = selection.choose(read, parts.size, parts.version)
-    if missing := parts.missing(ranges):
-        client.bring(missing)
+    try:
+        read(0, HEAD_BYTES)
+        ranges = selection.choose(read, parts.size, parts.version)
+        if missing := parts.missing(ranges):
+            client.bring(missing)
+    except NotInPartsError:
+        parts.remove()
+        raise
     selection.write(parts.read, destination, parts.version, client.verified)
     parts.remove()
     return client.verified

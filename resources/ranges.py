@@ -44,7 +44,7 @@ class Piece:
     size: int
     tag: str
     url: str
-    """Where it came from in the end, after redirects; it may be signed."""
+    """Where it can be had without a login, after redirects to another host: it may be signed; else what was asked."""
 
 
 def get_range(
@@ -59,7 +59,7 @@ def get_range(
     """One range of a file, up to its end if that comes earlier; of the version `tag`, if given.
 
     `shown_url` is the address for messages. Raises NotInPartsError if the server answers with the complete file,
-    ChangedError if that is because the file has changed, IntegrityError for another range than the one requested or
+    ChangedError if the file has changed, IntegrityError for another range than the one requested or
     more bytes than announced, CutShortError for fewer, and otherwise like `check_status` and `translate_errors`.
     """
     named = shown_url or url
@@ -73,9 +73,12 @@ def get_range(
             url, headers=headers, timeout=(min(CONNECT_SECONDS, timeout), timeout), stream=True, auth=auth
         ) as answer,
     ):
+        if answer.status_code == 416 and tag:
+            # the range was within the file before, so it is a shorter one now
+            raise ChangedError(f"{shown(named)} has changed; it is fetched from its start next")
         check_status(answer, named)
         if answer.status_code != 206:
-            if tag:
+            if tag and answer.headers.get("ETag") != tag:
                 raise ChangedError(f"{shown(named)} has changed; it is fetched from its start next")
             raise NotInPartsError(f"{shown(named)} sends no ranges")
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
@@ -101,7 +104,9 @@ def get_range(
             require_no_page(answer, bytes(data[:1024]), "a file", named)
         if len(data) < count:
             raise CutShortError(f"{shown(named)} ended after {len(data):,} of {count:,} bytes of a range")
-        return Piece(start, bytes(data), size, found, answer.url)
+        # not where the login went along on the same host: it is wanted there
+        moved = answer.history and "Authorization" not in answer.request.headers
+        return Piece(start, bytes(data), size, found, answer.url if moved else url)
 
 
 class HttpRanges:
@@ -142,7 +147,8 @@ class HttpRanges:
             # the first one says which version the others must be of
             self._send(ranges[:1])
             ranges = self._parts.missing(ranges)
-        self._send(merged(ranges, 0 if self._tree else self._gap))
+        joined = merged(ranges, 0 if self._tree else self._gap)
+        self._send(self._parts.missing(joined) if self._parts.size else joined)
 
     def _send(self, ranges: Sequence[Range]) -> None:
         try:
@@ -169,7 +175,12 @@ class HttpRanges:
                 raise NotInPartsError(
                     f"{shown(self._url)} sends ranges without a strong ETag, which binds them"
                 )
-            self._parts.begin(piece.tag, piece.size, self._max_bytes)
+            if not tag:
+                self._parts.begin(piece.tag, piece.size, self._max_bytes)
+            elif piece.size != self._parts.size:
+                raise ChangedError(
+                    f"{shown(self._url)} has {piece.size:,} bytes, and had {self._parts.size:,}"
+                )
             self._parts.add(piece.start, piece.data)
         self._place = piece.url
 

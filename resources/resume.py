@@ -11,7 +11,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from resources.file_system import copy_plain, is_abandoned, is_own_file, lock, no_follow, private_folder
+from resources.file_system import (
+    copy_plain,
+    is_abandoned,
+    is_own_file,
+    lock,
+    no_follow,
+    private_folder,
+    read_plain,
+)
+
+_MAX_NOTE = 1000
 
 
 class PartialFiles:
@@ -48,6 +58,23 @@ class PartialFiles:
             finally:
                 for left in self._folder.glob(f"{path.name}*"):
                     left.unlink(missing_ok=True)
+
+    def remember(self, key: str, text: str) -> None:
+        """Keep a short text for a week, where only this user can write."""
+        self._make_ready()
+        path = self._note(key)
+        writing = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
+        writing.write_text(text)
+        writing.replace(path)
+
+    def recall(self, key: str) -> str:
+        """What was kept by `remember`; "" if there is nothing."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return read_plain(self._note(key), _MAX_NOTE).decode()
+        return ""
+
+    def _note(self, key: str) -> Path:
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.note"
 
     @contextlib.contextmanager
     def alone(self, name: str, log: Callable[[str], None]) -> Iterator[None]:

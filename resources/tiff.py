@@ -102,13 +102,14 @@ class Form:
 @dataclass(frozen=True)
 class Layout:
     """The first image of a TIFF file of `size` bytes, and where its blocks are: int64 (blocks,), both 0 for a block
-    that is not stored.
+    that is not stored. `text` is the XML of GDAL's metadata as it stands there, unparsed.
     """
 
     form: Form
     size: int
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
+    text: str = ""
 
 
 class _Directory:
@@ -209,7 +210,9 @@ def read_layout(read: Read, size: int) -> Layout:
     _require_apart(offsets, counts, size)
     if form.compression == _NONE:
         _require_full(form, counts)
-    return Layout(form, size, offsets, counts)
+    metadata = directory.tag(_METADATA, _MAX_GEO_BYTES)
+    text = metadata.data.decode(errors="replace") if metadata else ""
+    return Layout(form, size, offsets, counts, text)
 
 
 def _form(directory: _Directory) -> Form:

@@ -2,26 +2,26 @@
 `cid_retrievability`, `missing_cids`.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from crop_assets.bands.blocks import Fetch, choose_fetch
+from crop_assets.bands.blocks import Fetch, chips_to_fetch, fetch_of, file_sizes
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cid_list import parse_cid_list
 from crop_assets.bands.cids import cid_rows, listed_cid_rows
 from crop_assets.bands.cids import tile_payloads as payloads_of
 from crop_assets.bands.download import BandRequest, Blocks, StoredBand, fetch_band
 from crop_assets.bands.retrievability import check_cids
-from crop_assets.bands.transfer import Transfer, expected_bytes
+from crop_assets.bands.transfer import Transfer
 from crop_assets.graph.metadata import markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Source, TileRun, YearRun, stage
 from crop_assets.hls import BANDS, QA_BAND
-from crop_assets.recipe import DatasetRecipe
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import (
     BAND_CIDS,
@@ -33,11 +33,12 @@ from crop_assets.schemas import (
     NAMED_FILE_COLUMNS,
     TILE_PAYLOADS,
 )
-from resources.errors import ResourceError, UnavailableError
+from resources.errors import IntegrityError, NotFoundError, ResourceError, UnavailableError
 from resources.ipfs.resource import IpfsContent
 from resources.sources import Sources
 from resources.stac import IpfsStac
 from resources.stop import StoppablePool
+from resources.tables import stored_table
 
 FILES_AT_ONCE = 6
 _PARTIAL_FILES_AT_ONCE = 24
@@ -144,23 +145,6 @@ def downloaded_bands(
     return Made(table, made.metadata, dict(zip(table["path"], table["sha256"], strict=True)))
 
 
-def chips_to_fetch(recipe: DatasetRecipe, chips: Iterable[str]) -> list[str] | None:
-    """The chips whose blocks are needed; None if all blocks are."""
-    return None if recipe.coverage == "full" else sorted(chips)
-
-
-def file_sizes(files: pd.DataFrame) -> list[int]:
-    """Bytes of the files of `band_cids`, typical ones where they are unknown."""
-    return [expected_bytes(*sizes) for sizes in zip(files["bytes"], files["max_bytes"], strict=True)]
-
-
-def fetch_of(recipe: DatasetRecipe, tile: str, chips: Sequence[str] | None, files: pd.DataFrame) -> Fetch:
-    """How the files of `band_cids` are fetched for chips, or for the complete tile if `chips` is None."""
-    sizes = file_sizes(files)
-    by_cid = bool((files["cid"] != "").any()) and bool({"kubo", "gateways", "ipfs_cli"} & set(recipe.sources))
-    return choose_fetch(recipe.fetch, tile, chips, sizes, by_cid)
-
-
 def _download(
     run: TileRun,
     wanted: pd.DataFrame,
@@ -179,6 +163,7 @@ def _download(
     by_blocks = fetch is not None and fetch.by_blocks
     needed = sum(size for size, there in zip(file_sizes(wanted), listed, strict=True) if not there)
     run.store.require_room(min(needed, fetch.block_bytes) if fetch and by_blocks else needed)
+    recorded = _recorded(run) if fetch else {}
     transfer = Transfer(run.log, len(rows))
     with (
         StoppablePool(_PARTIAL_FILES_AT_ONCE if by_blocks else FILES_AT_ONCE) as pool,
@@ -186,7 +171,7 @@ def _download(
     ):
         blocks = Blocks(chips, requests) if by_blocks else None
         futures = {
-            pool.submit(_fetch, run, row, sources, transfer, listed[at], blocks): at
+            pool.submit(_fetch, run, row, sources, transfer, listed[at], blocks, recorded): at
             for at, row in enumerate(rows)
         }
         for future in as_completed(futures):
@@ -221,6 +206,7 @@ def _fetch(
     transfer: Transfer,
     listed: bool,
     blocks: Blocks | None,
+    recorded: Mapping[str, str],
 ) -> StoredBand:
     file = BandRequest(
         run.layout.band(row["scene_id"], row["band"]),
@@ -230,7 +216,17 @@ def _fetch(
         row["http"],
         row["max_bytes"],
     )
-    return fetch_band(file, run.store, sources, run.log, transfer.add, listed, blocks)
+    before = recorded.get(file.name, "")
+    return fetch_band(file, run.store, sources, run.log, transfer.add, listed, blocks, before)
+
+
+def _recorded(run: TileRun) -> Mapping[str, str]:
+    """SHA-256 of the tile's files by the last table, whatever that was made from."""
+    with contextlib.suppress(IntegrityError, NotFoundError):
+        if stored := stored_table(run.store, run.layout.table("downloaded_bands", run.tile)):
+            files: dict[str, str] = stored.provenance.get("files", {})
+            return files
+    return {}
 
 
 def _downloaded_rows(run: TileRun, rows: list[dict[str, Any]], stored: dict[int, StoredBand]) -> pd.DataFrame:

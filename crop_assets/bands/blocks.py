@@ -4,18 +4,23 @@ The blocks are those of the file at its source, as compressed there; overviews a
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pandas as pd
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from crop_assets.bands.files import check_band
+from crop_assets.bands.transfer import expected_bytes
 from crop_assets.chip_grid import RESOLUTION, raster_geobox
 from crop_assets.coordinates import blocks_of_chips
 from crop_assets.hls import HLS_SIZE, fill_of, hls_bounds, parse_scene_id
+from crop_assets.recipe import DatasetRecipe
 from resources.errors import IntegrityError
 from resources.file_system import no_follow
 from resources.geodata import open_geotiff
@@ -25,6 +30,7 @@ from resources.tiff import HEAD_BYTES, Form, Layout, Read, read_layout, tiff_pie
 _OF, _BYTES, _VERSION = "PARTIAL_OF", "PARTIAL_BYTES", "PARTIAL_VERSION"
 _VERIFIED, _BLOCKS, _SHA256 = "PARTIAL_VERIFIED", "PARTIAL_BLOCKS", "PARTIAL_SHA256"
 _MAX_NUMBERS = 1 << 16
+_NUMBERS = re.compile(rf'name="{_BLOCKS}">([0-9,-]+|none)<')
 _OVERVIEWS = 0.34
 """Share of the bytes of an HLS v2.0 file that its overviews take (measured on two files)."""
 _LEAF_BYTES = 262_144
@@ -84,6 +90,32 @@ def read_partial(path: Path) -> PartialFile | None:
     return partial
 
 
+def fetched_blocks(text: str) -> frozenset[int] | None:
+    """The numbers of the blocks that a partial file has, from the XML of its metadata; None for a complete file."""
+    match = _NUMBERS.search(text)
+    return frozenset(_numbers(match[1])) if match else None
+
+
+class Grids:
+    """The grids of a tile's files, which are checked once for all files that are described alike."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[tuple[Form, str, str], GeoBox] = {}
+
+    def of(self, form: Form, band: str, tile: str, scratch: Path) -> GeoBox:
+        """The grid of a file, checked by `check_band`, which needs a file of this form at `scratch`."""
+        key = replace(form, metadata=None, palette=None), band, tile
+        # else the threads of all files would check at once, one in the way of the other
+        with self._lock:
+            if key not in self._found:
+                _write(scratch, form, {})
+                check_band(scratch, band, tile, every_block=False)
+                with open_geotiff(scratch) as raster:
+                    self._found[key] = raster_geobox(raster)
+            return self._found[key]
+
+
 class BlockSelection:
     """The blocks of one band file under `chips`, or all if `chips` is None, as a `resources.parts.Selection`.
 
@@ -97,11 +129,14 @@ class BlockSelection:
         scene_file: str,
         band: str,
         chips: Sequence[str] | None,
+        grids: Grids,
         stored: PartialFile | None = None,
     ) -> None:
         """`scratch` is a file that may be overwritten; `scene_file` is `<scene id>/<file name>`."""
         self.pool = pool
-        self._scratch, self._stored = scratch, stored
+        self.wrote = False
+        """Whether a partial file was written; otherwise a complete one was fetched."""
+        self._scratch, self._grids, self._stored = scratch, grids, stored
         scene_id, _, self._name = scene_file.partition("/")
         self._band, self._scene = band, parse_scene_id(scene_id)
         self._chips = None if chips is None else tuple(chips)
@@ -115,23 +150,29 @@ class BlockSelection:
         except IntegrityError as error:
             # the complete file is checked by what GDAL can read
             raise NotInPartsError(f"its directory {error}") from None
-        nodata = layout.form.nodata or str(fill_of(self._band, self._scene.version))
-        self._layout = layout = replace(layout, form=replace(layout.form, nodata=nodata))
-        _write(self._scratch, layout.form, {})
-        check_band(self._scratch, self._band, self._scene.tile, every_block=False)
-        with open_geotiff(self._scratch) as raster:
-            box = raster_geobox(raster)
+        if _OF in layout.text:
+            raise IntegrityError("has only some blocks of another file")
+        form = replace(
+            layout.form, nodata=layout.form.nodata or str(fill_of(self._band, self._scene.version))
+        )
+        box = self._grids.of(form, self._band, self._scene.tile, self._scratch)
         if self._chips is None:
             wanted = frozenset(range(layout.form.blocks))
         else:
             wanted = blocks_of_chips(self._chips, box, layout.form.block_shape)
         stored = self._stored
-        if stored and (stored.version, stored.size) == (version, size) and _same(stored.form, layout.form):
+        if stored and (stored.version, stored.size) == (version, size) and _same(stored.form, form):
             self._have = stored.blocks
+        if not layout.form.nodata and any(not layout.counts[n] for n in wanted):
+            raise NotInPartsError(
+                "some of its blocks are not stored, and it has no nodata value to read them as"
+            )
+        self._layout = replace(layout, form=form)
         self._blocks = sorted(wanted | set(self._have))
         return [self._range(n) for n in self._blocks if n not in self._have]
 
     def write(self, read: Read, destination: Path, version: str, verified: bool) -> None:
+        self.wrote = True
         blocks = {n: self._have[n] if n in self._have else read(*self._range(n)) for n in self._blocks}
         both = verified and (not self._have or (self._stored is not None and self._stored.verified))
         tags = {
@@ -167,20 +208,20 @@ def _digest(blocks: Mapping[int, bytes]) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as text, such as 0-3,17."""
+    """Ascending numbers as text, such as 0-3,17; GDAL drops empty texts, so "none" for no number."""
     found: list[list[int]] = []
     for number in numbers:
         if found and number == found[-1][1] + 1:
             found[-1][1] = number
         else:
             found.append([number, number])
-    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in found)
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in found) or "none"
 
 
 def _numbers(text: str) -> list[int]:
     """The reverse of `_ranges`. Raises ValueError for other texts, and for very many numbers."""
     found: list[int] = []
-    for part in filter(None, text.split(",")):
+    for part in text.split(",") if text != "none" else ():
         first, _, last = part.partition("-")
         found += range(int(first), min(int(last or first), _MAX_NUMBERS) + 1)
         if len(found) > _MAX_NUMBERS:
@@ -233,3 +274,20 @@ def _fetched(size: int, share: float, blocks: int, by_cid: bool) -> int:
     # a leaf holds parts of so many blocks, which may lie anywhere in the file
     touched = 1 - (1 - share) ** (1 + _LEAF_BYTES * blocks / pixels) if pixels else 1.0
     return round(min(size, _LEAF_BYTES + touched * pixels))
+
+
+def chips_to_fetch(recipe: DatasetRecipe, chips: Iterable[str]) -> list[str] | None:
+    """The chips whose blocks are needed; None if all blocks are."""
+    return None if recipe.coverage == "full" else sorted(chips)
+
+
+def file_sizes(files: pd.DataFrame) -> list[int]:
+    """Bytes of the files of `band_cids`, typical ones where they are unknown."""
+    return [expected_bytes(*sizes) for sizes in zip(files["bytes"], files["max_bytes"], strict=True)]
+
+
+def fetch_of(recipe: DatasetRecipe, tile: str, chips: Sequence[str] | None, files: pd.DataFrame) -> Fetch:
+    """How the files of `band_cids` are fetched for chips, or for the complete tile if `chips` is None."""
+    sizes = file_sizes(files)
+    by_cid = bool((files["cid"] != "").any()) and bool({"kubo", "gateways", "ipfs_cli"} & set(recipe.sources))
+    return choose_fetch(recipe.fetch, tile, chips, sizes, by_cid)

@@ -1,13 +1,14 @@
 """Brings one band file into the store from any source, and verifies it."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rasterio.errors import RasterioError
 
-from crop_assets.bands.blocks import BlockSelection, PartialFile, read_partial
+from crop_assets.bands.blocks import BlockSelection, Grids, PartialFile, read_partial
 from crop_assets.bands.files import check_band
 from crop_assets.hls import parse_scene_id
 from resources.errors import IntegrityError, UnsafeNameError
@@ -61,11 +62,12 @@ class StoredBand:
 class Blocks:
     """What to fetch of a file instead of all: the blocks under `chips`, or all blocks if it is None.
 
-    `pool` has the threads that send requests.
+    `pool` has the threads that send requests; `grids` is for all files of a tile.
     """
 
     chips: Sequence[str] | None
     pool: Executor
+    grids: Grids = field(default_factory=Grids)
 
 
 def fetch_band(
@@ -76,25 +78,28 @@ def fetch_band(
     progress: Callable[[int], None] | None = None,
     listed: bool = True,
     blocks: Blocks | None = None,
+    recorded: str = "",
 ) -> StoredBand:
     """Make sure that the store has the file, or its `blocks`; fetch what is missing or invalid from one of `sources`.
 
     A complete file, or a partial one that has the blocks, is used as it is, and blocks of a partial file are not
     fetched again. A file must be on the grid of its tile. In the store, and from any source other than IPFS, it must
-    match its CID, or without a CID be a readable raster of the band's type. Raises ResourceError with the answer of
-    each source, and
-    then leaves the store unchanged. `listed` is whether the store may have the file.
+    match its CID, or without a CID be a readable raster of the band's type. A partial file cannot be checked against
+    the CID of the complete one, so it must be the one that was written here: `recorded` is its SHA-256 by an earlier
+    table, or "". `listed` is whether the store may have the file.
+
+    Raises ResourceError with the answer of each source, and then leaves the store unchanged.
     """
     found: PartialFile | None = None
     try:
         if not listed:
             raise FileNotFoundError(file.name)
         with store.local(file.name, file.max_bytes) as local:
-            partial, problem = _found(local, file)
+            partial, problem = _found(local, file, {recorded, store.partials.recall(file.name)})
             if not problem and partial is None:
                 return _stored(IN_STORE, bool(file.cid), file, local)
             if not problem and blocks and partial and partial.has(local, blocks.chips):
-                return _stored(IN_STORE, partial.verified, file, local)
+                return _stored(IN_STORE, partial.verified, file, local, partial)
         if problem:
             log(f"{IN_STORE}: {problem}; fetching it again")
         else:
@@ -107,39 +112,52 @@ def fetch_band(
     except UnsafeNameError as error:
         log(f"{error}; fetching it")
 
+    selection: BlockSelection | None = None
+
     def check(path: Path, verified: bool) -> None:
         check_band(path, file.band, file.tile, every_block=not verified)
+        if not (selection and selection.wrote) and read_partial(path):
+            raise IntegrityError("has only some blocks of another file")
 
     wanted = FileRequest(file.scene_file, file.cid, file.http, file.max_bytes)
     with store.writing(file.name) as local:
-        selection = None
         if blocks:
-            selection = BlockSelection(blocks.pool, local, file.scene_file, file.band, blocks.chips, found)
+            selection = BlockSelection(
+                blocks.pool, local, file.scene_file, file.band, blocks.chips, blocks.grids, found
+            )
         got = sources.obtain(wanted, local, store.partials, check, log, progress, selection)
-        return _stored(got.source, got.verified, file, local)
+        if not (selection and selection.wrote):
+            return _stored(got.source, got.verified, file, local)
+        made = _stored(got.source, got.verified, file, local, read_partial(local))
+        # before the file is there, in case the process is killed before a table records it
+        store.partials.remember(file.name, made.sha256)
+        return made
 
 
-def _stored(source: str, verified: bool, file: BandRequest, path: Path) -> StoredBand:
-    partial, size = read_partial(path), path.stat().st_size
-    if partial:
-        verified = partial.verified
-    note = "" if verified else NO_CID if not file.cid else NO_LINKS if partial else UNKNOWN_LAYOUT
+def _stored(
+    source: str, verified: bool, file: BandRequest, path: Path, partial: PartialFile | None = None
+) -> StoredBand:
+    size = path.stat().st_size
     blocks, complete = (len(partial.blocks), partial.size) if partial else (0, size)
+    verified = partial.verified if partial else verified
+    note = "" if verified else NO_CID if not file.cid else NO_LINKS if partial else UNKNOWN_LAYOUT
     return StoredBand(source, verified, note, size, sha256_of(path), blocks, complete)
 
 
-def _found(path: Path, file: BandRequest) -> tuple[PartialFile | None, str]:
+def _found(path: Path, file: BandRequest, recorded: set[str]) -> tuple[PartialFile | None, str]:
     """The partial file in the store, None for a complete one; and why the file cannot be used, or ""."""
+    partial = None
     try:
-        partial = read_partial(path)
+        # what is no GeoTIFF is described by check_band
+        with contextlib.suppress(RasterioError):
+            partial = read_partial(path)
+        if partial and sha256_of(path) not in recorded:
+            return None, f"{path.name} has only some blocks of a file, and was not written by an earlier run"
         verified = partial.verified if partial else bool(file.cid)
-        if (
-            file.cid
-            and verified
-            and not (partial.version == file.cid if partial else matches_cid(path, file.cid))
-        ):
-            return partial, f"{path.name} does not match {file.cid}"
+        same = partial.version == file.cid if partial else not file.cid or matches_cid(path, file.cid)
+        if file.cid and verified and not same:
+            return None, f"{path.name} does not match {file.cid}"
         check_band(path, file.band, file.tile, every_block=not verified)
-    except (IntegrityError, RasterioError) as error:
+    except IntegrityError as error:
         return None, f"{path.name} {error}"
     return partial, ""

@@ -23,6 +23,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
+from crop_assets.bands.blocks import fetched_blocks
 from crop_assets.chip_grid import CHIP_SIZE, CRS, RESOLUTION, raster_geobox
 from resources.errors import IntegrityError
 from resources.geodata import create_raster, open_geotiff
@@ -59,6 +60,9 @@ class BlockReader:
         self.name = path.name
         self.nodata: float | None
         self.grid: GeoBox | None
+        self.block_shape = (0, 0)
+        self.fetched: frozenset[int] | None = None
+        """The numbers of the blocks that a partial file has."""
         self._raster: rasterio.DatasetReader | None = None
         self._decoded: dict[int, NDArray[Any]] = {}
         self._layout: Layout | None = None
@@ -66,6 +70,7 @@ class BlockReader:
             with contextlib.suppress(OSError, IntegrityError, ValueError):
                 self._file = stack.enter_context(path.open("rb", buffering=0))
                 layout = read_layout(self._at, path.stat().st_size)
+                self.block_shape, self.fetched = layout.form.block_shape, fetched_blocks(layout.text)
                 if layout.form.compression in _DECODERS:
                     self.nodata, self._layout = _nodata(layout.form), layout
             if self._layout is None:

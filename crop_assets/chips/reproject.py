@@ -31,6 +31,7 @@ from crop_assets.chips.warp import (
     nearest,
     source_pixels,
 )
+from crop_assets.coordinates import blocks_of_chips
 from crop_assets.errors import InputError
 from crop_assets.hls import NODATA, QA_BAND, QA_NODATA, fill_of
 from crop_assets.parallel import in_parallel
@@ -123,6 +124,7 @@ def reproject_bands(
         leaders = {band.file.scene: band for band in reversed(bands)}
         boxes = list(dict.fromkeys(leader.box for leader in leaders.values()))
         grid = tile_geobox(boxes, chips)
+        in_parallel(pool, lambda band: band.require_blocks(None if whole_tile else chips), bands)
         names = {chip_position(chip): chip for chip in chips}
         blocks = positions_in(grid) if whole_tile else sorted(names)
         first = dict(sorted(names.items())[:_BLOCKS_AT_ONCE])
@@ -214,6 +216,21 @@ class _Band:
             raise InputError(
                 f"{self.source.name} has {grid_text(self.box)}, but {leader.source.name} of the same scene has "
                 f"{grid_text(leader.box)}; delete the wrong one and materialize downloaded_bands again"
+            )
+
+    def require_blocks(self, chips: Sequence[str] | None) -> None:
+        """Raise InputError if this is a partial file without all blocks under `chips`, or all if it is None."""
+        if self.source.fetched is None:
+            return
+        shape = self.source.block_shape
+        wanted = blocks_of_chips(tuple(chips), self.box, shape) if chips is not None else None
+        if wanted is None:
+            rows, cols = self.box.shape
+            wanted = frozenset(range(-(-rows // shape[0]) * -(-cols // shape[1])))
+        if missing := wanted - self.source.fetched:
+            raise InputError(
+                f"{self.source.name} lacks {len(missing)} of {len(wanted)} blocks that the chips are made of; "
+                "delete it and materialize downloaded_bands again"
             )
 
     def add(

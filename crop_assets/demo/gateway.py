@@ -1,5 +1,6 @@
 """A trustless IPFS gateway for a few local files in Kubo's default layout, for the demo and for tests."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,23 +11,24 @@ from starlette.routing import Route
 from resources.errors import IntegrityError
 from resources.ipfs.car import CONTENT_TYPE, DFS_CONTENT_TYPE, car_of
 from resources.ipfs.cid import Cid
-from resources.ipfs.unixfs import FileDag
+from resources.ipfs.unixfs import KUBO_CHUNK, FileDag
 
 _RAW = "application/vnd.ipld.raw"
+_ENTITY_BYTES = re.compile(r"(-?[0-9]{1,15}):(-?[0-9]{1,15}|\*)")
 
 
-def gateway_routes(files: Mapping[str, Path]) -> list[Route]:
+def gateway_routes(files: Mapping[str, Path], chunk_size: int = KUBO_CHUNK) -> list[Route]:
     """Routes that serve only `files`, CID to local path, under `/ipfs/{cid}`.
 
     The CID of a file returns a CAR of the complete file, and the CID of a block returns the block. Each file is read
     here once, and again when it is served. Raises ValueError if a file does not match its CID in the layout of
-    `ipfs add` with 256 KiB chunks.
+    `ipfs add` with chunks of `chunk_size` bytes, by default 256 KiB.
     """
     dags: dict[Cid, FileDag] = {}
     owners: dict[Cid, FileDag] = {}
     for text, path in files.items():
         cid = Cid.parse(text)
-        dag = FileDag(path, version=cid.version)
+        dag = FileDag(path, chunk_size, cid.version)
         if dag.root != cid:
             raise ValueError(
                 f"{path} is listed as {cid}, but its CID is {dag.root}; correct the list or the file"
@@ -47,7 +49,8 @@ def gateway_routes(files: Mapping[str, Path]) -> list[Route]:
             headers = _headers(cid, "car", DFS_CONTENT_TYPE)
             if request.method == "HEAD":
                 return Response(headers=headers)
-            blocks = dags[cid].blocks(start=_start(request))
+            start, stop = _range(request, dags[cid].size)
+            blocks = dags[cid].blocks(start=start, stop=stop)
             return StreamingResponse(car_of(cid, blocks), headers=headers)
         if wanted == _RAW and cid in owners:
             return Response(owners[cid].block(cid), headers=_headers(cid, "bin", _RAW))
@@ -64,10 +67,14 @@ def _wanted(request: Request) -> str | None:
     return by_header if asked is None else {"car": CONTENT_TYPE, "raw": _RAW}.get(asked)
 
 
-def _start(request: Request) -> int:
-    """The first byte requested by `?entity-bytes=from:*`; for other ranges, the complete file is sent."""
-    start, _, end = request.query_params.get("entity-bytes", "").partition(":")
-    return int(start) if start.isdecimal() and end == "*" else 0
+def _range(request: Request, size: int) -> tuple[int, int]:
+    """The bytes requested by `?entity-bytes=from:to`, both included (IPIP-402); of the complete file without it."""
+    match = _ENTITY_BYTES.fullmatch(request.query_params.get("entity-bytes", "0:*"))
+    if not match:
+        return 0, size
+    start, last = (int(bound) if bound != "*" else size - 1 for bound in match.groups())
+    start, last = (bound + size if bound < 0 else bound for bound in (start, last))
+    return max(start, 0), min(last + 1, size)
 
 
 def _headers(cid: Cid, suffix: str, content_type: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import gzip
 import io
+import itertools
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,10 +77,12 @@ from resources.errors import ResourceError
 from resources.ipfs.car import car_of, read_car
 from resources.ipfs.cid import Cid, cid_from_href
 from resources.ipfs.directory import find
+from resources.ipfs.leaves import IpfsLeaves
 from resources.ipfs.retrieve import Retrieval
 from resources.ipfs.unixfs import FileDag, decode_file_node
 from resources.pace import deadline
 from resources.parquet import Parquet
+from resources.parts import Parts
 from resources.response_cache import read_response
 from resources.sources import FileRequest
 from resources.stac import IpfsStac, SceneStac
@@ -814,6 +817,64 @@ def left_over_tree(data: bytes) -> None:
     path.with_name("partial.tree").write_bytes(data)
     with Retrieval(dag.root, path, 1 << 20) as retrieval:
         retrieval.feed([_car()])
+
+
+def _left_over_parts() -> bytes:
+    """The log of a download of which the root and the first leaf have come."""
+    dag, path = _blocks(), _folder() / "parts"
+    with Parts(path) as parts:
+        (_, root), (_, leaf) = itertools.islice(dag.blocks(), 2)
+        parts.begin(str(dag.root), dag.size, 1 << 30)
+        parts.note(str(dag.root), root)
+        parts.add(0, leaf)
+    log = path.with_name("parts.parts").read_bytes()
+    with Parts(path) as parts:
+        parts.remove()
+    return log
+
+
+@_target(_left_over_parts)
+def left_over_parts(data: bytes) -> None:
+    """What an interrupted download of ranges left, changed on its disk: it is completed all the same, with the right
+    bytes."""
+    dag, path = _blocks(), _folder() / "partial"
+    path.write_bytes(next(block for cid, block in dag.blocks() if cid.codec == "raw"))
+    path.with_name("partial.parts").write_bytes(data)
+    whole = b"".join(block for cid, block in dag.blocks() if cid.codec == "raw")
+    with Parts(path) as parts:
+        leaves = IpfsLeaves(dag.root, _Node(dag), parts, 1 << 30, _Inline(), contextlib.nullcontext)
+        leaves.bring([(0, dag.size)])
+        if parts.read(0, dag.size) != whole:
+            raise AssertionError("other bytes than those of the CID")
+
+
+class _Node:
+    """A node with the blocks of one file."""
+
+    takes_ranges = False
+
+    def __init__(self, dag: FileDag) -> None:
+        self._dag = dag
+
+    def block(self, cid: Cid, first_seconds: float | None = None) -> bytes:
+        found = self._dag.block(cid)
+        assert found is not None
+        return found
+
+    def car(self, *_: object) -> Any:
+        raise AssertionError("it takes no ranges")
+
+
+class _Inline(Executor):
+    """Does work at once, in the same thread."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 @_target(lambda: str(_blocks().root).encode(), lambda: b"QmY7Yh4UquoXHLPFo2XbhXkhBvFoPwmQUSa92pxnxjQuPU")

@@ -1,5 +1,6 @@
 """Single leaves of a file by their CIDs: which leaves hold a range, and how a node returns them."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
@@ -14,7 +15,9 @@ from resources.ipfs.unixfs import FileNode, Link, decode_file_node, encode_file_
 from resources.parts import NotInPartsError, Parts, Range, Turn, in_turns, merged
 
 _MAX_LEVELS = 8
-_SMALLEST_LEAF, _SPARE_LINKS = 4096, 16
+_SMALLEST_LEAF, _SPARE_LINKS, _SPARE_PLACES = 4096, 16, 1024
+_LEAF_OVERHEAD = 32
+"""Most bytes of a dag-pb leaf besides those of the file: Kubo's have up to 17, and an inner node with its leaf 61."""
 _SPARE_BLOCKS = 64
 """Blocks that a node may send beyond those of a range, such as repeated ones."""
 
@@ -76,9 +79,14 @@ class Tree:
     def blocks(self, start: int, stop: int) -> Iterator[Place]:
         """The blocks that hold the bytes from `start` to `stop`, each before those below it, as far as they are known.
 
-        Raises IntegrityError if sizes do not add up, or the tree is too deep.
+        Raises IntegrityError if sizes do not add up, or the tree is too deep, and NotInPartsError if it has very many
+        blocks: few that link to each other many times make millions of places.
         """
-        yield from self._below(Place(self.root, 0, self.size), start, stop, 1)
+        most = _SPARE_PLACES + 2 * (stop - start) // _SMALLEST_LEAF
+        for number, place in enumerate(self._below(Place(self.root, 0, self.size), start, stop, 1)):
+            if number > most:
+                raise NotInPartsError(f"the tree of {self.root} has many tiny leaves")
+            yield place
 
     def ends(self, start: int, stop: int) -> Iterator[Place]:
         """Those of `blocks` without known links: leaves, and inner nodes that are not known. Raises as `blocks`."""
@@ -101,19 +109,32 @@ class Tree:
 def tree_of(root: Cid, node: LeafNode, max_bytes: int, turn: Turn, first_seconds: float | None) -> Tree:
     """The tree of a file with all inner nodes, which a node is asked for.
 
-    A dag-pb block is taken for an inner node if it holds more bytes than a block may have. Raises ResourceError.
+    A dag-pb block is taken for an inner node if it holds more bytes than a block may have, or if it takes more bytes
+    than a leaf, by its parent's Tsize. Raises ResourceError.
     """
     tree = Tree(root)
-    unknown = [root]
+    unknown = {root: None}
     while unknown:
+        links: list[Link] = []
         for cid in unknown:
+            if cid.hash_name == "identity":
+                links += tree.add(cid, cid.digest).links
+                continue
             with turn():
-                tree.add(cid, node.block(cid, first_seconds))
+                links += tree.add(cid, node.block(cid, first_seconds)).links
         if not 0 < tree.size <= max_bytes:
             raise IntegrityError(f"the file has {tree.size:,} bytes; 1 to {max_bytes:,} are allowed")
-        ends = (place for place in tree.ends(0, tree.size) if not tree.has(place.cid))
-        unknown = [p.cid for p in ends if p.cid.codec == "dag-pb" and p.stop - p.start > MAX_SECTION]
+        for _ in tree.blocks(0, tree.size):
+            # raises for a tree that is too deep or malformed
+            pass
+        unknown = {link.cid: None for link in links if _is_inner(link) and not tree.has(link.cid)}
     return tree
+
+
+def _is_inner(link: Link) -> bool:
+    return link.cid.codec == "dag-pb" and (
+        link.cid.hash_name == "identity" or link.size > MAX_SECTION or link.total > link.size + _LEAF_OVERHEAD
+    )
 
 
 class IpfsLeaves:
@@ -135,15 +156,20 @@ class IpfsLeaves:
         self._max_bytes, self._pool, self._turn = max_bytes, pool, turn
         self._first_seconds = first_seconds
         self._tree = Tree(root)
+        self._leaves: dict[Cid, Range] = {}
+        """Where the leaves are that came."""
         for name, block in parts.notes(str(root)).items():
-            self._tree.add(Cid.parse(name), block)
+            # those of a damaged log are requested again
+            with contextlib.suppress(IntegrityError):
+                self._tree.add(Cid.parse(name), block)
 
     def bring(self, ranges: Sequence[Range]) -> None:
         while missing := self._missing(ranges):
-            for place in missing:
-                if place.cid.hash_name == "identity":
-                    # the CID itself has the bytes, and gateways leave the block out
-                    self._take(place.cid, place.cid.digest)
+            if inline := {place.cid for place in missing if place.cid.hash_name == "identity"}:
+                # the CID itself has the bytes, and gateways leave the block out
+                for cid in inline:
+                    self._take(cid, cid.digest)
+                continue
             ranged = self._node.takes_ranges
             if ranged:
                 spans = merged(self._tree_span(place, one) for one in ranges for place in missing)
@@ -170,13 +196,19 @@ class IpfsLeaves:
         return (max(place.start, start), min(place.stop, stop)) if self._tree.size else wanted
 
     def _by_range(self, start: int, stop: int) -> None:
-        """Request a range. A node that sends something else is not asked for ranges again."""
+        """Request what is missing of a range. A node that sends something else is not asked for ranges again."""
+        if self._tree.size:
+            # an earlier attempt may have brought a part, or another range the same leaf
+            missing = self._parts.missing([(start, stop)])
+            if not missing:
+                return
+            start, stop = missing[0][0], missing[-1][1]
         came, spare = False, _SPARE_BLOCKS
         with self._node.car(self._root, start, self._first_seconds, stop) as pieces:
             for sent, block in read_car(pieces):
                 came = True
                 found = [place for place in self._tree.blocks(start, stop) if place.cid.same_block(sent)]
-                if found and not self._is_here(found[0]):
+                if not all(map(self._is_here, found)):
                     self._take(found[0].cid, block)
                 elif found and spare:
                     spare -= 1
@@ -203,13 +235,21 @@ class IpfsLeaves:
             if not node.size:
                 raise IntegrityError(f"{cid} is an empty file")
             self._parts.begin(str(cid), node.size, self._max_bytes)
-        if node.links:
-            self._parts.note(str(cid), block)
+        if not node.links:
+            self._fill(cid, node.data)
             return
+        self._parts.note(str(cid), block)
+        # those that came before, below another node
+        for leaf in {place.cid for place in self._tree.ends(0, self._tree.size)} & self._leaves.keys():
+            self._fill(leaf, self._parts.read(*self._leaves[leaf]))
+
+    def _fill(self, cid: Cid, data: bytes) -> None:
+        """Keep the bytes of a leaf at each of its places."""
         for place in self._tree.ends(0, self._tree.size):
             if place.cid == cid and self._parts.missing([(place.start, place.stop)]):
-                if place.stop - place.start != len(node.data):
+                if place.stop - place.start != len(data):
                     raise IntegrityError(
-                        f"block {cid} holds {len(node.data)} bytes, its parent says {place.stop - place.start}"
+                        f"block {cid} holds {len(data)} bytes, its parent says {place.stop - place.start}"
                     )
-                self._parts.add(place.start, node.data)
+                self._parts.add(place.start, data)
+                self._leaves[cid] = place.start, place.stop

@@ -217,14 +217,18 @@ class FileDag:
         """Bytes of all blocks, repeated ones included: the Tsize of a link to the root."""
         return self._top.total
 
-    def blocks(self, repeats: bool = True, start: int = 0) -> Iterator[tuple[Cid, bytes]]:
+    def blocks(
+        self, repeats: bool = True, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Cid, bytes]]:
         """All blocks, depth first from the root; without `repeats`, each of them once.
 
-        `start` skips blocks that are not needed for the bytes of the file from that offset on.
+        `start` and `stop` skip blocks that are not needed for the bytes of the file from one to before the other.
         """
         seen: set[Cid] = set()
         with open(self._path, "rb", opener=no_follow) as file:
-            for cid, leaf in self._order(len(self._levels) - 1, 0, start // self._chunk_size):
+            last = self.size if stop is None else max(stop, start + 1)
+            leaves = range(start // self._chunk_size, -(-last // self._chunk_size))
+            for cid, leaf in self._order(len(self._levels) - 1, 0, leaves):
                 if not repeats:
                     if cid in seen:
                         continue
@@ -245,16 +249,16 @@ class FileDag:
         yield from self._inner
         yield from self._leaf_index
 
-    def _order(self, level: int, index: int, first_leaf: int) -> Iterator[tuple[Cid, int | None]]:
+    def _order(self, level: int, index: int, leaves: range) -> Iterator[tuple[Cid, int | None]]:
         cid = self._levels[level][index].cid
         if level == 0:
             yield cid, index
             return
         yield cid, None
-        below = len(self._levels[level - 1])
+        below, each = len(self._levels[level - 1]), self._width ** (level - 1)
         for child in range(index * self._width, min((index + 1) * self._width, below)):
-            if (child + 1) * self._width ** (level - 1) > first_leaf:
-                yield from self._order(level - 1, child, first_leaf)
+            if (child + 1) * each > leaves.start and child * each < leaves.stop:
+                yield from self._order(level - 1, child, leaves)
 
     def _leaf_block(self, chunk: bytes) -> bytes:
         return chunk if self._version == 1 else encode_file_node(chunk, ())
