@@ -89,7 +89,17 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
     ]
     whole_tile = run.recipe.coverage == "full"
     with StoppablePool(_WRITERS) as writers:
-        made = reproject_bands(files, chips, {"TILE": run.tile}, run.pool, writers, run.handover, whole_tile)
+        made = reproject_bands(
+            files,
+            chips,
+            {"TILE": run.tile},
+            run.pool,
+            writers,
+            run.handover,
+            whole_tile,
+            # not in memory, as a machine's folder for temporary files may be
+            run.store.writing_folder,
+        )
     for path, sha256, blocks in zip(table["path"], made.sha256, made.first, strict=True):
         run.handover.update(((path, sha256, chip_id), block) for chip_id, block in blocks.items())
     table["bytes"] = made.bytes
