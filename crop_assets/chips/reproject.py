@@ -181,7 +181,7 @@ class _Band:
         self._source: BlockReader | None = None
         self._written: Future[tuple[int, str]] | None = None
         # closed by the band
-        self._blocks = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES, dir=folder and str(folder))  # noqa: SIM115
+        self._blocks = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES, dir=str(folder) if folder else None)  # noqa: SIM115
 
     def __enter__(self) -> "_Band":
         return self
