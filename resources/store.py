@@ -226,7 +226,7 @@ class DatasetStore(Settings):
         The path has the suffix of `name`. After an error, nothing is written.
         """
         target = self._target(name)
-        folder = self._writing_folder
+        folder = self.writing_folder
         local = folder / _temporary_name(PurePosixPath(name).suffix)
         self._sweep(folder)
         local.touch(exist_ok=False)
@@ -349,7 +349,7 @@ class DatasetStore(Settings):
         """Write a file piece by piece, as `writing` does; returns its size and its SHA-256 in hex."""
         digest = hashlib.sha256()
         size = 0
-        with self.writing(name) as local, open(local, "wb", opener=no_follow) as file:
+        with self.writing(name) as local, open(local, "wb", _CHUNK, opener=no_follow) as file:
             for piece in pieces:
                 file.write(piece)
                 digest.update(piece)
@@ -393,7 +393,7 @@ class DatasetStore(Settings):
         return PartialFiles(self._own_temporary)
 
     @property
-    def _writing_folder(self) -> Path:
+    def writing_folder(self) -> Path:
         """The folder in which files are written: on the disk of a local root, so that they can be renamed."""
         if not self.is_local:
             return self._own_temporary

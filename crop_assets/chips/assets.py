@@ -51,7 +51,7 @@ def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.Dat
             run.handover[path, sha256, chip_id] = block
     facts = fmask_facts(ids, found.blocks).assign(outcome="", fit_scenes=len(fmasks))
     judged = judge_chips(facts, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
-    table = judged.drop(columns=["na_count", "kept"]).merge(facts, on="chip_id")
+    table = facts.assign(**{str(name): judged[name] for name in judged if name not in facts})
     table = table[[column.name for column in CHIP_QUALITY.columns]]
     failing = int((table["reason"] != "").sum())
     run.log(f"Fmask rules out {failing} of {len(table)} chips")
@@ -89,7 +89,17 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
     ]
     whole_tile = run.recipe.coverage == "full"
     with StoppablePool(_WRITERS) as writers:
-        made = reproject_bands(files, chips, {"TILE": run.tile}, run.pool, writers, run.handover, whole_tile)
+        made = reproject_bands(
+            files,
+            chips,
+            {"TILE": run.tile},
+            run.pool,
+            writers,
+            run.handover,
+            whole_tile,
+            # not in memory, as a machine's folder for temporary files may be
+            run.store.writing_folder,
+        )
     for path, sha256, blocks in zip(table["path"], made.sha256, made.first, strict=True):
         run.handover.update(((path, sha256, chip_id), block) for chip_id, block in blocks.items())
     table["bytes"] = made.bytes

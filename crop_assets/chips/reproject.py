@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
@@ -42,7 +42,7 @@ _CHIPS_ACROSS, _MAX_CHIPS_ACROSS = 17, 200
 hundred chips."""
 _BLOCKS_AT_ONCE = 16
 """Blocks whose weights are in memory at once, at 3 MB each."""
-_SPOOLED_BYTES = 4 << 20
+_SPOOLED_BYTES = 2 << 20
 """Compressed blocks of a band that are kept in memory; the rest is in a temporary file until the band is written."""
 
 
@@ -107,19 +107,21 @@ def reproject_bands(
     writers: Executor,
     known: MutableMapping[Hashable, Any],
     whole_tile: bool = False,
+    folder: Path | None = None,
 ) -> Reprojection:
     """Reproject the bands of one tile to the CDL grid: the blocks under `chips`, or the `whole_tile`.
 
     Each destination is a sparse GeoTIFF in EPSG:5070, compressed with Zstandard, whose 224 x 224 blocks are the
     chips: int16 with nodata -9999; Fmask is uint8 with nodata 255. Blocks without data, or that were not computed, are
-    not stored and read as nodata. Blocks and bands are distributed over `pool`, and files over `writers`. What an
-    earlier stage has `known` is taken from there: source pixels by chip and grid, and blocks of Fmask by the name and
-    SHA-256 of the file and the chip. Raises InputError, naming the file, if a band cannot be read or is on another grid
-    than the other bands of its scene; OSError if a file cannot be written completely.
+    not stored and read as nodata. Blocks and bands are distributed over `pool`, and files over `writers`; temporary
+    files, which large tiles need, are in `folder`. What an earlier stage has `known` is taken from there: source pixels
+    by chip and grid, and blocks of Fmask by the name and SHA-256 of the file and the chip. Raises InputError, naming
+    the file, if a band cannot be read or is on another grid than the other bands of its scene; OSError if a file cannot
+    be written completely.
     """
     with contextlib.ExitStack() as stack:
         grids: dict[Hashable, GeoBox | None] = {}
-        bands = [stack.enter_context(_Band(file, grids)) for file in files]
+        bands = [stack.enter_context(_Band(file, grids, folder)) for file in files]
         # the scenes of a tile may have different grids, for example if one is cropped; the bands of a scene must not
         leaders = {band.file.scene: band for band in reversed(bands)}
         boxes = list(dict.fromkeys(leader.box for leader in leaders.values()))
@@ -166,7 +168,9 @@ class _Band:
     A context manager. The compressed blocks are kept, in memory or a temporary file, until all are there.
     """
 
-    def __init__(self, file: ReprojectionJob, grids: dict[Hashable, GeoBox | None]) -> None:
+    def __init__(
+        self, file: ReprojectionJob, grids: dict[Hashable, GeoBox | None], folder: Path | None
+    ) -> None:
         self.file = file
         self.places: dict[tuple[int, int], tuple[int, int]] = {}
         self.first: dict[str, Block] = {}
@@ -177,7 +181,7 @@ class _Band:
         self._source: BlockReader | None = None
         self._written: Future[tuple[int, str]] | None = None
         # closed by the band
-        self._blocks = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES)  # noqa: SIM115
+        self._blocks = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES, dir=str(folder) if folder else None)  # noqa: SIM115
 
     def __enter__(self) -> "_Band":
         return self
@@ -272,14 +276,25 @@ class _Band:
         self._open.close()
 
     def _write(self, form: Form, positions: Sequence[tuple[int, int]]) -> tuple[int, str]:
-        blocks: list[bytes | None] = []
-        for position in positions:
-            start, size = self.places.get(position, (0, 0))
-            self._blocks.seek(start)
-            blocks.append(self._blocks.read(size) or None)
-        return self.file.write(tiff_pieces(form, blocks))
+        places = [self.places.get(position, (0, 0)) for position in positions]
+        return self.file.write(tiff_pieces(form, _Blocks(self._blocks, places)))
 
     def written(self) -> tuple[int, str]:
         """Bytes and SHA-256 of the file, which is written when this returns."""
         assert self._written
         return self._written.result()
+
+
+class _Blocks(Sequence[bytes | None]):
+    """Compressed blocks in a file, by their offsets and sizes, each read when it is needed; None if the size is 0."""
+
+    def __init__(self, file: IO[bytes], places: Sequence[tuple[int, int]]) -> None:
+        self._file, self._places = file, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        start, size = self._places[index]
+        self._file.seek(start)
+        return self._file.read(size) or None

@@ -441,3 +441,25 @@ def test_a_copy_of_an_old_file_is_not_taken_for_an_abandoned_one(folder: Dataset
         path.hardlink_to(folder.gdal_path("chips/a.tif"))
         DatasetStore(root=folder.root).write_bytes("chips/b.tif", b"x")
     assert folder.read_bytes("kept/a.tif") == b"data"
+
+
+def test_a_file_written_by_pieces_has_the_size_and_checksum_that_are_returned(tmp_path: Path) -> None:
+    store = DatasetStore(root=str(tmp_path))
+    pieces = [b"head", b"", bytes(3 << 20), b"tail"]
+    size, digest = store.write_pieces("a/b.tif", iter(pieces))
+    assert store.read_bytes("a/b.tif") == b"".join(pieces)
+    assert (size, digest) == (store.size("a/b.tif"), store.sha256("a/b.tif"))
+
+
+def test_pieces_that_break_off_leave_the_earlier_file(tmp_path: Path) -> None:
+    store = DatasetStore(root=str(tmp_path))
+    store.write_bytes("a/b.tif", b"earlier")
+
+    def pieces() -> Iterator[bytes]:
+        yield b"head"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        store.write_pieces("a/b.tif", pieces())
+    assert store.read_bytes("a/b.tif") == b"earlier"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b.tif"]
