@@ -382,7 +382,7 @@ def _plan(data: str, dataset: str, year: int | None, recipe_file: str, rate: flo
             f"Of {by_blocks:,} tiles only the blocks under the chips are fetched; complete files of all tiles would "
             f"be {ready['complete_bytes'].sum() / 1e9:,.1f} GB."
         )
-    typer.echo("With fmask_first, tiles whose chips are all cloudy need only a seventh of their bytes.")
+    typer.echo("With fmask_first, tiles whose chips are all cloudy need only their Fmask files.")
     return 0 if len(ready) == len(total) else 1
 
 

@@ -1,16 +1,18 @@
 """Estimates what a dataset will take, from the tables that `plan_job` makes without downloading anything."""
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from crop_assets.bands.blocks import chips_to_fetch, fetch_of, file_sizes
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
 from crop_assets.hls import POSITIONS, QA_BAND
 from crop_assets.schemas import tile_names
-from resources.errors import IntegrityError, UnsafeNameError
+from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
 
 _SECONDS_A_TILE, _SECONDS_A_CHIP = 2.0, 0.05
 """Reprojection and chips on two cores, from docs/performance.md, including Dagster's overhead."""
@@ -89,23 +91,36 @@ def _needs(lineage: Lineage, tile: str, chips: list[str], megabytes_per_second: 
                 return row | {
                     "problem": f"fewer than three scenes are fit ({row['fit_scenes']} of {len(table)})"
                 }
-    files = zip(table["scene_id"], table["band"], strict=True)
-    there = [lineage.store.exists(lineage.layout.band(*file)) for file in files]
-    missing = table[~np.array(there, bool)]
-    is_fmask = missing["band"] == QA_BAND
-    fetch = fetch_of(lineage.recipe, tile, chips_to_fetch(lineage.recipe, chips), missing[~is_fmask])
-    fmasks = sum(file_sizes(missing[is_fmask]))
-    needed = fmasks + (fetch.block_bytes if fetch.by_blocks else fetch.file_bytes)
+    wanted = chips_to_fetch(lineage.recipe, chips)
+    is_fmask = (table["band"] == QA_BAND).to_numpy()
+    fetch = fetch_of(lineage.recipe, tile, wanted, table[~is_fmask])
+    missing = ~_is_there(lineage, tile, table, fetch.by_blocks)
+    sizes = np.array(file_sizes(table))
+    complete = int(sizes[missing].sum())
+    share = fetch.block_bytes / max(fetch.file_bytes, 1) if fetch.by_blocks else 1.0
+    needed = int(sizes[missing & is_fmask].sum() + share * sizes[missing & ~is_fmask].sum())
     nowhere = table[(table["cid"] == "") & (table["http"] == "")]
     if len(nowhere):
         row["problem"] = (
             f"{len(nowhere)} files have neither a CID nor a link, such as {nowhere['file'].iloc[0]}"
         )
     return row | {
-        "files": len(missing),
+        "files": int(missing.sum()),
         "bytes": needed,
-        "complete_bytes": fmasks + fetch.file_bytes,
-        "fetch": "blocks" if fetch.by_blocks else "files",
+        "complete_bytes": complete,
+        "fetch": ("blocks" if fetch.by_blocks else "files") if (missing & ~is_fmask).any() else "",
         "with_cid": int((table["cid"] != "").sum()),
         "seconds": needed / 1e6 / megabytes_per_second + _SECONDS_A_TILE + len(chips) * _SECONDS_A_CHIP,
     }
+
+
+def _is_there(lineage: Lineage, tile: str, files: pd.DataFrame, by_blocks: bool) -> NDArray[np.bool_]:
+    """Whether the store has each file; a partial file, by the last table, counts only if blocks are enough."""
+    names = [lineage.layout.band(*file) for file in zip(files["scene_id"], files["band"], strict=True)]
+    there = np.array([lineage.store.exists(name) for name in names], bool)
+    if not by_blocks and there.any():
+        with contextlib.suppress(IntegrityError, NotFoundError):
+            made = lineage.read("downloaded_bands", tile)
+            partial = set(made.loc[made["blocks"] > 0, "path"])
+            there &= np.array([name not in partial for name in names])
+    return there

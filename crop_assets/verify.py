@@ -9,9 +9,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from crop_assets.layout import Layout
-from crop_assets.parallel import in_parallel
 from crop_assets.schemas import SCHEMAS, TILE_MAP
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
+from resources.parallel import in_parallel
 from resources.store import DatasetStore
 from resources.tables import read_table, stored_table
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crop_assets.parallel import in_parallel
+from resources.parallel import in_parallel
 from resources.stop import GRACE_SECONDS
 
 

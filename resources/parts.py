@@ -21,6 +21,7 @@ import tenacity
 
 from resources.errors import IntegrityError, ResourceError, SlowError, TryAgainError, UnreachableError
 from resources.file_system import no_follow
+from resources.pace import current_deadline, deadline
 from resources.parallel import in_parallel
 from resources.stop import pause
 from resources.tiff import HEAD_BYTES, Read
@@ -31,7 +32,7 @@ class ChangedError(TryAgainError):
 
 
 class NotInPartsError(ResourceError):
-    """The file cannot be had in parts from this source; it must be fetched complete."""
+    """The file is not available in parts from this source; it must be fetched complete."""
 
 
 Range = tuple[int, int]
@@ -41,9 +42,11 @@ Turn = Callable[[], AbstractContextManager[None]]
 
 _ATTEMPTS = 3
 _BACKOFF_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 2.0
+_MAX_PAUSE_SECONDS = 2.0
 """Other sources are asked instead of waiting for longer."""
 _MAX_LOG_BYTES = 8 << 20
+MAX_RANGE_BYTES = 2 << 20
+"""Of one request: what is lost if it is cut short, and what one connection carries for the others."""
 
 
 class Selection(Protocol):
@@ -242,6 +245,21 @@ def obtain_locally(selection: Selection, path: Path, version: str, destination: 
         selection.write(read, destination, version, verified)
 
 
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    """Adjacent or overlapping ranges as one, up to `MAX_RANGE_BYTES` if they are not longer themselves."""
+    found: list[Range] = []
+    for start, stop in sorted(one for one in ranges if one[0] < one[1]):
+        if (
+            found
+            and start <= found[-1][1]
+            and (stop <= found[-1][1] or stop - found[-1][0] <= MAX_RANGE_BYTES)
+        ):
+            found[-1] = found[-1][0], max(found[-1][1], stop)
+        else:
+            found.append((start, stop))
+    return found
+
+
 def merged(ranges: Iterable[Range], gap: int = 0) -> list[Range]:
     """The ranges in ascending order, without empty ones; those at most `gap` bytes apart are joined."""
     found: list[Range] = []
@@ -259,11 +277,13 @@ def in_turns(pool: Executor, turn: Turn, requests: Iterable[Callable[[], None]])
     Not again if the source cannot be reached, is silent, or asks for a longer pause. Raises the error of the first
     request that failed in the end, when no other is under way.
     """
+    until = current_deadline()
 
     def send(request: Callable[[], None]) -> None:
-        for attempt in _attempts():
-            with attempt, turn():
-                request()
+        with deadline(until):
+            for attempt in _attempts():
+                with attempt, turn():
+                    request()
 
     in_parallel(pool, send, requests)
 
@@ -288,5 +308,5 @@ def _is_brief(error: BaseException) -> bool:
     return (
         isinstance(error, TryAgainError)
         and not isinstance(error, UnreachableError | SlowError | ChangedError)
-        and error.retry_after <= _LONGEST_PAUSE_SECONDS
+        and error.retry_after <= _MAX_PAUSE_SECONDS
     )

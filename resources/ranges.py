@@ -29,11 +29,19 @@ from resources.http import (
 )
 from resources.ipfs.leaves import Tree
 from resources.pace import max_seconds
-from resources.parts import ChangedError, NotInPartsError, Parts, Range, Turn, in_turns, merged
+from resources.parts import (
+    MAX_RANGE_BYTES,
+    ChangedError,
+    NotInPartsError,
+    Parts,
+    Range,
+    Turn,
+    in_turns,
+    joined,
+    merged,
+)
 
 _MIN_GAP, _MAX_GAP = 64 << 10, 256 << 10
-_MAX_RANGE = 4 << 20
-"""Bytes of one request, unless a leaf has more: what a cut costs, as a range is kept once it is complete."""
 _STRONG_TAG = re.compile(r'"[\x21\x23-\x7e]{0,1000}"')
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
 
@@ -152,28 +160,20 @@ class HttpRanges:
             # the first one says which version the others must be of
             self._send(ranges[:1])
             ranges = self._parts.missing(ranges)
-        joined = merged(ranges, self._gap)
-        missing = self._parts.missing(joined) if self._parts.size else joined
+        wide = merged(ranges, self._gap)
+        missing = self._parts.missing(wide) if self._parts.size else wide
         self._send(
             [
-                (at, min(at + _MAX_RANGE, stop))
+                (at, min(at + MAX_RANGE_BYTES, stop))
                 for start, stop in missing
-                for at in range(start, stop, _MAX_RANGE)
+                for at in range(start, stop, MAX_RANGE_BYTES)
             ]
         )
 
     def _leaves(self, tree: Tree, ranges: Sequence[Range]) -> list[Range]:
         """The leaves of these ranges that are not here, joined where they follow each other."""
         leaves = {(leaf.start, leaf.stop) for one in ranges for leaf in tree.ends(*one)}
-        found: list[Range] = []
-        for start, stop in sorted(leaves):
-            if not self._parts.missing([(start, stop)]):
-                continue
-            if found and found[-1][1] == start and stop - found[-1][0] <= _MAX_RANGE:
-                found[-1] = found[-1][0], stop
-            else:
-                found.append((start, stop))
-        return found
+        return joined(leaf for leaf in leaves if self._parts.missing([leaf]))
 
     def _send(self, ranges: Sequence[Range]) -> None:
         try:

@@ -33,6 +33,7 @@ class PartialFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._swept = False
 
     @classmethod
     def below(cls, folder: Path) -> "PartialFiles":
@@ -90,6 +91,10 @@ class PartialFiles:
 
     def _make_ready(self) -> None:
         private_folder(self._folder)
+        if self._swept:
+            # it may hold thousands of files
+            return
+        self._swept = True
         for path in self._folder.iterdir():
             # another thread or process may have removed it
             with contextlib.suppress(FileNotFoundError):

@@ -6,14 +6,14 @@ a while, and combines the errors of all sources into one.
 
 import contextlib
 import errno
+import functools
 import logging
 import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -32,6 +32,7 @@ from resources.errors import (
     UnreachableError,
 )
 from resources.ipfs.leaves import Tree
+from resources.pace import deadline, max_seconds
 from resources.parts import NotInPartsError, Selection, Turn
 from resources.resume import PartialFiles
 from resources.words import server_words
@@ -43,6 +44,8 @@ _MAX_REST_SECONDS = 600.0
 BACKOFF_SECONDS = 0.5
 """The first pause before all sources are asked again."""
 _MAX_BACKOFF_SECONDS = 20.0
+_FREE_TURNS = 20
+"""Turns of a file in parts that do not count as attempts, because something came of them or had to be waited for."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FetchResult:
-    """The source of a file, and whether its bytes are verified against its CID."""
+    """The source of a file, whether its bytes are verified against its CID, and whether it was made of parts."""
 
     source: str
     verified: bool
+    in_parts: bool = False
 
 
 @dataclass
@@ -258,7 +262,7 @@ class Sources:
         request: FileRequest,
         destination: Path,
         partials: PartialFiles,
-        check: Callable[[Path, bool], None],
+        check: Callable[[Path, FetchResult], None],
         log: Callable[[str], None],
         progress: Callable[[int], None] | None = None,
         selection: Selection | None = None,
@@ -266,13 +270,20 @@ class Sources:
         """Write the file to `destination` from the first source that has it; with `selection`, what it makes of parts
         of the file if the source sends parts.
 
-        `check` gets the path and whether it is verified, and raises IntegrityError if the file is unfit. Time-outs,
+        `check` gets the path and how the file came, and raises IntegrityError if it is unfit. Time-outs,
         resets, cut streams, 408, 425, 429 and 5xx lead to another turn, after a growing pause with jitter or the
         server's Retry-After. Raises UnavailableError if a source may have it later, otherwise IntegrityError if one
         sent wrong bytes, otherwise NotFoundError, ForbiddenError or RefusedError, with the error of every source.
         """
         errors: dict[str, ResourceError] = {}
         left = self.memory.in_order((source for source in self.sources if source.offers(request)), errors)
+        tree = functools.cache(lambda: self._tree(request, dict(errors)))
+        came = free = 0
+
+        def count(number: int) -> None:
+            nonlocal came
+            came += number
+            (progress or _ignore)(number)
 
         def turn() -> FetchResult | None:
             queue = sorted(left, key=self.memory.silent)
@@ -293,7 +304,8 @@ class Sources:
                         partials,
                         check,
                         log,
-                        progress or _ignore,
+                        count,
+                        tree,
                         brief,
                         selection,
                     )
@@ -323,8 +335,16 @@ class Sources:
         def pause(state: tenacity.RetryCallState) -> float:
             return max(backoff(state), min(map(self.memory.busy, left)))
 
+        def enough(state: tenacity.RetryCallState) -> bool:
+            # where ranges came, or a busy host has asked for a pause, the next turn is no repetition
+            nonlocal came, free
+            if selection is not None and (came or any(self.memory.busy(one) > 0 for one in left)):
+                free += 1
+            came = 0
+            return state.attempt_number - min(free, _FREE_TURNS) >= self.attempts
+
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self.attempts),
+            stop=enough,
             wait=pause,
             sleep=stop.pause,
             retry=tenacity.retry_if_result(lambda found: found is None and bool(left)),
@@ -348,30 +368,32 @@ class Sources:
         request: FileRequest,
         destination: Path,
         partials: PartialFiles,
-        check: Callable[[Path, bool], None],
+        check: Callable[[Path, FetchResult], None],
         log: Callable[[str], None],
         progress: Callable[[int], None],
+        tree: Callable[[], Tree | None],
         brief: bool,
         selection: Selection | None,
     ) -> FetchResult:
-        verified: bool | None = None
+        got: FetchResult | None = None
         if selection is not None:
-            turn = partial(self._turn, source, brief)
-            tree = partial(self._tree, request)
+            turn = functools.partial(self._turn, source, brief)
             try:
-                verified = source.fetch_parts(
-                    request, selection, destination, partials, progress, turn, brief, tree
-                )
+                with deadline(time.monotonic() + max_seconds(request.max_bytes)):
+                    verified = source.fetch_parts(
+                        request, selection, destination, partials, progress, turn, brief, tree
+                    )
+                got = FetchResult(source.name, verified, True)
             except NotInPartsError as error:
                 log(f"{request.file_name}: {source.name}: {error}; the complete file is fetched")
-        if verified is None:
+        if got is None:
             with self.memory.asking(source, brief):
-                verified = source.fetch(request, destination, partials, progress, brief)
+                got = FetchResult(source.name, source.fetch(request, destination, partials, progress, brief))
         try:
-            check(destination, verified)
+            check(destination, got)
         except IntegrityError as error:
-            raise (_UnfitError if verified else IntegrityError)(str(error)) from error
-        return FetchResult(source.name, verified)
+            raise (_UnfitError if got.verified else IntegrityError)(str(error)) from error
+        return got
 
     @contextlib.contextmanager
     def _turn(self, source: Source, brief: bool) -> Iterator[None]:
@@ -384,13 +406,23 @@ class Sources:
                 self.memory.failed(source, error)
             raise
 
-    def _tree(self, request: FileRequest) -> Tree | None:
-        """The tree of the file's CID from the first source that has it; None if none has."""
-        found = (source for source in self.sources if source.by_cid and source.offers(request))
+    def _tree(self, request: FileRequest, errors: Mapping[str, ResourceError]) -> Tree | None:
+        """The tree of the file's CID from the first source that has it; None if none has. Those that are silent, or had
+        an error for this file, are not asked.
+        """
+        found = (
+            source
+            for source in self.sources
+            if source.by_cid
+            and source.offers(request)
+            and source.name not in errors
+            and not self.memory.silent(source)
+        )
         for source in self.memory.in_order(found, {}):
             try:
-                return source.tree(request, partial(self._turn, source, True), True)
-            except ResourceError as error:
+                return source.tree(request, functools.partial(self._turn, source, True), True)
+            except Exception as raised:
+                error = as_resource_error(source.name, raised)
                 if not isinstance(error, NotInPartsError):
                     self.memory.failed(source, error)
         return None

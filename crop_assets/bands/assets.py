@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from crop_assets.bands.blocks import Fetch, chips_to_fetch, fetch_of, file_sizes
+from crop_assets.bands.blocks import FetchChoice, chips_to_fetch, fetch_of, file_sizes
 from crop_assets.bands.catalogue import catalogue_items
 from crop_assets.bands.cid_list import parse_cid_list
 from crop_assets.bands.cids import cid_rows, listed_cid_rows
@@ -95,8 +95,8 @@ def band_cids(
 
 @stage("bands", DOWNLOADED_FMASKS, kinds={"ipfs", "geotiff"}, code_version="3")
 def downloaded_fmasks(run: TileRun, band_cids: pd.DataFrame, sources: Sources) -> Made:
-    """The Fmask files of the selected scenes, downloaded and verified like `downloaded_bands`. They are a seventh of
-    the bytes, and show whether the other bands are worth downloading.
+    """The Fmask files of the selected scenes, downloaded and verified like `downloaded_bands`. They are a small part
+    of the bytes, and show whether the other bands are worth downloading.
     """
     return _download(run, band_cids[band_cids["band"] == QA_BAND], sources)
 
@@ -149,7 +149,7 @@ def _download(
     run: TileRun,
     wanted: pd.DataFrame,
     sources: Sources,
-    fetch: Fetch | None = None,
+    fetch: FetchChoice | None = None,
     chips: Sequence[str] | None = None,
 ) -> Made:
     """The files of `wanted`; those of `fetch`, if given, in blocks if it says so."""
@@ -166,8 +166,9 @@ def _download(
     recorded = _recorded(run) if fetch else {}
     transfer = Transfer(run.log, len(rows))
     with (
-        StoppablePool(_PARTIAL_FILES_AT_ONCE if by_blocks else FILES_AT_ONCE) as pool,
+        # closed last, as the files send requests to its end
         StoppablePool(sources.memory.ranges_per_host) as requests,
+        StoppablePool(_PARTIAL_FILES_AT_ONCE if by_blocks else FILES_AT_ONCE) as pool,
     ):
         blocks = Blocks(chips, requests) if by_blocks else None
         futures = {

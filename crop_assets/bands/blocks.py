@@ -36,7 +36,7 @@ _OVERVIEWS = 0.34
 _LEAF_BYTES = 262_144
 """Bytes of a leaf with Kubo's default chunker."""
 _HLS_BLOCK = 256
-_LEAST_SAVING, _LEAST_SHARE = 1 << 20, 0.2
+_MIN_SAVING, _MIN_SHARE = 1 << 20, 0.2
 """What blocks must save of a file at least, in bytes and as a share, to be worth more requests."""
 
 
@@ -134,8 +134,8 @@ class BlockSelection:
     ) -> None:
         """`scratch` is a file that may be overwritten; `scene_file` is `<scene id>/<file name>`."""
         self.pool = pool
-        self.wrote = False
-        """Whether a partial file was written; otherwise a complete one was fetched."""
+        self.made: PartialFile | None = None
+        """The partial file that was written last."""
         self._scratch, self._grids, self._stored = scratch, grids, stored
         scene_id, _, self._name = scene_file.partition("/")
         self._band, self._scene = band, parse_scene_id(scene_id)
@@ -145,6 +145,8 @@ class BlockSelection:
         self._have: Mapping[int, bytes] = {}
 
     def choose(self, read: Read, size: int, version: str) -> list[Range]:
+        # of an earlier attempt, perhaps at another version
+        self._have = {}
         try:
             layout = read_layout(read, size)
         except IntegrityError as error:
@@ -172,18 +174,19 @@ class BlockSelection:
         return [self._range(n) for n in self._blocks if n not in self._have]
 
     def write(self, read: Read, destination: Path, version: str, verified: bool) -> None:
-        self.wrote = True
         blocks = {n: self._have[n] if n in self._have else read(*self._range(n)) for n in self._blocks}
         both = verified and (not self._have or (self._stored is not None and self._stored.verified))
+        form, size = self._layout.form, self._layout.size
         tags = {
             _OF: self._name,
-            _BYTES: str(self._layout.size),
+            _BYTES: str(size),
             _VERSION: version,
             _VERIFIED: "yes" if both else "no",
             _BLOCKS: _ranges(self._blocks),
             _SHA256: _digest(blocks),
         }
-        _write(destination, replace(self._layout.form, metadata=tags), blocks)
+        _write(destination, replace(form, metadata=tags), blocks)
+        self.made = PartialFile(self._name, size, version, both, form, blocks)
 
     def _range(self, number: int) -> Range:
         start = int(self._layout.offsets[number])
@@ -230,7 +233,7 @@ def _numbers(text: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Fetch:
+class FetchChoice:
     """How the band files of a tile are fetched, with the bytes that blocks and complete files would take."""
 
     by_blocks: bool
@@ -245,7 +248,7 @@ class Fetch:
 
 def choose_fetch(
     fetch: str, tile: str, chips: Sequence[str] | None, sizes: Sequence[int], by_cid: bool
-) -> Fetch:
+) -> FetchChoice:
     """How to fetch files of these sizes in bytes for the chips of a tile, or for all of it if `chips` is None.
 
     `fetch` is that of the recipe: with auto, blocks are chosen if they save a fifth of the bytes and a megabyte a file.
@@ -262,8 +265,8 @@ def choose_fetch(
     files = sum(sizes)
     blocks = sum(_fetched(size, share, side**2, by_cid) for size in sizes)
     saved = files - blocks
-    worth = saved >= _LEAST_SHARE * files and saved >= _LEAST_SAVING * len(sizes)
-    return Fetch(fetch == "blocks" or (fetch == "auto" and chips is not None and worth), blocks, files)
+    worth = saved >= _MIN_SHARE * files and saved >= _MIN_SAVING * len(sizes)
+    return FetchChoice(fetch == "blocks" or (fetch == "auto" and chips is not None and worth), blocks, files)
 
 
 def _fetched(size: int, share: float, blocks: int, by_cid: bool) -> int:
@@ -286,7 +289,9 @@ def file_sizes(files: pd.DataFrame) -> list[int]:
     return [expected_bytes(*sizes) for sizes in zip(files["bytes"], files["max_bytes"], strict=True)]
 
 
-def fetch_of(recipe: DatasetRecipe, tile: str, chips: Sequence[str] | None, files: pd.DataFrame) -> Fetch:
+def fetch_of(
+    recipe: DatasetRecipe, tile: str, chips: Sequence[str] | None, files: pd.DataFrame
+) -> FetchChoice:
     """How the files of `band_cids` are fetched for chips, or for the complete tile if `chips` is None."""
     sizes = file_sizes(files)
     by_cid = bool((files["cid"] != "").any()) and bool({"kubo", "gateways", "ipfs_cli"} & set(recipe.sources))

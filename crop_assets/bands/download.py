@@ -13,7 +13,7 @@ from crop_assets.bands.files import check_band
 from crop_assets.hls import parse_scene_id
 from resources.errors import IntegrityError, UnsafeNameError
 from resources.ipfs.unixfs import matches_cid
-from resources.sources import FileRequest, Sources
+from resources.sources import FetchResult, FileRequest, Sources
 from resources.store import DatasetStore, sha256_of
 
 IN_STORE = "already in the store"
@@ -112,23 +112,22 @@ def fetch_band(
     except UnsafeNameError as error:
         log(f"{error}; fetching it")
 
-    selection: BlockSelection | None = None
-
-    def check(path: Path, verified: bool) -> None:
-        check_band(path, file.band, file.tile, every_block=not verified)
-        if not (selection and selection.wrote) and read_partial(path):
+    def check(path: Path, got: FetchResult) -> None:
+        check_band(path, file.band, file.tile, every_block=not got.verified)
+        if not got.in_parts and read_partial(path):
             raise IntegrityError("has only some blocks of another file")
 
     wanted = FileRequest(file.scene_file, file.cid, file.http, file.max_bytes)
     with store.writing(file.name) as local:
+        selection = None
         if blocks:
             selection = BlockSelection(
                 blocks.pool, local, file.scene_file, file.band, blocks.chips, blocks.grids, found
             )
         got = sources.obtain(wanted, local, store.partials, check, log, progress, selection)
-        if not (selection and selection.wrote):
+        if not (selection and got.in_parts):
             return _stored(got.source, got.verified, file, local)
-        made = _stored(got.source, got.verified, file, local, read_partial(local))
+        made = _stored(got.source, got.verified, file, local, selection.made)
         # before the file is there, in case the process is killed before a table records it
         store.partials.remember(file.name, made.sha256)
         return made
@@ -139,7 +138,8 @@ def _stored(
 ) -> StoredBand:
     size = path.stat().st_size
     blocks, complete = (len(partial.blocks), partial.size) if partial else (0, size)
-    verified = partial.verified if partial else verified
+    # of a file whose blocks came at several times, all must be verified
+    verified = verified and (partial is None or partial.verified)
     note = "" if verified else NO_CID if not file.cid else NO_LINKS if partial else UNKNOWN_LAYOUT
     return StoredBand(source, verified, note, size, sha256_of(path), blocks, complete)
 

@@ -1,5 +1,7 @@
 """Checks that a local file is the band that its name promises."""
 
+import contextlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from crop_assets.chip_grid import RESOLUTION, grid_text, raster_geobox, same_pix
 from crop_assets.hls import HLS_SIZE, QA_BAND, hls_bounds
 from resources.errors import IntegrityError
 from resources.geodata import open_geotiff
+from resources.tiff import read_layout
 from resources.words import MAX_BYTES, document
 
 _MAX_BLOCK_BYTES = 2 << 20
@@ -42,9 +45,11 @@ def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> No
                     f"has blocks of {cols:,} x {rows:,} pixels, far larger than those of HLS"
                 )
             size = path.stat().st_size
-            for (row, col), window in raster.block_windows(1):
+            stored = _stored_blocks(path) if every_block else None
+            for number, ((row, col), window) in enumerate(raster.block_windows(1)):
                 if every_block:
-                    raster.read(1, window=window)
+                    if stored is None or number in stored:
+                        raster.read(1, window=window)
                 elif _block_end(raster, row, col) > size:
                     raise IntegrityError("is truncated: some of its blocks are after its end")
     except (RasterioError, ProjError) as error:
@@ -54,6 +59,18 @@ def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> No
         raise IntegrityError(
             f"cannot be read as a raster: {str(error).replace(str(path), path.name)}"
         ) from error
+
+
+def _stored_blocks(path: Path) -> frozenset[int] | None:
+    """The numbers of the blocks of a file, row by row, that are not absent; None if they are not known."""
+    with contextlib.suppress(IntegrityError), path.open("rb") as file:
+
+        def read(start: int, stop: int) -> bytes:
+            return os.pread(file.fileno(), stop - start, start)
+
+        layout = read_layout(read, path.stat().st_size)
+        return frozenset(np.flatnonzero(layout.counts).tolist())
+    return None
 
 
 def _require_grid(raster: rasterio.DatasetReader, tile: str) -> None:

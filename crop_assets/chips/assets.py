@@ -19,10 +19,10 @@ from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import Check, Finding, Made, TileRun, stage
 from crop_assets.hls import POSITIONS, QA_BAND, parse_scene_id
 from crop_assets.labels.cdl import raster_digest
-from crop_assets.parallel import in_parallel
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import CHIP_QUALITY, CHIPS, FILTERED_CHIPS, PIXEL_COUNTS, REPROJECTED_TILES
 from resources.cdl import CdlReleases
+from resources.parallel import in_parallel
 from resources.stop import StoppablePool
 
 _CHIPS_AT_ONCE = 16

@@ -22,8 +22,8 @@ from crop_assets.classes import CLASS_COLUMNS, class_colormap, reclassify
 from crop_assets.errors import InputError
 from crop_assets.hls import NODATA, POSITIONS, QA_BAND, QA_NODATA, REFLECTANCE_BANDS
 from crop_assets.labels.cdl import check_cdl
-from crop_assets.parallel import in_parallel
 from resources.geodata import open_raster
+from resources.parallel import in_parallel
 from resources.tiff import DEFLATE, Form, tiff_pieces
 
 _IMAGE_BANDS = len(POSITIONS) * len(REFLECTANCE_BANDS)

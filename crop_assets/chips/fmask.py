@@ -18,7 +18,7 @@ from crop_assets.chips.rasters import BlockReader
 from crop_assets.chips.warp import SourcePixels, nearest, source_pixels
 from crop_assets.errors import InputError
 from crop_assets.hls import QA_NODATA
-from crop_assets.parallel import in_parallel
+from resources.parallel import in_parallel
 
 _CHIPS_AT_ONCE = 16
 """Chips whose source pixels are held in memory at once, at 3 MB each."""

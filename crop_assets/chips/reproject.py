@@ -34,7 +34,7 @@ from crop_assets.chips.warp import (
 from crop_assets.coordinates import blocks_of_chips
 from crop_assets.errors import InputError
 from crop_assets.hls import NODATA, QA_BAND, QA_NODATA, fill_of
-from crop_assets.parallel import in_parallel
+from resources.parallel import in_parallel
 from resources.tiff import Form, tiff_pieces
 
 _CHIPS_ACROSS, _MAX_CHIPS_ACROSS = 17, 200

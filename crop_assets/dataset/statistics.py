@@ -17,9 +17,9 @@ from rasterio.errors import RasterioError
 from crop_assets.chip_grid import CHIP_SIZE
 from crop_assets.errors import InputError
 from crop_assets.hls import NODATA, POSITIONS, REFLECTANCE_BANDS
-from crop_assets.parallel import in_parallel
 from resources.geodata import open_geotiff
 from resources.object_store import translated
+from resources.parallel import in_parallel
 
 _OFFSET = 32768
 _VALUES = len(POSITIONS) * CHIP_SIZE**2

@@ -24,10 +24,10 @@ from crop_assets.graph.metadata import (
 from crop_assets.graph.services import resource_keys, services_of
 from crop_assets.graph.stage import AllTiles, Check, Made, Run, Source, Stage, YearRun, alone, call
 from crop_assets.layout import Layout
-from crop_assets.parallel import in_parallel
 from crop_assets.partitions import CDL_YEAR, TILE, cdl_year_partitions, year_mapping, year_of
 from crop_assets.schemas import tile_names
 from resources.errors import IntegrityError, UnsafeNameError
+from resources.parallel import in_parallel
 from resources.plain_text import plain_text
 from resources.stop import StoppablePool, uninterrupted
 from resources.tables import StoredTable

@@ -7,7 +7,7 @@ import pandas as pd
 from crop_assets.dataset.splits import LISTS, OF_SPLIT, TEST
 from crop_assets.hls import POSITIONS
 from crop_assets.layout import Layout
-from crop_assets.parallel import in_parallel
+from resources.parallel import in_parallel
 from resources.store import DatasetStore
 
 

@@ -92,6 +92,7 @@ def test_a_mirror_without_a_catalogue_of_cids_gives_the_same_files_unverified(
         stages=THROUGH_DOWNLOAD,
         ipfs_stac=IpfsStac(url=""),
         mirror=BandMirror(folder=str(setting.world.scene_folder)),
+        recipe=recipe(fetch="files"),
     )
     assert run.success, run.failure
     assert {asked.path.split("/")[1] for asked in traffic.asked} == {"cmr"}

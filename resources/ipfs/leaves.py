@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from resources.errors import CutShortError, IntegrityError, NotFoundError
+from resources.errors import CutShortError, ForbiddenError, IntegrityError, NotFoundError, RefusedError
 from resources.ipfs.car import MAX_SECTION, read_car
 from resources.ipfs.cid import Cid
-from resources.ipfs.unixfs import FileNode, Link, decode_file_node, encode_file_node
-from resources.parts import NotInPartsError, Parts, Range, Turn, in_turns, merged
+from resources.ipfs.unixfs import FILE_TYPES, FileNode, Link, decode_file_node, encode_file_node
+from resources.parts import NotInPartsError, Parts, Range, Turn, in_turns, joined
 
 _MAX_LEVELS = 8
-_SMALLEST_LEAF, _SPARE_LINKS, _SPARE_PLACES = 4096, 16, 1024
+_NODE_BYTES, _LINK_BYTES = 1024, 256
+"""Most bytes of a node besides its data, and of one of its links."""
+_MAX_INNER_NODES = 100
+_MAX_INLINE = 64
+_MIN_LEAF_BYTES, _SPARE_LINKS, _SPARE_PLACES = 4096, 16, 1024
 _LEAF_OVERHEAD = 32
 """Most bytes of a dag-pb leaf besides those of the file: Kubo's have up to 17, and an inner node with its leaf 61."""
 _SPARE_BLOCKS = 64
@@ -43,8 +47,10 @@ class Place:
     stop: int
 
     def holds(self, data: bytes) -> bool:
-        """Whether these bytes of the file make the leaf: as they are, or in a dag-pb node as Kubo writes it."""
-        return self.cid.matches(data if self.cid.codec == "raw" else encode_file_node(data, ()))
+        """Whether these bytes of the file make the leaf: as they are, or in a dag-pb node of either type."""
+        if self.cid.codec == "raw":
+            return self.cid.matches(data)
+        return any(self.cid.matches(encode_file_node(data, (), kind)) for kind in FILE_TYPES)
 
 
 class Tree:
@@ -63,11 +69,15 @@ class Tree:
         if not cid.matches(block):
             raise IntegrityError(f"the bytes sent as block {cid} are not that block")
         node = FileNode(block, (), len(block)) if cid.codec == "raw" else decode_file_node(block)
-        if node.links and (node.data or len(node.links) > _SPARE_LINKS + node.size // _SMALLEST_LEAF):
+        if node.links and (node.data or len(node.links) > _SPARE_LINKS + node.size // _MIN_LEAF_BYTES):
             raise NotInPartsError(f"the tree of {self.root} has bytes in inner nodes, or many tiny leaves")
-        self._links[cid] = node.links
+        if len(block) > _NODE_BYTES + _LINK_BYTES * len(node.links) + len(node.data):
+            # they are kept, in memory and on disk
+            raise NotInPartsError(f"the tree of {self.root} has nodes with other things than links and bytes")
         if cid == self.root:
+            # before the links, from which other threads see that the root is known
             self.size = node.size
+        self._links[cid] = node.links
         return node
 
     def has(self, cid: Cid) -> bool:
@@ -82,7 +92,7 @@ class Tree:
         Raises IntegrityError if sizes do not add up, or the tree is too deep, and NotInPartsError if it has very many
         blocks: few that link to each other many times make millions of places.
         """
-        most = _SPARE_PLACES + 2 * (stop - start) // _SMALLEST_LEAF
+        most = _SPARE_PLACES + 2 * (stop - start) // _MIN_LEAF_BYTES
         for number, place in enumerate(self._below(Place(self.root, 0, self.size), start, stop, 1)):
             if number > most:
                 raise NotInPartsError(f"the tree of {self.root} has many tiny leaves")
@@ -114,8 +124,12 @@ def tree_of(root: Cid, node: LeafNode, max_bytes: int, turn: Turn, first_seconds
     """
     tree = Tree(root)
     unknown = {root: None}
+    nodes = 0
     while unknown:
         links: list[Link] = []
+        nodes += len(unknown)
+        if nodes > _MAX_INNER_NODES:
+            raise NotInPartsError(f"the tree of {root} has more than {_MAX_INNER_NODES} inner nodes")
         for cid in unknown:
             if cid.hash_name == "identity":
                 links += tree.add(cid, cid.digest).links
@@ -166,13 +180,17 @@ class IpfsLeaves:
     def bring(self, ranges: Sequence[Range]) -> None:
         while missing := self._missing(ranges):
             if inline := {place.cid for place in missing if place.cid.hash_name == "identity"}:
+                if len(inline) > _MAX_INLINE:
+                    raise NotInPartsError(f"the tree of {self._root} has many leaves in their CIDs")
                 # the CID itself has the bytes, and gateways leave the block out
                 for cid in inline:
                     self._take(cid, cid.digest)
                 continue
             ranged = self._node.takes_ranges
+            # the first range alone if the root is not known, because the others need it
+            ranges_now = ranges if self._tree.size else ranges[:1]
             if ranged:
-                spans = merged(self._tree_span(place, one) for one in ranges for place in missing)
+                spans = joined({self._tree_span(place, one) for one in ranges_now for place in missing})
                 requests = [partial(self._by_range, *span) for span in spans]
             else:
                 requests = [partial(self._by_block, cid) for cid in dict.fromkeys(p.cid for p in missing)]
@@ -226,7 +244,11 @@ class IpfsLeaves:
         return bool(self._tree.links(place.cid)) or not self._parts.missing([(place.start, place.stop)])
 
     def _by_block(self, cid: Cid) -> None:
-        self._take(cid, self._node.block(cid, self._first_seconds))
+        try:
+            block = self._node.block(cid, self._first_seconds)
+        except (ForbiddenError, RefusedError) as error:
+            raise NotInPartsError(f"single blocks are refused ({error})") from None
+        self._take(cid, block)
 
     def _take(self, cid: Cid, block: bytes) -> None:
         """Keep a block at each of its places in the file."""

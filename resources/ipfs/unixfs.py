@@ -24,6 +24,8 @@ _MAX_CHUNK = 2 << 20
 
 _VARINT, _BYTES = 0, 2
 _RAW, _FILE = 0, 2
+FILE_TYPES = (_FILE, _RAW)
+"""UnixFS types of a file's node; old versions of IPFS wrote leaves of the second one."""
 _KINDS = {1: "a directory", 3: "metadata", 4: "a symbolic link", 5: "a sharded directory"}
 
 
@@ -151,10 +153,12 @@ def field(number: int, value: int | bytes) -> bytes:
     return varint.encode(number << 3 | _BYTES) + varint.encode(len(value)) + value
 
 
-def encode_file_node(data: bytes, links: Sequence[Link]) -> bytes:
-    """Encode a node as a dag-pb block, byte for byte like Kubo: links first, each with an empty name."""
+def encode_file_node(data: bytes, links: Sequence[Link], kind: int = _FILE) -> bytes:
+    """Encode a node as a dag-pb block, byte for byte like Kubo: links first, each with an empty name; `kind` is one of
+    FILE_TYPES.
+    """
     out = [field(2, field(1, bytes(k.cid)) + field(2, b"") + field(3, k.total)) for k in links]
-    unixfs = [field(1, _FILE)]
+    unixfs = [field(1, kind)]
     if data:
         unixfs.append(field(2, data))
     unixfs.append(field(3, len(data) + sum(k.size for k in links)))
