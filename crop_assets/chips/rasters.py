@@ -23,7 +23,6 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from crop_assets.bands.blocks import fetched_blocks
 from crop_assets.chip_grid import CHIP_SIZE, CRS, RESOLUTION, raster_geobox
 from resources.errors import IntegrityError
 from resources.geodata import create_raster, open_geotiff
@@ -57,6 +56,9 @@ class BlockReader:
     """
 
     def __init__(self, path: Path, grids: dict[Hashable, GeoBox | None]) -> None:
+        # it loads pandas
+        from crop_assets.bands.blocks import fetched_blocks
+
         self.name = path.name
         self.nodata: float | None
         self.grid: GeoBox | None

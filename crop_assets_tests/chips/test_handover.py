@@ -18,6 +18,7 @@ from crop_assets.chip_grid import chip_blocks, chip_id, chip_position, raster_ge
 from crop_assets.chips.assets import chip_quality, chips, filtered_chips, reprojected_tiles
 from crop_assets.chips.warp import bilinear, nearest, source_pixels
 from crop_assets.classes import CDL_CLASSES
+from crop_assets.coordinates import blocks_of_chips
 from crop_assets.errors import InputError
 from crop_assets.graph.stage import TileRun
 from crop_assets.hls import NODATA, POSITIONS, QA_BAND, QA_NODATA, REFLECTANCE_BANDS
@@ -28,6 +29,7 @@ from crop_assets_tests.chips.test_warp import CHIP, block, read_at, utm_box, wri
 from crop_assets_tests.small_world import digests
 from resources.cdl import CdlReleases, raster_sha256
 from resources.store import DatasetStore
+from resources.tiff import read_layout, tiff_pieces
 
 YEAR, TILE = 2022, "14SPJ"
 OUTSIDE = "chip_230_345"
@@ -207,6 +209,29 @@ def test_each_stage_alone_makes_the_same_files(
     else:
         pd.testing.assert_frame_equal(bands, at_once.bands)
     assert ours == theirs
+
+
+def test_files_with_only_the_blocks_under_the_chips_make_the_same_chips(
+    tile: Tile, at_once: Done, tmp_path: Path, pool: Executor
+) -> None:
+    run = tile.run(tmp_path, pool)
+    left_out = 0
+    for row in tile.bands.itertuples():
+        path, (_, box) = tmp_path / row.path, tile.pixels[row.position, row.band]
+        data = path.read_bytes()
+        layout = read_layout(lambda start, stop, data=data: data[start:stop], len(data))
+        wanted = blocks_of_chips(tuple(IDS), box, layout.form.block_shape)
+        places = zip(layout.offsets.tolist(), layout.counts.tolist(), strict=True)
+        blocks = [data[at : at + size] if n in wanted else None for n, (at, size) in enumerate(places)]
+        left_out += sum(block is None for block in blocks)
+        path.write_bytes(b"".join(tiff_pieces(layout.form, [block or None for block in blocks])))
+    assert left_out > 50
+    tile.quality(run)
+    tile.chips(run, tile.reprojected(run))
+    made = {name: digest for name, digest in digests(tmp_path).items() if "/tiles/" not in name}
+    assert len(made) == 21 + 3 * len(IDS)
+    theirs = digests(at_once.root)
+    assert made == {name: theirs[name] for name in made}
 
 
 def test_checksums_and_sizes_in_the_tables_are_those_of_the_files(at_once: Done) -> None:
