@@ -21,6 +21,7 @@ from crop_assets_tests.small_world import (
     collection,
     digests,
     items_of,
+    recipe,
 )
 from resources.downloads import Downloads
 from resources.earthdata import LpDaac
