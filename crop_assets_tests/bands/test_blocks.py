@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from crop_assets.bands.blocks import choose_fetch, read_partial
+from crop_assets.bands.blocks import BlockSelection, Grids, choose_fetch, read_partial
 from crop_assets.bands.cids import MAX_BAND_BYTES
 from crop_assets.bands.download import (
     IN_STORE,
@@ -482,3 +482,26 @@ def test_chips_without_their_blocks_are_not_made_of_nothing(
     with pytest.raises(InputError, match=r"B02\.tif lacks [0-9]+ of [0-9]+ blocks"):
         reproject("more.tif", had.path, NEAR if whole_tile else [*NEAR, *FAR], whole_tile)
     assert not store.exists("more.tif")
+
+
+def test_a_file_that_changes_between_attempts_is_of_one_version(
+    setting: Setting, files: dict[str, Path], tmp_path: Path, pool: Any
+) -> None:
+    """The store has blocks of the first version, the first attempt sees it too, and the second attempt another one."""
+    had = setting.obtain(NEAR, cid=False, http=True)
+    stored = read_partial(had.path)
+    assert stored is not None
+    scene_file = f"{SCENE}/{SCENE}.B02.tif"
+    scratch, made = tmp_path / "scratch.tif", tmp_path / "made.tif"
+    selection = BlockSelection(pool, scratch, scene_file, "B02", [*NEAR, *FAR], Grids(), stored)
+    first, second = setting.path.read_bytes(), files["hls"].read_bytes()
+    kept = selection.choose(lambda start, stop: first[start:stop], len(first), stored.version)
+    again = selection.choose(lambda start, stop: second[start:stop], len(second), '"another"')
+    assert len(again) == len(kept) + len(stored.blocks)
+    selection.write(lambda start, stop: second[start:stop], made, '"another"', False)
+    assert same(made, files["hls"], [*NEAR, *FAR])
+    partial = read_partial(made)
+    assert partial is not None
+    assert partial.version == '"another"'
+    assert selection.made is not None
+    assert (partial.blocks, partial.size) == (selection.made.blocks, selection.made.size)
