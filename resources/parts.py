@@ -45,7 +45,7 @@ _BACKOFF_SECONDS = 0.2
 _MAX_PAUSE_SECONDS = 2.0
 """Other sources are asked instead of waiting for longer."""
 _MAX_LOG_BYTES = 8 << 20
-MAX_RANGE_BYTES = 2 << 20
+MAX_RANGE_BYTES = 4 << 20
 """Of one request: what is lost if it is cut short, and what one connection carries for the others."""
 
 

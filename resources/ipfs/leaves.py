@@ -61,6 +61,7 @@ class Tree:
         self.size = 0
         """Bytes of the file; 0 until the root is known."""
         self._links: dict[Cid, tuple[Link, ...]] = {}
+        self._inner: set[Cid] = set()
 
     def add(self, cid: Cid, block: bytes) -> FileNode:
         """Check a block of the tree, and remember its links. Raises IntegrityError if it is not `cid` or is malformed;
@@ -77,11 +78,16 @@ class Tree:
         if cid == self.root:
             # before the links, from which other threads see that the root is known
             self.size = node.size
+        self._inner.update(link.cid for link in node.links if _is_inner(link))
         self._links[cid] = node.links
         return node
 
     def has(self, cid: Cid) -> bool:
         return cid in self._links
+
+    def is_inner(self, cid: Cid) -> bool:
+        """Whether a block is an inner node, by what its parent says; it may be unknown."""
+        return cid in self._inner
 
     def links(self, cid: Cid) -> tuple[Link, ...]:
         return self._links.get(cid, ())
@@ -208,7 +214,7 @@ class IpfsLeaves:
 
     def _tree_span(self, place: Place, wanted: Range) -> Range:
         """What to request of a block: a leaf as it is, and of an inner node only what is wanted."""
-        if place.cid.codec == "raw" and self._tree.size:
+        if self._tree.size and not self._tree.is_inner(place.cid):
             return place.start, place.stop
         start, stop = wanted
         return (max(place.start, start), min(place.stop, stop)) if self._tree.size else wanted
