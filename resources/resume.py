@@ -11,14 +11,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from resources.errors import IntegrityError, UnsafeNameError
 from resources.file_system import (
     copy_plain,
+    folder_below,
     is_abandoned,
     is_own_file,
     lock,
     no_follow,
     private_folder,
     read_plain,
+    remove_abandoned,
 )
 
 _MAX_NOTE = 1000
@@ -33,7 +36,7 @@ class PartialFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._swept = False
+        self._notes_swept = False
 
     @classmethod
     def below(cls, folder: Path) -> "PartialFiles":
@@ -48,7 +51,7 @@ class PartialFiles:
         Files beside it may be named `<path>.<what>`. Move the file away when it is complete; otherwise it is kept.
         """
         self._make_ready()
-        path = self._folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+        path = self._folder / _name(key)
         with _locked(path.with_name(f"{path.name}.lock")) as alone:
             if alone:
                 yield path
@@ -63,19 +66,23 @@ class PartialFiles:
     def remember(self, key: str, text: str) -> None:
         """Keep a short text for a week, where only this user can write."""
         self._make_ready()
-        path = self._note(key)
+        folder = self._folder / "notes"
+        private_folder(folder)
+        if not self._notes_swept:
+            # once, as there may be thousands
+            self._notes_swept = True
+            with folder_below(folder, ()) as handle:
+                remove_abandoned(handle, "")
+        path = folder / _name(key)
         writing = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
         writing.write_text(text)
         writing.replace(path)
 
     def recall(self, key: str) -> str:
         """What was kept by `remember`; "" if there is nothing."""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            return read_plain(self._note(key), _MAX_NOTE).decode()
+        with contextlib.suppress(OSError, UnicodeDecodeError, IntegrityError, UnsafeNameError):
+            return read_plain(self._folder / "notes" / _name(key), _MAX_NOTE).decode()
         return ""
-
-    def _note(self, key: str) -> Path:
-        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.note"
 
     @contextlib.contextmanager
     def alone(self, name: str, log: Callable[[str], None]) -> Iterator[None]:
@@ -91,10 +98,6 @@ class PartialFiles:
 
     def _make_ready(self) -> None:
         private_folder(self._folder)
-        if self._swept:
-            # it may hold thousands of files
-            return
-        self._swept = True
         for path in self._folder.iterdir():
             # another thread or process may have removed it
             with contextlib.suppress(FileNotFoundError):
@@ -107,6 +110,10 @@ class PartialFiles:
                     # if it stays, it does no harm
                     with contextlib.suppress(OSError):
                         path.unlink()
+
+
+def _name(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager

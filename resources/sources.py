@@ -45,7 +45,7 @@ BACKOFF_SECONDS = 0.5
 """The first pause before all sources are asked again."""
 _MAX_BACKOFF_SECONDS = 20.0
 _FREE_TURNS = 20
-"""Turns of a file in parts that do not count as attempts, because something came of them or had to be waited for."""
+"""Turns of a file in parts that do not count as attempts, because a busy host was waited for."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,8 @@ class Memory:
         self._health: dict[str, _Health] = defaultdict(_Health)
         self._slots: dict[tuple[str, bool], threading.BoundedSemaphore] = {}
         self._busy_hosts: set[str] = set()
+        self.received = 0
+        """Bytes from all sources, roughly."""
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -278,11 +280,10 @@ class Sources:
         errors: dict[str, ResourceError] = {}
         left = self.memory.in_order((source for source in self.sources if source.offers(request)), errors)
         tree = functools.cache(lambda: self._tree(request, dict(errors)))
-        came = free = 0
+        seen, free = self.memory.received, 0
 
         def count(number: int) -> None:
-            nonlocal came
-            came += number
+            self.memory.received += number
             (progress or _ignore)(number)
 
         def turn() -> FetchResult | None:
@@ -336,11 +337,12 @@ class Sources:
             return max(backoff(state), min(map(self.memory.busy, left)))
 
         def enough(state: tenacity.RetryCallState) -> bool:
-            # where ranges came, or a busy host has asked for a pause, the next turn is no repetition
-            nonlocal came, free
-            if selection is not None and (came or any(self.memory.busy(one) > 0 for one in left)):
+            # a host that limits its rate, and serves other files meanwhile, would use up the attempts of all
+            nonlocal seen, free
+            busy = any(self.memory.busy(one) > 0 for one in left)
+            if selection is not None and busy and self.memory.received > seen:
                 free += 1
-            came = 0
+            seen = self.memory.received
             return state.attempt_number - min(free, _FREE_TURNS) >= self.attempts
 
         retrying = tenacity.Retrying(
