@@ -340,7 +340,7 @@ class Sources:
             # a host that limits its rate, and serves other files meanwhile, would use up the attempts of all
             nonlocal seen, free
             busy = any(self.memory.busy(one) > 0 for one in left)
-            if selection is not None and busy and self.memory.received > seen:
+            if selection is not None and self.attempts > 1 and busy and self.memory.received > seen:
                 free += 1
             seen = self.memory.received
             return state.attempt_number - min(free, _FREE_TURNS) >= self.attempts

@@ -163,8 +163,8 @@ class Getting:
         )
 
 
-def _check(path: Path, verified: bool) -> None:
-    if not verified and path.stat().st_size < 1000:
+def _check(path: Path, got: FetchResult) -> None:
+    if not got.verified and path.stat().st_size < 1000:
         raise IntegrityError("is no raster")
 
 

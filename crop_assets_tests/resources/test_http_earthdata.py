@@ -1046,7 +1046,7 @@ def test_a_user_without_a_home_or_a_name_can_download(archive: Server, tmp_path:
         "url, folder, token = sys.argv[1:]\n"
         "source = LpDaac(token=token, hosts=['127.0.0.1'])\n"
         "got = Sources([source], 1, Memory(1)).obtain(FileRequest('a/b', '', url, 1 << 22), Path(folder, 'b'),\n"
-        "    PartialFiles(Path(folder, 'parts')), lambda path, verified: None, print)\n"
+        "    PartialFiles(Path(folder, 'parts')), lambda path, got: None, print)\n"
         "print(got.source, os.getuid())\n"
     )
     try:

@@ -697,11 +697,11 @@ def test_a_selection_comes_verified_from_a_gateway(fetch: Fetching, tmp_path: Pa
         request,
         tmp_path / "out",
         PartialFiles(tmp_path / "partials"),
-        lambda path, verified: None,
+        lambda path, got: None,
         said.append,
         selection=selection,
     )
-    assert got == FetchResult(fetch.server.address, True)
+    assert got == FetchResult(fetch.server.address, True, True)
     assert (tmp_path / "out").read_bytes() == selected(fetch.data)
     assert not list((tmp_path / "partials").iterdir())
     assert selection.chosen == [(str(fetch.server.root), size)]

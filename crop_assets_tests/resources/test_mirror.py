@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_read_is_passed_by(
     sources = Sources([BandMirror(folder=str(folder))], 1, Memory(4))
     with pytest.raises(ResourceError, match="Permission denied"):
         sources.obtain(
-            FileRequest(f"{SCENE}/{FILE}", "", "", 1 << 20), out, partials, lambda path, verified: None, print
+            FileRequest(f"{SCENE}/{FILE}", "", "", 1 << 20), out, partials, lambda path, got: None, print
         )
 
 

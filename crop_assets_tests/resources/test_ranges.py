@@ -223,7 +223,7 @@ class Getting:
                 request,
                 self.out,
                 PartialFiles(self.folder),
-                lambda path, verified: None,
+                lambda path, got: None,
                 self.said.append,
                 self.progress.append,
                 self.selection,
@@ -262,7 +262,7 @@ def told(error: BaseException) -> str:
 
 
 def test_the_chosen_ranges_are_asked_for_and_no_others(get: Getting, archive: FileServer) -> None:
-    assert get() == FetchResult("LP DAAC", False)
+    assert get() == FetchResult("LP DAAC", False, True)
     assert get.done()
     tag = archive.files[PATH][1]
     assert get.selection.chosen == [(tag, SIZE)]
@@ -768,7 +768,7 @@ LEAVES = asked_for((0, KUBO_CHUNK), *leaves_of(*RANGES))
 
 
 def test_ranges_are_leaves_each_of_which_is_checked(verified: Getting, archive: FileServer) -> None:
-    assert verified() == FetchResult("LP DAAC", True)
+    assert verified() == FetchResult("LP DAAC", True, True)
     assert verified.done()
     assert verified.selection.written == [(verified.cid, True)]
     assert verified.world.asked["good"] == 1, "the root alone"
@@ -858,7 +858,7 @@ def test_the_gateway_gives_the_leaves_that_lp_daac_has_wrong(verified: Getting, 
     wrong = bytearray(DATA)
     wrong[SIZE - 1] ^= 1
     archive.has(bytes(wrong))
-    assert verified() == FetchResult(verified.nodes[0].name, True)
+    assert verified() == FetchResult(verified.nodes[0].name, True, True)
     assert verified.done()
     assert sum(verified.progress) == sum(
         stop - start for start, stop in [(0, KUBO_CHUNK), *leaves_of(*RANGES)]
@@ -869,6 +869,43 @@ def test_the_gateway_gives_the_leaves_that_lp_daac_has_wrong(verified: Getting, 
 
 def test_a_tree_that_nobody_has_leaves_the_ranges_unverified(verified: Getting, archive: FileServer) -> None:
     verified.nodes = []
-    assert verified() == FetchResult("LP DAAC", False)
+    assert verified() == FetchResult("LP DAAC", False, True)
     assert verified.done()
     assert archive.ranges() == ALL
+
+
+def test_a_host_that_limits_its_rate_gives_all_files_in_the_end(
+    archive: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three files at once; after every fourth answer the host asks for a pause, longer than one within a file."""
+    monkeypatch.setattr(parts_module, "_MAX_PAUSE_SECONDS", 0.0)
+    paths = [f"/scene/{name}.tif" for name in ("a", "b", "c")]
+    for path in paths:
+        archive.has(DATA, path)
+    served = 0
+    lock = threading.Lock()
+
+    def limit(number: int, asked: Asked, reply: Reply) -> Reply:
+        nonlocal served
+        with lock:
+            served += 1
+            return Reply(429, headers={"Retry-After": "1"}) if served % 5 == 0 else reply
+
+    archive.spoil = limit
+    source = LpDaac(token=TOKEN, timeout_seconds=5, hosts=["127.0.0.1"])
+    sources = Sources([source], 2, Memory(4))
+
+    def fetch(path: str) -> bytes:
+        out = tmp_path / path.rsplit("/", 1)[-1]
+        with ThreadPoolExecutor(2) as pool:
+            request = FileRequest(f"scene/{out.name}", "", archive.url(path), LIMIT)
+            selection = NamedRanges(pool)
+            partials = PartialFiles(tmp_path / "partials")
+            sources.obtain(request, out, partials, lambda path, got: None, print, selection=selection)
+        return out.read_bytes()
+
+    with ThreadPoolExecutor(3) as files:
+        assert list(files.map(fetch, paths)) == [selected(DATA)] * 3
+    # nothing that came was requested again
+    good = [asked for number, asked in enumerate(archive.asked, 1) if number % 5]
+    assert len(good) == 3 * (1 + len(RANGES))

@@ -101,9 +101,9 @@ class Getting:
             FileRequest(NAME, cid, url, LIMIT), out or self.out, self.partials, self._check, self.said.append
         )
 
-    def _check(self, path: Path, verified: bool) -> None:
+    def _check(self, path: Path, got: FetchResult) -> None:
         data = path.read_bytes()
-        self.checked.append((data, verified))
+        self.checked.append((data, got.verified))
         if data in self.unfit:
             raise IntegrityError("is no raster")
 
@@ -564,7 +564,7 @@ def test_a_node_that_lacks_the_content_and_goes_on_looking_costs_one_short_wait(
     get = getting(node, BandMirror(folder=str(mirror)))
     for path in sorted(mirror.iterdir()):
         wanted = FileRequest(f"{path.name[:-8]}/{path.name}", cids[int(path.name[-5])], "", LIMIT)
-        got = get.sources.obtain(wanted, get.out, get.partials, lambda path, verified: None, get.said.append)
+        got = get.sources.obtain(wanted, get.out, get.partials, lambda path, got: None, get.said.append)
         assert got == FetchResult("mirror", True)
         assert get.out.read_bytes() == path.read_bytes()
     assert len(get.said) == 1
@@ -860,9 +860,7 @@ def test_no_host_has_more_requests_at_once_than_its_bound(
 
     def ask(i: int) -> None:
         wanted = FileRequest(NAME, world.cid, "", LIMIT)
-        both[i % 2].obtain(
-            wanted, tmp_path / str(i), get.partials, lambda path, verified: None, get.said.append
-        )
+        both[i % 2].obtain(wanted, tmp_path / str(i), get.partials, lambda path, got: None, get.said.append)
 
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(ask, range(12)))
@@ -917,7 +915,7 @@ def test_an_asset_uses_them(world: World, tmp_path: Path) -> None:
         sources = downloads.of(["mirror", "gateways", "lp_daac"], ipfs, lp_daac, mirror)
         wanted = FileRequest(NAME, world.cid, "", LIMIT)
         partials = PartialFiles(tmp_path / "partials")
-        return sources.obtain(wanted, tmp_path / "out", partials, lambda path, verified: None, print).source
+        return sources.obtain(wanted, tmp_path / "out", partials, lambda path, got: None, print).source
 
     resources = {
         "ipfs": IpfsContent(kubo_api="", gateways=[world.gateway("good")]),

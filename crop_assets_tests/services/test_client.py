@@ -38,8 +38,8 @@ def band(folder: Path, seed: str, size: int = 3_000_000) -> Path:
     return path
 
 
-def anything(path: Path, verified: bool) -> None:
-    assert verified
+def anything(path: Path, got: FetchResult) -> None:
+    assert got.verified
 
 
 def obtain(folder: Path, cid: str, *nodes: Gateway | KuboNode, said: list[str] | None = None) -> FetchResult:
@@ -221,7 +221,7 @@ def test_ranges_of_a_file_come_from_the_gateway(
     with fault_proxy(helia.url) as proxy:
         node = Gateway(proxy.address, PATIENCE)
         node.takes_ranges = way == "entity-bytes"
-        assert obtain_ranges(tmp_path, cid, node) == FetchResult(proxy.address, True)
+        assert obtain_ranges(tmp_path, cid, node) == FetchResult(proxy.address, True, True)
         assert node.takes_ranges == (way == "entity-bytes"), "the gateway sends what it is asked for"
         assert (tmp_path / "got").read_bytes() == selected(path.read_bytes())
         assert leaf_bytes(chunk) <= proxy.sent <= leaf_bytes(chunk) + 10_000

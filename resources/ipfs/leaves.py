@@ -175,6 +175,7 @@ class IpfsLeaves:
         self._root, self._node, self._parts = root, node, parts
         self._max_bytes, self._pool, self._turn = max_bytes, pool, turn
         self._first_seconds = first_seconds
+        self._sends_blocks = False
         self._tree = Tree(root)
         self._leaves: dict[Cid, Range] = {}
         """Where the leaves are that came."""
@@ -253,7 +254,10 @@ class IpfsLeaves:
         try:
             block = self._node.block(cid, self._first_seconds)
         except (ForbiddenError, RefusedError) as error:
+            if self._sends_blocks:
+                raise
             raise NotInPartsError(f"single blocks are refused ({error})") from None
+        self._sends_blocks = True
         self._take(cid, block)
 
     def _take(self, cid: Cid, block: bytes) -> None:
