@@ -124,8 +124,9 @@ class Parts:
         while rest:
             written = os.pwrite(self._data, rest, at)
             at, rest = at + written, rest[written:]
+        digest = hashlib.sha256(data).hexdigest()
         with self._lock:
-            self._note([start, len(data), hashlib.sha256(data).hexdigest()])
+            self._note([start, len(data), digest])
             self._have = merged([*self._have, (start, start + len(data))])
         self._progress(len(data))
 

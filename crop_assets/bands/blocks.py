@@ -19,7 +19,7 @@ from crop_assets.bands.files import check_band
 from crop_assets.bands.transfer import expected_bytes
 from crop_assets.chip_grid import RESOLUTION, raster_geobox
 from crop_assets.coordinates import blocks_of_chips
-from crop_assets.hls import HLS_SIZE, fill_of, hls_bounds, parse_scene_id
+from crop_assets.hls import HLS_SIZE, QA_BAND, fill_of, hls_bounds, parse_scene_id
 from crop_assets.recipe import DatasetRecipe
 from resources.errors import IntegrityError
 from resources.file_system import no_follow
@@ -101,11 +101,11 @@ class Grids:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: dict[tuple[Form, str, str], GeoBox] = {}
+        self._found: dict[tuple[Form, bool, str], GeoBox] = {}
 
     def of(self, form: Form, band: str, tile: str, scratch: Path) -> GeoBox:
         """The grid of a file, checked by `check_band`, which needs a file of this form at `scratch`."""
-        key = replace(form, metadata=None, palette=None), band, tile
+        key = replace(form, metadata=None, palette=None), band == QA_BAND, tile
         # else the threads of all files would check at once, one in the way of the other
         with self._lock:
             if key not in self._found:
