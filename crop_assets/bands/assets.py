@@ -134,6 +134,7 @@ def downloaded_bands(
             {"outcome": outcome, "saved_bytes": saved},
             dict(zip(downloaded_fmasks["path"], downloaded_fmasks["sha256"], strict=True)),
         )
+    run.log(f"to fetch: {fetch}")
     made = _download(run, bands, sources, fetch, chips)
     table = pd.concat([downloaded_fmasks, made.frame]) if len(made.frame) else downloaded_fmasks
     order = table["position"].map({"first": 0, "middle": 1, "last": 2}), table["band"].map(BANDS.index)
