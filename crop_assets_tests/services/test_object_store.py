@@ -50,6 +50,8 @@ def test_every_file_of_a_dataset_is_that_of_a_local_run(
     graph: Graph, remote: str, three_tiles: dict[str, Any], tmp_path: Path, pool: Any
 ) -> None:
     tiles = sorted(THREE_TILES)
+    # partial files are read and written again, which complete ones are not
+    three_tiles = three_tiles | {"recipe": three_tiles["recipe"].model_copy(update={"fetch": "blocks"})}
     store = DatasetStore(root=remote)
     assert not store.names("training_datasets")
     for changes in ({}, {"store": store}):
@@ -57,8 +59,9 @@ def test_every_file_of_a_dataset_is_that_of_a_local_run(
             run = graph.run(job, tiles=tiles, **three_tiles | changes)
             assert run.success, run.failure
     local, objects = digests(graph.root), remote_digests(remote, tmp_path / "copy")
-    # unfinished files of a local store are in a folder below its root
-    assert not [name for name in local if name.startswith(".partial-")]
+    # a local store has a folder for unfinished files and notes of partial ones below its root
+    assert not [name for name in local if name.startswith(".partial-") and "/notes/" not in name]
+    local = {name: digest for name, digest in local.items() if not name.startswith(".partial-")}
     assert len(objects) > 200
     assert objects == local
 
