@@ -145,7 +145,7 @@ class Setting:
         path = Path(self.store.root) / file.name
         assert (got.bytes, got.sha256) == (path.stat().st_size, sha256_of(path))
         partials = Path(self.store.root) / f".partial-{os.getuid()}"
-        left = [path for path in partials.rglob("*") if path.is_file() and path.suffix != ".note"]
+        left = [path for path in partials.glob("*") if path.is_file()]
         assert not left, "nothing unfinished is left"
         return Had(got, path, sum(fetched))
 
