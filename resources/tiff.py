@@ -9,8 +9,10 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,12 @@ HEAD_BYTES = 16_384
 """Bytes that are read first: HLS v2.0 has its directory, with the offsets of 225 blocks, in the first 5,000."""
 DEFLATE, ZSTD = 8, 50_000
 _NONE = 1
+DECODERS: Mapping[int, Callable[..., Any]] = {
+    DEFLATE: imagecodecs.deflate_decode,
+    32_946: imagecodecs.deflate_decode,
+    ZSTD: imagecodecs.zstd_decode,
+}
+"""By the number of the compression; each takes the bytes of a block, and its size when decoded as `out`."""
 _COMPRESSIONS = (_NONE, 5, DEFLATE, 32_773, 32_946, ZSTD)
 """None, LZW, Deflate, PackBits, Deflate by its old number, and Zstandard: those that `resources.geodata` reads."""
 _WITH_PREDICTOR = (5, DEFLATE, 32_946, ZSTD)

@@ -15,7 +15,7 @@ from crop_assets.chip_grid import RESOLUTION, grid_text, raster_geobox, same_pix
 from crop_assets.hls import HLS_SIZE, QA_BAND, hls_bounds
 from resources.errors import IntegrityError
 from resources.geodata import open_geotiff
-from resources.tiff import read_layout
+from resources.tiff import DECODERS, read_layout
 from resources.words import MAX_BYTES, document
 
 _MAX_BLOCK_BYTES = 2 << 20
@@ -45,10 +45,10 @@ def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> No
                     f"has blocks of {cols:,} x {rows:,} pixels, far larger than those of HLS"
                 )
             size = path.stat().st_size
-            stored = _stored_blocks(path) if every_block else None
+            sound = _sound_blocks(path) if every_block else frozenset()
             for number, ((row, col), window) in enumerate(raster.block_windows(1)):
                 if every_block:
-                    if stored is None or number in stored:
+                    if number not in sound:
                         raster.read(1, window=window)
                 elif _block_end(raster, row, col) > size:
                     raise IntegrityError("is truncated: some of its blocks are after its end")
@@ -61,16 +61,26 @@ def check_band(path: Path, band: str, tile: str, every_block: bool = True) -> No
         ) from error
 
 
-def _stored_blocks(path: Path) -> frozenset[int] | None:
-    """The numbers of the blocks of a file, row by row, that are not absent; None if they are not known."""
+def _sound_blocks(path: Path) -> frozenset[int]:
+    """The numbers of the blocks, row by row, that are absent or can be decoded in half of the time that GDAL takes."""
+    sound = set()
     with contextlib.suppress(IntegrityError), path.open("rb") as file:
 
         def read(start: int, stop: int) -> bytes:
             return os.pread(file.fileno(), stop - start, start)
 
         layout = read_layout(read, path.stat().st_size)
-        return frozenset(np.flatnonzero(layout.counts).tolist())
-    return None
+        form, decode = layout.form, DECODERS.get(layout.form.compression)
+        size = form.block_shape[0] * form.block_shape[1] * np.dtype(form.dtype).itemsize
+        for number, (start, count) in enumerate(zip(layout.offsets, layout.counts, strict=True)):
+            if not count:
+                sound.add(number)
+            elif decode and size <= _MAX_BLOCK_BYTES:
+                # GDAL decides about others, such as a last strip, which is lower
+                with contextlib.suppress(RuntimeError, ValueError):
+                    if len(decode(read(int(start), int(start + count)), out=size)) == size:
+                        sound.add(number)
+    return frozenset(sound)
 
 
 def _require_grid(raster: rasterio.DatasetReader, tile: str) -> None:

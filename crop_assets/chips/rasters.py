@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import tempfile
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,14 +26,8 @@ from rasterio.windows import Window
 from crop_assets.chip_grid import CHIP_SIZE, CRS, RESOLUTION, raster_geobox
 from resources.errors import IntegrityError
 from resources.geodata import create_raster, open_geotiff
-from resources.tiff import DEFLATE, ZSTD, Form, Layout, Tag, georeference, read_layout
+from resources.tiff import DECODERS, ZSTD, Form, Layout, Tag, georeference, read_layout
 
-_DECODERS: Mapping[int, Callable[..., Any]] = {
-    DEFLATE: imagecodecs.deflate_decode,
-    32_946: imagecodecs.deflate_decode,
-    ZSTD: imagecodecs.zstd_decode,
-}
-"""By the number of the compression. GDAL reads the others."""
 _NUMBER = re.compile(r"-?\d{1,9}(\.0*)?")
 _MAX_DECODED_BYTES = 4 << 20
 """Of the blocks that a raster keeps decoded: 32 of HLS, which are the two rows of blocks under a row of chips."""
@@ -73,7 +67,7 @@ class BlockReader:
                 self._file = stack.enter_context(path.open("rb", buffering=0))
                 layout = read_layout(self._at, path.stat().st_size)
                 self.block_shape, self.fetched = layout.form.block_shape, fetched_blocks(layout.text)
-                if layout.form.compression in _DECODERS:
+                if layout.form.compression in DECODERS:
                     self.nodata, self._layout = _nodata(layout.form), layout
             if self._layout is None:
                 self._raster = stack.enter_context(contextlib.closing(open_geotiff(path)))
@@ -159,7 +153,7 @@ class BlockReader:
         if not data:
             return np.full((height, width), self.nodata or 0, form.dtype)
         size = height * width * np.dtype(form.dtype).itemsize
-        decoded = _DECODERS[form.compression](data, out=size)
+        decoded = DECODERS[form.compression](data, out=size)
         if len(decoded) != size:
             raise ValueError(f"it has {len(decoded):,} of {size:,} bytes")
         pixels: NDArray[Any] = np.frombuffer(decoded, form.dtype).reshape(height, width)
