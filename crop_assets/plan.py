@@ -36,24 +36,14 @@ def make_plan(lineage: Lineage, megabytes_per_second: float) -> Plan:
     """The plan of a year's dataset with its recipe, from `tile_map`, `selected_scenes` and `band_cids`.
 
     `bytes` is what is still to be downloaded, with sizes from the catalogue or typical ones, and `complete_bytes` what
-    that would be in complete files; `fetch` is "blocks" or "files", see `choose_fetch`. Raises NotFoundError if
+    that would be in complete files; `fetch` is "blocks" or "files", "" if nothing is missing. Raises NotFoundError if
     there is no tile map, and IntegrityError if it is damaged.
     """
     tile_map = lineage.read("tile_map", None)
     chips = {str(tile): sorted(ids) for tile, ids in tile_map.groupby("tile")["chip_id"]}
     rows = [_tile_row(lineage, tile, chips[tile], megabytes_per_second) for tile in tile_names(tile_map)]
-    columns = [
-        "tile",
-        "chips",
-        "fit_scenes",
-        "files",
-        "bytes",
-        "complete_bytes",
-        "fetch",
-        "with_cid",
-        "seconds",
-    ]
-    columns += ["problem"]
+    columns = ["tile", "chips", "fit_scenes", "files", "bytes", "complete_bytes", "fetch", "with_cid"]
+    columns += ["seconds", "problem"]
     return Plan(pd.DataFrame(rows, columns=columns))
 
 

@@ -27,14 +27,13 @@ from resources.http import (
     retry_after,
     translate_errors,
 )
-from resources.ipfs.leaves import Tree
 from resources.ipfs.unixfs import matches_cid
 from resources.json_values import mapping, parse, text
-from resources.parts import Parts, Range, Selection, Turn, obtain
+from resources.parts import Parts, Range, Turn, obtain
 from resources.ranges import HttpRanges, Piece, get_range
 from resources.resume import PartialFiles, move
 from resources.settings import Seconds, Settings, TimeoutSeconds
-from resources.sources import FileRequest
+from resources.sources import FileRequest, PartsRequest
 
 _LOGIN_SECONDS = 10.0
 _FILE_VARIABLE = "EARTHDATA_TOKEN_FILE"
@@ -111,36 +110,27 @@ class LpDaac(Settings):
             move(path, destination)
         return bool(request.cid) and matches_cid(destination, request.cid)
 
-    def fetch_parts(
-        self,
-        request: FileRequest,
-        selection: Selection,
-        destination: Path,
-        partials: PartialFiles,
-        progress: Callable[[int], None],
-        turn: Turn,
-        brief: bool,
-        tree: Callable[[], Tree | None],
-    ) -> bool:
-        """What is selected of the file, by ranges; returns True if they are checked leaf by leaf, for which the `tree`
-        of the file's CID must be known. Raises as `fetch`, NotInPartsError, and the errors of `selection`.
+    def fetch_parts(self, wanted: PartsRequest, destination: Path) -> bool:
+        """What is selected of the file, by ranges; returns True if they are checked leaf by leaf, for which the tree of
+        the file's CID must be known. Raises as `fetch`, NotInPartsError, and the errors of the selection.
         """
-        url, seconds = request.url, self._seconds(brief)
+        url, seconds = wanted.file.url, self._seconds(wanted.brief)
         require_host(url, self.hosts)
-        known = tree()
+        tree = wanted.tree()
 
-        def get(place: str, wanted: Range, tag: str) -> Piece:
+        def get(place: str, one: Range, tag: str) -> Piece:
             if place != url:
                 # what a redirect has led to takes no login
-                return get_range(self._session, place, wanted, seconds, None, tag, url)
-            return self._with_login(lambda login: get_range(self._session, url, wanted, seconds, login, tag))
+                return get_range(self._session, place, one, seconds, None, tag, url)
+            return self._with_login(lambda login: get_range(self._session, url, one, seconds, login, tag))
 
         with (
-            partials.holding(f"parts of {known.root if known else url}") as path,
-            Parts(path, progress) as parts,
+            wanted.partials.holding(f"parts of {tree.root if tree else url}") as path,
+            Parts(path, wanted.progress) as parts,
         ):
-            ranges = HttpRanges(url, parts, get, request.max_bytes, selection.pool, turn, known)
-            return obtain(selection, parts, ranges, destination)
+            pool, most = wanted.selection.pool, wanted.file.max_bytes
+            ranges = HttpRanges(url, parts, get, most, pool, wanted.turn, tree)
+            return obtain(wanted.selection, parts, ranges, destination)
 
     def tree(self, request: FileRequest, turn: Turn, brief: bool) -> None:
         return None

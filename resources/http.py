@@ -600,6 +600,12 @@ class RateLimit:
 _STRONG_TAG = re.compile(rb'"[\x21\x23-\x7e]{0,1000}"')
 
 
+def strong_tag(answer: requests.Response) -> str:
+    """The strong ETag of a response (RFC 9110, 8.8.3); "" if it has none."""
+    tag = answer.headers.get("ETag", "")
+    return tag if _STRONG_TAG.fullmatch(tag.encode(errors="replace")) else ""
+
+
 def get_file(
     session: requests.Session,
     url: str,

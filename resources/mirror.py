@@ -4,7 +4,6 @@
 """
 
 import errno
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from pydantic import Field, field_validator
 from resources.addresses import require_local
 from resources.errors import IntegrityError, NotFoundError, ResourceError
 from resources.file_system import copy_plain
-from resources.ipfs.leaves import Tree
 from resources.ipfs.unixfs import matches_cid
-from resources.parts import Selection, Turn, obtain_locally
+from resources.parts import Turn, obtain_locally
 from resources.resume import PartialFiles
 from resources.settings import Settings
-from resources.sources import FileRequest
+from resources.sources import FileRequest, PartsRequest
+from resources.store import sha256_of
 
 
 class BandMirror(Settings):
@@ -64,26 +63,14 @@ class BandMirror(Settings):
             raise IntegrityError(f"{path.name} does not match {request.cid}")
         return bool(request.cid)
 
-    def fetch_parts(
-        self,
-        request: FileRequest,
-        selection: Selection,
-        destination: Path,
-        partials: PartialFiles,
-        progress: Callable[[int], None],
-        turn: Turn,
-        brief: bool,
-        tree: Callable[[], Tree | None],
-    ) -> bool:
+    def fetch_parts(self, wanted: PartsRequest, destination: Path) -> bool:
         """What is selected of a copy, checked like those of `fetch`. Raises as `fetch` and `selection`."""
-        with partials.holding(f"mirror {request.name}") as path:
+        file = wanted.file
+        with wanted.partials.holding(f"mirror {file.name}") as path:
             try:
-                verified = self.fetch(request, path, partials, progress)
-                version = request.cid
-                if not version:
-                    with path.open("rb") as file:
-                        version = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-                obtain_locally(selection, path, version, destination, verified)
+                verified = self.fetch(file, path, wanted.partials, wanted.progress)
+                version = file.cid or f"sha256:{sha256_of(path)}"
+                obtain_locally(wanted.selection, path, version, destination, verified)
             finally:
                 path.unlink(missing_ok=True)
         return verified

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -246,27 +247,15 @@ def obtain_locally(selection: Selection, path: Path, version: str, destination: 
         selection.write(read, destination, version, verified)
 
 
-def joined(ranges: Iterable[Range]) -> list[Range]:
-    """Adjacent or overlapping ranges as one, up to `MAX_RANGE_BYTES` if they are not longer themselves."""
+def merged(ranges: Iterable[Range], gap: int = 0, most: float = math.inf) -> list[Range]:
+    """The ranges in ascending order, without empty ones; those at most `gap` bytes apart are joined, up to `most` bytes
+    if they are not longer themselves.
+    """
     found: list[Range] = []
     for start, stop in sorted(one for one in ranges if one[0] < one[1]):
-        if (
-            found
-            and start <= found[-1][1]
-            and (stop <= found[-1][1] or stop - found[-1][0] <= MAX_RANGE_BYTES)
-        ):
-            found[-1] = found[-1][0], max(found[-1][1], stop)
-        else:
-            found.append((start, stop))
-    return found
-
-
-def merged(ranges: Iterable[Range], gap: int = 0) -> list[Range]:
-    """The ranges in ascending order, without empty ones; those at most `gap` bytes apart are joined."""
-    found: list[Range] = []
-    for start, stop in sorted(one for one in ranges if one[0] < one[1]):
-        if found and start - found[-1][1] <= gap:
-            found[-1] = found[-1][0], max(found[-1][1], stop)
+        first, last = found[-1] if found else (0, -1)
+        if found and start - last <= gap and (stop <= last or stop - first <= most):
+            found[-1] = first, max(last, stop)
         else:
             found.append((start, stop))
     return found

@@ -25,6 +25,7 @@ from resources.http import (
     check_status,
     first_bytes,
     require_no_page,
+    strong_tag,
     translate_errors,
 )
 from resources.ipfs.leaves import Tree
@@ -37,12 +38,10 @@ from resources.parts import (
     Range,
     Turn,
     in_turns,
-    joined,
     merged,
 )
 
 _MIN_GAP, _MAX_GAP = 64 << 10, 256 << 10
-_STRONG_TAG = re.compile(r'"[\x21\x23-\x7e]{0,1000}"')
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
 
 
@@ -86,13 +85,13 @@ def get_range(
     ):
         if answer.status_code == 416 and tag:
             # the range was within the file before, so it is a shorter one now
-            raise ChangedError(f"{shown(named)} has changed; it is fetched from its start next")
+            raise _changed(named)
         check_status(answer, named)
         if answer.status_code != 206:
             # a login page is no change of the file
             require_no_page(answer, first_bytes(answer), "a file", named)
             if tag and answer.headers.get("ETag") != tag:
-                raise ChangedError(f"{shown(named)} has changed; it is fetched from its start next")
+                raise _changed(named)
             raise NotInPartsError(f"{shown(named)} sends no ranges")
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if not match:
@@ -103,10 +102,9 @@ def get_range(
                 f"{shown(named)} answered with bytes {first:,} to {last:,} of {size:,} instead of {start:,} to "
                 f"{stop - 1:,}"
             )
-        found = answer.headers.get("ETag", "")
-        found = found if _STRONG_TAG.fullmatch(found) else ""
+        found = strong_tag(answer)
         if tag and found not in ("", tag):
-            raise ChangedError(f"{shown(named)} has changed; it is fetched from its start next")
+            raise _changed(named)
         count = last + 1 - first
         data = bytearray()
         for piece in body(answer, timeout, max_seconds(count)):
@@ -120,6 +118,10 @@ def get_range(
         # not where the login went along on the same host: it is wanted there
         moved = answer.history and "Authorization" not in answer.request.headers
         return Piece(start, bytes(data), size, found, answer.url if moved else url)
+
+
+def _changed(url: str) -> ChangedError:
+    return ChangedError(f"{shown(url)} has changed; it is fetched from its start next")
 
 
 class HttpRanges:
@@ -160,12 +162,10 @@ class HttpRanges:
             # the first one says which version the others must be of
             self._send(ranges[:1])
             ranges = self._parts.missing(ranges)
-        wide = merged(ranges, self._gap)
-        missing = self._parts.missing(wide) if self._parts.size else wide
         self._send(
             [
                 (at, min(at + MAX_RANGE_BYTES, stop))
-                for start, stop in missing
+                for start, stop in self._parts.missing(merged(ranges, self._gap))
                 for at in range(start, stop, MAX_RANGE_BYTES)
             ]
         )
@@ -173,7 +173,8 @@ class HttpRanges:
     def _leaves(self, tree: Tree, ranges: Sequence[Range]) -> list[Range]:
         """The leaves of these ranges that are not here, joined where they follow each other."""
         leaves = {(leaf.start, leaf.stop) for one in ranges for leaf in tree.ends(*one)}
-        return joined(leaf for leaf in leaves if self._parts.missing([leaf]))
+        missing = (leaf for leaf in leaves if self._parts.missing([leaf]))
+        return merged(missing, most=MAX_RANGE_BYTES)
 
     def _send(self, ranges: Sequence[Range]) -> None:
         try:

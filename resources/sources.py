@@ -65,6 +65,23 @@ class FileRequest:
         return self.name.rsplit("/", 1)[-1]
 
 
+@dataclass(frozen=True)
+class PartsRequest:
+    """A file of which only a selection is needed, and how its parts are requested.
+
+    `progress` and `brief` are as for `Source.fetch`; each request waits for its `turn`. `tree` gets the tree of the CID
+    from a source that finds files by CIDs; None if there is none.
+    """
+
+    file: FileRequest
+    selection: Selection
+    partials: PartialFiles
+    progress: Callable[[int], None]
+    turn: Turn
+    brief: bool
+    tree: Callable[[], Tree | None]
+
+
 class Source(Protocol):
     """One source of files. Several threads may use it at once."""
 
@@ -103,21 +120,10 @@ class Source(Protocol):
         """
         ...
 
-    def fetch_parts(
-        self,
-        request: FileRequest,
-        selection: Selection,
-        destination: Path,
-        partials: PartialFiles,
-        progress: Callable[[int], None],
-        turn: Turn,
-        brief: bool,
-        tree: Callable[[], Tree | None],
-    ) -> bool:
+    def fetch_parts(self, wanted: PartsRequest, destination: Path) -> bool:
         """Write what is selected of the file to `destination`; True if its bytes are checked against the CID.
 
-        Each request waits for its `turn`. `tree` gets the tree of the CID from a source that finds files by CIDs; None
-        if there is none. Raises as `fetch`, and NotInPartsError if the file must be fetched complete.
+        Raises as `fetch`, and NotInPartsError if the file must be fetched complete.
         """
         ...
 
@@ -380,11 +386,10 @@ class Sources:
         got: FetchResult | None = None
         if selection is not None:
             turn = functools.partial(self._turn, source, brief)
+            wanted = PartsRequest(request, selection, partials, progress, turn, brief, tree)
             try:
                 with deadline(time.monotonic() + max_seconds(request.max_bytes)):
-                    verified = source.fetch_parts(
-                        request, selection, destination, partials, progress, turn, brief, tree
-                    )
+                    verified = source.fetch_parts(wanted, destination)
                 got = FetchResult(source.name, verified, True)
             except NotInPartsError as error:
                 log(f"{request.file_name}: {source.name}: {error}; the complete file is fetched")

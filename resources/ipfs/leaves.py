@@ -12,7 +12,7 @@ from resources.errors import CutShortError, ForbiddenError, IntegrityError, NotF
 from resources.ipfs.car import MAX_SECTION, read_car
 from resources.ipfs.cid import Cid
 from resources.ipfs.unixfs import FILE_TYPES, FileNode, Link, decode_file_node, encode_file_node
-from resources.parts import NotInPartsError, Parts, Range, Turn, in_turns, joined
+from resources.parts import MAX_RANGE_BYTES, NotInPartsError, Parts, Range, Turn, in_turns, merged
 
 _MAX_LEVELS = 8
 _NODE_BYTES, _LINK_BYTES = 1024, 256
@@ -197,7 +197,10 @@ class IpfsLeaves:
             # the first range alone if the root is not known, because the others need it
             ranges_now = ranges if self._tree.size else ranges[:1]
             if ranged:
-                spans = joined({self._tree_span(place, one) for one in ranges_now for place in missing})
+                spans = merged(
+                    {self._tree_span(place, one) for one in ranges_now for place in missing},
+                    most=MAX_RANGE_BYTES,
+                )
                 requests = [partial(self._by_range, *span) for span in spans]
             else:
                 requests = [partial(self._by_block, cid) for cid in dict.fromkeys(p.cid for p in missing)]

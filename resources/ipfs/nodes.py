@@ -44,10 +44,10 @@ from resources.ipfs.cid import Cid
 from resources.ipfs.leaves import IpfsLeaves, Tree, tree_of
 from resources.ipfs.retrieve import Retrieval
 from resources.json_values import parse
-from resources.parts import Parts, Selection, Turn, obtain
+from resources.parts import Parts, Turn, obtain
 from resources.plain_text import plain_text
 from resources.resume import PartialFiles
-from resources.sources import FileRequest
+from resources.sources import FileRequest, PartsRequest
 from resources.stop import check
 
 _RAW = "application/vnd.ipld.raw"
@@ -138,24 +138,14 @@ class IpfsSource:
             retrieval.move_to(destination)
         return True
 
-    def fetch_parts(
-        self,
-        request: FileRequest,
-        selection: Selection,
-        destination: Path,
-        partials: PartialFiles,
-        progress: Callable[[int], None],
-        turn: Turn,
-        brief: bool,
-        tree: Callable[[], Tree | None],
-    ) -> bool:
-        root = Cid.parse(request.cid)
-        first_seconds = self.first_seconds if brief else None
-        with partials.holding(f"parts of {root}") as path, Parts(path, progress) as parts:
+    def fetch_parts(self, wanted: PartsRequest, destination: Path) -> bool:
+        root, pool = Cid.parse(wanted.file.cid), wanted.selection.pool
+        first_seconds = self.first_seconds if wanted.brief else None
+        with wanted.partials.holding(f"parts of {root}") as path, Parts(path, wanted.progress) as parts:
             leaves = IpfsLeaves(
-                root, self.node, parts, request.max_bytes, selection.pool, turn, first_seconds
+                root, self.node, parts, wanted.file.max_bytes, pool, wanted.turn, first_seconds
             )
-            return obtain(selection, parts, leaves, destination)
+            return obtain(wanted.selection, parts, leaves, destination)
 
     def tree(self, request: FileRequest, turn: Turn, brief: bool) -> Tree:
         """The tree of the file's CID. Raises ResourceError."""
