@@ -162,6 +162,21 @@ CHIP_BBOXES = TableSchema(
     key=("chip_id",),
 )
 
+LABEL_QUALITY = TableSchema(
+    (
+        _CHIP,
+        Column(
+            "purity_percent",
+            pa.float64(),
+            "pixels whose class is that of the majority of their 3 x 3 neighbours, percent",
+            low=0,
+            high=100,
+        ),
+        _percent("confidence_percent", "mean confidence of the CDL; missing without a confidence raster"),
+    ),
+    key=("chip_id",),
+)
+
 TILE_GRID = TableSchema(
     (
         _TILE,
@@ -577,6 +592,62 @@ CLASS_DISTRIBUTION = TableSchema(
         _count("chips", "chips with the class", pa.int64()),
     )
 )
+
+VIEWER = TableSchema(
+    (
+        Column("file", pa.string(), "file, in the dataset's folder", pattern=r"viewer/[\w./-]+"),
+        _count("chips", "chips whose pictures the file has; 0 for other files", pa.int64()),
+        _count("bytes", "size of the file", pa.int64()),
+    ),
+    key=("file",),
+)
+
+_HASH = Column("sha256", pa.string(), "checksum of the file", pattern=_SHA256)
+
+DATASET_FILES = TableSchema(
+    (
+        Column("file", pa.string(), "file, relative to the dataset's folder", pattern=r"[\w-][\w./-]*"),
+        Column("stage", pa.string(), "the asset that wrote it"),
+        Column("media_type", pa.string(), "media type, such as image/tiff"),
+        _count("bytes", "size of the file", pa.int64()),
+        _HASH,
+    ),
+    key=("file",),
+)
+
+FINGERPRINT = TableSchema(
+    (
+        Column("fingerprint", pa.string(), "hash of the recipe, inputs and outputs", pattern=_SHA256),
+        *(
+            Column(f"{name}_sha256", pa.string(), f"hash of the {name}", pattern=_SHA256)
+            for name in ("recipe", "inputs", "outputs")
+        ),
+        _count("inputs", "inputs: the CDL raster, band files, and lists that the recipe names", pa.int64()),
+        _count("outputs", "output files", pa.int64()),
+    )
+)
+
+STAC_CATALOGUE = TableSchema(
+    (
+        Column("file", pa.string(), "file, in the dataset's folder", pattern=r"stac/[\w./-]+"),
+        Column(
+            "kind", pa.string(), "collection, item or geoparquet", words=("collection", "item", "geoparquet")
+        ),
+        _count("bytes", "size of the file", pa.int64()),
+        _HASH,
+    ),
+    key=("file",),
+)
+
+_DESCRIPTION = (
+    Column("file", pa.string(), "file, in the dataset's folder", pattern=r"[\w-][\w./-]*"),
+    _count("bytes", "size of the file", pa.int64()),
+    _HASH,
+)
+
+DATASET_CARD = TableSchema(_DESCRIPTION, key=("file",))
+
+CROISSANT = TableSchema(_DESCRIPTION, key=("file",))
 
 PUBLISHED_DATASET = TableSchema(
     (
