@@ -54,5 +54,5 @@ def whole_numbers(axis: "Axis") -> None:
 
 
 def counted(count: int, thing: str) -> str:
-    """ "1 chip", "5,000 chips"."""
+    """The number of things in words, such as "1 chip" and "5,000 chips"."""
     return f"{count:,} {thing}" + ("" if count == 1 else "s")

@@ -84,9 +84,9 @@ def chip_picture(chip: Chip, chip_id: str, dates: Sequence[str]) -> bytes:
         draw.text((left, top), heading, "black", _font(12))
         picture.paste(Image.fromarray(pixels), (left, top + _HEADING))
 
-    for down, (kind, name) in enumerate((("true_colour", "true colour"), ("near_infrared", "near infrared"))):
+    for down, kind in enumerate(COMPOSITES):
         for across, (date, pixels) in enumerate(zip(dates, composites(chip.image, kind), strict=True)):
-            panel(across, down, f"{date}, {name}", pixels)
+            panel(across, down, f"{date}, {kind.replace('_', ' ')}", pixels)
     panel(len(dates), 0, "classes", _palette()[chip.mask])
     left = _GAP + step * len(dates)
     counts = np.bincount(chip.mask.ravel(), minlength=len(CLASSES))
