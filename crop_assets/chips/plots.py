@@ -38,7 +38,8 @@ _EVERY, _EVERY_OF_MASK = 2, 4
 _THUMBNAIL, _SMALL_MASK = CHIP_SIZE // _EVERY, CHIP_SIZE // _EVERY_OF_MASK
 _FRAME, _INNER, _SIGN = 3, 4, 30
 _CELL = 2 * _FRAME + 3 * _INNER + _THUMBNAIL + _SMALL_MASK, 2 * _FRAME + 3 * _INNER + _THUMBNAIL + 2 * _LINE
-_MAX_COLUMNS = 8
+# as many as fit beside the UI's lists
+_MAX_COLUMNS = 5
 # of a merged chip, counted from 0
 _SHOWN_DATE = POSITIONS.index("middle")
 _SHOWN_BANDS = [

@@ -111,11 +111,13 @@ def shown(metadata: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: plain_text(value) if isinstance(value, str) else value for name, value in metadata.items()}
     # what an earlier event had
     found.pop(IN_UNITS, None)
-    texts = [
-        f"{name.removeprefix('dagster/')} {text}"
-        for name, value in found.items()
-        if (text := with_unit(name, getattr(value, "value", value))) is not None
-    ]
+    texts = []
+    for name, value in found.items():
+        number = getattr(value, "value", value)
+        text = with_unit(name, number)
+        # `seconds` 0.4 is readable as it is
+        if text and text.split()[0] != str(number):
+            texts.append(f"{name.removeprefix('dagster/')} {text}")
     return found | ({IN_UNITS: plain_text(", ".join(texts))} if texts else {})
 
 
@@ -125,7 +127,9 @@ def with_unit(name: str, value: Any) -> str | None:
     `bytes` 53,211,456 is "53.2 MB", `seconds` 0.412 "0.412 s", `cloud_cover` 12.34 "12.34 %", `margin_m` 12000.0
     "12,000 m" and `chips` 12000 "12,000".
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     # an event that others reported may have any number
     if not abs(value) <= _MAX_SHOWN:
