@@ -19,6 +19,7 @@ from crop_assets.chip_grid import CHIP_SIZE
 from crop_assets.chips.clip import Chip
 from crop_assets.chips.composites import COMPOSITES, composites, stretched
 from crop_assets.classes import CLASSES, class_colormap
+from crop_assets.figures import counted
 from crop_assets.hls import POSITIONS, REFLECTANCE_BANDS
 from resources.geodata import open_geotiff
 
@@ -136,7 +137,7 @@ def contact_sheet(tile: str, chips: Sequence[Verdict]) -> bytes:
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     kept = sum(chip.kept for chip in chips)
-    heading = f"{tile}: {kept:,} of {len(chips):,} chips kept; true colour of the middle date, mask"
+    heading = f"{tile}: {kept:,} of {counted(len(chips), 'chip')} kept; true colour of the middle date, mask"
     if len(chips) > len(shown):
         heading = f"{heading}; the first {len(shown)} are shown"
     draw.text((_GAP, 4), fitted(heading, _font(13), size[0] - 2 * _GAP), "black", _font(13))
