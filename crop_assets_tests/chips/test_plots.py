@@ -84,7 +84,8 @@ def test_every_chip_is_framed_by_its_verdict(count: int) -> None:
         mask = sheet[top + 7 : top + 63, left + 123 : left + 179]
         if chip.thumbnail is None:
             assert is_colour(inner[:40], (235, 235, 235))
-            assert is_colour(mask, (255, 255, 255))
+            # a JPEG smears the frame and the cross
+            assert is_colour(mask[8:45, 8:45], (255, 255, 255))
         else:
             middles = slice(14, None, 28)
             assert abs(inner[middles, middles] - chip.thumbnail.colour[middles, middles]).max() < 24
