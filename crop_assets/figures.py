@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _Parameters = ParamSpec("_Parameters")
@@ -33,3 +35,24 @@ def png(draw: Callable[_Parameters, "Figure"]) -> Callable[_Parameters, bytes]:
         return out.getvalue()
 
     return drawn
+
+
+def kilometres(axes: "Axes") -> None:
+    """Make axes in metres a map with both scales alike, labelled in kilometres."""
+    axes.set_aspect("equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value / 1000:,.6g}")
+    axes.tick_params(labelsize=8)
+
+
+def whole_numbers(axis: "Axis") -> None:
+    """Mark an axis of counts at a few whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def counted(count: int, thing: str) -> str:
+    """The number of things in words, such as "1 chip" and "5,000 chips"."""
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -10,8 +10,16 @@ import pandas as pd
 
 from crop_assets.chips.clip import Band, Chip, TileReader, chip_facts, chip_files
 from crop_assets.chips.fmask import fmask_facts, read_fmasks
-from crop_assets.chips.plots import chip_picture
-from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, judge_chips
+from crop_assets.chips.plots import (
+    MAX_SHOWN,
+    Thumbnail,
+    Verdict,
+    chip_picture,
+    contact_sheet,
+    read_thumbnail,
+    thumbnail,
+)
+from crop_assets.chips.quality import NO_SCENES, NOT_FETCHED, figure_text, judge_chips
 from crop_assets.chips.rasters import Block
 from crop_assets.chips.reproject import ReprojectionJob, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
@@ -141,6 +149,7 @@ def chips(
         "SCENES": " ".join(scenes["scene_id"]),
     }
     rows: list[dict[str, Any]] = []
+    thumbnails: list[Thumbnail] = []
     cdl_path = cdl_releases.find_same(run.year, digest)
     paths = {
         (position, band): (path, sha256)
@@ -161,6 +170,7 @@ def chips(
             pixels = reader.read(some, run.pool)
             if start == 0:
                 preview = run.pool.submit(chip_picture, pixels[0], ids[0], list(map(str, scenes["date"])))
+            thumbnails += map(thumbnail, pixels[: MAX_SHOWN - len(thumbnails)])
             named = zip(some, pixels, strict=True)
             made = in_parallel(
                 run.pool, lambda chip: _chip_row(run, *chip, scenes, tags, fit, writers), named
@@ -171,6 +181,7 @@ def chips(
             if len(ids) > _CHIPS_AT_ONCE:
                 run.log(f"{len(rows)} of {len(ids)} chips")
     table = _chip_table(rows)
+    run.handover.update(zip(_picture_keys(table), thumbnails, strict=False))
     files = {
         path: digest
         for name in ("merged", "mask", "fmask")
@@ -274,11 +285,42 @@ def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame
         **dict(zip(kept["mask_path"], kept["mask_sha256"], strict=True)),
     }
     run.log(f"{len(kept)} of {len(table)} chips kept")
+    figures = pd.Series(list(map(figure_text, table["reason"], table["figure"])), table.index)
     reasons = rejected["reason"].value_counts().rename_axis("reason").reset_index(name="chips")
+    why = [f"{reason} {figure}".rstrip() for reason, figure in zip(table["reason"], figures, strict=True)]
     metadata = {
         "kept": len(kept),
         "rejected": len(rejected),
+        "contact_sheet": Picture(_contact_sheet(run, chips, why), f"chips of {run.tile}", "jpeg"),
         "reasons": markdown(reasons),
-        "ledger": markdown(rejected[["chip_id", "reason", "figure"]]),
+        "ledger": markdown(rejected[["chip_id", "reason"]].assign(figure=figures[~table["kept"]])),
     }
     return Made(table, metadata, files)
+
+
+def _contact_sheet(run: TileRun, chips: pd.DataFrame, why: Sequence[str]) -> bytes:
+    """The contact sheet of the tile, of thumbnails of the stage `chips`, or else read from its files.
+
+    `why` has the reason against each chip, "" for a kept one.
+    """
+    shown = chips.head(MAX_SHOWN)
+
+    def one(key: tuple[str, str, str, str]) -> Thumbnail | None:
+        merged, _, mask, _ = key
+        found: Thumbnail | None = run.handover.pop(key, None)
+        return found or read_thumbnail(run.store.gdal_path(merged), run.store.gdal_path(mask))
+
+    made = shown["outcome"] == ""
+    thumbnails = dict(
+        zip(shown.loc[made, "chip_id"], in_parallel(run.pool, one, _picture_keys(shown[made])), strict=True)
+    )
+    verdicts = [
+        Verdict(chip_id, reason, thumbnails.get(chip_id))
+        for chip_id, reason in zip(chips["chip_id"], why, strict=True)
+    ]
+    return contact_sheet(run.tile, verdicts)
+
+
+def _picture_keys(chips: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """What the thumbnail of each chip depends on, as the keys of `handover`."""
+    return list(_columns(chips, "merged_path", "merged_sha256", "mask_path", "mask_sha256"))

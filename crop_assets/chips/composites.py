@@ -30,13 +30,15 @@ def composites(image: NDArray[np.int16], kind: Composite) -> NDArray[np.uint8]:
     """
     by_date = image.reshape(len(POSITIONS), len(REFLECTANCE_BANDS), *image.shape[1:])
     shown = by_date[:, [REFLECTANCE_BANDS.index(band) for band in COMPOSITES[kind]]]
-    return np.stack([_stretched(date) for date in shown])
+    return np.stack([stretched(date) for date in shown])
 
 
-def _stretched(bands: NDArray[np.int16]) -> NDArray[np.uint8]:
-    """Three bands of one date as uint8 (rows, columns, 3)."""
+def stretched(bands: NDArray[np.int16]) -> NDArray[np.uint8]:
+    """Three bands of one date, int16 (3, rows, columns), in colour: uint8 (rows, columns, 3), stretched together."""
     there = (bands != NODATA).all(axis=0)
     sample = bands[:, ::_EVERY, ::_EVERY][:, there[::_EVERY, ::_EVERY]]
+    if not sample.size:
+        sample = bands[:, there]
     if not sample.size:
         return np.zeros((*there.shape, 3), np.uint8)
     low, high = np.percentile(sample, (_CUT_PERCENT, 100 - _CUT_PERCENT))

@@ -91,3 +91,13 @@ def judge_chips(
             "kept": reason == KEPT,
         }
     )
+
+
+def figure_text(reason: str, figure: float) -> str:
+    """The number that decided about a chip, with its unit: "12.4 %", "1,234 pixels", "2 fit scenes"; "" without one."""
+    if figure != figure:
+        return ""
+    if reason == BAD_QUALITY:
+        return f"{figure:.4g} %"
+    count = f"{figure:,.0f}"
+    return {NA_PIXELS: f"{count} pixels", NO_SCENES: f"{count} fit scenes"}.get(reason, f"{figure:,.6g}")

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
 from crop_assets.dataset.funnel import left_out, reject_ledger, yield_funnel
-from crop_assets.dataset.plots import band_histograms_png, funnel_png
+from crop_assets.dataset.plots import band_histograms_png, funnel_png, split_map_png
 from crop_assets.dataset.publish import published_names
 from crop_assets.dataset.splits import (
     LISTS,
@@ -38,6 +38,7 @@ from crop_assets.dataset.splits import (
 from crop_assets.dataset.statistics import band_statistics, measure_bands, statistics_texts
 from crop_assets.dataset.weights import class_weights as balanced_weights
 from crop_assets.errors import InputError
+from crop_assets.figures import counted
 from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Source, YearRun, stage
 from crop_assets.hls import POSITIONS, REFLECTANCE_BANDS
@@ -133,6 +134,7 @@ def splits(
     metadata = {
         "funnel": markdown(funnel),
         "funnel_chart": Picture(funnel_png(funnel), "funnel"),
+        "map": Picture(split_map_png(_by_split(chips), list(ledger["chip_id"])), "map of the splits"),
         **counts,
         "leakage": markdown(leakage_report(chips).round(1)),
     }
@@ -145,6 +147,10 @@ def splits(
             f"{len(unknown):,} chips ({some_ids(unknown)}) of the files of the split, not in the dataset"
         )
     return Made(chips[_columns(SPLITS)], metadata, files)
+
+
+def _by_split(chips: pd.DataFrame) -> dict[str, list[str]]:
+    return {str(split): list(ids) for split, ids in chips.groupby("split")["chip_id"]}
 
 
 def _split(
@@ -217,7 +223,7 @@ def _chosen(run: YearRun, splits: pd.DataFrame) -> pd.DataFrame:
     BAND_STATS,
     kinds={"numpy", "png"},
     fields=["statistics_over", "band_values_binary"],
-    code_version="3",
+    code_version="4",
 )
 def band_stats(run: YearRun, splits: pd.DataFrame, machine: Machine) -> Made:
     """Mean, standard deviation, minimum and maximum (1.5 % clipped at either end) of each of the six bands over the
@@ -239,7 +245,7 @@ def band_stats(run: YearRun, splits: pd.DataFrame, machine: Machine) -> Made:
     chips = {split: int((splits["split"] == split).sum()) for split in counts}
     files += [run.write_text(name, text) for name, text in statistics_texts(counts, over, chips).items()]
     measured = sum(chips[split] for split in over)
-    chart = band_histograms_png(chosen, f"{' and '.join(over)}: {measured} chips of {run.year}")
+    chart = band_histograms_png(chosen, f"{' and '.join(over)}: {counted(measured, 'chip')} of {run.year}")
     files.append(run.layout.file("band_histograms.png"))
     run.store.write_bytes(files[-1], chart)
     rows = [
@@ -293,7 +299,7 @@ def _classes_text(pixels: "pd.Series[int]") -> str:
     return json.dumps(classes, indent=2) + "\n"
 
 
-@stage("dataset", CLASS_DISTRIBUTION, kinds={"png"})
+@stage("dataset", CLASS_DISTRIBUTION, kinds={"png"}, code_version="2")
 def class_distribution(run: YearRun, splits: pd.DataFrame) -> Made:
     """`training_dst.png` and `validation_dst.png`: the share of each class in the splits; `test_dst.png` too if there
     are test chips.
@@ -305,7 +311,7 @@ def class_distribution(run: YearRun, splits: pd.DataFrame) -> Made:
     for split, name in names.items():
         counts = splits.loc[splits["split"] == split, CLASS_COLUMNS]
         pixels = counts.sum().to_numpy(dtype=np.int64)
-        png = class_histogram_png(pixels, f"{split}: {len(counts)} chips of {run.year}")
+        png = class_histogram_png(pixels, f"{split}: {counted(len(counts), 'chip')} of {run.year}")
         files.append(run.layout.file(f"{name}.png"))
         run.store.write_bytes(files[-1], png)
         metadata[name] = Picture(png, "classes")

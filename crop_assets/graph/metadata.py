@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 
 from crop_assets.errors import InputError
@@ -26,6 +27,13 @@ OWNERS = ("team:crop-assets",)
 _MAX_CELL = 500
 """Maximum characters of one text in a table or list in the UI."""
 _MAX_INLINE_BYTES = 10_000
+IN_UNITS = "in_units"
+"""Metadata: the numbers of the other metadata with their units. They stay numbers, which Dagster plots."""
+_UNITS = {"bytes": "B", "seconds": "s", "percent": "%", "cover": "%", "coverage": "%", "m": "m"}
+"""Units of metadata and of columns, by the last word of the name."""
+_MIN_SEPARATED = 10_000
+"""Smallest number with separators. Years have none."""
+_MAX_SHOWN = 1e18
 _ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]*://|www\.|mailto:|[\w.+-]+@)[^\s`]+)", re.I)
 _MARKDOWN = re.compile(r"([\\`*\[\]<>|~])")
 
@@ -99,20 +107,68 @@ def table_metadata(store: DatasetStore, stored: StoredTable, reused: bool, secon
 
 
 def shown(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata with texts on one line and of limited length."""
-    return {name: plain_text(value) if isinstance(value, str) else value for name, value in metadata.items()}
+    """The metadata with texts on one line and of limited length, and with `IN_UNITS` if it has such numbers."""
+    found = {name: plain_text(value) if isinstance(value, str) else value for name, value in metadata.items()}
+    # what an earlier event had
+    found.pop(IN_UNITS, None)
+    texts = []
+    for name, value in found.items():
+        number = getattr(value, "value", value)
+        text = with_unit(name, number)
+        # `seconds` 0.4 is readable as it is
+        if text and text.split()[0] != str(number):
+            texts.append(f"{name.removeprefix('dagster/')} {text}")
+    return found | ({IN_UNITS: plain_text(", ".join(texts))} if texts else {})
+
+
+def with_unit(name: str, value: Any) -> str | None:
+    """A number with the unit that the end of its name gives, and with separators; None if it has neither.
+
+    `bytes` 53,211,456 is "53.2 MB", `seconds` 0.412 "0.412 s", `cloud_cover` 12.34 "12.34 %", `margin_m` 12000.0
+    "12,000 m" and `chips` 12000 "12,000".
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # an event that others reported may have any number
+    if not abs(value) <= _MAX_SHOWN:
+        return None
+    unit, is_whole = _UNITS.get(name.rsplit("_", 1)[-1], ""), value == int(value)
+    if unit == "B":
+        return _bytes_text(float(value))
+    if not unit and (abs(value) < _MIN_SEPARATED or not is_whole):
+        return None
+    text = f"{int(value):,}" if is_whole else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{text} {unit}".rstrip()
+
+
+def _bytes_text(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        # 999.5 would be 1e+03
+        if abs(count) < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB" if abs(count) < 999.5 else f"{count:,.0f} TB"
 
 
 def markdown(frame: pd.DataFrame, rows: int = 50) -> dg.MarkdownMetadataValue:
-    """The first rows of a table as Markdown for the Dagster UI."""
+    """The first rows of a table as Markdown for the Dagster UI, with units and separators."""
     head = frame.head(rows)
     lines = ["| " + " | ".join(map(str, head.columns)) + " |", "|" + " --- |" * len(head.columns)]
-    lines += [
-        "| " + " | ".join("" if pd.isna(v) else plain(str(v)) for v in row) + " |" for row in head.to_numpy()
-    ]
+    # by column, because the array of a table of integers and floats has floats only
+    columns = [[_cell(str(name), value) for value in column] for name, column in head.items()]
+    lines += ["| " + " | ".join(cells) + " |" for cells in zip(*columns, strict=True)]
     if len(frame) > rows:
-        lines.append(f"\n… and {len(frame) - rows} more")
+        lines.append(f"\n… and {len(frame) - rows:,} more")
     return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(column: str, value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    text = with_unit(column, value)
+    return plain(str(value)) if text is None else text
 
 
 def plain(text: str) -> str:

@@ -388,7 +388,7 @@ def _materialization(
         where = partition if upstream.per_tile else done.partition.keys_by_dimension[CDL_YEAR]
         tags[f"dagster/input_event_pointer/{name}"] = pointer(name, where)
     return dg.AssetMaterialization(
-        done.stage.name, partition=partition, metadata={**earlier, **shown(done.metadata)}, tags=tags
+        done.stage.name, partition=partition, metadata=shown({**earlier, **done.metadata}), tags=tags
     )
 
 

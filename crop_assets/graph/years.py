@@ -138,7 +138,7 @@ def _materialize(
     if stage.then:
         stage.then(context.instance, table)
     return dg.MaterializeResult(
-        metadata={**shown(metadata), **table_metadata(store, stored, reused, time.monotonic() - started)},
+        metadata=shown({**metadata, **table_metadata(store, stored, reused, time.monotonic() - started)}),
         data_version=dg.DataVersion(stored.data_version),
         check_results=[
             *([_every_tile_is_in(_together(tiles))] if tiles else ()),
@@ -181,7 +181,7 @@ def _check(check: Check, table: pd.DataFrame, tiles: Mapping[str, AllTiles], run
         check_name=check.name,
         passed=found.passed,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata=dict(found.metadata),
+        metadata=shown(found.metadata),
     )
 
 
@@ -198,7 +198,7 @@ def _every_tile_is_in(tiles: AllTiles) -> dg.AssetCheckResult:
         check_name=EVERY_TILE_IS_IN,
         passed=not tiles.missing,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata=tiles_metadata(tiles),
+        metadata=shown(tiles_metadata(tiles)),
     )
 
 
@@ -250,7 +250,7 @@ def read_tiles(
         check_name=EVERY_TILE_IS_IN,
         passed=False,
         severity=dg.AssetCheckSeverity.ERROR,
-        metadata=tiles_metadata(tiles),
+        metadata=shown(tiles_metadata(tiles)),
     )
     with uninterrupted():
         context.log_event(failed)

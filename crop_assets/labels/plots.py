@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from crop_assets.chip_grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y
 from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
-from crop_assets.figures import png
+from crop_assets.figures import counted, kilometres, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+_BEHIND_LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 _CHOICE_COLOURS = ("#b8bec6", "#4c78a8", "#f2a541", "#7b9e6b")
 
 
@@ -35,6 +36,7 @@ def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> "Figure":
     axes.set_title(title)
     bars = axes.bar(CLASSES[1:], shares, color=CLASS_COLOURS[1:], edgecolor="#333333", linewidth=0.5)
     axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    axes.margins(y=0.1)
     axes.set_ylabel("share of pixels, %")
     axes.tick_params(axis="x", labelrotation=40, labelsize=8)
     for label in axes.get_xticklabels():
@@ -59,7 +61,10 @@ def choices_png(choices: Mapping[str, NDArray[np.int64]], target: Sequence[float
         bars = axes.bar(
             places + (number + 0.5) * width - 0.4, shares, width, color=_CHOICE_COLOURS[number], label=name
         )
-        axes.bar_label(bars, fmt="%.0f", fontsize=6)
+        labels = [f"{share:.0f}" if share else "" for share in shares]
+        # upright, because "100" is wider than a bar, and in front of the mark at the target
+        axes.bar_label(bars, labels=labels, fontsize=7, padding=2, rotation=90, zorder=3, bbox=_BEHIND_LABEL)
+    axes.margins(y=0.15)
     wanted = [100 * share for share in target]
     axes.hlines(wanted, places - 0.45, places + 0.45, colors="#d62728", linewidths=1.5, label="target")
     axes.set_xticks(places, CLASSES[1:], rotation=40, fontsize=8, ha="right")
@@ -89,13 +94,18 @@ def choice_maps_png(choices: Mapping[str, gpd.GeoDataFrame], landscape: pd.DataF
     for axes, (name, boxes) in zip(panels, choices.items(), strict=True):
         axes.imshow(held, cmap="Greys", vmin=0, vmax=1, extent=(left, right, bottom, top))
         shown.update(_draw_chips(axes, boxes).tolist())
-        _kilometres(axes)
-        axes.set_title(f"{name}: {len(boxes)} chips", fontsize=10)
+        kilometres(axes)
+        axes.set_title(f"{name}: {counted(len(boxes), 'chip')}", fontsize=10)
     if shown:
         title = "largest class of a chosen chip; boxes that are not chosen are grey (EPSG:5070, km)"
         handles = _class_patches(shown)
         figure.legend(
-            handles=handles, title=title, title_fontsize=8, fontsize=7, ncols=7, loc="outside lower center"
+            handles=handles,
+            title=title,
+            title_fontsize=8,
+            fontsize=7,
+            ncols=3 * len(choices) + 1,
+            loc="outside lower center",
         )
     return figure
 
@@ -116,11 +126,16 @@ def chip_map_png(boxes: gpd.GeoDataFrame, tiles: gpd.GeoDataFrame) -> "Figure":
     axes.add_collection(LineCollection(outlines, colors="#9aa5b1", linewidths=0.4))
     largest = _draw_chips(axes, boxes)
     axes.autoscale_view()
-    _kilometres(axes)
-    axes.set_title(f"{len(boxes)} chips, {len(tiles)} tiles (EPSG:5070, km)", fontsize=10)
+    kilometres(axes)
+    axes.set_title(
+        f"{counted(len(boxes), 'chip')}, {counted(len(tiles), 'tile')} (EPSG:5070, km)", fontsize=10
+    )
     if len(largest):
         handles = _class_patches(set(largest.tolist()))
-        axes.legend(handles=handles, fontsize=7, loc="lower left", title="largest class", title_fontsize=7)
+        # not over chips
+        figure.legend(
+            handles=handles, fontsize=8, loc="outside right upper", title="largest class", title_fontsize=8
+        )
     return figure
 
 
@@ -138,7 +153,7 @@ def _draw_chips(axes: "Axes", boxes: gpd.GeoDataFrame) -> NDArray[np.intp]:
     colours = [CLASS_COLOURS[value] for value in largest]
     squares = [shapely.get_coordinates(shape) for shape in boxes.geometry]
     # an edge of the same colour keeps a chip visible if it is smaller than a pixel of the picture
-    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors=colours, linewidths=0.8))
+    axes.add_collection(PolyCollection(squares, facecolors=colours, edgecolors=colours, linewidths=1.2))
     return largest
 
 
@@ -147,10 +162,3 @@ def _class_patches(values: set[int]) -> "list[Patch]":
     from matplotlib.patches import Patch
 
     return [Patch(color=CLASS_COLOURS[value], label=CLASSES[value]) for value in sorted(values)]
-
-
-def _kilometres(axes: "Axes") -> None:
-    axes.set_aspect("equal")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
-    axes.tick_params(labelsize=8)

@@ -82,6 +82,21 @@ def test_a_chip_can_be_looked_at(page: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("asset", "name", "file"),
+    [
+        ("filtered_chips", "chips of ", "/pictures/filtered_chips/"),
+        ("splits", "map of the splits", "/pictures/splits/map.png"),
+    ],
+)
+def test_pictures_of_many_chips_are_on_the_page(page: Any, asset: str, name: str, file: str) -> None:
+    page.goto(f"/assets/{asset}?view=events")
+    picture = page.get_by_role("img", name=name).first
+    picture.wait_for()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 390
+    assert file in (picture.get_attribute("src") or "")
+
+
 def test_the_runs_of_the_demo_are_in_the_histories_of_their_jobs(page: Any, ui: Ui) -> None:
     runs = ui.runs_of_jobs()
     for job in ("labels_job", "tiles_job", "dataset_job"):

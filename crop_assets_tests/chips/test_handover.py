@@ -2,6 +2,7 @@
 
 import datetime as dt
 import hashlib
+import io
 from collections.abc import Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -13,13 +14,16 @@ import pandas as pd
 import pytest
 import rasterio
 from odc.geo.geobox import GeoBox
+from PIL import Image
 
 from crop_assets.chip_grid import chip_blocks, chip_id, chip_position, raster_geobox
 from crop_assets.chips.assets import chip_quality, chips, filtered_chips, reprojected_tiles
+from crop_assets.chips.plots import Thumbnail, cell_corner
 from crop_assets.chips.warp import bilinear, nearest, source_pixels
 from crop_assets.classes import CDL_CLASSES
 from crop_assets.coordinates import blocks_of_chips
 from crop_assets.errors import InputError
+from crop_assets.graph.metadata import Picture
 from crop_assets.graph.stage import TileRun
 from crop_assets.hls import NODATA, POSITIONS, QA_BAND, QA_NODATA, REFLECTANCE_BANDS
 from crop_assets.layout import Layout
@@ -129,6 +133,7 @@ class Done:
     quality: pd.DataFrame
     bands: pd.DataFrame
     chips: pd.DataFrame
+    sheet: Picture
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +144,8 @@ def at_once(tile: Tile, tmp_path_factory: pytest.TempPathFactory, pool: Executor
     quality = tile.quality(run)
     bands = tile.reprojected(run)
     made = tile.chips(run, bands)
-    filtered_chips(run, made, quality)
-    return Done(run, root, quality, bands, made)
+    filtered = filtered_chips(run, made, quality)
+    return Done(run, root, quality, bands, made, filtered.metadata["contact_sheet"])
 
 
 def expected_block(tile: Tile, position: str, band: str, chip: str) -> np.ndarray:
@@ -196,7 +201,8 @@ def test_each_stage_alone_makes_the_same_files(
     quality = tile.quality(run)
     bands = tile.reprojected(replace(run, handover={}))
     made = tile.chips(replace(run, handover={}), bands)
-    filtered_chips(replace(run, handover={}), made, quality)
+    filtered = filtered_chips(replace(run, handover={}), made, quality)
+    assert filtered.metadata["contact_sheet"] == at_once.sheet
     pd.testing.assert_frame_equal(quality, at_once.quality)
     pd.testing.assert_frame_equal(made, at_once.chips)
     ours, theirs = digests(tmp_path), digests(at_once.root)
@@ -287,6 +293,42 @@ def test_little_is_handed_over_of_a_large_tile(tile: Tile, tmp_path: Path, pool:
     assert {key[2] for key in blocks} == set(sorted(IDS)[:16])
     assert len(blocks) <= 16 * len(bands)
     assert bands["blocks"].max() > 16
+
+
+def test_the_thumbnails_of_a_sheet_are_handed_over(
+    tile: Tile, at_once: Done, tmp_path: Path, pool: Executor
+) -> None:
+    run = tile.run(tmp_path, pool)
+    quality = tile.quality(run)
+    made = tile.chips(run, tile.reprojected(run))
+    thumbnails = {key: value for key, value in run.handover.items() if isinstance(value, Thumbnail)}
+    assert len(thumbnails) == len(IDS)
+    assert sum(small.colour.nbytes + small.mask.nbytes for small in thumbnails.values()) < 45_000 * len(IDS)
+    # what is in memory is drawn, not the files, of which one is replaced and one is damaged
+    first, second = made["merged_path"][:2]
+    run.store.write_bytes(first, run.store.read_bytes(second))
+    run.store.write_bytes(second, b"no raster")
+    sheet = filtered_chips(run, made, quality).metadata["contact_sheet"]
+    assert sheet == at_once.sheet
+    # the files are read where another chip is meant
+    other = made.assign(merged_sha256=["0" * 64, *made["merged_sha256"][1:]])
+    run.handover.update(thumbnails)
+    assert filtered_chips(run, other, quality).metadata["contact_sheet"] != at_once.sheet
+
+
+def test_a_file_that_cannot_be_read_is_blank_on_the_sheet(
+    tile: Tile, at_once: Done, tmp_path: Path, pool: Executor
+) -> None:
+    run = tile.run(tmp_path, pool)
+    quality = tile.quality(run)
+    made = tile.chips(run, tile.reprojected(run))
+    run.store.write_bytes(made.loc[0, "mask_path"], b"no raster")
+    sheet = filtered_chips(replace(run, handover={}), made, quality).metadata["contact_sheet"]
+    left, top = cell_corner(0, len(IDS))
+    pixels = np.asarray(Image.open(io.BytesIO(sheet.data)).convert("RGB")).astype(int)
+    # above the words
+    assert abs(pixels[top + 10 : top + 45, left + 10 : left + 110] - 235).max() < 8
+    assert sheet != at_once.sheet
 
 
 def test_a_damaged_band_is_an_error_that_names_it(tile: Tile, tmp_path: Path, pool: Executor) -> None:

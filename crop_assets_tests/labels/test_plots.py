@@ -12,6 +12,7 @@ from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.labels.cdl import ChipHistograms
 from crop_assets.labels.plots import chip_map_png, choice_maps_png, choices_png, class_histogram_png
 from crop_assets.labels.sampling import candidate_boxes, weighed_boxes
+from crop_assets_tests.drawn import figure_of, texts_of
 from crop_assets_tests.labels.conftest import boxes_of
 
 
@@ -66,3 +67,42 @@ def test_chip_map_is_a_png_even_of_nothing() -> None:
     tiles = gpd.GeoDataFrame(geometry=[shapely.box(-99, 38, -98, 39)], crs=4326)
     assert _height_width(chip_map_png(boxes, tiles)) == (650, 1000)
     assert _height_width(chip_map_png(boxes.iloc[:0], tiles.iloc[:0])) == (650, 1000)
+
+
+def boxes_with_classes(chips: int) -> gpd.GeoDataFrame:
+    """Chips side by side, or else all over the contiguous US, of all classes in turn."""
+    counts = np.zeros((chips, 14), np.int32)
+    counts[range(chips), [1 + n % 13 for n in range(chips)]] = 224 * 224
+    places = np.random.default_rng(1).choice(400 * 680, chips, replace=False)
+    if chips <= 36:
+        return boxes_of([(230 + n // 6, 300 + n % 6) for n in range(chips)], counts)
+    return boxes_of([(10 + int(at) // 680, 3 + int(at) % 680) for at in places], counts)
+
+
+@pytest.mark.parametrize("chips", [1, 36, 5000])
+def test_the_labels_of_maps_stay_apart_and_the_legend_is_beside_the_chips(chips: int) -> None:
+    boxes = boxes_with_classes(chips)
+    around = gpd.GeoSeries([shapely.box(*boxes.total_bounds)], crs=5070).to_crs(4326)
+    tiles = gpd.GeoDataFrame(geometry=around)
+    half = boxes.iloc[: max(1, chips // 2)]
+    several = {"evenness": half, "balanced": half, "chip_boxes": boxes}
+    words = f"{chips:,} chip" + ("s" if chips > 1 else "")
+    for figure, title in (
+        (figure_of(chip_map_png, boxes, tiles), f"{words}, 1 tile (EPSG:5070, km)"),
+        (figure_of(choice_maps_png, {"chip_boxes": boxes}, boxes), f"chip_boxes: {words}"),
+        (figure_of(choice_maps_png, several, boxes), f"chip_boxes: {words}"),
+    ):
+        assert any(text.startswith(title) for text in texts_of(figure))
+        (legend,) = figure.legends
+        assert figure.bbox.padded(1).contains(*legend.get_window_extent().min)
+        assert figure.bbox.padded(1).contains(*legend.get_window_extent().max)
+        for axes in figure.axes:
+            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+@pytest.mark.parametrize("shares", [[1] * 13, [0, 0, 1, *[0] * 10], [100, 99, 98, *range(10)]], ids=str)
+def test_the_labels_of_class_shares_stay_apart(shares: list[int]) -> None:
+    counts = np.array([0, *shares], np.int64) * 50_176
+    choices = dict.fromkeys(("all boxes", "chip_boxes", "evenness", "balanced"), counts)
+    texts_of(figure_of(choices_png, choices, (1 / 13,) * 13))
+    texts_of(figure_of(class_histogram_png, counts, "validation: 5,000 chips of 2022"))
