@@ -63,10 +63,10 @@ def _three_or_none(scenes: pd.DataFrame) -> str:
 
 
 def _every_chip_of_candidates(candidates: pd.DataFrame) -> str:
-    if candidates.groupby("scene_id")["chip_id"].count().nunique() > 1:
-        return "its candidates are not all of the same chips"
+    if candidates.groupby("scene_id")["chip_id"].agg(frozenset).nunique() > 1:
+        return "its candidates have not all the same chips"
     measured = candidates[candidates["problem"] == ""]
-    if measured[list(FMASK_COUNTS)].isna().any(axis=None) or (measured["path"] == "").any():
+    if measured[[*FMASK_COUNTS, "path", "sha256"]].isna().any(axis=None):
         return "counts or the file of a measured candidate are missing"
     if (measured["bad"] + measured["fill"] > _PIXELS).any():
         return "a chip has more bad and missing pixels than pixels"
@@ -275,6 +275,13 @@ SCENE_METADATA = TableSchema(
     ),
 )
 
+_CID = Column("cid", pa.string(), "CID of the file's content; empty if unknown", pattern=_CID_OR_NONE)
+_STORED_FILE = (
+    Column("path", pa.string(), "file in the store", pattern=_FILE),
+    _count("bytes", "size of the file", pa.int64()),
+    Column("sha256", pa.string(), "checksum of the file", pattern=_SHA256),
+)
+
 CANDIDATE_FMASKS = TableSchema(
     (
         Column("scene_id", pa.string(), "HLS scene id of the candidate", pattern=SCENE_ID),
@@ -287,15 +294,8 @@ CANDIDATE_FMASKS = TableSchema(
             )
         ),
         Column("problem", pa.string(), "why the candidate could not be measured; empty if it was"),
-        Column(
-            "path",
-            pa.string(),
-            "Fmask file in the store; empty if it could not be had",
-            pattern=f"({_FILE})?",
-        ),
-        _count("bytes", "size of the file", pa.int64()),
-        Column("sha256", pa.string(), "checksum of the file", pattern=f"({_SHA256})?"),
-        Column("cid", pa.string(), "CID of the file's content; empty if unknown", pattern=_CID_OR_NONE),
+        *_optional(*_STORED_FILE),
+        _CID,
         Column("verified", pa.bool_(), "whether the bytes match the CID"),
     ),
     key=("scene_id", "chip_id"),
@@ -340,13 +340,6 @@ FILE_COLUMNS = (
     Column("date", pa.date32(), "day of sensing (UTC)"),
     Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask", words=BANDS),
 )
-_CID = Column("cid", pa.string(), "CID of the file's content; empty if unknown", pattern=_CID_OR_NONE)
-_STORED_FILE = (
-    Column("path", pa.string(), "file in the store", pattern=_FILE),
-    _count("bytes", "size of the file", pa.int64()),
-    Column("sha256", pa.string(), "checksum of the file", pattern=_SHA256),
-)
-
 NAMED_FILE_COLUMNS = (
     *FILE_COLUMNS,
     Column("file", pa.string(), "file name"),

@@ -96,23 +96,19 @@ def candidate_fmasks(
         raise fetched.error(len(wanted))
     files = fetched.table
     chips = sorted(tile_map["chip_id"])
-    counted = count_fmasks([partial(run.store.local, path) for path in files["path"]], chips, run.pool)
-    place = {number: at for at, number in enumerate(sorted(fetched.stored))}
+    local = [partial(run.store.local, path) for path in files["path"]]
+    counted = dict(zip(files["scene_id"], count_fmasks(local, chips, run.pool), strict=True))
+    stored = files.set_index("scene_id")[["path", "bytes", "sha256", "verified"]].to_dict("index")
+    absent = {wanted["scene_id"].iloc[at]: str(error) for at, error in fetched.errors.items()}
     tables = []
-    for number, (scene_id, date, cid) in enumerate(_columns(wanted, "scene_id", "date", "cid")):
-        row: dict[str, Any] = {"scene_id": scene_id, "date": date, "problem": "", "path": "", "bytes": 0}
-        row |= {"sha256": "", "cid": cid, "verified": False}
-        if number in place:
-            at = place[number]
-            row |= {name: files[name].iloc[at] for name in ("path", "bytes", "sha256", "verified")}
-            counts = counted[at]
-        else:
-            counts = str(fetched.errors[number])
+    for scene_id, date, cid in _columns(wanted, "scene_id", "date", "cid"):
+        row = {"scene_id": scene_id, "date": date, "cid": cid, "verified": False, **stored.get(scene_id, {})}
+        counts = absent[scene_id] if scene_id in absent else counted[scene_id]
         if isinstance(counts, str):
             run.log(f"{scene_id} is set aside: {counts}")
-            tables.append(pd.DataFrame({**row, "chip_id": chips, "problem": counts}))
+            tables.append(pd.DataFrame({**row, "problem": counts, "chip_id": chips}))
         else:
-            tables.append(pd.DataFrame(counts).assign(**row, chip_id=chips))
+            tables.append(pd.DataFrame(counts).assign(**row, problem="", chip_id=chips))
     table = pd.concat(tables).reindex(columns=[column.name for column in CANDIDATE_FMASKS.columns])
     set_aside = table["problem"] != ""
     metadata = {

@@ -167,7 +167,7 @@ def candidate_scenes(
     """
     estimated = spread_scenes(scenes, max_cloud_cover, min_gap_days, season)
     table = _distinct(scenes).assign(others=(estimated["position"] == "").to_numpy())
-    possible = table[[not why for why in _no_candidates(table, season)]]
+    possible = table[np.array([not why for why in _no_candidates(table, season)], bool)]
     order = ["others", "clear_percent", "date", "scene_id"]
     ascending = [True, False, True, True]
     possible = possible.loc[_one_a_day(possible, order, ascending)].sort_values(order, ascending=ascending)
@@ -306,7 +306,7 @@ class _Chips:
 
     @property
     def count(self) -> int:
-        return self.good.shape[1]
+        return int(self.good.shape[1])
 
     @property
     def pass_alone(self) -> NDArray[np.bool_]:

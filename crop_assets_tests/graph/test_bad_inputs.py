@@ -30,6 +30,7 @@ from crop_assets_tests.small_world import (
     REJECTED,
     SPARE_DAY,
     THROUGH_DOWNLOAD,
+    THROUGH_SELECTION,
     TILE_STAGES,
     TILES,
     WEST,
@@ -467,7 +468,7 @@ def test_a_scene_with_a_missing_band_is_passed_over(
         if item["id"] == broken:
             del item["assets"]["B11"], item["assets"]["Fmask"]
     catalogue = SceneStac(url=collection(tmp_path / "items.json", items), metadata_hosts=["127.0.0.1"])
-    run = labelled_graph.run("tiles_job", tiles=[EAST], stages=TILE_STAGES[:2], stac=catalogue)
+    run = labelled_graph.run("tiles_job", tiles=[EAST], stages=THROUGH_SELECTION, stac=catalogue)
     assert run.success, run.failure
     assert len(run.made) == 2
     selected = labelled_graph.table("selected_scenes", EAST).set_index("scene_id")
