@@ -467,8 +467,8 @@ def three_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"cdl_releases": CdlReleases(source=str(cdl), index=""), "recipe": recipe(chip_boxes=str(boxes))}
 
 
-def write_three_tiles(folder: Path) -> tuple[Path, Path]:
-    """A CDL raster and chip boxes for two chips in each of three tiles."""
+def write_three_tiles(folder: Path, chips_of: dict[str, list[str]] = THREE_TILES) -> tuple[Path, Path]:
+    """A CDL raster and chip boxes for the chips of each of three tiles, by default two."""
     cdl, boxes = folder / f"{YEAR}_30m_cdls.tif", folder / "boxes.geojson"
     corn_and_soybeans = np.tile(np.array([1, 5], np.uint8), (16 * 224, 6 * 112))
     write_landscape(cdl, corn_and_soybeans, first_row=231, first_col=309)
@@ -477,7 +477,7 @@ def write_three_tiles(folder: Path) -> tuple[Path, Path]:
             "properties": {"id": chip_id},
             "geometry": shapely.geometry.mapping(chip_geobox(chip_id).extent.geom),
         }
-        for chips in THREE_TILES.values()
+        for chips in chips_of.values()
         for chip_id in chips
     ]
     crs = {"properties": {"name": "EPSG:5070"}}
