@@ -98,7 +98,11 @@ def candidate_fmasks(
     chips = sorted(tile_map["chip_id"])
     local = [partial(run.store.local, path) for path in files["path"]]
     counted = dict(zip(files["scene_id"], count_fmasks(local, chips, run.pool), strict=True))
-    stored = files.set_index("scene_id")[["path", "bytes", "sha256", "verified"]].to_dict("index")
+    named = ["path", "bytes", "sha256", "verified"]
+    stored = {
+        scene_id: dict(zip(named, facts, strict=True))
+        for scene_id, *facts in _columns(files, "scene_id", *named)
+    }
     absent = {wanted["scene_id"].iloc[at]: str(error) for at, error in fetched.errors.items()}
     tables = []
     for scene_id, date, cid in _columns(wanted, "scene_id", "date", "cid"):
