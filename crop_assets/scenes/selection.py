@@ -138,7 +138,9 @@ def spread_scenes(
     # integers, so that equal triples tie on any machine: hundredths of a percent
     clear = (fit["clear_percent"] * 100).round().to_numpy(np.int64)
     ranked, with_it = search.best(
-        lambda first, middle, last: clear[middle] * clear[first, None] * clear[last]
+        lambda first, middle, last: (
+            clear[middle] * clear[first, None] * clear[last] * search.evenness(first, middle, last)
+        )
     )
     if not ranked:
         table.loc[fit.index, "reason"] = search.no_three()
@@ -202,15 +204,15 @@ def clearest_scenes(
     pixel of the chips is covered and clear. A chip passes with three scenes if `qa` keeps it by their Fmask; its
     missing pixels on the three dates are added, so that a pixel that is missing on two of them counts twice.
 
-    Of all triples of fit scenes that are at least `min_gap_days` apart, and with which at least as many chips pass as
-    with the three of `spread_scenes`, the one with the highest score is selected; of equal scores, the earliest by date
-    and then id:
+    Of all triples of fit scenes that are at least `min_gap_days` apart, those with which most chips pass are compared.
+    The one with the highest score is selected; of equal scores, the earliest by date and then id:
 
         score (0 to 100) = 100 * clear * evenness
         clear    = mean over the chips of the product of the three clear shares, 0 for a chip that does not pass
         evenness = as in `spread_scenes`
 
-    If no chip passes with any three, `clear` is the mean over all chips.
+    If no chip passes with any three, `clear` is the mean over all chips. Chips come before evenness, because
+    `min_gap_days` says how close dates may be, and nothing else says how many chips evenness is worth.
 
     Returns the rows and columns of `select_scenes`. Scenes that were measured have measured_percent, the share of the
     chips' pixels that are covered and clear, and chips_clear, how many chips pass on this date. Selected scenes have
@@ -247,23 +249,24 @@ def clearest_scenes(
     fit_chips = chips.of_scenes([number[scene_id] for scene_id in fit["scene_id"]])
     spread = [number[scene] for scene in chosen_scenes(estimated)["scene_id"] if scene in number]
     before = chips.passing(*spread) if len(spread) == len(POSITIONS) else None
-    least = before or 0
-    ranked, with_it = search.best(fit_chips.clear_with(least))
-    if ranked and not ranked[0].score:
-        ranked, with_it = search.best(fit_chips.clear_with(least, every_chip=True))
+    ranked, most_with = search.best(lambda *three: fit_chips.passing_with(*three).sum(axis=2))
     if not ranked:
         table.loc[fit.index, "reason"] = search.no_three()
         return table
+    most = ranked[0].score
+    clear_with = fit_chips.clear_with(most)
+    ranked, with_it = search.best(
+        lambda first, middle, last: clear_with(first, middle, last) * search.evenness(first, middle, last)
+    )
     best, unit = ranked[0], 1e10 * 9 * search.length * fit_chips.count
     table.loc[fit.index, "reason"] = [
-        f"fewer chips pass with it than the {least} with the three of season_spread"
-        if score == _TOO_FEW
+        f"at most {few} chips pass with it, {most} with those taken"
+        if _TOO_CLOSE < few < most
         else _outdone(int(score), best.score, unit, search.gap)
-        for score in with_it
+        for few, score in zip(most_with, with_it, strict=True)
     ]
-    passing = fit_chips.passing(*best.scenes)
     selected = fit.index[list(best.scenes)]
-    table.loc[selected, "chips_pass"] = passing
+    table.loc[selected, "chips_pass"] = most
     than = "season_spread has no three that were measured"
     if before is not None:
         table.loc[selected, "chips_pass_estimated"] = before
@@ -273,7 +276,8 @@ def clearest_scenes(
         f"{table['clear_percent'][row]:g} %"
         for row in selected
     ]
-    _place(table, fit, search, ranked, facts, unit, f"{passing} of {fit_chips.count} chips pass, {than}; ")
+    outcome = f"{most} of {fit_chips.count} chips pass, {than}; "
+    _place(table, fit, search, ranked, facts, unit, "with no other three do as many chips pass", outcome)
     return table
 
 
@@ -314,32 +318,31 @@ class _Chips:
 
     def passing(self, first: int, middle: int, last: int) -> int:
         """How many chips pass with three scenes."""
-        return int(np.count_nonzero(self._pass(slice(first, first + 1), middle, slice(last, last + 1))))
+        return int(self.passing_with(slice(first, first + 1), middle, slice(last, last + 1)).sum())
 
-    def clear_with(
-        self, least: int, every_chip: bool = False
-    ) -> Callable[[slice, int, slice], NDArray[np.int64]]:
+    def passing_with(self, first: slice, middle: int, last: slice) -> NDArray[np.int64]:
+        """1 for a chip that passes with a first, a middle and a last scene, or 0: [first, last, chips]."""
+        good: NDArray[np.bool_] = self.good[first, None] & self.good[middle] & self.good[None, last]
+        if self.max_fill < _PIXELS:
+            good &= self.fill[first, None] + self.fill[middle] + self.fill[None, last] <= self.max_fill
+        return good.astype(np.int64)
+
+    def clear_with(self, most: int) -> Callable[[slice, int, slice], NDArray[np.int64]]:
         """A function of first scenes, a middle and last scenes that returns, [first, last], the product of the three
-        clear shares in 1e-12, summed over the chips that pass, or over every chip; -1 where fewer than `least` pass.
+        clear shares in 1e-12, summed over the chips that pass, or over all chips if `most` is 0; negative where fewer
+        than `most` pass.
         """
         # hundredths of a percent: for 335 chips, the most that touch a tile, and a season of a year the score is below
         # 2 ** 60
         share = (self.clear * 10_000 + _PIXELS // 2) // _PIXELS
 
         def clear(first: slice, middle: int, last: slice) -> NDArray[np.int64]:
-            passing = self._pass(first, middle, last)
+            passing = self.passing_with(first, middle, last)
             product = share[first, None] * share[middle] * share[None, last]
-            found = (product if every_chip else product * passing).sum(axis=2)
-            return np.where(passing.sum(axis=2) < least, -1, found)
+            found = (product * passing if most else product).sum(axis=2)
+            return np.where(passing.sum(axis=2) < most, -1, found)
 
         return clear
-
-    def _pass(self, first: slice, middle: int, last: slice) -> NDArray[np.bool_]:
-        """Whether chips pass with three scenes, [first, last, chips]."""
-        good: NDArray[np.bool_] = self.good[first, None] & self.good[middle] & self.good[None, last]
-        if self.max_fill < _PIXELS:
-            good &= self.fill[first, None] + self.fill[middle] + self.fill[None, last] <= self.max_fill
-        return good
 
 
 class _Triple(NamedTuple):
@@ -347,7 +350,7 @@ class _Triple(NamedTuple):
     scenes: tuple[int, int, int]
 
 
-_TOO_CLOSE, _TOO_FEW = -2, -1
+_TOO_CLOSE = -1
 """Instead of the best score with a scene: no three with it keep the gap, or none that do have a score."""
 
 
@@ -371,16 +374,22 @@ class _Search:
         # with a gap of 0 a scene could follow itself
         return cls(days, off, length, max(min_gap_days, 1))
 
-    def best(
-        self, clear: Callable[[slice, int, slice], NDArray[np.int64]]
-    ) -> tuple[list[_Triple], NDArray[np.int64]]:
-        """The best and second-best triple that keep the gap, and the highest score with each scene, `_TOO_FEW` or
-        `_TOO_CLOSE`.
+    def evenness(self, first: slice, middle: int, last: slice) -> NDArray[np.int64]:
+        """The evenness of first and last scenes with a middle one, [first, last], in 1 / (9 * length)."""
+        # above 0: three dates at one end of the season are off by less than 9 x its length
+        even: NDArray[np.int64] = (
+            9 * self.length - self.off[1, middle] - self.off[0, first, None] - self.off[2, last]
+        )
+        return even
 
-        The score is `clear` times the evenness, which has the unit 1 / (9 * length). `clear` gets first scenes, a
-        middle one and last scenes, and returns [first, last], negative for triples that have no score. All first and
-        last scenes for one middle scene are compared at once, so memory grows with the square of the number of scenes,
-        not with its cube.
+    def best(
+        self, score: Callable[[slice, int, slice], NDArray[np.int64]]
+    ) -> tuple[list[_Triple], NDArray[np.int64]]:
+        """The best and second-best triple that keep the gap, and the highest score with each scene, or `_TOO_CLOSE`.
+
+        `score` gets first scenes, a middle one and last scenes, and returns [first, last], negative for triples that
+        have none. All first and last scenes for one middle scene are compared at once, so memory grows with the square
+        of the number of scenes, not with its cube.
         """
         best: list[_Triple] = []
         with_it = np.full(len(self.days), _TOO_CLOSE, np.int64)
@@ -389,10 +398,7 @@ class _Search:
         for middle, (end, start) in enumerate(zip(ends, starts, strict=True)):
             if end == 0 or start == len(self.days):
                 continue
-            # three dates at one end of the season are off by 9 x its length
-            evenness = 9 * self.length - self.off[1, middle] - self.off[0, :end, None] - self.off[2, start:]
-            found = clear(slice(0, end), middle, slice(start, None))
-            scores = np.where(found < 0, _TOO_FEW, found * evenness)
+            scores = np.maximum(score(slice(0, end), middle, slice(start, None)), _TOO_CLOSE)
             with_it[middle] = max(with_it[middle], scores.max())
             with_it[:end] = np.maximum(with_it[:end], scores.max(axis=1))
             with_it[start:] = np.maximum(with_it[start:], scores.max(axis=0))
@@ -401,7 +407,7 @@ class _Search:
                 if scores[first, last] < 0:
                     break
                 best.append(_Triple(int(scores[first, last]), (int(first), middle, int(start + last))))
-                scores[first, last] = _TOO_FEW
+                scores[first, last] = _TOO_CLOSE
         return sorted(best, key=lambda triple: (-triple.score, triple.scenes))[:2], with_it
 
     def no_three(self) -> str:
@@ -419,11 +425,13 @@ def _place(
     ranked: list[_Triple],
     facts: Sequence[str],
     unit: float,
+    alone: str = "no other three keep the gap",
     outcome: str = "",
 ) -> None:
-    """Give the scenes of the best triple their positions, and notes with a fact of each and the runner-up."""
-    best = ranked[0]
-    runner_up = "no other three keep the gap"
+    """Give the scenes of the best triple their positions, and notes with a fact of each and the runner-up; `alone` if
+    there is none.
+    """
+    best, runner_up = ranked[0], alone
     if len(ranked) > 1:
         dates = ", ".join(str(fit["date"].iloc[at]) for at in ranked[1].scenes)
         runner_up = f"next best: {dates} with {ranked[1].score / unit:.2f}"

@@ -78,9 +78,9 @@ def passing(measured: pd.DataFrame, three: list[str], qa: QaLimits) -> pd.Series
 
 
 def ranking(
-    frame: pd.DataFrame, measured: pd.DataFrame, gap: int, qa: QaLimits, least: int
+    frame: pd.DataFrame, measured: pd.DataFrame, gap: int, qa: QaLimits
 ) -> list[tuple[float, list[str]]]:
-    """All triples that keep the gap and let `least` chips pass, best first, by the score's definition."""
+    """The triples that keep the gap and let most chips pass, best first, by the score's definition."""
     dates = frame.drop_duplicates("scene_id").set_index("scene_id")["date"]
     shares = {}
     for scene, rows in measured.sort_values("chip_id").groupby("scene_id"):
@@ -92,12 +92,13 @@ def ranking(
     for three in itertools.combinations(order, 3):
         if min((dates[b] - dates[a]).days for a, b in itertools.pairwise(three)) >= max(gap, 1):
             kept = [bool(passes) for passes in passing(measured, list(three), qa)]
-            if sum(kept) >= least:
-                triples.append((three, kept))
-    every = not any(share for three, kept in triples for share in score_parts(shares, three, kept))
+            triples.append((three, kept))
+    most = max((sum(kept) for _, kept in triples), default=0)
     ranked = []
     for three, kept in triples:
-        clear = sum(score_parts(shares, three, [True] * len(kept) if every else kept))
+        if sum(kept) < most:
+            continue
+        clear = sum(score_parts(shares, three, kept if most else [True] * len(kept)))
         middles = [6 * (dates[scene] - SEASON[0]).days + 3 for scene in three]
         off = sum(abs(at - LENGTH * sixth) for at, sixth in zip(middles, (1, 3, 5), strict=True))
         ranked.append((-clear * (9 * LENGTH - off), order.index(three[0]), list(three), len(kept)))
@@ -166,7 +167,7 @@ def test_it_is_the_triple_that_brute_force_finds(world, gap, qa) -> None:
     table = clearest(frame, measured, gap, qa)
     good = measured[measured["problem"] == ""]
     before = with_spread(frame, measured, gap, qa)
-    ranked = ranking(frame, good, gap, qa, before or 0)
+    ranked = ranking(frame, good, gap, qa)
     assert chosen(table) == (ranked[0][1] if ranked else [])
     selected = table[table["position"] != ""]
     assert ((table["note"] != "") == (table["position"] != "")).all()
@@ -185,10 +186,10 @@ def test_it_is_the_triple_that_brute_force_finds(world, gap, qa) -> None:
         best = next((score for score, names in ranked if row.scene_id in names), None)
         if row.position:
             assert f"the three score {ranked[0][0]:.2f} of 100" in row.note
-            last = f"with {ranked[1][0]:.2f}" if len(ranked) > 1 else "no other three keep the gap"
-            assert row.note.endswith(last)
+            alone = "with no other three do as many chips pass"
+            assert row.note.endswith(f"with {ranked[1][0]:.2f}" if len(ranked) > 1 else alone)
         elif best is None:
-            assert row.reason.startswith(("no three scenes with it", "fewer chips pass with it"))
+            assert row.reason.startswith(("no three scenes with it", "at most "))
         else:
             assert row.reason.startswith(f"the best three with it score {best:.2f}")
 
@@ -244,27 +245,27 @@ def test_a_scene_that_is_cloudy_elsewhere_may_be_chosen() -> None:
         "clear over 100 % of the chips by Fmask, estimated 40 %, 4 days from 3/6 of the season; "
         "2 of 2 chips pass, 1 with the three of season_spread; the three score 98."
     )
-    assert table["reason"]["s1"].startswith("the best three with it score 49.")
+    assert table["reason"]["s1"] == "at most 1 chips pass with it, 2 with those taken"
 
 
-def test_evenness_does_not_cost_chips_that_season_spread_keeps() -> None:
-    """Nine of ten chips on the ideal days score more than ten chips on others, but season_spread keeps ten."""
-    odd = ("2022-03-10", "2022-05-25", "2022-09-20")
-    frame = scenes(*((day, 0, 100) for day in odd), *((day, 50, 100) for day in IDEAL))
+def test_chips_come_before_evenness_and_the_gap_decides_how_close_dates_may_be() -> None:
+    close = ("2022-05-25", "2022-06-20", "2022-07-15")
+    frame = scenes(*((day, 0, 100) for day in close), *((day, 50, 100) for day in IDEAL))
     clear, missed = [cloud(0)] * 10, [cloud(10)] + [cloud(0)] * 9
-    counts = {f"s{number}": clear if number < 3 else missed for number in range(6)}
-    table = clearest(frame, fmasks(frame, counts))
+    measured = fmasks(frame, {f"s{number}": clear if number < 3 else missed for number in range(6)})
+    table = clearest(frame, measured)
     assert chosen(table) == ["s0", "s1", "s2"]
+    assert table["note"].max().endswith("; with no other three do as many chips pass")
     reasons = table.set_index("scene_id")["reason"]
     assert {reasons[f"s{number}"] for number in (3, 4, 5)} == {
-        "fewer chips pass with it than the 10 with the three of season_spread"
+        "at most 9 chips pass with it, 10 with those taken"
     }
-    # without its three, which are too cloudy then, the even ones are chosen
+    assert chosen(clearest(frame, measured, 50)) == ["s3", "s4", "s5"]
+    # the three of season_spread are too cloudy, and there are none
     frame.loc[:2, "cloud_cover"] = 50
-    table = clearest(frame, fmasks(frame, counts))
-    assert chosen(table) == ["s3", "s4", "s5"]
+    table = clearest(frame, measured)
     assert table["chips_pass_estimated"].isna().all()
-    assert "9 of 10 chips pass, season_spread has no three that were measured; " in table["note"].max()
+    assert "10 of 10 chips pass, season_spread has no three that were measured; " in table["note"].max()
 
 
 def test_a_tie_goes_to_the_earliest_date_and_then_id() -> None:
@@ -350,7 +351,7 @@ def test_a_hundred_candidates_of_a_full_tile() -> None:
     good = bad == 0
     pass_with = lambda names: int(np.all([good[int(name[1:])] for name in names], axis=0).sum())  # noqa: E731
     assert set(table["chips_pass"].dropna()) == {pass_with(three)}
-    # no other scene in place of one of them is better in chips and evenness
+    # no other scene in place of one of them leaves more chips, or as many on more even dates
     score = float(
         table.loc[table["position"] == "first", "note"].iloc[0].split("the three score ")[1].split()[0]
     )
@@ -360,7 +361,9 @@ def test_a_hundred_candidates_of_a_full_tile() -> None:
         if min(b - a for a, b in itertools.pairwise(at)) < 20:
             continue
         off = sum(abs(6 * day + 3 - LENGTH * sixth) for day, sixth in zip(at, (1, 3, 5), strict=True))
-        assert 100 * pass_with(other) / 300 * (1 - off / (9 * LENGTH)) <= score + 0.005
+        even = 100 * pass_with(other) / 300 * (1 - off / (9 * LENGTH))
+        assert pass_with(other) < pass_with(three) or even <= score + 0.005
+    assert pass_with(three) > pass_with(chosen(spread_scenes(frame, 5, 20, SEASON)))
 
 
 # candidates
