@@ -63,6 +63,8 @@ def _three_or_none(scenes: pd.DataFrame) -> str:
 
 
 def _every_chip_of_candidates(candidates: pd.DataFrame) -> str:
+    if candidates.empty:
+        return ""
     if candidates.groupby("scene_id")["chip_id"].agg(frozenset).nunique() > 1:
         return "its candidates have not all the same chips"
     measured = candidates[candidates["problem"] == ""]

@@ -122,8 +122,10 @@ def _title(table: pd.DataFrame, tile: str, season: tuple[dt.date, dt.date]) -> l
     """What the chart shows on the left, and the legend from the right."""
     fit = 0 if table.empty else int(table["fit"].sum())
     measured = bool(table["measured_percent"].notna().any())
-    what = "" if measured else "cloud cover of "
-    title = f"{tile} {season[0].year}: {what}{len(table)} scenes, {fit} of them fit"
+    title = f"{tile} {season[0].year}: cloud cover of {len(table)} scenes, {fit} of them fit"
+    if measured:
+        # beside a longer legend
+        title = f"{tile} {season[0].year}: clouds of {len(table)} scenes, {fit} fit"
     parts = [_text(8, _TITLE_Y, title, size=14)]
     right = _WIDTH - 8.0
 

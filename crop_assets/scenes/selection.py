@@ -260,7 +260,7 @@ def clearest_scenes(
     )
     best, unit = ranked[0], 1e10 * 9 * search.length * fit_chips.count
     table.loc[fit.index, "reason"] = [
-        f"at most {few} chips pass with it, {most} with those taken"
+        f"chips that pass with it: at most {few}, and {most} with those taken"
         if _TOO_CLOSE < few < most
         else _outdone(int(score), best.score, unit, search.gap)
         for few, score in zip(most_with, with_it, strict=True)

@@ -189,7 +189,7 @@ def test_it_is_the_triple_that_brute_force_finds(world, gap, qa) -> None:
             alone = "with no other three do as many chips pass"
             assert row.note.endswith(f"with {ranked[1][0]:.2f}" if len(ranked) > 1 else alone)
         elif best is None:
-            assert row.reason.startswith(("no three scenes with it", "at most "))
+            assert row.reason.startswith(("no three scenes with it", "chips that pass with it: at most "))
         else:
             assert row.reason.startswith(f"the best three with it score {best:.2f}")
 
@@ -245,7 +245,7 @@ def test_a_scene_that_is_cloudy_elsewhere_may_be_chosen() -> None:
         "clear over 100 % of the chips by Fmask, estimated 40 %, 4 days from 3/6 of the season; "
         "2 of 2 chips pass, 1 with the three of season_spread; the three score 98."
     )
-    assert table["reason"]["s1"] == "at most 1 chips pass with it, 2 with those taken"
+    assert table["reason"]["s1"] == "chips that pass with it: at most 1, and 2 with those taken"
 
 
 def test_chips_come_before_evenness_and_the_gap_decides_how_close_dates_may_be() -> None:
@@ -258,7 +258,7 @@ def test_chips_come_before_evenness_and_the_gap_decides_how_close_dates_may_be()
     assert table["note"].max().endswith("; with no other three do as many chips pass")
     reasons = table.set_index("scene_id")["reason"]
     assert {reasons[f"s{number}"] for number in (3, 4, 5)} == {
-        "at most 9 chips pass with it, 10 with those taken"
+        "chips that pass with it: at most 9, and 10 with those taken"
     }
     assert chosen(clearest(frame, measured, 50)) == ["s3", "s4", "s5"]
     # the three of season_spread are too cloudy, and there are none
