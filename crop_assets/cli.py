@@ -344,8 +344,9 @@ def plan(
 ) -> None:
     """Estimate what a year's dataset will take before anything is downloaded: tiles, scenes, chips, bytes, time.
 
-    Launch labels_job for the year and backfill plan_job over its tiles first; plan_job only queries catalogues. Exit
-    code 0: every tile can be made. 1: some cannot, for the reasons shown. 2: there is no tile map.
+    Launch labels_job for the year and backfill plan_job over its tiles first; plan_job only queries catalogues, and
+    with `scene_rule: clearest` downloads the Fmask files that it measures. Exit code 0: every tile can be made. 1: some
+    cannot, for the reasons shown. 2: there is no tile map.
     """
     _finish(lambda: _plan(data, dataset, year, recipe, rate, every))
 

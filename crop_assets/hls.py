@@ -3,7 +3,7 @@
 import datetime as dt
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from crop_assets.errors import InputError
 from resources.errors import IntegrityError
@@ -22,6 +22,14 @@ AEROSOL_LOW, AEROSOL_AVERAGE, AEROSOL_HIGH = 1 << 6, 2 << 6, 3 << 6
 
 FMASK_COUNTS = ("cloud", "shadow", "snow", "bad", "worst_value", "fill")
 """Counts of the Fmask pixels of a chip and date (`crop_assets.chips.quality.quality_counts`)."""
+
+QaRule = Literal["class", "value", "total"]
+QA_COUNTS: dict[QaRule, tuple[str, ...]] = {
+    "class": ("cloud", "shadow", "snow"),
+    "value": ("worst_value",),
+    "total": ("bad",),
+}
+"""The counts that a QA rule of the recipe looks at; the largest is the number of bad pixels of a chip and date."""
 
 POSITIONS = ("first", "middle", "last")
 """The three scenes of a season that chips are made from, by date."""

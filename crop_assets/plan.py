@@ -1,4 +1,4 @@
-"""Estimates what a dataset will take, from the tables that `plan_job` makes without downloading anything."""
+"""Estimates what a dataset will take, from the tables that `plan_job` makes before any band is downloaded."""
 
 import contextlib
 from dataclasses import dataclass

@@ -135,16 +135,24 @@ class DatasetRecipe(Settings):
         "`scene_id`, or the links of the published selected_tiles.csv: first, middle and last are a tile's three by "
         "date. No catalogue of scenes is asked then, and the other rules about scenes are not used.",
     )
-    scene_rule: Literal["first_middle_last", "season_spread"] = Field(
+    scene_rule: Literal["first_middle_last", "season_spread", "clearest"] = Field(
         default="first_middle_last",
-        description="'first_middle_last' fit scene of the season (specification), or 'season_spread': the three that "
-        "are jointly clearest over the tile's chips and spread over the season.",
+        description="'first_middle_last' fit scene of the season (specification); 'season_spread': the three that "
+        "are jointly clearest over the tile's chips and spread over the season, by cloud cover and footprint of the "
+        "complete scenes; 'clearest': the same by the Fmask of `max_candidates` scenes over the chips, which are "
+        "downloaded for it.",
+    )
+    max_candidates: int = Field(
+        default=24,
+        ge=3,
+        le=100,
+        description="Most scenes of a tile whose Fmask files are downloaded and measured under 'clearest'.",
     )
     min_gap_days: int = Field(
         default=20,
         ge=0,
         le=150,
-        description="Fewest days between two scenes of a chip under 'season_spread'.",
+        description="Fewest days between two scenes of a chip under 'season_spread' and 'clearest'.",
     )
     middle_scene: Literal["lower", "upper"] = Field(
         default="lower",
@@ -338,6 +346,11 @@ class DatasetRecipe(Settings):
                 f"whole_tiles: tiles are kept together by the split 'blocks', and not by {self.split!r}"
             )
         return self
+
+    @property
+    def measures_candidates(self) -> bool:
+        """Whether the Fmask of candidate scenes decides which scenes are selected."""
+        return self.scene_rule == "clearest" and not self.scene_list
 
     def season(self, year: int) -> tuple[dt.date, dt.date]:
         """First and last day of the season of `year`, both included.

@@ -62,6 +62,19 @@ def _three_or_none(scenes: pd.DataFrame) -> str:
     return "a selected scene has no date" if chosen["date"].isna().any() else ""
 
 
+def _every_chip_of_candidates(candidates: pd.DataFrame) -> str:
+    if candidates.empty:
+        return ""
+    if candidates.groupby("scene_id")["chip_id"].agg(frozenset).nunique() > 1:
+        return "its candidates have not all the same chips"
+    measured = candidates[candidates["problem"] == ""]
+    if measured[[*FMASK_COUNTS, "path", "sha256"]].isna().any(axis=None):
+        return "counts or the file of a measured candidate are missing"
+    if (measured["bad"] + measured["fill"] > _PIXELS).any():
+        return "a chip has more bad and missing pixels than pixels"
+    return ""
+
+
 def _files_of(*choices: Sequence[str]) -> Callable[[pd.DataFrame], str]:
     """The rule of a table of files: it is empty, or has the bands of one of `choices` for each of three scenes."""
 
@@ -264,6 +277,33 @@ SCENE_METADATA = TableSchema(
     ),
 )
 
+_CID = Column("cid", pa.string(), "CID of the file's content; empty if unknown", pattern=_CID_OR_NONE)
+_STORED_FILE = (
+    Column("path", pa.string(), "file in the store", pattern=_FILE),
+    _count("bytes", "size of the file", pa.int64()),
+    Column("sha256", pa.string(), "checksum of the file", pattern=_SHA256),
+)
+
+CANDIDATE_FMASKS = TableSchema(
+    (
+        Column("scene_id", pa.string(), "HLS scene id of the candidate", pattern=SCENE_ID),
+        Column("date", pa.date32(), "day of sensing (UTC)"),
+        _CHIP,
+        *_optional(
+            *(
+                _count(name, f"{name} pixels of the chip by Fmask", pa.int32(), _PIXELS)
+                for name in FMASK_COUNTS
+            )
+        ),
+        Column("problem", pa.string(), "why the candidate could not be measured; empty if it was"),
+        *_optional(*_STORED_FILE),
+        _CID,
+        Column("verified", pa.bool_(), "whether the bytes match the CID"),
+    ),
+    key=("scene_id", "chip_id"),
+    rule=_every_chip_of_candidates,
+)
+
 SELECTED_SCENES = TableSchema(
     (
         *SCENE_COLUMNS,
@@ -274,6 +314,22 @@ SELECTED_SCENES = TableSchema(
         Column("reason", pa.string(), "why the scene is not selected; empty if it is"),
         _percent("coverage_step", "step of the coverage ladder that was used, percent"),
         _percent("clear_percent", "estimated share of the chips' pixels that are covered and clear, percent"),
+        _percent(
+            "measured_percent",
+            "share of the chips' pixels that are covered and clear by Fmask, percent; missing if not measured",
+        ),
+        *_optional(
+            _count(
+                "chips_clear", "chips that pass the QA rule on this date by the measured Fmask", pa.int32()
+            ),
+            _count("chips_pass", "chips that pass it on all three selected dates", pa.int32()),
+            _count(
+                "chips_pass_estimated",
+                "chips that would pass it with the three scenes of `season_spread`, which are chosen by scene-wide "
+                "figures",
+                pa.int32(),
+            ),
+        ),
         Column("note", pa.string(), "why the scene was chosen, and the runner-up"),
     ),
     key=("scene_id",),
@@ -286,13 +342,6 @@ FILE_COLUMNS = (
     Column("date", pa.date32(), "day of sensing (UTC)"),
     Column("band", pa.string(), "B02 B03 B04 B8A B11 B12 or Fmask", words=BANDS),
 )
-_CID = Column("cid", pa.string(), "CID of the file's content; empty if unknown", pattern=_CID_OR_NONE)
-_STORED_FILE = (
-    Column("path", pa.string(), "file in the store", pattern=_FILE),
-    _count("bytes", "size of the file", pa.int64()),
-    Column("sha256", pa.string(), "checksum of the file", pattern=_SHA256),
-)
-
 NAMED_FILE_COLUMNS = (
     *FILE_COLUMNS,
     Column("file", pa.string(), "file name"),
@@ -666,6 +715,7 @@ SCHEMAS: dict[str, TableSchema] = {
     "tile_grid": TILE_GRID,
     "tile_map": TILE_MAP,
     "scene_metadata": SCENE_METADATA,
+    "candidate_fmasks": CANDIDATE_FMASKS,
     "selected_scenes": SELECTED_SCENES,
     "band_cids": BAND_CIDS,
     "downloaded_fmasks": DOWNLOADED_FMASKS,

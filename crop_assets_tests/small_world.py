@@ -79,6 +79,8 @@ LABELS, TILE_STAGES, DATASET = (
     tuple(name for name, one in STAGES.items() if one.job == job)
     for job in ("labels_job", "tiles_job", "dataset_job")
 )
+THROUGH_SELECTION = TILE_STAGES[: TILE_STAGES.index("selected_scenes") + 1]
+THROUGH_CIDS = TILE_STAGES[: TILE_STAGES.index("band_cids") + 1]
 THROUGH_DOWNLOAD = TILE_STAGES[: TILE_STAGES.index("downloaded_bands") + 1]
 
 # Days of the year of each tile's scenes: three, and four of which the third is passed over.
@@ -465,8 +467,8 @@ def three_tiles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"cdl_releases": CdlReleases(source=str(cdl), index=""), "recipe": recipe(chip_boxes=str(boxes))}
 
 
-def write_three_tiles(folder: Path) -> tuple[Path, Path]:
-    """A CDL raster and chip boxes for two chips in each of three tiles."""
+def write_three_tiles(folder: Path, chips_of: dict[str, list[str]] = THREE_TILES) -> tuple[Path, Path]:
+    """A CDL raster and chip boxes for the chips of each of three tiles, by default two."""
     cdl, boxes = folder / f"{YEAR}_30m_cdls.tif", folder / "boxes.geojson"
     corn_and_soybeans = np.tile(np.array([1, 5], np.uint8), (16 * 224, 6 * 112))
     write_landscape(cdl, corn_and_soybeans, first_row=231, first_col=309)
@@ -475,7 +477,7 @@ def write_three_tiles(folder: Path) -> tuple[Path, Path]:
             "properties": {"id": chip_id},
             "geometry": shapely.geometry.mapping(chip_geobox(chip_id).extent.geom),
         }
-        for chips in THREE_TILES.values()
+        for chips in chips_of.values()
         for chip_id in chips
     ]
     crs = {"properties": {"name": "EPSG:5070"}}

@@ -40,6 +40,7 @@ ANOTHER: dict[str, Any] = {
     "scene_list": "selected_tiles.csv",
     "cid_list": "tile_payloads.json",
     "scene_rule": "season_spread",
+    "max_candidates": 12,
     "min_gap_days": 30,
     "outside_chips": "reassign",
     "sources": ["lp_daac", "ipfs_cli"],

@@ -33,8 +33,9 @@ labels_job, tiles_job, dataset_job, *_others = (
 )
 plan_job = dg.define_asset_job(
     "plan_job",
-    dg.AssetSelection.assets("scene_metadata", "selected_scenes", "band_cids"),
-    description="Queries the catalogues for tiles, without downloading anything. Then run: crop-assets plan.",
+    dg.AssetSelection.assets("scene_metadata", "candidate_fmasks", "selected_scenes", "band_cids"),
+    description="Queries the catalogues for tiles, without downloading anything but the Fmask files that "
+    "`scene_rule: clearest` measures. Then run: crop-assets plan.",
 )
 MAIN_JOBS = (labels_job, tiles_job, dataset_job)
 JOBS = (*MAIN_JOBS, plan_job, *_others)

@@ -2,25 +2,17 @@
 `cid_retrievability`, `missing_cids`.
 """
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from crop_assets.bands.blocks import FetchChoice, chips_to_fetch, fetch_of, file_sizes
-from crop_assets.bands.catalogue import catalogue_items
-from crop_assets.bands.cid_list import parse_cid_list
-from crop_assets.bands.cids import cid_rows, listed_cid_rows
+from crop_assets.bands.blocks import FetchChoice, chips_to_fetch, fetch_of
 from crop_assets.bands.cids import tile_payloads as payloads_of
-from crop_assets.bands.download import BandRequest, Blocks, StoredBand, fetch_band
 from crop_assets.bands.retrievability import check_cids
-from crop_assets.bands.transfer import Transfer
+from crop_assets.bands.tile_files import fetch_files, file_rows, listed_cids
 from crop_assets.graph.metadata import markdown
-from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Source, TileRun, YearRun, stage
+from crop_assets.graph.stage import AllTiles, Check, Finding, Made, TileRun, YearRun, stage
 from crop_assets.hls import BANDS, QA_BAND
 from crop_assets.scenes.selection import chosen_scenes
 from crop_assets.schemas import (
@@ -28,31 +20,15 @@ from crop_assets.schemas import (
     CID_RETRIEVABILITY,
     DOWNLOADED_BANDS,
     DOWNLOADED_FMASKS,
-    FILE_COLUMNS,
     MISSING_CIDS,
     NAMED_FILE_COLUMNS,
     TILE_PAYLOADS,
 )
-from resources.errors import IntegrityError, NotFoundError, ResourceError, UnavailableError
 from resources.ipfs.resource import IpfsContent
 from resources.sources import Sources
 from resources.stac import IpfsStac
-from resources.stop import StoppablePool
-from resources.tables import stored_table
 
-FILES_AT_ONCE = 6
-_PARTIAL_FILES_AT_ONCE = 24
-"""All files of a tile, which share the threads that request ranges."""
 CIDS_AT_ONCE = 8
-
-
-def _listed_cids(run: TileRun) -> Source:
-    """The CIDs of the tile's files in the recipe's list, by file name; None without a list."""
-    path = run.recipe.cid_list
-    if not path:
-        return Source(None, None)
-    cids = run.files.parsed(path, parse_cid_list).get(run.tile, {})
-    return Source(cids, cids)
 
 
 @stage(
@@ -61,7 +37,7 @@ def _listed_cids(run: TileRun) -> Source:
     kinds={"stac", "ipfs"},
     fields=["cid_list"],
     code_version="3",
-    source=_listed_cids,
+    source=listed_cids,
     again=lambda ipfs_stac: ipfs_stac.refresh,
 )
 def band_cids(
@@ -79,14 +55,7 @@ def band_cids(
     scenes = chosen_scenes(selected_scenes)[["position", "scene_id", "date"]]
     if scenes.empty:
         return Made(BAND_CIDS.empty(), {"outcome": "no scene is selected"})
-    facts = scene_metadata[["scene_id", "granule_bytes", *(f"{band}_http" for band in BANDS)]]
-    scenes = scenes.merge(facts, on="scene_id")
-    if source is None:
-        items = catalogue_items(list(scenes["scene_id"]), run.tile, ipfs_stac, run.store, run.log)
-        nodes, memory = ipfs.probes(run.recipe.sources), sources.memory
-        rows = cid_rows(scenes, items, lambda cid, path: ipfs.resolve(cid, path, nodes, memory))
-    else:
-        rows = listed_cid_rows(scenes, source, Path(run.recipe.cid_list).name)
+    rows = file_rows(run, scenes, scene_metadata, ipfs_stac, ipfs, sources, source)
     without = rows[rows["cid"] == ""]
     if len(without):
         run.log(f"{len(without)} of {len(rows)} files have no CID: {without['problem'].iloc[0]}")
@@ -154,41 +123,11 @@ def _download(
     chips: Sequence[str] | None = None,
 ) -> Made:
     """The files of `wanted`; those of `fetch`, if given, in blocks if it says so."""
-    rows: list[dict[str, Any]] = [dict(row) for _, row in wanted.iterrows()]
-    stored: dict[int, StoredBand] = {}
-    errors: list[ResourceError] = []
-    paths = [run.layout.band(row["scene_id"], row["band"]) for row in rows]
-    folders = {path.rsplit("/", 1)[0] for path in paths}
-    found = {name for folder in folders for name in run.store.names(folder)}
-    listed = [path in found for path in paths]
-    by_blocks = fetch is not None and fetch.by_blocks
-    needed = sum(size for size, there in zip(file_sizes(wanted), listed, strict=True) if not there)
-    run.store.require_room(min(needed, fetch.block_bytes) if fetch and by_blocks else needed)
-    recorded = _recorded(run) if fetch else {}
-    transfer = Transfer(run.log, len(rows))
-    with (
-        # closed last, as the files send requests to its end
-        StoppablePool(sources.memory.ranges_per_host) as requests,
-        StoppablePool(_PARTIAL_FILES_AT_ONCE if by_blocks else FILES_AT_ONCE) as pool,
-    ):
-        blocks = Blocks(chips, requests) if by_blocks else None
-        futures = {
-            pool.submit(_fetch, run, row, sources, transfer, listed[at], blocks, recorded): at
-            for at, row in enumerate(rows)
-        }
-        for future in as_completed(futures):
-            try:
-                stored[futures[future]] = future.result()
-                transfer.file_done()
-            except ResourceError as error:
-                errors.append(error)
-    if errors:
-        # permanent errors first: the first error decides about retries, and its message says what to do
-        errors.sort(key=lambda error: (isinstance(error, UnavailableError), str(error)))
-        messages = " | ".join(map(str, errors[:3]))
-        raise type(errors[0])(f"{messages} ({len(errors)} of {len(rows)} files are missing)")
-    table = _downloaded_rows(run, rows, stored)
-    counts = pd.Series([band.source for band in stored.values()], dtype=str).value_counts()
+    fetched = fetch_files(run, wanted, sources, fetch, chips)
+    if fetched.errors:
+        raise fetched.error(len(wanted))
+    table = fetched.table
+    counts = pd.Series([band.source for band in fetched.stored.values()], dtype=str).value_counts()
     metadata = {
         "bytes": int(table["bytes"].sum()),
         "verified": int(table["verified"].sum()),
@@ -196,61 +135,9 @@ def _download(
         "blocks": int(table["blocks"].sum()),
         "complete_bytes": int(table["complete_bytes"].sum()),
         "sources": markdown(counts.rename_axis("source").reset_index(name="files")),
-        **transfer.metadata(),
+        **fetched.transfer.metadata(),
     }
     return Made(table, metadata, dict(zip(table["path"], table["sha256"], strict=True)))
-
-
-def _fetch(
-    run: TileRun,
-    row: dict[str, Any],
-    sources: Sources,
-    transfer: Transfer,
-    listed: bool,
-    blocks: Blocks | None,
-    recorded: Mapping[str, str],
-) -> StoredBand:
-    file = BandRequest(
-        run.layout.band(row["scene_id"], row["band"]),
-        run.layout.scene_file(row["scene_id"], row["band"]),
-        row["band"],
-        row["cid"],
-        row["http"],
-        row["max_bytes"],
-    )
-    before = recorded.get(file.name, "")
-    return fetch_band(file, run.store, sources, run.log, transfer.add, listed, blocks, before)
-
-
-def _recorded(run: TileRun) -> Mapping[str, str]:
-    """SHA-256 of the tile's files by the last table, whatever that was made from."""
-    with contextlib.suppress(IntegrityError, NotFoundError):
-        if stored := stored_table(run.store, run.layout.table("downloaded_bands", run.tile)):
-            files: dict[str, str] = stored.provenance.get("files", {})
-            return files
-    return {}
-
-
-def _downloaded_rows(run: TileRun, rows: list[dict[str, Any]], stored: dict[int, StoredBand]) -> pd.DataFrame:
-    if not rows:
-        return DOWNLOADED_BANDS.empty()
-    made = []
-    for at, row in enumerate(rows):
-        path = run.layout.band(row["scene_id"], row["band"])
-        made.append(
-            {
-                **{column.name: row[column.name] for column in FILE_COLUMNS},
-                "path": path,
-                "bytes": stored[at].bytes,
-                "sha256": stored[at].sha256,
-                "cid": row["cid"],
-                "verified": stored[at].verified,
-                "note": stored[at].note,
-                "blocks": stored[at].blocks,
-                "complete_bytes": stored[at].complete_bytes,
-            }
-        )
-    return pd.DataFrame(made)
 
 
 @stage("bands", TILE_PAYLOADS, kinds={"json", "ipfs"})

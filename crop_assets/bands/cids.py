@@ -21,8 +21,14 @@ _MIN_GRANULE_BYTES = 1 << 20
 """If the metadata of a granule give a smaller size, they are wrong."""
 
 
-def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: Resolve) -> pd.DataFrame:
-    """One row per scene and needed file: scene_id, position, date, band, file, cid, problem, http, bytes, max_bytes.
+def cid_rows(
+    scenes: pd.DataFrame,
+    items: Sequence[Mapping[str, Any]],
+    resolve: Resolve,
+    bands: Sequence[str] = BANDS,
+) -> pd.DataFrame:
+    """One row per scene and file of `bands`: scene_id, position, date, band, file, cid, problem, http, bytes,
+    max_bytes.
 
     `scenes` has scene_id, position, date, granule_bytes and the `<band>_http` links. If no CID can be read, cid is ""
     and problem has the reason. `resolve` returns the CID of a file given by a path in a directory; its errors are
@@ -37,24 +43,28 @@ def cid_rows(scenes: pd.DataFrame, items: Sequence[Mapping[str, Any]], resolve: 
         cid, problem = ("", absent) if item is None else _band_cid(item, band, resolve)
         return cid, problem, _file_size(item, band)
 
-    return _rows(scenes, find)
+    return _rows(scenes, find, bands)
 
 
-def listed_cid_rows(scenes: pd.DataFrame, cids: Mapping[str, str], name: str) -> pd.DataFrame:
+def listed_cid_rows(
+    scenes: pd.DataFrame, cids: Mapping[str, str], name: str, bands: Sequence[str] = BANDS
+) -> pd.DataFrame:
     """As `cid_rows`, with the CIDs by file name, from the list called `name`."""
 
     def find(scene_id: str, band: str) -> tuple[str, str, int]:
         cid = cids.get(_file_name(scene_id, band), "")
         return cid, "" if cid else f"{name} has no CID of this file", 0
 
-    return _rows(scenes, find)
+    return _rows(scenes, find, bands)
 
 
-def _rows(scenes: pd.DataFrame, find: Callable[[str, str], tuple[str, str, int]]) -> pd.DataFrame:
+def _rows(
+    scenes: pd.DataFrame, find: Callable[[str, str], tuple[str, str, int]], bands: Sequence[str]
+) -> pd.DataFrame:
     """The rows of `cid_rows`; `find` returns CID, problem and size of a scene's file, whose band is named as there."""
     rows = []
     for scene in scenes.to_dict("records"):
-        for band in BANDS:
+        for band in bands:
             named = file_band(scene["scene_id"], band)
             cid, problem, size = find(scene["scene_id"], named)
             rows.append(

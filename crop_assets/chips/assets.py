@@ -1,15 +1,18 @@
-"""Stages from band files to chips: `chip_quality`, `reprojected_tiles`, `chips`, `filtered_chips`."""
+"""Stages from band files to chips: `chip_quality`, `reprojected_tiles`, `chips`, `filtered_chips`; and
+`candidate_fmasks`, which measures scenes over the chips before three of them are selected.
+"""
 
 import contextlib
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from crop_assets.bands.tile_files import fetch_files, file_rows, listed_cids
 from crop_assets.chips.clip import Band, Chip, TileReader, chip_facts, chip_files
-from crop_assets.chips.fmask import fmask_facts, read_fmasks
+from crop_assets.chips.fmask import count_fmasks, fmask_facts, read_fmasks
 from crop_assets.chips.plots import (
     MAX_SHOWN,
     Thumbnail,
@@ -24,13 +27,25 @@ from crop_assets.chips.rasters import Block
 from crop_assets.chips.reproject import ReprojectionJob, reproject_bands
 from crop_assets.classes import CLASS_COLUMNS
 from crop_assets.graph.metadata import Picture, markdown
-from crop_assets.graph.stage import Check, Finding, Made, TileRun, stage
+from crop_assets.graph.stage import Check, Finding, Made, Source, TileRun, stage
 from crop_assets.hls import POSITIONS, QA_BAND, parse_scene_id
 from crop_assets.labels.cdl import raster_digest
-from crop_assets.scenes.selection import chosen_scenes
-from crop_assets.schemas import CHIP_QUALITY, CHIPS, FILTERED_CHIPS, PIXEL_COUNTS, REPROJECTED_TILES
+from crop_assets.recipe import DatasetRecipe
+from crop_assets.scenes.selection import candidate_scenes, chosen_scenes
+from crop_assets.schemas import (
+    CANDIDATE_FMASKS,
+    CHIP_QUALITY,
+    CHIPS,
+    FILTERED_CHIPS,
+    PIXEL_COUNTS,
+    REPROJECTED_TILES,
+)
 from resources.cdl import CdlReleases
+from resources.errors import IntegrityError, NotFoundError
+from resources.ipfs.resource import IpfsContent
 from resources.parallel import in_parallel
+from resources.sources import Sources
+from resources.stac import IpfsStac
 from resources.stop import StoppablePool
 
 _CHIPS_AT_ONCE = 16
@@ -38,6 +53,84 @@ _CHIPS_AT_ONCE = 16
 _WRITERS = 8
 """Files that are written at once: most of that time they wait for the disk or the object store."""
 _QA_FIELDS = ("qa_rule", "max_bad_percent", "max_na_pixels")
+
+
+def _candidate_fields(recipe: DatasetRecipe) -> list[str]:
+    choice = ["max_candidates", "max_cloud_cover", "min_gap_days", "season_start", "season_end", "cid_list"]
+    return ["scene_list", "scene_rule", *(choice if recipe.measures_candidates else [])]
+
+
+def _candidate_cids(run: TileRun) -> Source:
+    return listed_cids(run) if run.recipe.measures_candidates else Source(None, None)
+
+
+@stage(
+    "scenes",
+    CANDIDATE_FMASKS,
+    kinds={"ipfs", "geotiff"},
+    fields=_candidate_fields,
+    source=_candidate_cids,
+    again=lambda run, ipfs_stac: run.recipe.measures_candidates and ipfs_stac.refresh,
+)
+def candidate_fmasks(
+    run: TileRun,
+    scene_metadata: pd.DataFrame,
+    tile_map: pd.DataFrame,
+    ipfs_stac: IpfsStac,
+    ipfs: IpfsContent,
+    sources: Sources,
+    source: Mapping[str, str] | None,
+) -> Made:
+    """With `scene_rule: clearest`, the Fmask files of up to `max_candidates` scenes of the season, downloaded and
+    verified like those of the selected scenes, and what each has of cloud, shadow, snow and fill over each chip of the
+    tile. A candidate whose file no source has, or whose content is wrong, is set aside. Empty with other rules.
+    """
+    recipe = run.recipe
+    if not recipe.measures_candidates:
+        return Made(CANDIDATE_FMASKS.empty())
+    season = recipe.season(run.year)
+    scenes = candidate_scenes(
+        scene_metadata, recipe.max_candidates, recipe.max_cloud_cover, recipe.min_gap_days, season
+    )
+    if scenes.empty:
+        return Made(CANDIDATE_FMASKS.empty(), {"outcome": "no scene of the season can be a candidate"})
+    wanted = file_rows(
+        run, scenes.assign(position=""), scene_metadata, ipfs_stac, ipfs, sources, source, [QA_BAND]
+    )
+    fetched = fetch_files(run, wanted, sources)
+    lasting = all(isinstance(error, NotFoundError | IntegrityError) for error in fetched.errors.values())
+    # without three candidates the tile fails, as it does without a file of a selected scene
+    if fetched.errors and (not lasting or len(fetched.stored) < len(POSITIONS)):
+        raise fetched.error(len(wanted))
+    files = fetched.table
+    chips = sorted(tile_map["chip_id"])
+    local = [partial(run.store.local, path) for path in files["path"]]
+    counted = dict(zip(files["scene_id"], count_fmasks(local, chips, run.pool), strict=True))
+    named = ["path", "bytes", "sha256", "verified"]
+    stored = {
+        scene_id: dict(zip(named, facts, strict=True))
+        for scene_id, *facts in _columns(files, "scene_id", *named)
+    }
+    absent = {wanted["scene_id"].iloc[at]: str(error) for at, error in fetched.errors.items()}
+    tables = []
+    for scene_id, date, cid in _columns(wanted, "scene_id", "date", "cid"):
+        row = {"scene_id": scene_id, "date": date, "cid": cid, "verified": False, **stored.get(scene_id, {})}
+        counts = absent[scene_id] if scene_id in absent else counted[scene_id]
+        if isinstance(counts, str):
+            run.log(f"{scene_id} is set aside: {counts}")
+            tables.append(pd.DataFrame({**row, "problem": counts, "chip_id": chips}))
+        else:
+            tables.append(pd.DataFrame(counts).assign(**row, problem="", chip_id=chips))
+    table = pd.concat(tables).reindex(columns=[column.name for column in CANDIDATE_FMASKS.columns])
+    set_aside = table["problem"] != ""
+    metadata = {
+        "candidates": len(scenes),
+        "set_aside": int(table.loc[set_aside, "scene_id"].nunique()),
+        "bytes": int(files["bytes"].sum()),
+        "verified": int(files["verified"].sum()),
+        **fetched.transfer.metadata(),
+    }
+    return Made(table, metadata, dict(zip(files["path"], files["sha256"], strict=True)))
 
 
 @stage("chips", CHIP_QUALITY, kinds={"geotiff"}, fields=_QA_FIELDS)
@@ -86,7 +179,7 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
             band,
             parse_scene_id(scene_id).version,
             run.store.local(source),
-            functools.partial(run.store.write_pieces, path),
+            partial(run.store.write_pieces, path),
             (source, sha256),
         )
         for (scene_id, band, path), (source, sha256) in zip(

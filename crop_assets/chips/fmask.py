@@ -1,8 +1,9 @@
-"""Counts the Fmask values under each chip of a tile, before its other bands are downloaded."""
+"""Counts the Fmask values under each chip of a tile, before its other bands are downloaded, or its scenes selected."""
 
 import contextlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,50 @@ def fmask_facts(chips: Sequence[str], blocks: Mapping[str, Sequence[NDArray[np.u
     return pd.DataFrame(rows)
 
 
+def count_fmasks(
+    fmasks: Sequence[Callable[[], AbstractContextManager[Path]]], chips: Sequence[str], pool: Executor
+) -> list[list[dict[str, int]] | str]:
+    """The counts of many Fmask files under each of the chips, in the order of both, resampled as by `read_fmasks`; of a
+    file that cannot be read, why.
+
+    `fmasks` open local files. A few are open at once, and the source pixels of a few chips in memory, at 50 MB, however
+    many files and chips there are.
+    """
+    found: list[list[dict[str, int]] | str] = []
+    grids: dict[Hashable, GeoBox | None] = {}
+    of_file: list[GeoBox | None] = []
+    for fmask in fmasks:
+        try:
+            with contextlib.ExitStack() as stack:
+                of_file.append(_Fmask(stack, stack.enter_context(fmask()), grids).grid)
+            found.append([])
+        except InputError as error:
+            of_file.append(None)
+            found.append(str(error))
+    for start in range(0, len(chips), _CHIPS_AT_ONCE):
+        some = chips[start : start + _CHIPS_AT_ONCE]
+        pixels_by_grid = {
+            grid: in_parallel(pool, lambda chip: source_pixels(chip_geobox(chip), grid), some)  # noqa: B023
+            for grid in dict.fromkeys(grid for grid in of_file if grid)
+        }
+
+        def count(at: int) -> list[dict[str, int]] | str:
+            grid = of_file[at]
+            assert grid
+            try:
+                with contextlib.ExitStack() as stack:
+                    raster = _Fmask(stack, stack.enter_context(fmasks[at]()), grids)
+                    return [quality_counts(pixels) for pixels in raster.read(pixels_by_grid[grid])]  # noqa: B023
+            except InputError as error:
+                return str(error)
+
+        readable = [at for at, counts in enumerate(found) if not isinstance(counts, str)]
+        for at, more in zip(readable, in_parallel(pool, count, readable), strict=True):
+            known = found[at]
+            found[at] = more if isinstance(more, str) or isinstance(known, str) else known + more
+    return found
+
+
 class _Fmask:
     """An open Fmask file, and its grid."""
 
@@ -107,5 +152,5 @@ def _translate_errors(name: str) -> Iterator[None]:
         yield
     except RasterioError as error:
         raise InputError(
-            f"{name} cannot be read ({error}); delete it and materialize downloaded_fmasks again"
+            f"{name} cannot be read ({error}); delete it and materialize its asset again"
         ) from error

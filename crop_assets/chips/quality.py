@@ -1,17 +1,15 @@
 """Counts Fmask bits, and decides by the rules of the specification which chips are good enough."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crop_assets.chip_grid import CHIP_SIZE
-from crop_assets.hls import CLOUD, POSITIONS, QA_NODATA, SHADOW, SNOW
+from crop_assets.hls import CLOUD, POSITIONS, QA_COUNTS, QA_NODATA, SHADOW, SNOW, QaRule
 
 if TYPE_CHECKING:
     import pandas as pd
-
-QaRule = Literal["class", "value", "total"]
 
 BAD_BITS = {"cloud": CLOUD, "shadow": SHADOW, "snow": SNOW}
 _BAD = np.uint8(sum(BAD_BITS.values()))
@@ -46,11 +44,7 @@ def bad_percent(chips: "pd.DataFrame", position: str, rule: QaRule) -> "pd.Serie
     `class`: the worst of cloud, shadow and snow; `value`: the most frequent bad Fmask value; `total`: all bad pixels.
     NaN if the chip does not have this date.
     """
-    columns = {
-        "class": [f"{name}_{position}" for name in BAD_BITS],
-        "value": [f"worst_value_{position}"],
-        "total": [f"bad_{position}"],
-    }[rule]
+    columns = [f"{name}_{position}" for name in QA_COUNTS[rule]]
     import pandas as pd
 
     # numpy, because pandas takes milliseconds for a few chips

@@ -58,10 +58,13 @@ def _require_scenes(recipe: DatasetRecipe, world: World) -> None:
     days = sorted(scene.sensed.date() for scene in scenes)
     scenes = [scene for scene in scenes if start <= scene.sensed.date() <= end]
     require_dates(scenes, 1, "season_start and season_end", f"are from {days[0]} to {days[-1]}")
-    clouds = sorted(scene.cloud_coverage for scene in scenes)
-    scenes = [scene for scene in scenes if scene.cloud_coverage <= recipe.max_cloud_cover]
-    require_dates(scenes, 1, "max_cloud_cover", f"of the season have {', '.join(map(str, clouds))} % cloud")
-    if recipe.scene_rule == "season_spread":
+    if recipe.scene_rule != "clearest":
+        clouds = sorted(scene.cloud_coverage for scene in scenes)
+        scenes = [scene for scene in scenes if scene.cloud_coverage <= recipe.max_cloud_cover]
+        require_dates(
+            scenes, 1, "max_cloud_cover", f"of the season have {', '.join(map(str, clouds))} % cloud"
+        )
+    if recipe.scene_rule != "first_middle_last":
         days = sorted({scene.sensed.date() for scene in scenes})
         require_dates(
             scenes, recipe.min_gap_days, "min_gap_days", f"that fit are from {', '.join(map(str, days))}"

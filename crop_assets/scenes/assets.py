@@ -14,7 +14,13 @@ from crop_assets.scenes.archive import TileQuestion, tile_answer
 from crop_assets.scenes.granules import scene_rows
 from crop_assets.scenes.plots import season_chart
 from crop_assets.scenes.scene_list import ListedScene, listed_rows, parse_scene_list, scenes_of_tile
-from crop_assets.scenes.selection import listed_scenes, select_scenes, spread_scenes
+from crop_assets.scenes.selection import (
+    QaLimits,
+    clearest_scenes,
+    listed_scenes,
+    select_scenes,
+    spread_scenes,
+)
 from crop_assets.schemas import SCENE_COLUMNS, SCENE_METADATA, SELECTED_SCENES
 from resources.stac import SceneStac
 
@@ -73,20 +79,31 @@ def scene_metadata(
 def _choice_fields(recipe: DatasetRecipe) -> list[str]:
     choice = ["max_cloud_cover", "coverage_ladder", "middle_scene", "scene_rule", "min_gap_days"]
     chart = ["season_start", "season_end"]
-    return ["scene_list", *chart, *([] if recipe.scene_list else choice)]
+    quality = ["qa_rule", "max_bad_percent", "max_na_pixels"] if recipe.measures_candidates else []
+    return ["scene_list", *chart, *([] if recipe.scene_list else choice), *quality]
 
 
-@stage("scenes", SELECTED_SCENES, fields=_choice_fields, code_version="3")
-def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> Made:
-    """First, middle and last scene of the season among those with little cloud, on the highest rung of
-    the coverage ladder that holds three, or by `season_spread` the three that are jointly best for the tile's chips;
-    every other scene with the reason against it. With `scene_list`, the scenes of the list by their dates.
+@stage("scenes", SELECTED_SCENES, fields=_choice_fields, code_version="4")
+def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame, candidate_fmasks: pd.DataFrame) -> Made:
+    """First, middle and last scene of the season among those with little cloud, on the highest rung of the coverage
+    ladder that holds three; by `season_spread` the three that are jointly best for the tile's chips; or by `clearest`
+    those that leave most chips by their Fmask, with how many more that are than by `season_spread`. Every other scene
+    has the reason against it. With `scene_list`, the scenes of the list by their dates.
     """
     scenes = scene_metadata[[column.name for column in SCENE_COLUMNS]]
     recipe, season = run.recipe, run.recipe.season(run.year)
     named = Path(recipe.scene_list).name
     if named:
         table = listed_scenes(scenes, named)
+    elif recipe.measures_candidates:
+        table = clearest_scenes(
+            scenes,
+            candidate_fmasks,
+            QaLimits(recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels),
+            recipe.max_cloud_cover,
+            recipe.min_gap_days,
+            season,
+        )
     elif recipe.scene_rule == "season_spread":
         table = spread_scenes(scenes, recipe.max_cloud_cover, recipe.min_gap_days, season)
     else:
@@ -102,7 +119,15 @@ def selected_scenes(run: TileRun, scene_metadata: pd.DataFrame) -> Made:
                 f"no three of {fit} fit scenes lie {recipe.min_gap_days} days apart: no chip can be made"
             )
         run.log(outcome)
-    shown = table[["date", "cloud_cover", "spatial_coverage", "position", "reason", "note", "scene_id"]]
-    svg = season_chart(table, season, run.tile, None if named else recipe.max_cloud_cover)
-    chart = Picture(svg, f"season of {run.tile}", "svg")
-    return Made(table, {"outcome": outcome, "season": chart, "scenes": markdown(shown)})
+    figures = ["cloud_cover", "spatial_coverage"]
+    gain = {}
+    if recipe.measures_candidates:
+        figures += ["measured_percent", "chips_clear"]
+        pass_with = table.loc[table["position"] == "first", ["chips_pass", "chips_pass_estimated"]].dropna(
+            axis=1
+        )
+        gain = {str(name): int(pass_with[name].iloc[0]) for name in pass_with if len(pass_with)}
+    shown = table[["date", *figures, "position", "reason", "note", "scene_id"]]
+    limit = None if named or recipe.measures_candidates else recipe.max_cloud_cover
+    chart = Picture(season_chart(table, season, run.tile, limit), f"season of {run.tile}", "svg")
+    return Made(table, {"outcome": outcome, **gain, "season": chart, "scenes": markdown(shown)})

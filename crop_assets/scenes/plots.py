@@ -14,10 +14,12 @@ _WIDTH, _HEIGHT = 900, 300
 _LEFT, _TOP, _RIGHT, _BOTTOM = 68, 90, 830, 270
 _TITLE_Y, _LABEL_Y, _UNKNOWN_Y, _MONTH_Y = 16, 45, 72, 289
 _RADIUS, _RING = 4.5, 8
+# half of the length of a bar, which the disc or circle at the same position does not hide
+_BAR = 10
 # scenes at the same position are drawn side by side
 _STEP = 10
 _LIGHT, _DARK = (222, 235, 247), (8, 48, 107)
-_UNKNOWN, _UNFIT, _CHOSEN, _LIMIT = "#ffd666", "#aaa", "#d94801", "#6a3d9a"
+_UNKNOWN, _UNFIT, _CHOSEN, _LIMIT, _MEASURED = "#ffd666", "#aaa", "#d94801", "#6a3d9a", "#00796b"
 _RING_STROKE = f' stroke="{_CHOSEN}" stroke-width="2"'
 _GRID, _TEXT = "#e5e5e5", "#282828"
 _CLOUD_TICKS = (0, 1, 5, 10, 20, 40, 60, 80, 100)
@@ -30,9 +32,10 @@ def season_chart(
 ) -> bytes:
     """All scenes of a tile by date and cloud cover, with the chosen three marked, as an SVG of 900 x 300.
 
-    `table` is the result of `select_scenes` or `spread_scenes`; its columns date, cloud_cover and spatial_coverage
-    (percent, may be missing), fit and position are used. `season` has the first and the last day. A line marks
-    `max_cloud_cover` (percent).
+    `table` is the result of `select_scenes`, `spread_scenes` or `clearest_scenes`; its columns date, cloud_cover,
+    spatial_coverage and measured_percent (percent, may be missing), fit and position are used. A bar marks what is not
+    clear over the chips of a measured scene. `season` has the first and the last day. A line marks `max_cloud_cover`
+    (percent).
     """
     # scenes that were set aside have no date
     table = table[table["date"].notna()]
@@ -85,12 +88,18 @@ def _dots(table: pd.DataFrame, season: tuple[dt.date, dt.date]) -> list[str]:
     places = [dot_position(*at, season) for at in zip(rows["date"], rows["cloud_cover"], strict=True)]
     circles: list[str] = []
     discs: list[str] = []
+    bars: list[str] = []
     left = Counter(places)
-    marks = zip(places, rows["chosen"], rows["fit"], rows["spatial_coverage"], strict=True)
-    for (x, y), chosen, fit, coverage in marks:
+    columns = ["chosen", "fit", "spatial_coverage", "measured_percent"]
+    for (x, y), chosen, fit, coverage, measured in zip(
+        places, *(rows[name] for name in columns), strict=True
+    ):
         # the last of several at one position is drawn there, the others on its right
         left[x, y] -= 1
         x += min(left[x, y], 4) * _STEP
+        if pd.notna(measured):
+            over_chips = _height(100 - measured)
+            bars.append(f"M{x} {y}V{over_chips}M{x - _BAR} {over_chips}H{x + _BAR}")
         if chosen:
             discs.append(_disc(x, y, _RING, "#fff", _RING_STROKE))
         if fit:
@@ -103,6 +112,7 @@ def _dots(table: pd.DataFrame, season: tuple[dt.date, dt.date]) -> list[str]:
     return [
         *_labels(chosen_scenes(table), season),
         unknown,
+        f'<path d="{"".join(bars)}" fill="none" stroke="{_MEASURED}"/>' if bars else "",
         f'<g fill="none" stroke="{_UNFIT}">{"".join(circles)}</g>',
         f'<g stroke="{_hex(_DARK)}">{"".join(discs)}</g>',
     ]
@@ -111,7 +121,11 @@ def _dots(table: pd.DataFrame, season: tuple[dt.date, dt.date]) -> list[str]:
 def _title(table: pd.DataFrame, tile: str, season: tuple[dt.date, dt.date]) -> list[str]:
     """What the chart shows on the left, and the legend from the right."""
     fit = 0 if table.empty else int(table["fit"].sum())
+    measured = bool(table["measured_percent"].notna().any())
     title = f"{tile} {season[0].year}: cloud cover of {len(table)} scenes, {fit} of them fit"
+    if measured:
+        # beside a longer legend
+        title = f"{tile} {season[0].year}: clouds of {len(table)} scenes, {fit} fit"
     parts = [_text(8, _TITLE_Y, title, size=14)]
     right = _WIDTH - 8.0
 
@@ -122,6 +136,11 @@ def _title(table: pd.DataFrame, tile: str, season: tuple[dt.date, dt.date]) -> l
         parts.append(_disc(right, _TITLE_Y, _RADIUS, fill, more))
         right -= 18
 
+    if measured:
+        parts.append(_text(right, _TITLE_Y, "over the chips", "end"))
+        right -= _length("over the chips") + 6
+        parts.append(f'<path d="M{right - 2 * _BAR:g} {_TITLE_Y}h{2 * _BAR}" stroke="{_MEASURED}"/>')
+        right -= 2 * _BAR + 12
     add("chosen", "#fff", _RING_STROKE)
     add("not fit", "none", f' stroke="{_UNFIT}"')
     if not table.empty and (table["fit"] & table["spatial_coverage"].isna()).any():

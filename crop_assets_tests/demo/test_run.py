@@ -106,6 +106,26 @@ def test_other_recipes_can_be_used_on_the_world(small_world: SmallWorld, tmp_pat
         assert source in words
 
 
+def test_the_clearest_scenes_keep_more_chips_than_the_other_rules_choose(
+    small_world: SmallWorld, tmp_path: Path
+) -> None:
+    store = DatasetStore(root=str(small_world.world.root.parent / "data"))
+    kept, selected = {}, {}
+    for rule in ("first_middle_last", "season_spread", "clearest"):
+        shown = demo(small_world, a_recipe(tmp_path, dataset=rule, sampling="all", scene_rule=rule))
+        assert shown.startswith("0: "), shown
+        layout = Layout(rule, 2022)
+        filtered = read_table(store, layout.table("filtered_chips", "14SMG"), SCHEMAS["filtered_chips"])
+        kept[rule] = int(filtered["kept"].sum())
+        selected[rule] = read_table(
+            store, layout.table("selected_scenes", "14SMG"), SCHEMAS["selected_scenes"]
+        ).query("position != ''")
+    assert kept == {"first_middle_last": 7, "season_spread": 8, "clearest": 9}
+    assert set(selected["clearest"]["chips_pass"]) == {9}
+    assert set(selected["clearest"]["chips_pass_estimated"]) == {8}
+    assert "9 of 9 chips pass, 8 with the three of season_spread" in selected["clearest"]["note"].iloc[0]
+
+
 def test_ctrl_c_stops_the_demo_and_a_second_one_resumes(small_world: SmallWorld, tmp_path: Path) -> None:
     shutil.copytree(small_world.world.root, tmp_path / "world")
     recipe = a_recipe(tmp_path, dataset="cut", sampling="all", chips=4)

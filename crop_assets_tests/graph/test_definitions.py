@@ -138,7 +138,8 @@ ASSETS = {
     "tile_grid": Expected("labels_job", "tiles", {"geoparquet"}, set()),
     "tile_map": Expected("labels_job", "tiles", {"parquet"}, {"chip_bboxes", "tile_grid"}),
     "scene_metadata": Expected("tiles_job", "scenes", {"stac"}, {"tile_map"}),
-    "selected_scenes": Expected("tiles_job", "scenes", set(), {"scene_metadata"}),
+    "candidate_fmasks": Expected("tiles_job", "scenes", {"ipfs", "geotiff"}, {"scene_metadata", "tile_map"}),
+    "selected_scenes": Expected("tiles_job", "scenes", set(), {"scene_metadata", "candidate_fmasks"}),
     "band_cids": Expected("tiles_job", "bands", {"stac", "ipfs"}, {"selected_scenes", "scene_metadata"}),
     "downloaded_fmasks": Expected("tiles_job", "bands", {"ipfs", "geotiff"}, {"band_cids"}),
     "chip_quality": Expected("tiles_job", "chips", {"geotiff"}, {"downloaded_fmasks", "tile_map"}),
@@ -297,7 +298,7 @@ def test_the_jobs_hold_every_asset_once(location: dg.Definitions) -> None:
     }
     assert found == {
         **{one.job: set(made_by(one.job)) for one in ASSETS.values()},
-        "plan_job": {"scene_metadata", "selected_scenes", "band_cids"},
+        "plan_job": {"scene_metadata", "candidate_fmasks", "selected_scenes", "band_cids"},
     }
     assert jobs["tiles_job"].executor_def is dg.in_process_executor
     policies = {location.resolve_asset_graph().get(dg.AssetKey(stage)).backfill_policy for stage in OF_A_TILE}

@@ -30,7 +30,13 @@ FOLDERS = ("tiles", "tiles_reprojected", "chips", "chips_filtered")
 
 
 def run_and_die(
-    job: str, root: Path, home: Path, setting: Setting, server: WorldServer, folder: Path
+    job: str,
+    root: Path,
+    home: Path,
+    setting: Setting,
+    server: WorldServer,
+    folder: Path,
+    **changes: Any,
 ) -> None:
     """Run a job in this process, and kill it once a file has its final name below `folder`."""
 
@@ -47,7 +53,7 @@ def run_and_die(
 
     sys.addaudithook(watch)
     with new_graph(root, setting, server, dg.DagsterInstance.local_temp(str(home))) as graph:
-        graph.run(job)
+        graph.run(job, **changes)
 
 
 def has_files(folder: Path) -> bool:

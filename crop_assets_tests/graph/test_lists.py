@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from crop_assets.bands import assets as bands
+from crop_assets.bands import tile_files
 from crop_assets.recipe import DatasetRecipe
 from crop_assets.scenes import assets as scenes
 from crop_assets_tests.small_world import (
@@ -16,7 +16,7 @@ from crop_assets_tests.small_world import (
     EAST,
     MIDDLE,
     SPARE_DAY,
-    TILE_STAGES,
+    THROUGH_CIDS,
     TILES,
     WEST,
     YEAR,
@@ -94,7 +94,10 @@ def test_a_dataset_is_made_again_from_its_own_tables_without_a_catalogue(
     traffic: Traffic,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parsed = [counted(monkeypatch, scenes, "parse_scene_list"), counted(monkeypatch, bands, "parse_cid_list")]
+    parsed = [
+        counted(monkeypatch, scenes, "parse_scene_list"),
+        counted(monkeypatch, tile_files, "parse_cid_list"),
+    ]
     for job in ("tiles_job", "dataset_job"):
         run = labelled_graph.run(job, recipe=lists.recipe, **NOWHERE)
         assert run.success, run.failure
@@ -181,7 +184,7 @@ def test_a_file_without_a_cid_in_the_list_is_reported_and_keeps_its_link(
     first = lists.named(WEST)[0]
     del payloads[first]
     lists.cids.write_text(json.dumps(payloads))
-    run = labelled_graph.run("tiles_job", stages=TILE_STAGES[:3], recipe=lists.recipe, **NOWHERE)
+    run = labelled_graph.run("tiles_job", stages=THROUGH_CIDS, recipe=lists.recipe, **NOWHERE)
     assert run.success, run.failure
     cids = labelled_graph.table("band_cids", WEST)
     without = cids[cids["cid"] == ""]
@@ -200,7 +203,12 @@ def test_two_scenes_of_a_day_fail_their_tile_and_a_malformed_list_all(
     lists.write_scenes([*lists.named(WEST), *lists.named(EAST)[:2], twin])
 
     def run_tiles() -> Any:
-        return labelled_graph.run("tiles_job", stages=TILE_STAGES[:3], recipe=lists.recipe, **NOWHERE)
+        return labelled_graph.run(
+            "tiles_job",
+            stages=THROUGH_CIDS,
+            recipe=lists.recipe,
+            **NOWHERE,
+        )
 
     run = run_tiles()
     assert f"{lists.scenes} lists two scenes of {EAST} of one day (lines 5, 6, 7)" in run.failure
@@ -244,7 +252,7 @@ def test_a_catalogue_in_a_file_is_parsed_once_for_all_tiles(
     monkeypatch.setattr(stac_module, "parse", counting)
     run = labelled_graph.run(
         "tiles_job",
-        stages=TILE_STAGES[:3],
+        stages=THROUGH_CIDS,
         stac=SceneStac(url=files[0]),
         ipfs_stac=IpfsStac(url=files[1]),
     )

@@ -22,7 +22,7 @@ from crop_assets_tests.small_world import (
     MIDDLE,
     RECIPE,
     SPARE_DAY,
-    TILE_STAGES,
+    THROUGH_SELECTION,
     TILES,
     WEST,
     YEAR,
@@ -140,14 +140,14 @@ def test_a_catalogue_that_lacks_granules_fails_its_tile_until_it_has_them(
     with serve(dataclasses.replace(setting.world, scenes=scenes), 0) as poor:
         stac = SceneStac(url=poor.stac_url, granule_search=served.server.granule_search_url, attempts=2)
         for _ in range(2):
-            run = labelled_graph.run("tiles_job", stages=TILE_STAGES[:2], stac=stac)
+            run = labelled_graph.run("tiles_job", stages=THROUGH_SELECTION, stac=stac)
             assert f"({EAST} at scene_metadata). 1 of 2 tiles failed; the other one is done." in run.failure
             assert f"lacks 1 of the 4 granules of {EAST} that " in run.failure
             assert f"lists, such as {lacking}; materialize this tile again later" in run.failure
         kept = [path.name.split("-")[0] for path in (labelled_graph.root / "answers").iterdir()]
         assert kept == [WEST]
     assert choice(labelled_graph, WEST) == choice(finished.graph, WEST)
-    run = labelled_graph.run("tiles_job", stages=TILE_STAGES[:2])
+    run = labelled_graph.run("tiles_job", stages=THROUGH_SELECTION)
     assert run.success, run.failure
     assert choice(labelled_graph, EAST) == choice(finished.graph, EAST)
 
@@ -163,7 +163,7 @@ def test_malformed_items_are_rows_with_a_reason_and_cost_no_tile(
     nameless = {key: value for key, value in items[0].items() if key != "id"}
     items = ["no item", *items[:3], nameless, *items[3:], items[0] | {"id": "../other"}]
     catalogue = SceneStac(url=collection(tmp_path / "items.json", items), metadata_hosts=["127.0.0.1"])
-    run = labelled_graph.run("tiles_job", stages=TILE_STAGES[:2], stac=catalogue)
+    run = labelled_graph.run("tiles_job", stages=THROUGH_SELECTION, stac=catalogue)
     assert run.success, run.failure
     for tile in TILES:
         assert choice(labelled_graph, tile) == choice(finished.graph, tile)
@@ -192,7 +192,7 @@ def test_a_figure_that_cannot_be_is_not_the_clearest(
     catalogue = SceneStac(url=collection(tmp_path / "items.json", items))
     for rule in ("first_middle_last", "season_spread"):
         run = labelled_graph.run(
-            "tiles_job", stages=TILE_STAGES[:2], stac=catalogue, recipe=recipe(scene_rule=rule)
+            "tiles_job", stages=THROUGH_SELECTION, stac=catalogue, recipe=recipe(scene_rule=rule)
         )
         assert run.success, run.failure
         assert odd not in choice(labelled_graph, EAST)
@@ -220,7 +220,7 @@ def test_landsat_and_sentinel_of_one_day_are_one_date(
         twins.append(twin)
     catalogue = SceneStac(url=collection(tmp_path / "items.json", [*twins, *items]))
     both = recipe(sensors=["S30", "L30"])
-    run = labelled_graph.run("tiles_job", stages=TILE_STAGES[:2], stac=catalogue, recipe=both)
+    run = labelled_graph.run("tiles_job", stages=THROUGH_SELECTION, stac=catalogue, recipe=both)
     assert run.success, run.failure
     for tile, sensor in ((WEST, "L30"), (EAST, "S30")):
         theirs = {scene.replace("S30", sensor): at for scene, at in choice(finished.graph, tile).items()}

@@ -134,6 +134,21 @@ def test_the_line_of_the_limit_is_there_only_if_it_is_given() -> None:
     assert with_limit.texts.keys() - without.texts.keys() == {"max 5 %"}
 
 
+def test_bars_show_what_was_measured_over_the_chips() -> None:
+    table = selected(("2022-04-01", 60.0, 100.0), ("2022-05-01", 1.0, 100.0), ("2022-06-01", None, 100.0))
+    chart = season_chart(table, SEASON, "13TDE")
+    assert b"over the chips" not in chart
+    table["measured_percent"] = [99.0, float("nan"), 80.0]
+    chart = Chart.read(season_chart(table, SEASON, "13TDE"))
+    assert "over the chips" in chart.texts
+    _, bars = [e.attrib["d"] for e in chart.elements("path") if e.get("stroke") == "#00796b"]
+    expected = []
+    for day, cloud, over_chips in ((dt.date(2022, 4, 1), 60, 1), (dt.date(2022, 6, 1), None, 20)):
+        (x, y), (_, measured) = (dot_position(day, percent, SEASON) for percent in (cloud, over_chips))
+        expected.append(f"M{x} {y}V{measured}M{x - 10} {measured}H{x + 10}")
+    assert sorted(re.findall("M[^M]*M[^M]*", bars)) == sorted(expected)
+
+
 def test_the_same_table_gives_the_same_bytes() -> None:
     table = selected(("2022-04-01", 1.0, 100.0), ("2022-05-01", 1.0, 100.0), ("2022-06-01", 1.0, 100.0))
     first = season_chart(table, SEASON, "13TDE", 5)
@@ -199,6 +214,7 @@ def test_nothing_runs_out_of_any_picture(rows, limit) -> None:
         spread_scenes(scenes(*rows), limit or 5, 10, SEASON),
     ):
         Chart.read(season_chart(table, SEASON, "13TDE", limit))
+        Chart.read(season_chart(table.assign(measured_percent=100.0), SEASON, "13TDE", limit))
 
 
 def test_a_picture_of_a_long_season_stays_small() -> None:
