@@ -35,6 +35,8 @@ _OTHER = "application/octet-stream"
 SPLIT_FOLDERS = tuple(files.folder for files in OF_SPLIT.values())
 """Folders of which readers take each file, and which have no files but those of a dataset."""
 _CHIPS = ("chips_filtered", *SPLIT_FOLDERS)
+WALKED_FOLDERS = (*_CHIPS, "exports")
+"""Folders of which readers take the files that they find. The first may also have chips that are in no split."""
 _SAMPLED = 64
 """Images and masks that are hashed in an object store, where each must be downloaded."""
 
