@@ -291,7 +291,7 @@ def verify(
     ] = None,
     recipe: Recipe = "",
 ) -> None:
-    """Hash every file of a dataset again, and list those that are missing or changed.
+    """Hash every file of a dataset again, and list those that are missing or changed, or do not belong there.
 
     Exit code 0: all files are unchanged. 1: some are not. 2: there is no such dataset, or the store is not available.
     """
@@ -303,7 +303,7 @@ def _verify(data: str, dataset: str, year: int | None, recipe: str) -> int:
     from crop_assets.progress import Progress
     from crop_assets.recipe import load_recipe
     from crop_assets.stored import require_years
-    from crop_assets.verify import dataset_tables, verify_tables
+    from crop_assets.verify import dataset_tables, unknown_files, verify_tables
     from resources.machine import Machine
     from resources.store import DatasetStore
 
@@ -316,15 +316,62 @@ def _verify(data: str, dataset: str, year: int | None, recipe: str) -> int:
         report = Progress(typer.echo, len(tables), "tables verified")
         with Machine().pool() as pool:
             checked = verify_tables(store, tables, pool, report)
-        for bad in checked.bad_files:
+        bad_files = [*checked.bad_files, *unknown_files(store, layout, checked)]
+        for bad in bad_files:
             typer.secho(plain_text(f"{bad.file}: {bad.problem}"), fg=typer.colors.RED)
-        wrong += len(checked.bad_files)
-        state = f"{len(checked.bad_files)} WRONG" if checked.bad_files else "all unchanged"
+        wrong += len(bad_files)
+        state = f"{len(bad_files)} WRONG" if bad_files else "all unchanged"
         partial = f" ({checked.partial} of them band files in blocks)" if checked.partial else ""
         typer.echo(f"{layout.root}: {checked.tables} tables, {checked.files} files{partial}, {state}")
     if wrong:
         typer.echo("Materialize the assets named above again; intact files are reused.")
     return 1 if wrong else 0
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A dataset, or published tables.")],
+    b: Annotated[str, typer.Argument(help="The same for B.")],
+    data: Data = "data",
+    pixels: Annotated[
+        bool, typer.Option("--pixels/--no-pixels", help="Read the images and masks whose checksums differ.")
+    ] = True,
+    limit: Annotated[int, typer.Option(help="Lines of each kind of difference.", min=0)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Write all differences as JSON.")] = False,
+) -> None:
+    """List what differs between two datasets, or between a dataset and published tables.
+
+    A and B are folders of a dataset and year (.../training_datasets/NAME/YEAR, local or s3://), NAME/YEAR in --data, or
+    a folder or file of published tables: chip_tracker.csv, lists of ids such as train_ids.csv, selected scenes. What
+    one of them lacks is not compared, and named. Neither is changed.
+
+    Exit code 0: they are the same. 1: they differ. 2: they cannot be compared.
+    """
+    _finish(lambda: _diff(a, b, data, pixels, limit, as_json))
+
+
+def _diff(a: str, b: str, data: str, pixels: bool, limit: int, as_json: bool) -> int:
+    import json
+
+    from crop_assets.diff import compare, read_side, report_lines
+    from crop_assets.progress import Progress
+    from resources.machine import Machine
+
+    reports: list[Progress] = []
+
+    def progress(done: int, total: int) -> None:
+        if not reports:
+            reports.append(Progress(lambda text: typer.echo(text, err=True), total, "chips compared"))
+        reports[0](done)
+
+    with Machine().pool() as pool:
+        found = compare(read_side(a, data, pool), read_side(b, data, pool), pool, pixels, progress)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        for line in report_lines(found, limit):
+            typer.echo(line)
+    return 0 if found["same"] else 1
 
 
 @app.command()

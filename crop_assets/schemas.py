@@ -671,7 +671,9 @@ FINGERPRINT = TableSchema(
             Column(f"{name}_sha256", pa.string(), f"hash of the {name}", pattern=_SHA256)
             for name in ("recipe", "inputs", "outputs")
         ),
-        _count("inputs", "inputs: the CDL raster, band files, and lists that the recipe names", pa.int64()),
+        _count(
+            "inputs", "inputs: CDL raster, tile grid, band files, and lists that the recipe names", pa.int64()
+        ),
         _count("outputs", "output files", pa.int64()),
     )
 )
@@ -734,6 +736,8 @@ SCHEMAS: dict[str, TableSchema] = {
     "band_stats": BAND_STATS,
     "class_weights": CLASS_WEIGHTS,
     "class_distribution": CLASS_DISTRIBUTION,
+    "fingerprint": FINGERPRINT,
+    "dataset_files": DATASET_FILES,
     "published_dataset": PUBLISHED_DATASET,
 }
 """The table of each asset, by its name."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+from crop_assets.description.files import WALKED_FOLDERS
 from crop_assets.layout import Layout
 from crop_assets.schemas import SCHEMAS, TILE_MAP
 from resources.errors import IntegrityError, NotFoundError, UnsafeNameError
@@ -36,6 +37,8 @@ class VerificationReport:
     files: int
     partial: int
     bad_files: list[BadFile]
+    named: frozenset[str] = frozenset()
+    """The names of the files."""
 
 
 def dataset_tables(store: DatasetStore, layout: Layout) -> list[str]:
@@ -74,27 +77,44 @@ def verify_tables(
     Raises ResourceError if an object store is not available, because then nothing is known about the files.
     """
     files, partial, bad_files = 0, 0, []
+    known: set[str] = set()
     for done, name in enumerate(tables, start=1):
-        count, in_blocks, bad = _verify_table(store, name, pool)
-        files += count
+        named, in_blocks, bad = _verify_table(store, name, pool)
+        known.update(named)
+        files += len(named)
         partial += in_blocks
         bad_files += bad
         if progress:
             progress(done)
-    return VerificationReport(len(tables), files, partial, bad_files)
+    return VerificationReport(len(tables), files, partial, bad_files, frozenset(known))
 
 
-def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, int, list[BadFile]]:
+def unknown_files(store: DatasetStore, layout: Layout, verified: VerificationReport) -> list[BadFile]:
+    """The files in folders which readers walk that none of the tables names, after `verify_tables` of all tables.
+
+    None if a table could not be read, because the files that it names are unknown then.
+    """
+    if any(bad.file.startswith(layout.file("tables/")) for bad in verified.bad_files):
+        return []
+    return [
+        BadFile(name, "belongs to no asset, and readers that walk the folder take it; remove it")
+        for folder in WALKED_FOLDERS
+        for name in store.names(layout.file(folder))
+        if name not in verified.named
+    ]
+
+
+def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[list[str], int, list[BadFile]]:
     """The files of a table, how many of them are partial, and those that are wrong."""
     try:
         stored = stored_table(store, name)
         if stored is None:
-            return 0, 0, []
+            return [], 0, []
         frame = read_table(store, name, SCHEMAS[_asset(name)])
     except (IntegrityError, NotFoundError) as error:
-        return 0, 0, [BadFile(name, str(error))]
+        return [], 0, [BadFile(name, str(error))]
     except OSError as error:
-        return 0, 0, [BadFile(name, f"cannot be read: {error}")]
+        return [], 0, [BadFile(name, f"cannot be read: {error}")]
     made = name.split("/tables/", 1)[1].removesuffix(_SUFFIX)
 
     def check(file: str) -> BadFile | None:
@@ -110,4 +130,4 @@ def _verify_table(store: DatasetStore, name: str, pool: Executor) -> tuple[int, 
 
     files = sorted(stored.provenance.get("files", {}))
     partial = int((frame["blocks"] > 0).sum()) if _asset(name) == "downloaded_bands" else 0
-    return len(files), partial, [found for found in in_parallel(pool, check, files) if found]
+    return files, partial, [found for found in in_parallel(pool, check, files) if found]

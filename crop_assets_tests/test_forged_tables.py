@@ -21,9 +21,10 @@ from crop_assets.automation.years import year_state
 from crop_assets.chip_grid import chip_geobox
 from crop_assets.chips.reproject import tile_geobox
 from crop_assets.cli import app
-from crop_assets.dataset.publish import published_names
+from crop_assets.dataset.publish import published_names, recorded_files
 from crop_assets.dataset.statistics import band_statistics, measure_bands
 from crop_assets.dataset.weights import class_weights
+from crop_assets.description.files import file_rows
 from crop_assets.errors import InputError
 from crop_assets.graph.lineage import Lineage
 from crop_assets.hls import POSITIONS
@@ -309,25 +310,38 @@ def test_a_plan_continues_with_the_other_tiles(tmp_path: Path, table: pa.Table) 
 @pytest.mark.parametrize("where", ["merged_path", "mask_path", "files"])
 def test_files_outside_the_dataset_are_not_published(tmp_path: Path, name: str, where: str) -> None:
     store = DatasetStore(root=str(tmp_path))
-    chip = LAYOUT.merged("chip_232_310")
-    splits = pd.DataFrame({"merged_path": [chip], "mask_path": [LAYOUT.mask("chip_232_310")]})
+    chip = {"merged_path": LAYOUT.merged("chip_232_310"), "mask_path": LAYOUT.mask("chip_232_310")}
     files = {LAYOUT.file("chips.csv"): "0"}
-    if where == "files":
-        files[name] = "0"
-    else:
-        splits.loc[1] = [chip, chip]
-        splits.loc[1, where] = name
-    forge_table(tmp_path / LAYOUT.table("splits"), table_of("splits"), {"files": files})
+    for file in (*chip.values(), *files):
+        store.write_bytes(file, b"1")
+    kept = pd.DataFrame([chip]).assign(merged_sha256="1", mask_sha256="2")
+
+    def found(splits: pd.DataFrame, named: dict[str, str]) -> pd.DataFrame:
+        forge_table(tmp_path / LAYOUT.table("splits"), table_of("splits"), {"files": named})
+        return file_rows(store, LAYOUT, splits, recorded_files(store, LAYOUT, ["splits"]))
+
     with pytest.raises(IntegrityError, match=f"a table of .* names '{name}', which is outside that folder"):
-        published_names(store, LAYOUT, splits, ["splits"])
-    kept = splits[~splits.isin([name]).any(axis=1)]
-    forge_table(
-        tmp_path / LAYOUT.table("splits"), table_of("splits"), {"files": {LAYOUT.file("chips.csv"): "0"}}
-    )
-    assert set(published_names(store, LAYOUT, kept, ["splits"])) == {
+        found(
+            kept if where == "files" else kept.assign(**{where: name}),
+            files | {name: "0"} if where == "files" else files,
+        )
+    assert list(found(kept, files)["file"]) == [
         "chips.csv",
-        "chips/chip_232_310_merged.tif",
         "chips/chip_232_310.mask.tif",
+        "chips/chip_232_310_merged.tif",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a/../../b.tif", "a//b.tif", "a/./b.tif", "..", "a/.."])
+@pytest.mark.parametrize("where", ["files", "later"])
+def test_names_of_dataset_files_that_lead_out_are_not_published(name: str, where: str) -> None:
+    named = ["a.tif", name]
+    files, later = (named, {}) if where == "files" else ([], dict.fromkeys(named, ("stac_catalogue", "0")))
+    with pytest.raises(IntegrityError, match="outside that folder"):
+        published_names(LAYOUT, files, later)
+    assert published_names(LAYOUT, ["a.tif"], {"b": ("", "")}) == {
+        "a.tif": LAYOUT.file("a.tif"),
+        "b": LAYOUT.file("b"),
     }
 
 

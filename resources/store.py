@@ -345,6 +345,27 @@ class DatasetStore(Settings):
         files = [entry for entry in listed if entry["type"] == "file"]
         return {f"{folder}/{PurePosixPath(file['name']).name}": str(file.get("ETag", "")) for file in files}
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The bytes of the files directly in a folder, by their name there, from one listing; links are left out."""
+        path = self.path(folder)
+        if self.is_local:
+            try:
+                with os.scandir(path.path) as entries:
+                    return {
+                        entry.name: entry.stat(follow_symlinks=False).st_size
+                        for entry in entries
+                        if entry.is_file(follow_symlinks=False)
+                    }
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        try:
+            with translated(str(path)):
+                listed = path.fs.ls(path.path, detail=True)
+        except FileNotFoundError:
+            return {}
+        files = [entry for entry in listed if entry["type"] == "file"]
+        return {PurePosixPath(file["name"]).name: int(file["size"]) for file in files}
+
     def write_pieces(self, name: str, pieces: Iterable[bytes]) -> tuple[int, str]:
         """Write a file piece by piece, as `writing` does; returns its size and its SHA-256 in hex."""
         digest = hashlib.sha256()

@@ -17,7 +17,7 @@ from pydantic import Field
 from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
 from crop_assets.dataset.funnel import left_out, reject_ledger, yield_funnel
 from crop_assets.dataset.plots import band_histograms_png, funnel_png, split_map_png
-from crop_assets.dataset.publish import published_names
+from crop_assets.dataset.publish import published_names, recorded_files
 from crop_assets.dataset.splits import (
     LISTS,
     OF_SPLIT,
@@ -331,15 +331,8 @@ class Publishing(dg.Config):
     )
 
 
-_PUBLISHED = [
-    "splits",
-    "band_stats",
-    "class_weights",
-    "class_distribution",
-    "tile_payloads",
-    "chip_index",
-    "reader_layout",
-]
+_PUBLISHED: tuple[str, ...] = ()
+"""The stages that describe the files of `dataset_files`, and whose files are published with them."""
 
 
 @stage(
@@ -351,20 +344,15 @@ _PUBLISHED = [
 )
 def published_dataset(
     run: YearRun,
-    splits: pd.DataFrame,
-    band_stats: pd.DataFrame,
-    class_weights: pd.DataFrame,
-    class_distribution: pd.DataFrame,
-    tile_payloads: pd.DataFrame,
-    chip_index: gpd.GeoDataFrame,
-    reader_layout: pd.DataFrame,
+    dataset_files: pd.DataFrame,
     config: Publishing,
     ipfs: IpfsContent,
 ) -> Made:
     """The finished dataset as a folder in IPFS, so that others can download the same bytes by a single CID: in a CAR
-    file, or imported into a Kubo node. The same dataset has the same CID. Band values (.npy) are left out.
+    file, or imported into a Kubo node: the files of `dataset_files`. The same dataset has the same CID.
     """
-    names = published_names(run.store, run.layout, splits, _PUBLISHED)
+    later = recorded_files(run.store, run.layout, _PUBLISHED)
+    names = published_names(run.layout, dataset_files["file"], later)
     report = Progress(run.log, len(names), "files hashed")
     with contextlib.ExitStack() as stack:
         local = {name: stack.enter_context(run.store.local(file)) for name, file in names.items()}

@@ -173,19 +173,34 @@ ASSETS = {
         "dataset_job", "readers", {"geotiff"}, {"splits", "band_stats", "class_weights"}
     ),
     "exports": Expected("dataset_job", "readers", {"parquet", "numpy"}, {"chip_index"}),
-    "published_dataset": Expected(
-        "publish_job",
-        "dataset",
-        {"ipfs"},
+    "fingerprint": Expected(
+        "dataset_job",
+        "description",
+        {"json"},
+        {"cdl", "tile_grid", "downloaded_bands", "tile_map", "splits", "band_stats", "class_weights"},
+    ),
+    "dataset_files": Expected(
+        "dataset_job",
+        "description",
+        set(),
         {
-            "tile_payloads",
+            "chip_bboxes",
             "splits",
             "band_stats",
             "class_weights",
             "class_distribution",
+            "tile_payloads",
             "chip_index",
             "reader_layout",
+            "exports",
+            "fingerprint",
         },
+    ),
+    "published_dataset": Expected(
+        "publish_job",
+        "dataset",
+        {"ipfs"},
+        {"dataset_files"},
     ),
 }
 OF_A_TILE = [name for name, one in ASSETS.items() if one.job in ("tiles_job", "retrievability_job")]
