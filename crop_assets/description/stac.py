@@ -7,7 +7,7 @@ a library is in it, so that the same dataset has the same catalogue.
 import datetime as dt
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ _BANDS = {
 """
 _NAMES = [re.sub("[^a-z]+", "_", name.lower()) for name in CLASSES]
 """Names of classes in the alphabet of the classification extension."""
-_OF_SENSOR = {
+_OF_SENSOR: dict[str, dict[str, Any]] = {
     "S30": {
         "instrument": "msi",
         "provider": {
@@ -76,11 +76,11 @@ _OF_SENSOR = {
             "roles": ["producer", "licensor"],
             "url": "https://sentinels.copernicus.eu",
         },
-        "license": {
-            "rel": "license",
-            "href": "https://sentinels.copernicus.eu/documents/247904/690755/Sentinel_Data_Legal_Notice",
-            "title": "Sentinel data: legal notice on the use of Copernicus data",
-        },
+        "license": (
+            "Sentinel-2",
+            "https://sentinels.copernicus.eu/documents/247904/690755/Sentinel_Data_Legal_Notice",
+            "free, with the notice that it is modified Copernicus Sentinel data",
+        ),
     },
     "L30": {
         "instrument": "oli",
@@ -90,11 +90,11 @@ _OF_SENSOR = {
             "roles": ["producer", "licensor"],
             "url": "https://www.usgs.gov/landsat-missions",
         },
-        "license": {
-            "rel": "license",
-            "href": "https://www.usgs.gov/information-policies-and-instructions/copyrights-and-credits",
-            "title": "Landsat: public domain",
-        },
+        "license": (
+            "Landsat",
+            "https://www.usgs.gov/information-policies-and-instructions/copyrights-and-credits",
+            "public domain",
+        ),
     },
 }
 _PROVIDERS = [
@@ -117,25 +117,23 @@ _PROCESSOR = {
     "roles": ["processor"],
 }
 _LICENSES = [
-    {
-        "rel": "license",
-        "href": "https://www.nass.usda.gov/Research_and_Science/Cropland/sarsfaqs2.php",
-        "title": "Cropland Data Layer: public domain",
-    },
-    {
-        "rel": "license",
-        "href": "https://lpdaac.usgs.gov/data/data-citation-and-policies/",
-        "title": "HLS: no restrictions on use, with the request to cite it",
-    },
+    (
+        "Cropland Data Layer",
+        "https://www.nass.usda.gov/Research_and_Science/Cropland/sarsfaqs2.php",
+        "public domain",
+    ),
+    (
+        "HLS",
+        "https://lpdaac.usgs.gov/data/data-citation-and-policies/",
+        "no restrictions, with the request to cite it",
+    ),
 ]
-_ROLES = {
-    "application/vnd.apache.parquet": "data",
-    "application/x-npy": "data",
-    "image/png": "overview",
-    "text/html": "overview",
-}
-"""Roles of the dataset's files by media type; the others are metadata."""
-_FOLDERS = ("chips_filtered", *(files.folder for files in OF_SPLIT.values()), "viewer")
+"""Name, page and gist of the terms of the sources."""
+_DATA_TYPES = (PARQUET_TYPE, "application/x-npy")
+"""Media types of files with the role "data"; the others are metadata. Browsers would lay an "overview" over the map."""
+_FOLDERS = tuple(
+    f"{name}/" for name in ("chips_filtered", *(files.folder for files in OF_SPLIT.values()), "viewer")
+)
 """Folders whose files are not assets of the collection: items have the chips, and the viewer has one page."""
 
 
@@ -305,7 +303,7 @@ def collection(
     chips: gpd.GeoDataFrame,
     bboxes: Sequence[Sequence[float]],
     files: pd.DataFrame,
-    fingerprint: Mapping[str, str],
+    fingerprint: Mapping[Hashable, Any],
 ) -> dict[str, Any]:
     """The STAC collection of a dataset of a CDL year.
 
@@ -319,6 +317,7 @@ def collection(
     counts = {split: int((chips["split"] == split).sum()) for split in SPLIT_NAMES}
     splits = [split for split in SPLIT_NAMES if counts[split]]
     shown = ", ".join(f"{counts[split]:,} for {split}" for split in splits)
+    licenses = [*_LICENSES, *(_OF_SENSOR[sensor]["license"] for sensor in sensors)]
     sizes = dict(zip(files["file"], files["bytes"], strict=True))
     listed = files[[not name.startswith(_FOLDERS) or name == "viewer/index.html" for name in files["file"]]]
     return {
@@ -329,7 +328,9 @@ def collection(
         "title": f"{dataset}, crops of {year}",
         "description": f"{len(chips):,} chips of {CHIP_SIZE} x {CHIP_SIZE} pixels of {RESOLUTION} m ({shown}): surface "
         f"reflectance in six bands on three dates, from Harmonized Landsat Sentinel-2, and the classes of the Cropland "
-        f"Data Layer of {year} as labels.",
+        f"Data Layer of {year} as labels.\n\nTerms of the sources: "
+        + "; ".join(f"[{name}]({page}): {terms}" for name, page, terms in licenses)
+        + ".",
         "keywords": ["crops", "land cover", "Cropland Data Layer", "HLS", "machine learning", "segmentation"],
         "license": "other",
         "providers": [*_PROVIDERS, *(_OF_SENSOR[sensor]["provider"] for sensor in sensors), _PROCESSOR],
@@ -356,7 +357,7 @@ def collection(
         "crops:fingerprint": dict(fingerprint),
         "crops:chips": counts,
         "assets": {
-            name: {"type": media_type, "roles": [_ROLES.get(media_type, "metadata")]}
+            name: {"type": media_type, "roles": ["data" if media_type in _DATA_TYPES else "metadata"]}
             | _file(name, sha256, sizes, "..")
             for name, media_type, sha256 in zip(
                 listed["file"], listed["media_type"], listed["sha256"], strict=True
@@ -372,8 +373,8 @@ def collection(
         },
         "links": [
             {"rel": "root", "href": "./collection.json", "type": JSON_TYPE},
-            *_LICENSES,
-            *(_OF_SENSOR[sensor]["license"] for sensor in sensors),
+            # Chromium 156 crashes on STAC Browser's list of several
+            {"rel": "license", "href": licenses[-1][1], "title": f"{licenses[-1][0]}: {licenses[-1][2]}"},
             *(
                 {"rel": "derived_from", "href": f"{_CATALOGUE}/{name}", "type": JSON_TYPE, "title": name}
                 for name in sorted({collection_of(scene) for scene in scenes.unique()})

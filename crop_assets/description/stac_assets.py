@@ -56,7 +56,7 @@ def stac_catalogue(
             bboxes += [item["bbox"] for item in items]
             report(len(rows))
     described = collection(
-        run.recipe.dataset, run.year, chip_index, bboxes, dataset_files, fingerprint.iloc[0].to_dict()
+        run.recipe.dataset, run.year, chip_index, bboxes, dataset_files, fingerprint.to_dict("records")[0]
     )
     file = run.layout.file(ITEMS_PARQUET)
     with run.store.writing(file) as path:

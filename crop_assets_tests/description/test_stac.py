@@ -180,6 +180,11 @@ def test_the_collection_covers_its_items_and_names_the_other_files() -> None:
         "viewer/index.html": "../viewer/index.html",
         "items": "./items.parquet",
     }
+    assert described["assets"]["chips.parquet"]["roles"] == ["data"]
+    assert described["assets"]["train_data.txt"]["file:checksum"] == "1220" + "d" * 64
+    # STAC Browser has a list for several, on which Chromium crashes
+    assert len(links(described, "license")) == 1
+    assert "[Sentinel-2](https://sentinels.copernicus.eu/" in described["description"]
     assert described["item_assets"]["image"]["bands"][17]["name"] == "last_B12"
     assert described["item_assets"]["image"]["bands"][17]["description"] == "short-wave infrared 2, last"
 
