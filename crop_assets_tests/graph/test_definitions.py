@@ -172,6 +172,9 @@ ASSETS = {
         "dataset_job", "readers", {"geotiff"}, {"splits", "band_stats", "class_weights"}
     ),
     "exports": Expected("dataset_job", "readers", {"parquet", "numpy"}, {"chip_index"}),
+    "stac_catalogue": Expected(
+        "dataset_job", "description", {"stac", "geoparquet"}, {"chip_index", "dataset_files", "fingerprint"}
+    ),
     "published_dataset": Expected(
         "publish_job",
         "dataset",
@@ -184,6 +187,7 @@ ASSETS = {
             "class_distribution",
             "chip_index",
             "reader_layout",
+            "stac_catalogue",
         },
     ),
 }
