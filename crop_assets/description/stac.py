@@ -129,12 +129,14 @@ _LICENSES = [
     ),
 ]
 """Name, page and gist of the terms of the sources."""
-_DATA_TYPES = (PARQUET_TYPE, "application/x-npy")
-"""Media types of files with the role "data"; the others are metadata. Browsers would lay an "overview" over the map."""
 _FOLDERS = tuple(
-    f"{name}/" for name in ("chips_filtered", *(files.folder for files in OF_SPLIT.values()), "viewer")
+    f"{name}/"
+    for name in ("chips_filtered", *(files.folder for files in OF_SPLIT.values()), "exports", "viewer")
 )
-"""Folders whose files are not assets of the collection: items have the chips, and the viewer has one page."""
+"""Folders whose files are not assets of the collection: items have the chips, exports are copies of them, and the
+viewer has one page.
+"""
+_VIEWER = "viewer/index.html"
 
 
 def item_name(chip_id: str) -> str:
@@ -308,8 +310,8 @@ def collection(
     """The STAC collection of a dataset of a CDL year.
 
     `chips` is chip_index, `bboxes` are those of its items, `files` is dataset_files, and `fingerprint` the row of that
-    table. Its assets are the files of the dataset but the chips; README.md and croissant.json, which are made from the
-    catalogue, are not among them.
+    table. Its assets are the files of the dataset but chips, exports and band values; README.md and croissant.json,
+    which are made from the catalogue, are not among them.
     """
     west, south, east, north = zip(*bboxes, strict=True)
     scenes = pd.concat([chips[f"{position}_scene"] for position in POSITIONS])
@@ -319,7 +321,7 @@ def collection(
     shown = ", ".join(f"{counts[split]:,} for {split}" for split in splits)
     licenses = [*_LICENSES, *(_OF_SENSOR[sensor]["license"] for sensor in sensors)]
     sizes = dict(zip(files["file"], files["bytes"], strict=True))
-    listed = files[[not name.startswith(_FOLDERS) or name == "viewer/index.html" for name in files["file"]]]
+    listed = files[[_is_asset(name) for name in files["file"]]]
     return {
         "type": "Collection",
         "stac_version": _STAC_VERSION,
@@ -357,7 +359,8 @@ def collection(
         "crops:fingerprint": dict(fingerprint),
         "crops:chips": counts,
         "assets": {
-            name: {"type": media_type, "roles": ["data" if media_type in _DATA_TYPES else "metadata"]}
+            # a browser would lay charts with the role overview over the map
+            name: {"type": media_type, "roles": ["data" if media_type == PARQUET_TYPE else "metadata"]}
             | _file(name, sha256, sizes, "..")
             for name, media_type, sha256 in zip(
                 listed["file"], listed["media_type"], listed["sha256"], strict=True
@@ -385,6 +388,11 @@ def collection(
             ),
         ],
     }
+
+
+def _is_asset(name: str) -> bool:
+    # a published dataset has no binaries of band values
+    return name == _VIEWER or not (name.startswith(_FOLDERS) or name.endswith(".npy"))
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:

@@ -67,6 +67,8 @@ def dataset_files(chips: pd.DataFrame) -> pd.DataFrame:
         "training_chips/chip_200_300_merged.tif": "image/tiff",
         "viewer/index.html": "text/html",
         "viewer/pack_0.js": "text/javascript",
+        "band_stats/band_values_1.npy": "application/octet-stream",
+        "exports/train_ids.txt": "text/plain",
     }
     names = [*images, *masks, *others]
     types = ["image/tiff"] * (2 * len(chips)) + list(others.values())

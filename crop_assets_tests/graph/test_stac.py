@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import rasterio
 import shapely
 
 from crop_assets.classes import CLASSES
+from crop_assets.dataset.assets import _PUBLISHED
+from crop_assets.dataset.publish import published_names
 from crop_assets.hls import POSITIONS, REFLECTANCE_BANDS
 from crop_assets_tests.description.stac_schemas import problems
 from crop_assets_tests.description.test_stac import items_of, links
 from crop_assets_tests.small_world import DEAD, THREE_TILES, TILES, YEAR, Finished, Graph, digests, recipe
+from resources.store import DatasetStore
 
 SCENE_ITEM = "https://cmr.earthdata.nasa.gov/stac/LPCLOUD/collections/HLSS30_2.0/items/"
 WORDS = {"train": "train", "validation": "validate", "test": "test"}
@@ -44,7 +48,9 @@ def require_catalogue(graph: Graph) -> dict[str, dict[str, Any]]:
     assert {chip: found for chip, item in items.items() if (found := problems(item))} == {}
     assert collection["version"] == graph.table("fingerprint")["fingerprint"].iloc[0]
     assert items_of(folder / "items.parquet") == list(items.values())
-    require_links(folder / "collection.json", collection)
+    store = DatasetStore(root=str(graph.root))
+    published = published_names(store, graph.layout, splits, _PUBLISHED)
+    require_links(folder / "collection.json", collection, published)
     assert {asset["href"].removeprefix("../") for asset in collection["assets"].values()} >= {
         "chips.parquet",
         "statistics.json",
@@ -61,7 +67,7 @@ def require_catalogue(graph: Graph) -> dict[str, dict[str, Any]]:
     for chip, item in items.items():
         split = splits.loc[chip]
         properties = item["properties"]
-        require_links(folder / "items" / f"{chip}.json", item)
+        require_links(folder / "items" / f"{chip}.json", item, published)
         assert properties["ml-aoi:split"] == WORDS[split["split"]]
         assert properties["crops:tile"] == split["tile"]
         assert tiles[split["tile"]].contains(outlines[chip])
@@ -100,8 +106,10 @@ def require_catalogue(graph: Graph) -> dict[str, dict[str, Any]]:
     return items
 
 
-def require_links(path: Path, stac: dict[str, Any]) -> None:
-    """Links within the dataset are relative and lead to files; the others are those of the sources."""
+def require_links(path: Path, stac: dict[str, Any], published: Container[str]) -> None:
+    """Links within the dataset are relative and lead to files that are published with it; the others are those of the
+    sources.
+    """
     hrefs = [asset["href"] for asset in stac["assets"].values()]
     for link in stac["links"]:
         if link["rel"] in ("derived_from", "license", "via"):
@@ -110,7 +118,10 @@ def require_links(path: Path, stac: dict[str, Any]) -> None:
             hrefs.append(link["href"])
     for href in hrefs:
         assert href.startswith(("./", "../"))
-        assert (path.parent / href).is_file(), href
+        target = (path.parent / href).resolve(strict=True)
+        assert (
+            target.relative_to(path.parents[1 if stac["type"] == "Collection" else 2]).as_posix() in published
+        )
 
 
 def test_three_tiles_from_an_empty_store(graph: Graph, three_tiles: dict[str, Any]) -> None:
