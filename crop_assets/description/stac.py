@@ -4,7 +4,9 @@ Only links to sources are absolute, so that the catalogue can be copied with the
 a library is in it, so that the same dataset has the same catalogue.
 """
 
+import contextlib
 import datetime as dt
+import functools
 import json
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -22,6 +24,7 @@ from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
 from crop_assets.dataset.splits import LEAKAGE, OF_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION
 from crop_assets.errors import InputError
 from crop_assets.hls import NODATA, POSITIONS, REFLECTANCE_BANDS, collection_of, file_band, parse_scene_id
+from resources.addresses import AddressError, read
 
 FOLDER = "stac"
 COLLECTION = f"{FOLDER}/collection.json"
@@ -53,7 +56,6 @@ _DECIMALS = 7
 """Of degrees: a centimetre."""
 _SPLITS = {TRAIN: "train", VALIDATION: "validate", TEST: "test"}
 """The words of the ML AOI extension."""
-_HTTPS = re.compile(r"https://[A-Za-z0-9][!-~]*")
 _BANDS = {
     "B02": ("blue", "blue", 0.48),
     "B03": ("green", "green", 0.56),
@@ -227,12 +229,18 @@ def _sources(chip: Mapping[str, Any], scenes: Sequence[str]) -> list[dict[str, s
             if cid:
                 name = f"{scene}.{file_band(scene, band)}.tif"
                 links.append({"rel": "via", "href": f"ipfs://{cid}", "type": "image/tiff", "title": name})
-    # of a local archive it is a file name
-    if _HTTPS.fullmatch(chip["cdl_release"]):
-        links.append(
-            {"rel": "via", "href": chip["cdl_release"], "title": "archive of the Cropland Data Layer"}
-        )
+    if url := _web_address(chip["cdl_release"]):
+        links.append({"rel": "via", "href": url, "title": "archive of the Cropland Data Layer"})
     return links
+
+
+@functools.cache
+def _web_address(release: str) -> str:
+    """The address of a release's archive; "" if it was not downloaded by https, such as a local one."""
+    with contextlib.suppress(AddressError):
+        address = read(release)
+        return address.url if address.scheme == "https" else ""
+    return ""
 
 
 def _image(dates: Sequence[str] = POSITIONS) -> dict[str, Any]:

@@ -242,7 +242,9 @@ def test_facts_that_are_missing_are_left_out() -> None:
         "https://a b",
         "http://a.example/x.zip",
         "https://",
-        "HTTPS://a",
+        "https://name:word@a.example/x.zip",
+        r"https://a\@b.example/x.zip",
+        "http://127.0.0.1:8000/x.zip",
     ],
 )
 def test_a_release_is_linked_only_by_https(release: str) -> None:
