@@ -738,6 +738,7 @@ SCHEMAS: dict[str, TableSchema] = {
     "class_distribution": CLASS_DISTRIBUTION,
     "fingerprint": FINGERPRINT,
     "dataset_files": DATASET_FILES,
+    "stac_catalogue": STAC_CATALOGUE,
     "published_dataset": PUBLISHED_DATASET,
 }
 """The table of each asset, by its name."""

@@ -331,7 +331,7 @@ class Publishing(dg.Config):
     )
 
 
-_PUBLISHED: tuple[str, ...] = ()
+_PUBLISHED = ("stac_catalogue",)
 """The stages that describe the files of `dataset_files`, and whose files are published with them."""
 
 
@@ -345,6 +345,7 @@ _PUBLISHED: tuple[str, ...] = ()
 def published_dataset(
     run: YearRun,
     dataset_files: pd.DataFrame,
+    stac_catalogue: pd.DataFrame,
     config: Publishing,
     ipfs: IpfsContent,
 ) -> Made:

@@ -196,12 +196,10 @@ ASSETS = {
             "fingerprint",
         },
     ),
-    "published_dataset": Expected(
-        "publish_job",
-        "dataset",
-        {"ipfs"},
-        {"dataset_files"},
+    "stac_catalogue": Expected(
+        "dataset_job", "description", {"stac", "geoparquet"}, {"chip_index", "dataset_files", "fingerprint"}
     ),
+    "published_dataset": Expected("publish_job", "dataset", {"ipfs"}, {"dataset_files", "stac_catalogue"}),
 }
 OF_A_TILE = [name for name, one in ASSETS.items() if one.job in ("tiles_job", "retrievability_job")]
 
