@@ -27,7 +27,7 @@ MADE_FROM_THESE = {
     "tile_payloads",
     *(
         f"{asset}/{tile}"
-        for asset in ("selected_scenes", "downloaded_fmasks", "downloaded_bands")
+        for asset in ("candidate_fmasks", "selected_scenes", "downloaded_fmasks", "downloaded_bands")
         for tile in TILES
     ),
 }
