@@ -1,5 +1,6 @@
 """How many requests the tiles of a run, and a look at many tiles, make to an object store."""
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -7,13 +8,17 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
+from typer.testing import CliRunner
 from werkzeug.serving import make_server
 
 from crop_assets.automation.years import year_state
+from crop_assets.cli import app
 from crop_assets.schemas import SCHEMAS
 from crop_assets.stages import STAGES
 from crop_assets.verify import verify_tables
@@ -191,3 +196,62 @@ def test_many_tiles_are_judged_together_as_each_is_alone(server: Server, tmp_pat
     assert state == year_state(lineage_of(local))
     assert state is not None
     assert set(state.done) == set(tiles)
+
+
+def test_a_dataset_is_described_and_compared_by_few_requests(finished_graph: Graph, server: Server) -> None:
+    local = {name: finished_graph.table(name) for name in ("fingerprint", "dataset_files")}
+    elsewhere = s3fs.S3FileSystem(skip_instance_cache=True)
+    elsewhere.makedirs(BUCKET, exist_ok=True)
+    for name in local:
+        (finished_graph.root / finished_graph.layout.table(name)).unlink()
+    (finished_graph.dataset / "dataset.json").unlink()
+    for place in ("data", "other"):
+        elsewhere.put(str(finished_graph.root), f"{BUCKET}/{place}", recursive=True)
+    store = DatasetStore(root=f"s3://{BUCKET}/data")
+    server.asked.clear()
+    run = finished_graph.run("dataset_job", stages=["fingerprint", "dataset_files"], store=store)
+    assert run.success, run.failure
+    for name, table in local.items():
+        found = read_table(store, finished_graph.layout.table(name), SCHEMAS[name])
+        pd.testing.assert_frame_equal(found, table)
+    assert run.checks["dataset_files", "files_are_as_written"].passed
+    assert not server.of("HEAD")
+    # the check reads each file of this small dataset once
+    read = {path: count for path, count in server.of("GET").items() if path.endswith(".tif")}
+    assert set(read.values()) == {1}
+    assert len(read) == 4 * len(KEPT)
+
+    # the other store has no fingerprint, and one mask that was made again
+    server.asked.clear()
+    folder = finished_graph.layout.root
+    shown = CliRunner().invoke(app, ["diff", f"s3://{BUCKET}/data/{folder}", f"s3://{BUCKET}/other/{folder}"])
+    assert shown.exit_code == 0, shown.output
+    assert "not compared: recipe: not in B" in shown.output
+    assert not server.of("PUT")
+    assert not server.of("DELETE")
+    assert not {path for path in server.of("GET") if path.endswith(".tif")}
+
+    gone, edited = KEPT[0], KEPT[1]
+    other = DatasetStore(root=f"s3://{BUCKET}/other")
+    mask = finished_graph.layout.mask(edited, "chips_filtered")
+    with other.local(mask) as path, rasterio.open(path) as raster:
+        pixels, profile = raster.read(), raster.profile
+    pixels[0, :2, :3] = np.where(pixels[0, :2, :3] == 1, 2, 1)
+    with other.writing(mask) as path, rasterio.open(path, "w", **profile) as raster:
+        raster.write(pixels)
+    name = finished_graph.layout.table("splits")
+    chips = read_table(other, name, SCHEMAS["splits"])
+    chips.loc[chips["chip_id"] == edited, "mask_sha256"] = other.sha256(mask)
+    write_table(other, name, chips[chips["chip_id"] != gone], SCHEMAS["splits"], {})
+    server.asked.clear()
+    places = [f"s3://{BUCKET}/{place}/{folder}" for place in ("data", "other")]
+    shown = CliRunner().invoke(app, ["diff", *places, "--json"])
+    found = {kind: rows for kind, rows in json.loads(shown.stdout)["differences"].items() if rows}
+    assert shown.exit_code == 1
+    assert found["pixels"] == [
+        {"chip_id": edited, "band": "mask", "pixels": 6, "largest": None, "mean": None}
+    ]
+    assert [row["chip_id"] for row in found["only_a"]] == [gone]
+    assert set(found) == {"pixels", "files", "only_a"}
+    read = {path: count for path, count in server.of("GET").items() if path.endswith(".tif")}
+    assert read == {f"/{BUCKET}/{place}/{mask}": 1 for place in ("data", "other")}
