@@ -3,7 +3,6 @@
 import base64
 import functools
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -14,7 +13,7 @@ import pandas as pd
 from crop_assets.errors import InputError
 from crop_assets.layout import PICTURE_TYPES
 from resources.errors import ResourceError
-from resources.plain_text import plain_text
+from resources.plain_text import markdown_text, plain_text
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema
 
@@ -26,8 +25,6 @@ OWNERS = ("team:crop-assets",)
 _MAX_CELL = 500
 """Maximum characters of one text in a table or list in the UI."""
 _MAX_INLINE_BYTES = 10_000
-_ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]*://|www\.|mailto:|[\w.+-]+@)[^\s`]+)", re.I)
-_MARKDOWN = re.compile(r"([\\`*\[\]<>|~])")
 
 
 def bounded_errors(function: Callable[_Parameters, _Made]) -> Callable[_Parameters, _Made]:
@@ -116,17 +113,8 @@ def markdown(frame: pd.DataFrame, rows: int = 50) -> dg.MarkdownMetadataValue:
 
 
 def plain(text: str) -> str:
-    """Text from outside, such as a server's message, escaped for Markdown, so that it cannot become links, images or
-    columns. Addresses become code, because the UI would make links of them.
-    """
-    parts = _ADDRESS.split(plain_text(" ".join(text.split()), _MAX_CELL))
-    for number, part in enumerate(parts):
-        if number % 2:
-            # in code only the separator of table cells is escaped
-            parts[number] = f"`{part.replace('|', '%7C')}`"
-        else:
-            parts[number] = _MARKDOWN.sub(r"\\\1", part)
-    return "".join(parts)
+    """Text from outside, such as a server's message, escaped for Markdown and of the length of a cell in the UI."""
+    return markdown_text(text, _MAX_CELL)
 
 
 @dataclass(frozen=True)
