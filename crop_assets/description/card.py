@@ -15,13 +15,11 @@ from crop_assets.classes import CDL_CLASSES, CLASSES
 from crop_assets.dataset.funnel import left_out, reject_ledger, yield_funnel
 from crop_assets.dataset.splits import BUFFER, LEAKAGE, SPLIT_NAMES, UNASSIGNED, leakage_report
 from crop_assets.description import facts
-from crop_assets.description.facts import Tables
+from crop_assets.description.facts import CARD, CROISSANT, FILES, CardTables
 from crop_assets.hls import POSITIONS, REFLECTANCE_BANDS
 from crop_assets.recipe import DatasetRecipe
 from resources.plain_text import markdown_text
 
-CARD, CROISSANT, FILES = "README.md", "croissant.json", "files.csv"
-"""The files that describe a dataset; `croissant` writes the last two after the card, which names them."""
 _TEMPLATES = Path(__file__).with_name("templates")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 OTHER = 13
@@ -58,7 +56,7 @@ _FILES = {
 }
 
 
-def card_text(tables: Tables, recipe: DatasetRecipe, year: int) -> str:
+def card_text(tables: CardTables, recipe: DatasetRecipe, year: int) -> str:
     """The text of README.md. The same tables and recipe give the same text.
 
     Texts from outside, such as the name of a CDL release or why a tile is missing, are escaped for Markdown.
@@ -115,7 +113,7 @@ def fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}{fence}"
 
 
-def _values(tables: Tables, recipe: DatasetRecipe, year: int) -> dict[str, Any]:
+def _values(tables: CardTables, recipe: DatasetRecipe, year: int) -> dict[str, Any]:
     chips = tables.chip_index
     names = {*tables.dataset_files["file"], *tables.stac_catalogue["file"], CARD, CROISSANT, FILES}
     collections = tables.stac_catalogue.loc[tables.stac_catalogue["kind"] == "collection", "file"]
@@ -212,7 +210,7 @@ def _percent(part: float, total: float) -> str:
     return f"{100 * part / total:.2f}" if total else ""
 
 
-def _overview(tables: Tables, pixels: "pd.Series[int]") -> pd.DataFrame:
+def _overview(tables: CardTables, pixels: "pd.Series[int]") -> pd.DataFrame:
     chips, cdl = tables.chip_index, tables.cdl.iloc[0]
     west, south, east, north = facts.bounding_box(chips)
     first, last = facts.dates(chips)
@@ -250,7 +248,7 @@ def _splits_of(frame: pd.DataFrame) -> list[str]:
     return [split for split in SPLIT_NAMES if (frame["split"] == split).any()]
 
 
-def _class_rows(tables: Tables) -> pd.DataFrame:
+def _class_rows(tables: CardTables) -> pd.DataFrame:
     distribution = tables.class_distribution
     table = tables.class_weights[["class", "name"]].copy().astype(object)
     for split in _splits_of(tables.splits):
@@ -312,13 +310,13 @@ def _quality_rows(chips: pd.DataFrame) -> pd.DataFrame:
     return _rows(rows, "date", "earliest", "latest", "mean", "median", "worst")
 
 
-def _of_chips(tables: Tables) -> pd.DataFrame:
+def _of_chips(tables: CardTables) -> pd.DataFrame:
     """The rows of `label_quality` of the dataset's chips."""
     labels = tables.label_quality
     return labels[labels["chip_id"].isin(tables.chip_index["chip_id"])]
 
 
-def _purity_table(tables: Tables) -> str:
+def _purity_table(tables: CardTables) -> str:
     labels = _of_chips(tables).merge(tables.splits[["chip_id", "split"]], on="chip_id")
     rows = []
     for column, name in (("purity_percent", "purity"), ("confidence_percent", "confidence")):
@@ -330,7 +328,7 @@ def _purity_table(tables: Tables) -> str:
     )
 
 
-def _funnel_rows(tables: Tables, recipe: DatasetRecipe) -> pd.DataFrame:
+def _funnel_rows(tables: CardTables, recipe: DatasetRecipe) -> pd.DataFrame:
     filtered = tables.filtered_chips
     ledger = reject_ledger(tables.tile_map, filtered, tables.missing)
     unused = filtered[filtered["kept"] & ~filtered["chip_id"].isin(tables.splits["chip_id"])]
@@ -341,7 +339,7 @@ def _funnel_rows(tables: Tables, recipe: DatasetRecipe) -> pd.DataFrame:
     return yield_funnel(tables.tile_map, ledger)
 
 
-def _missing_table(tables: Tables) -> str:
+def _missing_table(tables: CardTables) -> str:
     if not tables.missing:
         return ""
     boxes = tables.tile_map["tile"].value_counts()
@@ -372,7 +370,7 @@ def _date_spread(chips: pd.DataFrame) -> str:
     return ", ".join(f"the {position} by up to {counted(days, 'day')}" for position, days in spans.items())
 
 
-def _provenance_rows(tables: Tables) -> pd.DataFrame:
+def _provenance_rows(tables: CardTables) -> pd.DataFrame:
     found, cdl = tables.fingerprint.iloc[0], tables.cdl.iloc[0]
     rows = [
         ("fingerprint", str(found["fingerprint"])),

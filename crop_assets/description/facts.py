@@ -13,6 +13,8 @@ from crop_assets.hls import POSITIONS, QA_BAND
 from crop_assets.recipe import DatasetRecipe
 from resources.errors import IntegrityError
 
+CARD, CROISSANT, FILES = "README.md", "croissant.json", "files.csv"
+"""The files that describe a dataset; the last two are written after the card, which names them."""
 COLOURS = {
     "B02": "blue",
     "B03": "green",
@@ -45,23 +47,28 @@ LP_DAAC_POLICY = "https://lpdaac.usgs.gov/data/data-citation-and-policies/"
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables that describe a dataset, by the names of their stages; `filtered_chips`, `selected_scenes` and
-    `downloaded_bands` are those of all tiles, and `missing` has the tiles that are not done, with the cause.
-    """
+    """Tables that describe a dataset, by the names of their stages; `downloaded_bands` is that of all tiles."""
 
     fingerprint: pd.DataFrame
-    dataset_files: pd.DataFrame
-    stac_catalogue: pd.DataFrame
     cdl: pd.DataFrame
-    tile_map: pd.DataFrame
     splits: pd.DataFrame
     chip_index: gpd.GeoDataFrame
     class_distribution: pd.DataFrame
+    downloaded_bands: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class CardTables(Tables):
+    """What the card also shows; `filtered_chips` is that of all tiles, and `missing` has the tiles that are not done,
+    with the cause.
+    """
+
+    dataset_files: pd.DataFrame
+    stac_catalogue: pd.DataFrame
+    tile_map: pd.DataFrame
     class_weights: pd.DataFrame
     label_quality: pd.DataFrame
     filtered_chips: pd.DataFrame
-    selected_scenes: pd.DataFrame
-    downloaded_bands: pd.DataFrame
     missing: Mapping[str, str]
 
 
