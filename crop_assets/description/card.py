@@ -116,7 +116,7 @@ def fenced(text: str, language: str) -> str:
 def _values(tables: CardTables, recipe: DatasetRecipe, year: int) -> dict[str, Any]:
     chips = tables.chip_index
     names = {*tables.dataset_files["file"], *tables.stac_catalogue["file"], CARD, CROISSANT, FILES}
-    collections = tables.stac_catalogue.loc[tables.stac_catalogue["kind"] == "collection", "file"]
+    stac = tables.stac_catalogue.groupby("kind")["file"].min()
     bands = facts.bands_of(tables)
     pixels = facts.class_pixels(tables.class_distribution)
     exports = {
@@ -149,13 +149,15 @@ def _values(tables: CardTables, recipe: DatasetRecipe, year: int) -> dict[str, A
         "missing_table": _missing_table(tables),
         "changed_table": _changed_table(recipe),
         "recipe": fenced(yaml.safe_dump(recipe.values(), sort_keys=True), "yaml"),
-        "stac_collection": min(collections, default=""),
+        "stac_collection": stac.get("collection", ""),
+        "stac_table": stac.get("geoparquet", ""),
         "parquet_exports": exports[".parquet"],
         "array_exports": exports["_images.npy"],
         "cdl_page": facts.CDL_PAGE,
         "cdl_metadata_page": facts.CDL_METADATA_PAGE,
         "lp_daac_policy": facts.LP_DAAC_POLICY,
         "products": [facts.HLS_PRODUCTS[sensor] for sensor in facts.sensors(chips)],
+        "sentinel": "S30" in facts.sensors(chips),
         "published_doi": facts.PUBLISHED_DOI,
         "date_spread": _date_spread(chips),
         "other_percent": _percent(pixels[OTHER], pixels.sum()),

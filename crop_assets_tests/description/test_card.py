@@ -113,10 +113,8 @@ def require_figures(card: Card, tables: CardTables, recipe: DatasetRecipe) -> No
     recipe_fields = yaml.safe_load(card.code("yaml")[0])
     assert recipe_fields == recipe.values()
     changed = card.table("Recipe").set_index("field")["value"]
-    assert dict(changed) == {
-        name: value if isinstance(value, str) else yaml.safe_dump(value).split("\n")[0]
-        for name, value in recipe.values().items()
-        if value != DatasetRecipe().values()[name]
+    assert {name: yaml.safe_load(text) for name, text in changed.items()} == {
+        name: value for name, value in recipe.values().items() if value != DatasetRecipe().values()[name]
     }
     provenance = card.table("Where it comes from").set_index("what")["value"]
     found = tables.fingerprint.iloc[0]
