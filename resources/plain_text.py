@@ -20,8 +20,8 @@ def plain_text(text: str, max_length: int = MAX_MESSAGE) -> str:
 
 
 def markdown_text(text: str, max_length: int = MAX_MESSAGE) -> str:
-    """The text escaped for Markdown, so that it cannot become links, images, HTML or columns of a table. Addresses become
-    code, because readers of Markdown make links of them.
+    """The text escaped for Markdown, so that it cannot become links, images, HTML or columns of a table. Addresses
+    become code, because readers of Markdown make links of them.
     """
     parts = _ADDRESS.split(plain_text(" ".join(text.split()), max_length))
     for number, part in enumerate(parts):
