@@ -223,6 +223,24 @@ def test_the_header_has_what_hugging_face_knows() -> None:
     ]
 
 
+def test_landsat_and_confidence_are_named_where_there_are_some() -> None:
+    text = card_text(TABLES, RECIPE, 2022)
+    assert "HLSL30.002" not in text and "Confidence is" not in text
+    assert "modified Copernicus Sentinel data 2022" in " ".join(text.split())
+    index = TABLES.chip_index.assign(
+        first_scene=TABLES.chip_index["first_scene"].str.replace(".S30.", ".L30."),
+    )
+    labels = TABLES.label_quality.assign(confidence_percent=np.linspace(50, 100, len(TABLES.label_quality)))
+    card = Card(card_text(with_changes(TABLES, chip_index=index, label_quality=labels), RECIPE, 2022))
+    assert card.table("made 2022").set_index("what")["value"]["sensors"] == "S30, L30"
+    assert {"https://doi.org/10.5067/HLS/HLSS30.002", "https://doi.org/10.5067/HLS/HLSL30.002"} <= card.links
+    assert "Confidence is the CDL's own" in card.body
+    found = card.table("Quality", 1)
+    kept = labels[labels["chip_id"].isin(TABLES.splits.loc[TABLES.splits["split"] == "train", "chip_id"])]
+    row = found[(found["figure"] == "confidence") & (found["split"] == "train")].iloc[0]
+    assert float(row["mean"]) == pytest.approx(kept["confidence_percent"].mean(), abs=0.00501)
+
+
 def test_one_chip_and_classes_that_are_absent() -> None:
     tables = made_tables(1, classes=2)
     card = Card(card_text(tables, DatasetRecipe(dataset="made"), 2022))

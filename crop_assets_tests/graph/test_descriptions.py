@@ -17,7 +17,7 @@ import pytest
 import rasterio
 
 from crop_assets.description.card_assets import croissant, dataset_card
-from crop_assets.description.facts import CardTables, media_type
+from crop_assets.description.facts import CARD, CROISSANT, FILES, CardTables, media_type
 from crop_assets.graph.stage import AllTiles, YearRun
 from crop_assets.recipe import DatasetRecipe
 from crop_assets_tests.description.markdown import Card
@@ -41,6 +41,7 @@ from resources.store import DatasetStore
 __all__ = ["pytestmark"]
 OF_OTHERS = {"tables", "tiles", "tiles_reprojected", "chips", "chips_fmask", "pictures"}
 """Folders that are not part of what a recipient gets."""
+WRITTEN = (CARD, FILES, CROISSANT)
 ALL_TILES = (WEST, EAST, SOUTH)
 
 
@@ -64,7 +65,7 @@ def described(graph: Graph, of: DatasetRecipe, tiles: tuple[str, ...]) -> Descri
     names = sorted(
         path.relative_to(graph.dataset).as_posix()
         for path in graph.dataset.rglob("*")
-        if path.is_file() and path.relative_to(graph.dataset).parts[0] not in OF_OTHERS
+        if path.is_file() and path.relative_to(graph.dataset).parts[0] not in {*OF_OTHERS, *WRITTEN}
     )
     kinds = {".tif": "image/tiff", ".png": "image/png"}
     files = pd.DataFrame({"file": names, "stage": "x"}).assign(
@@ -207,7 +208,7 @@ def test_mlcroissant_finds_every_file_as_the_metadata_say(
     there = {
         name: digest for name, digest in digests(three.folder).items() if Path(name).parts[0] not in OF_OTHERS
     }
-    assert set(there) - set(found) == {"croissant.json", "files.csv"}
+    assert set(there) - set(found) == {CROISSANT, FILES}
     assert found == {name: there[name] for name in found}
     for one in dataset.metadata.file_objects:
         assert one.sha256 == there[one.content_url], one.name
@@ -229,13 +230,11 @@ def test_each_chip_says_which_scenes_it_is_from(three: Described, caplog: pytest
 
 
 def test_the_same_dataset_is_described_by_the_same_bytes(three: Described) -> None:
-    names = ("README.md", "files.csv", "croissant.json")
-    before = {name: (three.folder / name).read_bytes() for name in names}
-    for name in names:
-        # they are not among the files that they are made from
+    before = {name: (three.folder / name).read_bytes() for name in WRITTEN}
+    for name in WRITTEN:
         (three.folder / name).unlink()
     described(three.graph, three.recipe, ALL_TILES)
-    assert {name: (three.folder / name).read_bytes() for name in names} == before
+    assert {name: (three.folder / name).read_bytes() for name in WRITTEN} == before
     assert not any(str(three.graph.root).encode() in data for data in before.values())
 
 
