@@ -26,6 +26,8 @@ OTHER = 13
 """The class of all CDL codes without a class of their own."""
 _MAX_CELL = 300
 _MAX_MISSING = 20
+_EXPORTS = (".parquet", "_images.npy")
+"""The ends of the names of exports that a line of the card loads."""
 _CHARTS = {"training_dst.png": "training", "validation_dst.png": "validation", "test_dst.png": "test"}
 _GIVEN = {
     "chip_boxes": "chip boxes",
@@ -166,9 +168,6 @@ def _values(tables: CardTables, recipe: DatasetRecipe, year: int) -> dict[str, A
         "given": " and ".join(what for field, what in _GIVEN.items() if getattr(recipe, field)),
         "provenance": markdown_table(_provenance_rows(tables)),
     }
-
-
-_EXPORTS = (".parquet", "_images.npy")
 
 
 def _header(title: str, chips: int, exports: list[str]) -> str:

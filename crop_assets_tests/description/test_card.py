@@ -273,7 +273,7 @@ def test_the_same_tables_have_the_same_card_in_any_order_of_rows() -> None:
 
 def test_later_years_are_native_at_ten_metres() -> None:
     assert "made at 10 m; these masks are from its raster of 30 m" in card_text(TABLES, RECIPE, 2025)
-    assert "The CDL of 2022 is made at 30 m" in card_text(TABLES, RECIPE, 2022)
+    assert "The CDL of 2022 has pixels of 30 m" in card_text(TABLES, RECIPE, 2022)
 
 
 def test_figures_and_blocks_of_code() -> None:
