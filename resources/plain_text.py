@@ -1,11 +1,14 @@
 """Makes text from outside safe for messages, metadata and logs."""
 
+import re
 import shlex
 from pathlib import Path
 
 MAX_MESSAGE = 4000
 """Maximum characters of a message: Dagster keeps each in its event log, and shows it."""
 _MAX_FILE = 1000
+_ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]*://|www\.|mailto:|[\w.+-]+@)[^\s`]+)", re.I)
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|~])")
 
 
 def plain_text(text: str, max_length: int = MAX_MESSAGE) -> str:
@@ -14,6 +17,20 @@ def plain_text(text: str, max_length: int = MAX_MESSAGE) -> str:
     """
     short = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in _cut(text, max_length))
     return _cut(short, max_length)
+
+
+def markdown_text(text: str, max_length: int = MAX_MESSAGE) -> str:
+    """The text escaped for Markdown, so that it cannot become links, images, HTML or columns of a table. Addresses
+    become code, because readers of Markdown make links of them.
+    """
+    parts = _ADDRESS.split(plain_text(" ".join(text.split()), max_length))
+    for number, part in enumerate(parts):
+        if number % 2:
+            # in code only the separator of table cells is escaped
+            parts[number] = f"`{part.replace('|', '%7C')}`"
+        else:
+            parts[number] = _MARKDOWN.sub(r"\\\1", part)
+    return "".join(parts)
 
 
 def shell_file(path: str | Path) -> str:

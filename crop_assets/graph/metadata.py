@@ -3,7 +3,6 @@
 import base64
 import functools
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -15,7 +14,7 @@ import pandas as pd
 from crop_assets.errors import InputError
 from crop_assets.layout import PICTURE_TYPES
 from resources.errors import ResourceError
-from resources.plain_text import plain_text
+from resources.plain_text import markdown_text, plain_text
 from resources.store import DatasetStore
 from resources.tables import StoredTable, TableSchema
 
@@ -34,8 +33,6 @@ _UNITS = {"bytes": "B", "seconds": "s", "percent": "%", "cover": "%", "coverage"
 _MIN_SEPARATED = 10_000
 """Smallest number with separators. Years have none."""
 _MAX_SHOWN = 1e18
-_ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]*://|www\.|mailto:|[\w.+-]+@)[^\s`]+)", re.I)
-_MARKDOWN = re.compile(r"([\\`*\[\]<>|~])")
 
 
 def bounded_errors(function: Callable[_Parameters, _Made]) -> Callable[_Parameters, _Made]:
@@ -172,17 +169,8 @@ def _cell(column: str, value: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """Text from outside, such as a server's message, escaped for Markdown, so that it cannot become links, images or
-    columns. Addresses become code, because the UI would make links of them.
-    """
-    parts = _ADDRESS.split(plain_text(" ".join(text.split()), _MAX_CELL))
-    for number, part in enumerate(parts):
-        if number % 2:
-            # in code only the separator of table cells is escaped
-            parts[number] = f"`{part.replace('|', '%7C')}`"
-        else:
-            parts[number] = _MARKDOWN.sub(r"\\\1", part)
-    return "".join(parts)
+    """Text from outside, such as a server's message, escaped for Markdown and of the length of a cell in the UI."""
+    return markdown_text(text, _MAX_CELL)
 
 
 @dataclass(frozen=True)
