@@ -34,6 +34,7 @@ from crop_assets.classes import CDL_CLASSES
 from crop_assets.graph.stage import TileRun
 from crop_assets.hls import QA_BAND, REFLECTANCE_BANDS
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import LABEL_QUALITY
 from resources.cdl import CdlReleases, raster_sha256
 from resources.machine import Machine
 from resources.store import DatasetStore
@@ -61,12 +62,12 @@ def ours(root: Path, workers: int = 0, dataset: str = "ours") -> Work:
         def work() -> None:
             # what is handed over is of one tile
             run = TileRun(store, choices, lambda text: None, lambda text: None, YEAR, TILE, pool)
-            quality = chip_quality(run, fmasks, tile_map).frame
+            quality = chip_quality(run, fmasks, tile_map, LABEL_QUALITY.empty()).frame
             bands = reprojected_tiles(run, world.downloaded_bands, tile_map).frame
             made = chips(run, bands, selected, tile_map, release, releases).frame
             # as a table has it that is read back
             made = pa.Table.from_pandas(made, chips.schema.arrow(), preserve_index=False).to_pandas()
-            filtered_chips(run, made, quality)
+            filtered_chips(run, made, quality, LABEL_QUALITY.empty())
 
         yield work
 

@@ -24,7 +24,7 @@ from resources.plain_text import plain_text
 from resources.settings import Settings
 
 _SPLIT_FILES = ("train_ids", "validation_ids", "test_ids")
-PATHS = {"aoi", "chip_boxes", "scene_list", "cid_list", *_SPLIT_FILES}
+PATHS = {"aoi", "chip_boxes", "confidence_raster", "scene_list", "cid_list", *_SPLIT_FILES}
 """The fields that name a file."""
 _MAX_PATH = 4096
 _MAX_CHARACTERS = 1_000_000
@@ -93,6 +93,27 @@ class DatasetRecipe(Settings):
         default="refuse",
         description="What becomes of CDL codes that no class has, such as 40: 'refuse' stops with their number and "
         "places; their pixels are of class 13 as 'other', or of class 0 as 'nodata'.",
+    )
+    confidence_raster: str = Field(
+        default="",
+        max_length=_MAX_PATH,
+        description="Path of the confidence layer of the CDL, a local raster on the CDL's grid, in a recipe file "
+        "relative to it; `{year}` in it is the year. Without it, the confidence of labels is not known.",
+    )
+    min_purity: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Least purity of the labels of a chip, percent: its pixels whose class is the most frequent among "
+        "their neighbours. 0 keeps all.",
+    )
+    min_confidence: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Least mean confidence of the labels of a chip by `confidence_raster`, percent. 0 keeps all.",
     )
     aoi: str = Field(
         default="",
@@ -184,7 +205,7 @@ class DatasetRecipe(Settings):
     )
     fmask_first: bool = Field(
         default=True,
-        description="Fetch a tile's Fmask files first, and its bands only if a chip can still pass the QA rule.",
+        description="Fetch a tile's Fmask files first, and its bands only if a chip can still be kept.",
     )
     qa_rule: Literal["class", "value", "total"] = Field(
         default="class",
@@ -325,6 +346,17 @@ class DatasetRecipe(Settings):
             raise ValueError(
                 f"season_start: the season starts on {self.season_start}, after its end on "
                 f"{self.season_end}; a season lies within one calendar year"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _knows_the_confidence(self) -> "DatasetRecipe":
+        if "://" in self.confidence_raster:
+            raise ValueError("confidence_raster: must be a local file; download it, and give its path")
+        if self.min_confidence and not self.confidence_raster:
+            raise ValueError(
+                "min_confidence: needs confidence_raster, the path of the CDL's confidence layer; without one, leave "
+                "min_confidence at 0"
             )
         return self
 

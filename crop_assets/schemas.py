@@ -175,17 +175,24 @@ CHIP_BBOXES = TableSchema(
     key=("chip_id",),
 )
 
+_LABELS = (
+    _percent(
+        "purity_percent",
+        "pixels whose class is the most frequent among their neighbours in 3 x 3 pixels, percent; missing if the "
+        "chip has no labels",
+    ),
+    _percent(
+        "confidence_percent", "mean confidence of the CDL, percent; missing without a confidence raster"
+    ),
+)
+
 LABEL_QUALITY = TableSchema(
     (
         _CHIP,
         Column(
-            "purity_percent",
-            pa.float64(),
-            "pixels whose class is that of the majority of their 3 x 3 neighbours, percent",
-            low=0,
-            high=100,
+            "tile", pa.string(), "HLS tile, as in tile_map; empty if the chip has none", pattern=_TILE_OR_NONE
         ),
-        _percent("confidence_percent", "mean confidence of the CDL; missing without a confidence raster"),
+        *_LABELS,
     ),
     key=("chip_id",),
 )
@@ -568,6 +575,7 @@ CHIP_INDEX = TableSchema(
             Column(f"{column}_share", pa.float64(), f"share of the pixels that are {name}", low=0, high=1)
             for column, name in zip(CLASS_COLUMNS, CLASSES, strict=True)
         ),
+        *_LABELS,
         Column(
             "image",
             pa.string(),
@@ -639,6 +647,18 @@ CLASS_DISTRIBUTION = TableSchema(
         _SPLIT,
         *_CLASS,
         _count("chips", "chips with the class", pa.int64()),
+        _count("dominated", "chips whose largest class it is", pa.int64()),
+        *(
+            Column(name, pa.float64(), description, optional=True, low=0, high=1)
+            for name, description in (
+                (
+                    "clustering",
+                    "share of the chips next to those that it dominates that it dominates as well; missing below "
+                    "two such chips",
+                ),
+                ("clustering_by_chance", "what `clustering` would be if the chips were shuffled"),
+            )
+        ),
     )
 )
 
@@ -716,6 +736,7 @@ SCHEMAS: dict[str, TableSchema] = {
     "chip_bboxes": CHIP_BBOXES,
     "tile_grid": TILE_GRID,
     "tile_map": TILE_MAP,
+    "label_quality": LABEL_QUALITY,
     "scene_metadata": SCENE_METADATA,
     "candidate_fmasks": CANDIDATE_FMASKS,
     "selected_scenes": SELECTED_SCENES,
@@ -739,6 +760,8 @@ SCHEMAS: dict[str, TableSchema] = {
     "fingerprint": FINGERPRINT,
     "dataset_files": DATASET_FILES,
     "stac_catalogue": STAC_CATALOGUE,
+    "dataset_card": DATASET_CARD,
+    "croissant": CROISSANT,
     "published_dataset": PUBLISHED_DATASET,
 }
 """The table of each asset, by its name."""

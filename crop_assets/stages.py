@@ -4,7 +4,6 @@ from crop_assets.bands import assets as bands
 from crop_assets.chips import assets as chips
 from crop_assets.dataset import assets as dataset
 from crop_assets.description import assets as description
-from crop_assets.description import stac_assets
 from crop_assets.graph.stage import Stage
 from crop_assets.labels import assets as labels
 from crop_assets.readers import assets as readers
@@ -15,7 +14,7 @@ from crop_assets.tiles import assets as tiles
 
 def _in_order() -> dict[str, Stage]:
     """Stages by name, in the order of the modules, but each after its inputs. Raises TypeError for invalid stages."""
-    rooms = (labels, tiles, scenes, bands, chips, dataset, readers, description, stac_assets)
+    rooms = (labels, tiles, scenes, bands, chips, dataset, readers, description)
     found = {one.name: one for room in rooms for one in vars(room).values() if isinstance(one, Stage)}
     ordered: dict[str, Stage] = {}
 

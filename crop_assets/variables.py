@@ -8,6 +8,7 @@ PREFIX = "CROP_ASSETS_"
 RECIPE = "CROP_ASSETS_RECIPE"
 FIELDS = {
     "recipe.aoi": RECIPE,
+    "recipe.confidence_raster": RECIPE,
     "recipe.chip_boxes": RECIPE,
     "recipe.scene_list": RECIPE,
     "recipe.cid_list": RECIPE,

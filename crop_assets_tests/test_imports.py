@@ -16,7 +16,6 @@ OF_DAGSTER = {
         f"crop_assets.{room}.assets"
         for room in ("labels", "tiles", "scenes", "bands", "chips", "dataset", "readers", "description")
     ),
-    "crop_assets.description.stac_assets",
     *(f"crop_assets.automation.{name}" for name in ("jobs", "sensors")),
     *(
         f"crop_assets.{name}"

@@ -27,6 +27,9 @@ ANOTHER: dict[str, Any] = {
     "block_chips": 10,
     "chip_boxes": "chip_bbox.geojson",
     "unknown_codes": "other",
+    "confidence_raster": "confidence.tif",
+    "min_purity": 80.5,
+    "min_confidence": 60.5,
     "aoi": "kansas.geojson",
     "tile_rule": "degrees",
     "season_start": "04-01",
@@ -72,7 +75,10 @@ def changed(field: str) -> DatasetRecipe:
     """A recipe with another value of a field, and with the split that uses the field."""
     if field in OF_FILES.keys() - {"split"}:
         return DatasetRecipe(**OF_FILES | {field: f"other_{OF_FILES[field]}"})
-    return DatasetRecipe(**{"split": "blocks"} if field == "whole_tiles" else {}, **{field: ANOTHER[field]})
+    with_it: dict[str, Any] = {"split": "blocks"} if field == "whole_tiles" else {}
+    if field == "min_confidence":
+        with_it = {"confidence_raster": "confidence.tif"}
+    return DatasetRecipe(**with_it, **{field: ANOTHER[field]})
 
 
 @pytest.fixture

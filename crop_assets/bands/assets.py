@@ -87,7 +87,7 @@ def downloaded_bands(
 ) -> Made:
     """The band files of the selected scenes, downloaded from the recipe's sources and verified against their CIDs: with
     `fetch`, complete or only the blocks under the chips. What is already in the store is used if it is valid. With
-    `fmask_first`, a tile gets no other bands if Fmask rules out all of its chips.
+    `fmask_first`, a tile gets no other bands if labels or Fmask rule out all of its chips.
     """
     bands = band_cids[band_cids["band"] != QA_BAND]
     chips = chips_to_fetch(run.recipe, tile_map["chip_id"])
@@ -95,7 +95,8 @@ def downloaded_bands(
     saved = fetch.block_bytes if fetch.by_blocks else fetch.file_bytes
     if run.recipe.fmask_first and len(chip_quality) and (chip_quality["reason"] != "").all():
         outcome = (
-            f"Fmask rules out all chips: {len(bands)} files, about {saved / 1e6:,.0f} MB, are not downloaded"
+            f"labels or Fmask rule out all chips: {len(bands)} files, about {saved / 1e6:,.0f} MB, "
+            "are not downloaded"
         )
         run.log(outcome)
         return Made(

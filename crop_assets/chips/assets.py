@@ -52,7 +52,7 @@ _CHIPS_AT_ONCE = 16
 """Chips of a tile that are in memory at once, at 2 MB each. Stages hand over at most as many, at 3 MB each."""
 _WRITERS = 8
 """Files that are written at once: most of that time they wait for the disk or the object store."""
-_QA_FIELDS = ("qa_rule", "max_bad_percent", "max_na_pixels")
+_QA_FIELDS = ("qa_rule", "max_bad_percent", "max_na_pixels", "min_purity", "min_confidence")
 
 
 def _candidate_fields(recipe: DatasetRecipe) -> list[str]:
@@ -133,14 +133,15 @@ def candidate_fmasks(
     return Made(table, metadata, dict(zip(files["path"], files["sha256"], strict=True)))
 
 
-@stage("chips", CHIP_QUALITY, kinds={"geotiff"}, fields=_QA_FIELDS)
-def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.DataFrame) -> Made:
+@stage("chips", CHIP_QUALITY, kinds={"geotiff"}, fields=_QA_FIELDS, code_version="2")
+def chip_quality(
+    run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.DataFrame, label_quality: pd.DataFrame
+) -> Made:
     """Bad and missing pixels of each chip box of the tile, from the Fmask of the three dates alone, and whether the
-    chip can still be kept. This is known before the other bands are downloaded.
+    chip can still be kept, also by its labels. This is known before the other bands are downloaded.
     """
     if downloaded_fmasks.empty:
         return Made(CHIP_QUALITY.empty(), {"outcome": "no scene is selected"})
-    recipe = run.recipe
     with contextlib.ExitStack() as stack:
         local = [stack.enter_context(run.store.local(path)) for path in downloaded_fmasks["path"]]
         fmasks = dict(zip(downloaded_fmasks["position"], local, strict=True))
@@ -151,13 +152,28 @@ def chip_quality(run: TileRun, downloaded_fmasks: pd.DataFrame, tile_map: pd.Dat
         for chip_id, block in zip(ids[:_CHIPS_AT_ONCE], found.blocks[position], strict=False):
             run.handover[path, sha256, chip_id] = block
     facts = fmask_facts(ids, found.blocks).assign(outcome="", fit_scenes=len(fmasks))
-    judged = judge_chips(facts, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
+    judged = _judged(run, facts, label_quality)
     table = facts.assign(**{str(name): judged[name] for name in judged if name not in facts})
     table = table[[column.name for column in CHIP_QUALITY.columns]]
     failing = int((table["reason"] != "").sum())
-    run.log(f"Fmask rules out {failing} of {len(table)} chips")
+    run.log(f"labels and Fmask rule out {failing} of {len(table)} chips")
     shown = table[["chip_id", "bad_percent_max", "na_count", "reason"]].round(2)
     return Made(table, {"may_be_kept": len(table) - failing, "chips": markdown(shown)})
+
+
+def _judged(run: TileRun, facts: pd.DataFrame, label_quality: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts of `judge_chips` by the recipe."""
+    recipe = run.recipe
+    if recipe.min_purity or recipe.min_confidence:
+        facts = facts.merge(label_quality.drop(columns="tile"), on="chip_id", how="left")
+    return judge_chips(
+        facts,
+        recipe.qa_rule,
+        recipe.max_bad_percent,
+        recipe.max_na_pixels,
+        recipe.min_purity,
+        recipe.min_confidence,
+    )
 
 
 @stage("chips", REPROJECTED_TILES, kinds={"geotiff"}, fields=["coverage"], code_version="3")
@@ -168,7 +184,7 @@ def reprojected_tiles(run: TileRun, downloaded_bands: pd.DataFrame, tile_map: pd
     if downloaded_bands.empty:
         return Made(REPROJECTED_TILES.empty(), {"outcome": "no scene is selected"})
     if set(downloaded_bands["band"]) == {QA_BAND}:
-        return Made(REPROJECTED_TILES.empty(), {"outcome": "Fmask rules out all chips"})
+        return Made(REPROJECTED_TILES.empty(), {"outcome": "labels or Fmask rule out all chips"})
     table = downloaded_bands[["scene_id", "position", "date", "band"]].copy()
     named = zip(table["scene_id"], table["band"], strict=True)
     table["path"] = [run.layout.reprojected(scene_id, band) for scene_id, band in named]
@@ -234,7 +250,7 @@ def chips(
         return Made(_chip_table(unmade), {"outcome": f"{len(ids)} chips without three scenes"})
     if reprojected_tiles.empty:
         unmade = [{"chip_id": chip_id, "outcome": NOT_FETCHED, "fit_scenes": fit} for chip_id in ids]
-        return Made(_chip_table(unmade), {"outcome": f"{len(ids)} chips ruled out by Fmask"})
+        return Made(_chip_table(unmade), {"outcome": f"{len(ids)} chips ruled out by labels or Fmask"})
     digest = raster_digest(cdl)
     tags = {
         "CDL": f"{run.year} {digest}",
@@ -338,6 +354,7 @@ def _any_chip_is_kept(chips: pd.DataFrame, *_: object) -> Finding:
     "chips",
     FILTERED_CHIPS,
     fields=_QA_FIELDS,
+    code_version="2",
     checks=[
         Check(
             "any_chip_is_kept",
@@ -346,16 +363,17 @@ def _any_chip_is_kept(chips: pd.DataFrame, *_: object) -> Finding:
         )
     ],
 )
-def filtered_chips(run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame) -> Made:
-    """The chips with few enough bad pixels on every date and no missing ones, copied to chips_filtered; for every
-    other chip the reason for its rejection, and the number behind it.
+def filtered_chips(
+    run: TileRun, chips: pd.DataFrame, chip_quality: pd.DataFrame, label_quality: pd.DataFrame
+) -> Made:
+    """The chips with few enough bad pixels on every date, no missing ones, and labels that are pure and certain enough,
+    copied to chips_filtered; for every other chip the reason for its rejection, and the number behind it.
     """
-    recipe = run.recipe
     facts = chips
     if (chips["outcome"] == NOT_FETCHED).all():
         known = chip_quality[["chip_id", *(column.name for column in PIXEL_COUNTS), "na_count"]]
         facts = chips[["chip_id", "outcome", "fit_scenes"]].merge(known, on="chip_id")
-    table = judge_chips(facts, recipe.qa_rule, recipe.max_bad_percent, recipe.max_na_pixels)
+    table = _judged(run, facts, label_quality)
     carried = [*(f"{p}_date" for p in POSITIONS), *CLASS_COLUMNS]
     table = table.merge(chips[["chip_id", "merged_sha256", "mask_sha256", *carried]], on="chip_id")
     for name, file_of in (("merged", run.layout.merged), ("mask", run.layout.mask)):

@@ -16,8 +16,9 @@ _BAD = np.uint8(sum(BAD_BITS.values()))
 _VALUES_WITH = {name: np.flatnonzero(np.arange(256) & bit) for name, bit in BAD_BITS.items()}
 
 KEPT, NO_SCENES, NA_PIXELS, BAD_QUALITY = "", "too_few_scenes", "na_pixels", "bad_quality"
+IMPURE_LABELS, LOW_CONFIDENCE = "impure_labels", "low_confidence"
 NOT_FETCHED = "bands_not_fetched"
-"""Outcome of a chip that was not made because its Fmask already rules it out."""
+"""Outcome of a chip that was not made because its labels or its Fmask already rule it out."""
 
 
 def quality_counts(fmask: NDArray[np.uint8]) -> dict[str, int]:
@@ -53,13 +54,21 @@ def bad_percent(chips: "pd.DataFrame", position: str, rule: QaRule) -> "pd.Serie
 
 
 def judge_chips(
-    chips: "pd.DataFrame", rule: QaRule, max_bad_percent: float, max_na_pixels: int
+    chips: "pd.DataFrame",
+    rule: QaRule,
+    max_bad_percent: float,
+    max_na_pixels: int,
+    min_purity: float = 0,
+    min_confidence: float = 0,
 ) -> "pd.DataFrame":
     """Keep or reject each chip, with the reason and the number that decided.
 
-    A chip is kept if it was made (empty outcome), has at most `max_bad_percent` bad pixels on each date and at most
-    `max_na_pixels` missing pixels. Returns chip_id, bad_percent_first, _middle, _last, bad_percent_max, na_count,
-    kept, reason ("" if kept) and figure (fit scenes, missing pixels, or percent).
+    A chip is kept if its labels have a purity of at least `min_purity` and a mean confidence of at least
+    `min_confidence`, it was made (empty outcome), and it has at most `max_bad_percent` bad pixels on each date and at
+    most `max_na_pixels` missing pixels; the first of these that does not hold is the reason. A limit of 0 for labels
+    is none; above 0, the columns purity_percent and confidence_percent are needed, and a missing value is too low.
+    Returns chip_id, bad_percent_first, _middle, _last, bad_percent_max, na_count, kept, reason ("" if kept) and figure
+    (percent, fit scenes, or missing pixels).
     """
     import pandas as pd
 
@@ -69,11 +78,21 @@ def judge_chips(
     na_count, fit_scenes = (
         chips[name].to_numpy("float64", na_value=np.nan) for name in ("na_count", "fit_scenes")
     )
-    few = outcome == NO_SCENES
-    missing = ~few & (na_count > max_na_pixels)
-    bad = ~few & ~missing & ~(worst <= max_bad_percent)
-    unmade = outcome != ""
-    reason = np.select([few, missing, bad, unmade], [NO_SCENES, NA_PIXELS, BAD_QUALITY, outcome], KEPT)
+    purity, confidence = (
+        chips[name].to_numpy("float64", na_value=np.nan) if limit > 0 else np.full(len(chips), np.inf)
+        for name, limit in (("purity_percent", min_purity), ("confidence_percent", min_confidence))
+    )
+    # select takes the first that holds
+    found = [
+        (~(purity >= min_purity), IMPURE_LABELS, purity),
+        (~(confidence >= min_confidence), LOW_CONFIDENCE, confidence),
+        (outcome == NO_SCENES, NO_SCENES, fit_scenes),
+        (na_count > max_na_pixels, NA_PIXELS, na_count),
+        (~(worst <= max_bad_percent), BAD_QUALITY, worst),
+        (outcome != "", outcome, np.nan),
+    ]
+    fails, reasons, figures = zip(*found, strict=True)
+    reason = np.select(fails, reasons, KEPT)
     return pd.DataFrame(
         {
             "chip_id": chips["chip_id"],
@@ -81,7 +100,7 @@ def judge_chips(
             "bad_percent_max": worst,
             "na_count": chips["na_count"],
             "reason": reason,
-            "figure": np.select([few, missing, bad], [fit_scenes, na_count, worst], np.nan),
+            "figure": np.select(fails, figures, np.nan),
             "kept": reason == KEPT,
         }
     )
@@ -91,7 +110,7 @@ def figure_text(reason: str, figure: float) -> str:
     """The number that decided about a chip, with its unit: "12.4 %", "1,234 pixels", "2 fit scenes"; "" without one."""
     if figure != figure:
         return ""
-    if reason == BAD_QUALITY:
+    if reason in (BAD_QUALITY, IMPURE_LABELS, LOW_CONFIDENCE):
         return f"{figure:.4g} %"
     count = f"{figure:,.0f}"
     return {NA_PIXELS: f"{count} pixels", NO_SCENES: f"{count} fit scenes"}.get(reason, f"{figure:,.6g}")

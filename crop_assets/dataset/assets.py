@@ -43,6 +43,7 @@ from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Source, YearRun, stage
 from crop_assets.hls import POSITIONS, REFLECTANCE_BANDS
 from crop_assets.labels.plots import class_histogram_png
+from crop_assets.labels.quality import clustering, largest_classes
 from crop_assets.progress import Progress
 from crop_assets.recipe import DatasetRecipe, read_named_file
 from crop_assets.schemas import BAND_STATS, CLASS_DISTRIBUTION, CLASS_WEIGHTS, PUBLISHED_DATASET, SPLITS
@@ -299,17 +300,18 @@ def _classes_text(pixels: "pd.Series[int]") -> str:
     return json.dumps(classes, indent=2) + "\n"
 
 
-@stage("dataset", CLASS_DISTRIBUTION, kinds={"png"}, code_version="2")
+@stage("dataset", CLASS_DISTRIBUTION, kinds={"png"}, code_version="3")
 def class_distribution(run: YearRun, splits: pd.DataFrame) -> Made:
     """`training_dst.png` and `validation_dst.png`: the share of each class in the splits; `test_dst.png` too if there
-    are test chips.
+    are test chips. The table also has how the chips that a class dominates cluster in space.
     """
     files, metadata, tables = [], {}, []
     names = {TRAIN: "training_dst", VALIDATION: "validation_dst"}
     if (splits["split"] == TEST).any():
         names[TEST] = "test_dst"
     for split, name in names.items():
-        counts = splits.loc[splits["split"] == split, CLASS_COLUMNS]
+        chosen = splits[splits["split"] == split]
+        counts = chosen[CLASS_COLUMNS]
         pixels = counts.sum().to_numpy(dtype=np.int64)
         png = class_histogram_png(pixels, f"{split}: {counted(len(counts), 'chip')} of {run.year}")
         files.append(run.layout.file(f"{name}.png"))
@@ -317,8 +319,12 @@ def class_distribution(run: YearRun, splits: pd.DataFrame) -> Made:
         metadata[name] = Picture(png, "classes")
         chips = (counts > 0).sum().to_numpy(dtype=np.int64)
         classes = {"class": range(len(CLASSES)), "name": list(CLASSES)}
-        tables.append(pd.DataFrame({"split": split, **classes, "pixels": pixels, "chips": chips}))
-    return Made(pd.concat(tables, ignore_index=True), metadata, files)
+        of_class = pd.DataFrame({"split": split, **classes, "pixels": pixels, "chips": chips})
+        together = clustering(list(chosen["chip_id"]), largest_classes(counts.to_numpy(dtype=np.int64)))
+        tables.append(pd.concat([of_class, together], axis=1))
+    table = pd.concat(tables, ignore_index=True)
+    shown = table.loc[table["dominated"] > 0, ["split", "name", *together]].round(3)
+    return Made(table, {**metadata, "clustering": markdown(shown, rows=len(table))}, files)
 
 
 class Publishing(dg.Config):
@@ -331,7 +337,7 @@ class Publishing(dg.Config):
     )
 
 
-_PUBLISHED = ("stac_catalogue",)
+_PUBLISHED = ("stac_catalogue", "dataset_card", "croissant")
 """The stages that describe the files of `dataset_files`, and whose files are published with them."""
 
 
@@ -346,6 +352,8 @@ def published_dataset(
     run: YearRun,
     dataset_files: pd.DataFrame,
     stac_catalogue: pd.DataFrame,
+    dataset_card: pd.DataFrame,
+    croissant: pd.DataFrame,
     config: Publishing,
     ipfs: IpfsContent,
 ) -> Made:

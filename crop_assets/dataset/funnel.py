@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from crop_assets.chips.quality import BAD_QUALITY, NA_PIXELS, NO_SCENES
+from crop_assets.chips.quality import BAD_QUALITY, IMPURE_LABELS, LOW_CONFIDENCE, NA_PIXELS, NO_SCENES
 from crop_assets.dataset.splits import BUFFER, UNASSIGNED
 from crop_assets.errors import InputError
 
 NO_TILE, TILE_MISSING = "no_tile", "tile_missing"
 _OF_SOME_SPLITS = (BUFFER, UNASSIGNED)
+_OF_SOME_RECIPES = (IMPURE_LABELS, LOW_CONFIDENCE, *_OF_SOME_SPLITS)
 
 
 def reject_ledger(tile_map: pd.DataFrame, filtered: pd.DataFrame, missing: Mapping[str, str]) -> pd.DataFrame:
@@ -46,7 +47,7 @@ def left_out(chips: pd.DataFrame) -> pd.DataFrame:
 def yield_funnel(tile_map: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
     """The steps from chip boxes to the chips of the dataset: step, chips left, chips lost at this step, and why.
 
-    The last steps are there if a split leaves chips out.
+    Steps by the quality of labels, and the last ones, by the split, are there if they leave chips out.
     """
     lost = ledger["reason"].value_counts()
     left = len(tile_map)
@@ -54,6 +55,8 @@ def yield_funnel(tile_map: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
     for step, reason, why in (
         ("in a tile", NO_TILE, "the nearest tile does not reach the chip"),
         ("tile done", TILE_MISSING, "the tile failed or was not materialized"),
+        ("pure labels", IMPURE_LABELS, "fewer labels than min_purity agree with their neighbours"),
+        ("sure labels", LOW_CONFIDENCE, "the CDL is less confident than min_confidence"),
         ("three scenes", NO_SCENES, "fewer than three scenes are fit"),
         ("no missing pixels", NA_PIXELS, "pixels lack a band or Fmask on some date"),
         ("kept", BAD_QUALITY, "too much cloud, shadow or snow on some date"),
@@ -61,7 +64,7 @@ def yield_funnel(tile_map: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
         ("in the split's files", UNASSIGNED, "no file of the split names the chip"),
     ):
         gone = int(lost.get(reason, 0))
-        if not gone and reason in _OF_SOME_SPLITS:
+        if not gone and reason in _OF_SOME_RECIPES:
             continue
         left -= gone
         rows.append((step, left, gone, why if gone else ""))

@@ -1,4 +1,6 @@
-"""Stages of what a dataset consists of: `fingerprint` and `dataset_files`."""
+"""Stages of what a dataset consists of and of what describes it: `fingerprint`, `dataset_files`, `stac_catalogue`,
+`dataset_card` and `croissant`.
+"""
 
 import hashlib
 from dataclasses import astuple
@@ -7,6 +9,9 @@ import geopandas as gpd
 import pandas as pd
 
 from crop_assets.dataset.publish import recorded_files
+from crop_assets.description.card import card_text
+from crop_assets.description.croissant import croissant_text, files_text
+from crop_assets.description.facts import CARD, CROISSANT, FILES, CardTables, Tables, described_files
 from crop_assets.description.files import file_problems, file_rows
 from crop_assets.description.fingerprint import (
     FILE,
@@ -15,11 +20,24 @@ from crop_assets.description.fingerprint import (
     fingerprint_of,
     output_files,
 )
+from crop_assets.description.stac import (
+    COLLECTION,
+    ITEMS_PARQUET,
+    chip_item,
+    collection,
+    item_name,
+    items_table,
+    json_bytes,
+    write_items,
+)
 from crop_assets.graph.metadata import markdown
 from crop_assets.graph.stage import AllTiles, Check, Finding, Made, Source, YearRun, stage
 from crop_assets.labels.aoi import aoi_checksum, read_aoi
+from crop_assets.progress import Progress
 from crop_assets.recipe import PATHS, DatasetRecipe, read_named_file
-from crop_assets.schemas import DATASET_FILES, FINGERPRINT
+from crop_assets.schemas import CROISSANT as CROISSANT_TABLE
+from crop_assets.schemas import DATASET_CARD, DATASET_FILES, FINGERPRINT, STAC_CATALOGUE
+from resources.parallel import in_parallel
 from resources.stop import StoppablePool
 
 _SHOWN = 20
@@ -136,3 +154,130 @@ def dataset_files(
     by_stage = table.groupby("stage", sort=True).agg(files=("file", "size"), bytes=("bytes", "sum"))
     shown = markdown(by_stage.reset_index(), _SHOWN)
     return Made(table, {"files": len(table), "bytes": int(table["bytes"].sum()), "by_stage": shown})
+
+
+_BATCH = 500
+"""Items in memory: some 50 kB each."""
+_WRITES_AT_ONCE = 16
+"""An object store takes some time for each file, in which the processor is idle."""
+
+
+@stage("description", STAC_CATALOGUE, kinds={"stac", "geoparquet"})
+def stac_catalogue(
+    run: YearRun, chip_index: gpd.GeoDataFrame, dataset_files: pd.DataFrame, fingerprint: pd.DataFrame
+) -> Made:
+    """The dataset as a static STAC 1.1 catalogue, `stac/collection.json`, with an item a chip in `stac/items/`: place,
+    dates, bands, classes and their shares, split, checksums, and links to the scenes, their CIDs and the CDL release;
+    and the items as stac-geoparquet, `stac/items.parquet`. Links within the dataset are relative.
+    """
+    sizes = dict(zip(dataset_files["file"], dataset_files["bytes"], strict=True))
+    dataset = f"{run.recipe.dataset}-{run.year}"
+    report = Progress(run.log, len(chip_index), "items written")
+    rows: list[tuple[str, str, int, str]] = []
+    tables, bboxes = [], []
+
+    def write(kind: str, name: str, data: bytes) -> tuple[str, str, int, str]:
+        run.store.write_bytes(run.layout.file(name), data)
+        return name, kind, len(data), _sha256(data)
+
+    with StoppablePool(_WRITES_AT_ONCE) as pool:
+        for start in range(0, len(chip_index), _BATCH):
+            chips = chip_index.iloc[start : start + _BATCH].drop(columns="geometry").to_dict("records")
+            items = [chip_item(chip, sizes, dataset) for chip in chips]
+            rows += in_parallel(
+                pool, lambda item: write("item", item_name(item["id"]), json_bytes(item)), items
+            )
+            tables.append(items_table(items))
+            bboxes += [item["bbox"] for item in items]
+            report(len(rows))
+    described = collection(
+        run.recipe.dataset, run.year, chip_index, bboxes, dataset_files, fingerprint.to_dict("records")[0]
+    )
+    file = run.layout.file(ITEMS_PARQUET)
+    with run.store.writing(file) as path:
+        write_items(path, tables, described["extent"]["spatial"]["bbox"][0])
+        data = path.read_bytes()
+    rows.append((ITEMS_PARQUET, "geoparquet", len(data), _sha256(data)))
+    # last, so that it names no item that is not there
+    rows.append(write("collection", COLLECTION, json_bytes(described)))
+    table = pd.DataFrame(rows, columns=["file", "kind", "bytes", "sha256"]).sort_values(
+        "file", ignore_index=True
+    )
+    files = {
+        run.layout.file(name): sha256 for name, sha256 in zip(table["file"], table["sha256"], strict=True)
+    }
+    return Made(table, {"items": len(chip_index), "bytes": int(table["bytes"].sum())}, files)
+
+
+@stage("description", DATASET_CARD, kinds={"markdown"}, fields=_all_fields)
+def dataset_card(
+    run: YearRun,
+    fingerprint: pd.DataFrame,
+    dataset_files: pd.DataFrame,
+    stac_catalogue: pd.DataFrame,
+    cdl: pd.DataFrame,
+    tile_map: pd.DataFrame,
+    splits: pd.DataFrame,
+    chip_index: gpd.GeoDataFrame,
+    class_distribution: pd.DataFrame,
+    class_weights: pd.DataFrame,
+    label_quality: pd.DataFrame,
+    filtered_chips: AllTiles,
+    downloaded_bands: AllTiles,
+) -> Made:
+    """`README.md`: what the dataset has, where and when, classes, splits and leakage, quality, yield, recipe, how to
+    load it, what the labels are, known limits, licences and fingerprint, with the header that Hugging Face reads. Every
+    figure is computed from the tables.
+    """
+    tables = CardTables(
+        fingerprint=fingerprint,
+        cdl=cdl,
+        splits=splits,
+        chip_index=chip_index,
+        class_distribution=class_distribution,
+        downloaded_bands=downloaded_bands.frame,
+        dataset_files=dataset_files,
+        stac_catalogue=stac_catalogue,
+        tile_map=tile_map,
+        class_weights=class_weights,
+        label_quality=label_quality,
+        filtered_chips=filtered_chips.frame,
+        missing=filtered_chips.missing,
+    )
+    return _made(run, {CARD: card_text(tables, run.recipe, run.year)})
+
+
+@stage("description", CROISSANT_TABLE, kinds={"json"}, fields=_all_fields)
+def croissant(
+    run: YearRun,
+    fingerprint: pd.DataFrame,
+    dataset_files: pd.DataFrame,
+    stac_catalogue: pd.DataFrame,
+    dataset_card: pd.DataFrame,
+    cdl: pd.DataFrame,
+    splits: pd.DataFrame,
+    chip_index: gpd.GeoDataFrame,
+    class_distribution: pd.DataFrame,
+    downloaded_bands: AllTiles,
+) -> Made:
+    """`croissant.json`: metadata in JSON-LD (Croissant 1.1, GeoCroissant 1.0, PROV-O) by which mlcroissant serves the
+    chips, classes, splits and files as records, with the scenes and CIDs that the dataset is derived from; and
+    `files.csv`, the SHA-256 of every file of the dataset.
+    """
+    files = described_files(dataset_files, stac_catalogue, dataset_card)
+    listed = files_text(files)
+    tables = Tables(fingerprint, cdl, splits, chip_index, class_distribution, downloaded_bands.frame)
+    text = croissant_text(tables, files, listed, run.recipe, run.year)
+    return _made(run, {FILES: listed, CROISSANT: text})
+
+
+def _made(run: YearRun, texts: dict[str, str]) -> Made:
+    """Write the files and return their table."""
+    rows, files = [], {}
+    for name, text in texts.items():
+        data = text.encode()
+        digest = _sha256(data)
+        files[run.write_text(name, text)] = digest
+        rows.append((name, len(data), digest))
+    table = pd.DataFrame(rows, columns=["file", "bytes", "sha256"]).sort_values("file", ignore_index=True)
+    return Made(table, {"bytes": int(table["bytes"].sum())}, files)

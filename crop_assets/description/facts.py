@@ -9,6 +9,7 @@ import geopandas as gpd
 import pandas as pd
 
 from crop_assets.classes import CLASSES
+from crop_assets.description.files import media_type
 from crop_assets.hls import POSITIONS, QA_BAND
 from crop_assets.recipe import DatasetRecipe
 from resources.errors import IntegrityError
@@ -145,19 +146,3 @@ def described_files(*tables: pd.DataFrame) -> pd.DataFrame:
             f"dataset_files names {named!r:.200} twice or outside the dataset's folder; materialize dataset_files again"
         )
     return files
-
-
-def media_type(name: str) -> str:
-    """The media type of a file by the end of its name."""
-    return _MEDIA_TYPES.get(PurePosixPath(name).suffix, "application/octet-stream")
-
-
-_MEDIA_TYPES = {
-    ".csv": "text/csv",
-    ".geojson": "application/geo+json",
-    ".json": "application/json",
-    ".md": "text/markdown",
-    ".parquet": "application/vnd.apache.parquet",
-    ".txt": "text/plain",
-}
-"""Media types of the files that later stages than `dataset_files` write."""

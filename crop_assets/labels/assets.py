@@ -1,7 +1,8 @@
-"""Stages from a CDL raster to chip boxes: `cdl`, `candidate_chips`, `chip_bboxes`."""
+"""Stages from a CDL raster to chip boxes: `cdl`, `candidate_chips`, `chip_bboxes`; and `label_quality` of these."""
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -14,8 +15,9 @@ from crop_assets.graph.metadata import Picture, markdown
 from crop_assets.graph.stage import Made, Source, YearRun, stage
 from crop_assets.labels.aoi import aoi_checksum, filter_aoi, inside_aoi, read_aoi
 from crop_assets.labels.balance import Balance, target_shares
-from crop_assets.labels.cdl import check_cdl, chip_histograms, raster_digest
-from crop_assets.labels.plots import choice_maps_png, choices_png, class_histogram_png
+from crop_assets.labels.cdl import CdlRaster, check_cdl, chip_histograms, raster_digest
+from crop_assets.labels.plots import choice_maps_png, choices_png, class_histogram_png, label_quality_png
+from crop_assets.labels.quality import check_confidence, measure_labels, require_chips
 from crop_assets.labels.release import obtain_raster
 from crop_assets.labels.sampling import (
     ChoiceReport,
@@ -31,8 +33,9 @@ from crop_assets.labels.sampling import (
 )
 from crop_assets.progress import Progress
 from crop_assets.recipe import DatasetRecipe, read_named_file
-from crop_assets.schemas import CANDIDATE_CHIPS, CDL, CHIP_BBOXES
-from resources.cdl import CdlReleases, raster_files
+from crop_assets.schemas import CANDIDATE_CHIPS, CDL, CHIP_BBOXES, LABEL_QUALITY
+from resources.cdl import CdlReleases, raster_files, raster_sha256
+from resources.errors import TryAgainError
 from resources.machine import Machine
 
 _WHY = ("why_fewer", "why_crowded")
@@ -204,6 +207,69 @@ def _pictures(landscape: gpd.GeoDataFrame, choice: _Choice, balance: Balance) ->
 def _richest(boxes: gpd.GeoDataFrame) -> pd.DataFrame:
     ranked = boxes.sort_values(["weight", "chip_id"], ascending=[False, True])
     return pd.DataFrame(ranked[["chip_id", "lon", "lat", "classes", "weight"]].round(4))
+
+
+def _confidence(run: YearRun) -> Source:
+    path = run.recipe.confidence_raster
+    if not path:
+        return Source(None, "")
+    raster = check_confidence(path, run.year)
+    digest = raster_sha256(Path(raster.path))
+    return Source((raster, digest), digest, {"confidence_raster": dg.MetadataValue.path(raster.path)})
+
+
+@stage(
+    "labels",
+    LABEL_QUALITY,
+    kinds={"parquet"},
+    fields=["unknown_codes", "confidence_raster"],
+    source=_confidence,
+)
+def label_quality(
+    run: YearRun,
+    tile_map: pd.DataFrame,
+    cdl: pd.DataFrame,
+    source: tuple[CdlRaster, str] | None,
+    cdl_releases: CdlReleases,
+    machine: Machine,
+) -> Made:
+    """How good the labels of each chip box are: their purity, which is the share of pixels that agree with the majority
+    of their 3 x 3 neighbours, and with the recipe's `confidence_raster` the mean confidence of the CDL.
+    """
+    # with its tile, so that a tile depends on its own chips alone
+    places = tile_map[["chip_id", "tile"]].sort_values("chip_id", ignore_index=True)
+    ids, digest = list(places["chip_id"]), raster_digest(cdl)
+    raster = check_cdl(cdl_releases.find_same(run.year, digest), run.recipe.unknown_codes)
+    confidence = source[0] if source else None
+    if confidence:
+        require_chips(confidence, ids)
+    with machine.pool() as pool:
+        measured = measure_labels(
+            raster, confidence, ids, pool, Progress(run.log, len(ids), "chips with measured labels")
+        )
+    # the files were open for a while: make sure that nobody replaced them meanwhile
+    cdl_releases.find_same(run.year, digest)
+    if source and raster_sha256(Path(source[0].path)) != source[1]:
+        raise TryAgainError(f"{source[0].path} was replaced while it was read; launch this run again")
+    table = places.merge(measured, on="chip_id")
+    return Made(table, _label_figures(table))
+
+
+def _label_figures(table: pd.DataFrame) -> dict[str, Any]:
+    """Metadata: mean, quartiles and chart of both figures, and the chips with the least pure labels."""
+    figures = table[["purity_percent", "confidence_percent"]].dropna(axis=1, how="all")
+    found: dict[str, Any] = {
+        f"mean_{name}": round(float(figures[name].mean()), 2) for name in figures if len(table)
+    }
+    if figures.empty:
+        return found
+    summary = figures.describe().loc[["mean", "min", "25%", "50%", "75%", "max"]]
+    lowest = table.sort_values(["purity_percent", "chip_id"]).drop(columns="tile")
+    return found | {
+        "summary": markdown(summary.round(2).rename_axis("figure").reset_index()),
+        "histogram": Picture(label_quality_png(table), "quality of labels"),
+        "least_pure": markdown(lowest.round(2), rows=10),
+    }
 
 
 def _checksum(path: str) -> str:

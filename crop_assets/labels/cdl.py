@@ -44,6 +44,10 @@ _MAX_COLS, _MAX_ROWS = 160_000, 100_000
 """The national raster has 153,811 columns and 96,523 rows."""
 STRIPS_PER_TASK = 8
 COLS_PER_READ = 128
+_CODES = (
+    "a CDL raster has one band of uint8 codes. Use the *_30m_cdls.tif of the release, not its confidence or frequency "
+    "layer"
+)
 _MAX_EXAMPLES = 3
 """Pixels with an unknown code that an error lists."""
 _CodedPixel = tuple[int, int, int]
@@ -120,10 +124,11 @@ def raster_digest(cdl: "pd.DataFrame") -> str:
     return str(cdl.iloc[0]["sha256"])
 
 
-def check_cdl(path: str | Path, unknown_codes: str = "refuse") -> CdlRaster:
+def check_cdl(path: str | Path, unknown_codes: str = "refuse", pixels: str = _CODES) -> CdlRaster:
     """Open a CDL raster and make sure that its pixels are on the national grid.
 
-    `path` is a local file or any path that GDAL opens; `unknown_codes` is the recipe's. Raises InputError, with advice
+    `path` is a local file or any path that GDAL opens; `unknown_codes` is the recipe's. `pixels` describes in errors
+    what the raster must have, if not codes. Raises InputError, with advice
     how to fix it, if the file is unreadable, has more than one band, is not uint8, is not in EPSG:5070 (an equivalent
     CRS without a code is fine) or not at 30 m, or is off the national grid by more than a tenth of a pixel.
     """
@@ -133,13 +138,13 @@ def check_cdl(path: str | Path, unknown_codes: str = "refuse") -> CdlRaster:
     require_proj()
     try:
         with open_raster(Path(name)) as raster:
-            grid = _national_grid(name, raster)
+            grid = _national_grid(name, raster, pixels)
             # the block of the last pixel is at the end of the file, which is missing after a broken download
             for row, col in ((0, 0), (raster.height - 1, raster.width - 1)):
                 raster.read(1, window=Window(col, row, 1, 1))
             return CdlRaster(name, grid.affine, raster.width, raster.height, raster.nodata, unknown_codes)
     except (RasterioError, ProjError) as error:
-        raise _unreadable(name, error) from None
+        raise unreadable(name, error) from None
 
 
 def chip_histograms(
@@ -163,7 +168,7 @@ def chip_histograms(
             with open_raster(Path(cdl.path)) as raster:
                 return strips, *_scan(cdl, raster, strips, cols)
         except RasterioError as error:
-            raise _unreadable(cdl.path, error) from None
+            raise unreadable(cdl.path, error) from None
 
     tasks = [rows[i : i + STRIPS_PER_TASK] for i in range(0, len(rows), STRIPS_PER_TASK)] if cols else []
     for strips, strip_counts, strip_codes, strip_examples in pool.map(scan, tasks):
@@ -196,7 +201,7 @@ def check_codes(cdl: CdlRaster, pool: Executor, progress: Callable[[int], None] 
             with open_raster(Path(cdl.path)) as raster:
                 pixels = raster.read(1, window=window)
         except RasterioError as error:
-            raise _unreadable(cdl.path, error) from None
+            raise unreadable(cdl.path, error) from None
         return np.bincount(pixels.ravel(), minlength=256), _unknown_pixels(cdl, pixels, start, 0)
 
     for done, (found, where) in enumerate(pool.map(check, starts), start=1):
@@ -275,13 +280,10 @@ def _complete_chips(offset: int, size: int, limit: int) -> range:
     return range(first, max(first, min(limit, (offset + size) // CHIP_SIZE)))
 
 
-def _national_grid(name: str, raster: rasterio.DatasetReader) -> GeoBox:
+def _national_grid(name: str, raster: rasterio.DatasetReader, pixels: str) -> GeoBox:
     """The part of the national grid that a raster's pixels match. Raises InputError if there is none."""
     if raster.count != 1 or raster.dtypes[0] != "uint8":
-        raise InputError(
-            f"{name} has {raster.count} band(s) of {raster.dtypes[0]}; a CDL raster has one band of uint8 codes. "
-            "Use the *_30m_cdls.tif of the release, not its confidence or frequency layer"
-        )
+        raise InputError(f"{name} has {raster.count} band(s) of {raster.dtypes[0]}; {pixels}")
     edit = f"if it is EPSG:5070, run: gdal_edit.py -a_srs EPSG:5070 {shell_file(name)}"
     if raster.crs is None:
         raise InputError(f"{name} has no CRS; {edit}")
@@ -337,7 +339,7 @@ def _gdalwarp(name: str, raster: rasterio.DatasetReader) -> str:
     return f"gdalwarp -t_srs EPSG:5070 -r near -tr {RESOLUTION} {RESOLUTION} {extent}{files}"
 
 
-def _unreadable(name: str, error: Exception) -> InputError:
+def unreadable(name: str, error: Exception) -> InputError:
     # rasterio only reports that a read failed; GDAL's message, its cause, has the reason
     reason = str(error.__cause__ or error).rstrip(".")
     return InputError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from crop_assets.chip_grid import CHIP_METRES, ORIGIN_X, ORIGIN_Y
 from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
-from crop_assets.figures import counted, kilometres, png
+from crop_assets.figures import counted, kilometres, png, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +41,32 @@ def class_histogram_png(counts: NDArray[np.int64], title: str = "") -> "Figure":
     axes.tick_params(axis="x", labelrotation=40, labelsize=8)
     for label in axes.get_xticklabels():
         label.set_horizontalalignment("right")
+    return figure
+
+
+@png
+def label_quality_png(labels: pd.DataFrame) -> "Figure":
+    """Histograms of the purity of chips and, where it is known, of their mean confidence, side by side, as PNG.
+
+    `labels` has purity_percent and confidence_percent. Bins are 2 percent wide; lines mark the means.
+    """
+    from matplotlib.figure import Figure
+
+    names = {"purity_percent": "purity", "confidence_percent": "mean confidence"}
+    known = {name: values for name in names if len(values := labels[name].dropna())}
+    figure = Figure(figsize=(max(len(known), 1) * 5, 3.5), layout="constrained")
+    panels = figure.subplots(1, max(len(known), 1), squeeze=False)[0]
+    for axes, (name, values) in zip(panels, known.items(), strict=False):
+        axes.hist(
+            values, bins=np.arange(0, 102, 2).tolist(), color="#4c78a8", edgecolor="white", linewidth=0.3
+        )
+        mean = float(values.mean())
+        axes.axvline(mean, color="#d62728", linewidth=1.5)
+        axes.set_title(f"{names[name]}: {mean:.1f} % on average, {counted(len(values), 'chip')}", fontsize=10)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel(f"{names[name]} of a chip, %")
+        axes.set_ylabel("chips")
+        whole_numbers(axes.yaxis)
     return figure
 
 

@@ -19,22 +19,30 @@ from resources.machine import Machine
 _SHOWN = 20
 
 
-@stage("readers", CHIP_INDEX, kinds={"geoparquet"})
+@stage("readers", CHIP_INDEX, kinds={"geoparquet"}, code_version="2")
 def chip_index(
     run: YearRun,
     splits: pd.DataFrame,
     chip_bboxes: gpd.GeoDataFrame,
+    label_quality: pd.DataFrame,
     cdl: pd.DataFrame,
     chips: AllTiles,
     filtered_chips: AllTiles,
     downloaded_bands: AllTiles,
 ) -> Made:
     """`chips.parquet` (GeoParquet): a row a chip with its box, split, dates, scenes with their CIDs, CDL release, class
-    shares, quality on each date, and files with their checksums; `geopandas.read_parquet` opens it.
+    shares, quality of labels and of each date, and files with their checksums; `geopandas.read_parquet` opens it.
     """
     release, bands = cdl.iloc[0], downloaded_bands.frame
     index = index_rows(
-        splits, chip_bboxes, chips.frame, filtered_chips.frame, bands, release, run.layout.root
+        splits,
+        chip_bboxes,
+        chips.frame,
+        filtered_chips.frame,
+        bands,
+        label_quality,
+        release,
+        run.layout.root,
     )
     file = run.layout.file("chips.parquet")
     with run.store.writing(file) as path:

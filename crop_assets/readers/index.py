@@ -11,6 +11,7 @@ from crop_assets.errors import InputError
 from crop_assets.hls import POSITIONS, REFLECTANCE_BANDS
 
 SHARE_COLUMNS = tuple(f"{name}_share" for name in CLASS_COLUMNS)
+_LABELS = ["purity_percent", "confidence_percent"]
 _FROM_SPLITS = ["chip_id", "split", "tile", "block", *LEAKAGE]
 
 
@@ -20,15 +21,16 @@ def index_rows(
     chips: pd.DataFrame,
     quality: pd.DataFrame,
     bands: pd.DataFrame,
+    labels: pd.DataFrame,
     release: pd.Series,
     root: str,
 ) -> gpd.GeoDataFrame:
     """The chips of a dataset with split, place, dates, scenes and their CIDs, CDL release, classes, quality and files.
 
-    `splits`, `boxes` (chip_bboxes), `chips`, `quality` (filtered_chips) and `bands` (downloaded_bands, of all tiles)
-    are tables of the stages; `release` is the row of `cdl`. CIDs are those of the six bands in the order of
-    REFLECTANCE_BANDS, "" where unknown. Files are relative to `root`, the dataset's folder. The geometry is the chip's
-    box in EPSG:5070. Raises InputError if a chip of `splits` lacks its row in another table.
+    `splits`, `boxes` (chip_bboxes), `chips`, `quality` (filtered_chips), `bands` (downloaded_bands, of all tiles) and
+    `labels` (label_quality) are tables of the stages; `release` is the row of `cdl`. CIDs are those of the six bands in
+    the order of REFLECTANCE_BANDS, "" where unknown. Files are relative to `root`, the dataset's folder. The geometry
+    is the chip's box in EPSG:5070. Raises InputError if a chip of `splits` lacks its row in another table.
     """
     scenes = [f"{position}_scene" for position in POSITIONS]
     bad = [f"bad_percent_{position}" for position in POSITIONS]
@@ -36,6 +38,7 @@ def index_rows(
         splits.merge(boxes[["chip_id", "lon", "lat"]], on="chip_id")
         .merge(chips[["chip_id", *scenes]], on="chip_id")
         .merge(quality[["chip_id", *bad, "na_count"]], on="chip_id")
+        .merge(labels[["chip_id", *_LABELS]], on="chip_id")
         .sort_values("chip_id", ignore_index=True)
     )
     if lost := sorted({*splits["chip_id"]} - {*rows["chip_id"]}):
@@ -60,6 +63,7 @@ def index_rows(
         found[f"cdl_{name}"] = str(release[name])
     for column, share in zip(CLASS_COLUMNS, SHARE_COLUMNS, strict=True):
         found[share] = rows[column] / CHIP_SIZE**2
+    found[_LABELS] = rows[_LABELS]
     for kind, column in (("image", "merged"), ("mask", "mask")):
         found[kind] = rows[f"{column}_path"].str.removeprefix(f"{root}/")
         found[f"{kind}_sha256"] = rows[f"{column}_sha256"]

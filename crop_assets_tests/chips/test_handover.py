@@ -28,6 +28,7 @@ from crop_assets.graph.stage import TileRun
 from crop_assets.hls import NODATA, POSITIONS, QA_BAND, QA_NODATA, REFLECTANCE_BANDS
 from crop_assets.layout import Layout
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import LABEL_QUALITY
 from crop_assets_tests.chips.test_clip import part
 from crop_assets_tests.chips.test_warp import CHIP, block, read_at, utm_box, write
 from crop_assets_tests.small_world import digests
@@ -70,6 +71,10 @@ class Tile:
     def tile_map(self) -> pd.DataFrame:
         return pd.DataFrame({"chip_id": IDS})
 
+    @property
+    def labels(self) -> pd.DataFrame:
+        return LABEL_QUALITY.empty()
+
     def run(self, root: Path, pool: Executor, **recipe: Any) -> TileRun:
         """A run over a new store that has the band files."""
         store = DatasetStore(root=str(root))
@@ -80,7 +85,7 @@ class Tile:
         return TileRun(store, DatasetRecipe(dataset="some", **recipe), log, log, YEAR, TILE, pool)
 
     def quality(self, run: TileRun) -> pd.DataFrame:
-        return chip_quality(run, self.fmasks, self.tile_map).frame
+        return chip_quality(run, self.fmasks, self.tile_map, self.labels).frame
 
     def reprojected(self, run: TileRun) -> pd.DataFrame:
         return reprojected_tiles(run, self.bands, self.tile_map).frame
@@ -144,7 +149,7 @@ def at_once(tile: Tile, tmp_path_factory: pytest.TempPathFactory, pool: Executor
     quality = tile.quality(run)
     bands = tile.reprojected(run)
     made = tile.chips(run, bands)
-    filtered = filtered_chips(run, made, quality)
+    filtered = filtered_chips(run, made, quality, tile.labels)
     return Done(run, root, quality, bands, made, filtered.metadata["contact_sheet"])
 
 
@@ -201,7 +206,7 @@ def test_each_stage_alone_makes_the_same_files(
     quality = tile.quality(run)
     bands = tile.reprojected(replace(run, handover={}))
     made = tile.chips(replace(run, handover={}), bands)
-    filtered = filtered_chips(replace(run, handover={}), made, quality)
+    filtered = filtered_chips(replace(run, handover={}), made, quality, tile.labels)
     assert filtered.metadata["contact_sheet"] == at_once.sheet
     pd.testing.assert_frame_equal(quality, at_once.quality)
     pd.testing.assert_frame_equal(made, at_once.chips)
@@ -308,12 +313,12 @@ def test_the_thumbnails_of_a_sheet_are_handed_over(
     first, second = made["merged_path"][:2]
     run.store.write_bytes(first, run.store.read_bytes(second))
     run.store.write_bytes(second, b"no raster")
-    sheet = filtered_chips(run, made, quality).metadata["contact_sheet"]
+    sheet = filtered_chips(run, made, quality, tile.labels).metadata["contact_sheet"]
     assert sheet == at_once.sheet
     # the files are read where another chip is meant
     other = made.assign(merged_sha256=["0" * 64, *made["merged_sha256"][1:]])
     run.handover.update(thumbnails)
-    assert filtered_chips(run, other, quality).metadata["contact_sheet"] != at_once.sheet
+    assert filtered_chips(run, other, quality, tile.labels).metadata["contact_sheet"] != at_once.sheet
 
 
 def test_a_file_that_cannot_be_read_is_blank_on_the_sheet(
@@ -323,7 +328,7 @@ def test_a_file_that_cannot_be_read_is_blank_on_the_sheet(
     quality = tile.quality(run)
     made = tile.chips(run, tile.reprojected(run))
     run.store.write_bytes(made.loc[0, "mask_path"], b"no raster")
-    sheet = filtered_chips(replace(run, handover={}), made, quality).metadata["contact_sheet"]
+    sheet = filtered_chips(replace(run, handover={}), made, quality, tile.labels).metadata["contact_sheet"]
     left, top = cell_corner(0, len(IDS))
     pixels = np.asarray(Image.open(io.BytesIO(sheet.data)).convert("RGB")).astype(int)
     # above the words

@@ -82,7 +82,7 @@ def test_a_clouded_tile_costs_three_fmasks(clouded: Graph, traffic: Traffic) -> 
     assert all(name.endswith(".Fmask.tif") for name in eastern)
     assert len(files) == 2 + 21
     made = run.made["downloaded_bands", f"{YEAR}|{EAST}"].metadata
-    assert made["outcome"].value.startswith("Fmask rules out all chips: 18 files, about ")
+    assert made["outcome"].value.startswith("labels or Fmask rule out all chips: 18 files, about ")
     # of a typical band, or of all files of the granule where that is less
     assert 0 < made["saved_bytes"].value < 18 * (18 << 20)
     assert list(clouded.table("downloaded_bands", EAST)["band"]) == ["Fmask"] * 3

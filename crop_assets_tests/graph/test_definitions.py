@@ -137,12 +137,15 @@ ASSETS = {
     "chip_bboxes": Expected("labels_job", "labels", {"geoparquet", "geojson"}, {"candidate_chips"}),
     "tile_grid": Expected("labels_job", "tiles", {"geoparquet"}, set()),
     "tile_map": Expected("labels_job", "tiles", {"parquet"}, {"chip_bboxes", "tile_grid"}),
+    "label_quality": Expected("labels_job", "labels", {"parquet"}, {"tile_map", "cdl"}),
     "scene_metadata": Expected("tiles_job", "scenes", {"stac"}, {"tile_map"}),
     "candidate_fmasks": Expected("tiles_job", "scenes", {"ipfs", "geotiff"}, {"scene_metadata", "tile_map"}),
     "selected_scenes": Expected("tiles_job", "scenes", set(), {"scene_metadata", "candidate_fmasks"}),
     "band_cids": Expected("tiles_job", "bands", {"stac", "ipfs"}, {"selected_scenes", "scene_metadata"}),
     "downloaded_fmasks": Expected("tiles_job", "bands", {"ipfs", "geotiff"}, {"band_cids"}),
-    "chip_quality": Expected("tiles_job", "chips", {"geotiff"}, {"downloaded_fmasks", "tile_map"}),
+    "chip_quality": Expected(
+        "tiles_job", "chips", {"geotiff"}, {"downloaded_fmasks", "tile_map", "label_quality"}
+    ),
     "downloaded_bands": Expected(
         "tiles_job",
         "bands",
@@ -153,7 +156,7 @@ ASSETS = {
     "chips": Expected(
         "tiles_job", "chips", {"geotiff"}, {"reprojected_tiles", "selected_scenes", "tile_map", "cdl"}
     ),
-    "filtered_chips": Expected("tiles_job", "chips", set(), {"chips", "chip_quality"}),
+    "filtered_chips": Expected("tiles_job", "chips", set(), {"chips", "chip_quality", "label_quality"}),
     "cid_retrievability": Expected("retrievability_job", "bands", {"ipfs"}, {"band_cids"}),
     "missing_cids": Expected(
         "missing_cids_job", "bands", {"json", "ipfs"}, {"cid_retrievability", "tile_map"}
@@ -167,7 +170,10 @@ ASSETS = {
         "dataset_job",
         "readers",
         {"geoparquet"},
-        {"splits", "chip_bboxes", "cdl", "chips", "filtered_chips", "downloaded_bands", "tile_map"},
+        {
+            *("splits", "chip_bboxes", "cdl", "chips", "filtered_chips", "downloaded_bands", "tile_map"),
+            "label_quality",
+        },
     ),
     "reader_layout": Expected(
         "dataset_job", "readers", {"geotiff"}, {"splits", "band_stats", "class_weights"}

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import rasterio
 
-from crop_assets.description.card_assets import croissant, dataset_card
+from crop_assets.description.assets import croissant, dataset_card
 from crop_assets.description.facts import CARD, CROISSANT, FILES, CardTables, media_type
 from crop_assets.graph.stage import AllTiles, YearRun
 from crop_assets.recipe import DatasetRecipe
