@@ -205,7 +205,48 @@ ASSETS = {
     "stac_catalogue": Expected(
         "dataset_job", "description", {"stac", "geoparquet"}, {"chip_index", "dataset_files", "fingerprint"}
     ),
-    "published_dataset": Expected("publish_job", "dataset", {"ipfs"}, {"dataset_files", "stac_catalogue"}),
+    "dataset_card": Expected(
+        "dataset_job",
+        "description",
+        {"markdown"},
+        {
+            "fingerprint",
+            "dataset_files",
+            "stac_catalogue",
+            "cdl",
+            "tile_map",
+            "splits",
+            "chip_index",
+            "class_distribution",
+            "class_weights",
+            "label_quality",
+            "filtered_chips",
+            "downloaded_bands",
+        },
+    ),
+    "croissant": Expected(
+        "dataset_job",
+        "description",
+        {"json"},
+        {
+            "fingerprint",
+            "dataset_files",
+            "stac_catalogue",
+            "dataset_card",
+            "cdl",
+            "tile_map",
+            "splits",
+            "chip_index",
+            "class_distribution",
+            "downloaded_bands",
+        },
+    ),
+    "published_dataset": Expected(
+        "publish_job",
+        "dataset",
+        {"ipfs"},
+        {"dataset_files", "stac_catalogue", "dataset_card", "croissant"},
+    ),
 }
 OF_A_TILE = [name for name, one in ASSETS.items() if one.job in ("tiles_job", "retrievability_job")]
 
