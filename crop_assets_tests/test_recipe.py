@@ -245,6 +245,18 @@ def test_a_file_changes_the_fields_that_it_names(load: Load) -> None:
         ("dataset: .hidden", "dataset '.hidden' must be letters"),
         ('dataset: "a\\0b"', r"dataset 'a\\x00b' must be letters"),
         ("aoi: 5", "aoi: Input should be a valid string"),
+        ("min_purity: -0.1", "min_purity is -0.1, and must be from 0 to 100"),
+        ("min_purity: 100.5", "min_purity is 100.5, and must be from 0 to 100"),
+        ("min_purity: .nan", "min_purity"),
+        ("min_purity: high", "min_purity"),
+        (
+            "min_confidence: 60",
+            "min_confidence: needs confidence_raster, the path of the CDL's confidence layer",
+        ),
+        ("min_confidence: .inf\nconfidence_raster: c.tif", "min_confidence"),
+        ("confidence_raster: [c.tif]", "confidence_raster: Input should be a valid string"),
+        ("confidence_raster: s3://bucket/c.tif", "confidence_raster: must be a local file"),
+        ("confidence_raster: /vsicurl/http://a/c.tif", "confidence_raster"),
     ],
 )
 def test_a_nonsense_value_is_refused_by_file_and_field(load: Load, text: str, message: str) -> None:

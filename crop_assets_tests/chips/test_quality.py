@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import rasterio
 
-from crop_assets.chips.quality import bad_percent, judge_chips, quality_counts
+from crop_assets.chips.quality import bad_percent, figure_text, judge_chips, quality_counts
 from crop_assets.hls import POSITIONS
 
 PIXELS = 224 * 224
@@ -85,3 +85,37 @@ def test_every_chip_is_kept_or_has_a_reason_and_a_number() -> None:
     assert list(table["reason"]) == ["", "bad_quality", "na_pixels", "too_few_scenes"]
     assert table["figure"]["cloudy"] == pytest.approx((limit + 1) / PIXELS * 100)
     assert (table["figure"]["edge"], table["figure"]["alone"]) == (1, 2)
+
+
+def test_labels_decide_first_and_only_below_a_limit_that_is_set() -> None:
+    counts = {f"{n}_{p}": 0 for p in POSITIONS for n in ("cloud", "shadow", "snow", "bad", "worst_value")}
+    made = {"outcome": "", "fit_scenes": 3, "na_count": 0, **counts}
+    rows = [
+        {**made, "chip_id": "limit", "purity_percent": 85.3, "confidence_percent": 60.0},
+        {**made, "chip_id": "below", "purity_percent": np.nextafter(85.3, 0), "confidence_percent": 99.0},
+        {**made, "chip_id": "unsure", "purity_percent": 99.0, "confidence_percent": 59.9},
+        {**made, "chip_id": "both", "purity_percent": 1.0, "confidence_percent": 1.0},
+        {**made, "chip_id": "unknown", "purity_percent": 99.0, "confidence_percent": np.nan},
+        {**made, "chip_id": "blank", "purity_percent": np.nan, "confidence_percent": np.nan},
+        {**made, "chip_id": "gappy", "purity_percent": 99.0, "confidence_percent": 99.0, "na_count": 7},
+        {"chip_id": "alone", "outcome": "too_few_scenes", "fit_scenes": 2, "purity_percent": 3.0},
+        {**made, "chip_id": "late", "outcome": "bands_not_fetched", "purity_percent": 5.0},
+    ]
+    chips = pd.DataFrame(rows)
+    impure, unsure = "impure_labels", "low_confidence"
+    both = judge_chips(chips, "class", 5, 0, 85.3, 60)
+    reasons = ["", impure, unsure, impure, unsure, impure, "na_pixels", impure, impure]
+    assert list(both["reason"]) == reasons
+    assert list(both["kept"]) == [reason == "" for reason in reasons]
+    expected = [np.nan, chips["purity_percent"][1], 59.9, 1, np.nan, np.nan, 7, 3, 5]
+    np.testing.assert_array_equal(both["figure"], expected)
+    one = judge_chips(chips, "class", 5, 0, min_confidence=60)
+    assert list(one["reason"]) == ["", "", unsure, unsure, unsure, unsure, "na_pixels", unsure, unsure]
+    # without limits, figures of labels are not needed, and change nothing
+    without = chips.drop(columns=["purity_percent", "confidence_percent"])
+    off = judge_chips(without, "class", 5, 0)
+    assert list(off["reason"]) == ["", "", "", "", "", "", "na_pixels", "too_few_scenes", "bands_not_fetched"]
+    pd.testing.assert_frame_equal(off, judge_chips(chips, "class", 5, 0, 0, 0))
+    assert figure_text(impure, 84.256) == "84.26 %"
+    assert figure_text(unsure, 59.9) == "59.9 %"
+    assert figure_text(unsure, np.nan) == ""

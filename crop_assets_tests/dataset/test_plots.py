@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from crop_assets.chip_grid import chip_id
-from crop_assets.chips.quality import BAD_QUALITY, NA_PIXELS, NO_SCENES
+from crop_assets.chips.quality import BAD_QUALITY, IMPURE_LABELS, LOW_CONFIDENCE, NA_PIXELS, NO_SCENES
 from crop_assets.dataset.funnel import NO_TILE, TILE_MISSING, yield_funnel
 from crop_assets.dataset.plots import (
     REJECTED_COLOUR,
@@ -40,6 +40,7 @@ def funnel(chips: int, reasons: tuple[str, ...]) -> pd.DataFrame:
         (1, (BAD_QUALITY,)),
         (36, (NO_TILE, TILE_MISSING, NO_SCENES, NA_PIXELS, BAD_QUALITY, BUFFER, UNASSIGNED)),
         (5000, (NO_TILE, TILE_MISSING, NO_SCENES, NA_PIXELS, BAD_QUALITY, BUFFER, UNASSIGNED)),
+        (600, (NO_TILE, IMPURE_LABELS, LOW_CONFIDENCE, NO_SCENES, NA_PIXELS, BAD_QUALITY, UNASSIGNED)),
     ],
 )
 def test_the_labels_of_the_funnel_stay_apart(chips: int, reasons: tuple[str, ...]) -> None:
