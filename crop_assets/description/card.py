@@ -53,7 +53,7 @@ _FILES = {
     "terratorch.yaml": "for TerraTorch; with dates and places `terratorch_tl.yaml`",
     "clark_config.yaml": "for the baseline of Clark University",
     "exports/": "the dataset in other forms",
-    "viewer/": "pages that show each chip",
+    "viewer/": "a map of the chips and pictures of each: open `viewer/index.html` in a browser",
     "stac/": "a static STAC catalogue",
 }
 
@@ -146,6 +146,7 @@ def _values(tables: CardTables, recipe: DatasetRecipe, year: int) -> dict[str, A
         "verified": int(bands["verified"].sum()),
         "bands_read": len(bands),
         "purity_table": _purity_table(tables),
+        "clustering_table": _clustering_table(tables),
         "has_confidence": bool(_of_chips(tables)["confidence_percent"].notna().any()),
         "funnel_table": markdown_table(_funnel_rows(tables, recipe)),
         "missing_table": _missing_table(tables),
@@ -327,6 +328,20 @@ def _purity_table(tables: CardTables) -> str:
     return (
         markdown_table(_rows(rows, "figure", "split", "mean", "median", "lowest", "highest")) if rows else ""
     )
+
+
+def _clustering_table(tables: CardTables) -> str:
+    """The classes that dominate two or more chips of a split; empty if there are none."""
+    found = tables.class_distribution
+    found = found[found["clustering"].notna()]
+    rows = [
+        (split, name, dominated, *(f"{100 * share:.1f}" for share in shares))
+        for split, name, dominated, *shares in found[
+            ["split", "name", "dominated", "clustering", "clustering_by_chance"]
+        ].itertuples(index=False)
+    ]
+    columns = ("split", "largest class", "chips", "% of neighbours", "% by chance")
+    return markdown_table(_rows(rows, *columns)) if rows else ""
 
 
 def _funnel_rows(tables: CardTables, recipe: DatasetRecipe) -> pd.DataFrame:

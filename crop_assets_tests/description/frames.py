@@ -13,6 +13,7 @@ from crop_assets.classes import CLASS_COLUMNS, CLASSES
 from crop_assets.dataset.splits import Shares, leakage, random_split
 from crop_assets.description.facts import CardTables
 from crop_assets.hls import BANDS, POSITIONS
+from crop_assets.labels.quality import clustering, largest_classes
 from crop_assets.readers.index import index_rows
 from crop_assets.schemas import CHIP_INDEX, SPLITS
 
@@ -71,20 +72,11 @@ def made_tables(
         columns=["scene_id", "band", "cid", "verified", "tile"],
     )
     splits = kept[[column.name for column in SPLITS.columns]]
-    index = index_rows(splits, table, table, table, bands, cdl.iloc[0], ROOT)
+    labels = pd.DataFrame({"chip_id": ids, "confidence_percent": float("nan")})
+    labels["purity_percent"] = np.round(rng.uniform(60, 100, boxes), 3)
+    index = index_rows(splits, table, table, table, bands, labels, cdl.iloc[0], ROOT)
     names = dict.fromkeys(["train", "validation", *(["test"] if test_share else [])])
-    distribution = pd.concat(
-        pd.DataFrame(
-            {
-                "split": split,
-                "class": range(len(CLASSES)),
-                "name": list(CLASSES),
-                "pixels": kept.loc[kept["split"] == split, CLASS_COLUMNS].sum().to_numpy(),
-                "chips": (kept.loc[kept["split"] == split, CLASS_COLUMNS] > 0).sum().to_numpy(),
-            }
-        )
-        for split in names
-    ).reset_index(drop=True)
+    distribution = pd.concat([class_rows(kept, split) for split in names], ignore_index=True)
     weights = pd.DataFrame({"class": range(len(CLASSES)), "name": list(CLASSES)})
     weights["pixels"] = kept.loc[kept["split"] == "train", CLASS_COLUMNS].sum().to_numpy()
     weights["weight"] = np.where(weights["pixels"] > 0, 1 / (weights["pixels"] + 1), 0)
@@ -119,16 +111,19 @@ def made_tables(
         stac_catalogue=pd.DataFrame(columns=["file", "kind", "bytes", "sha256"]),
         tile_map=table[["chip_id", "tile"]].assign(margin_m=1.0, finding=""),
         class_weights=weights,
-        label_quality=pd.DataFrame(
-            {
-                "chip_id": ids,
-                "purity_percent": np.round(rng.uniform(60, 100, boxes), 3),
-                "confidence_percent": float("nan"),
-            }
-        ),
+        label_quality=labels,
         filtered_chips=table,
         missing={},
     )
+
+
+def class_rows(chips: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of `class_distribution` for the chips of a split."""
+    chosen = chips[chips["split"] == split]
+    counts = chosen[CLASS_COLUMNS].to_numpy()
+    classes = {"split": split, "class": range(len(CLASSES)), "name": list(CLASSES)}
+    rows = pd.DataFrame({**classes, "pixels": counts.sum(axis=0), "chips": (counts > 0).sum(axis=0)})
+    return rows.join(clustering(list(chosen["chip_id"]), largest_classes(counts)))
 
 
 def with_changes(tables: CardTables, **changes: Any) -> CardTables:

@@ -104,6 +104,20 @@ def require_figures(card: Card, tables: CardTables, recipe: DatasetRecipe) -> No
         assert numbers(purity.loc[split, ["mean", "median", "lowest", "highest"]]) == pytest.approx(
             [values.mean(), values.median(), values.min(), values.max()], abs=0.00501
         )
+    found = tables.class_distribution
+    found = found[found["clustering"].notna()]
+    if len(found):
+        together = card.table("Quality", 2)
+        assert list(zip(together["split"], together["largest class"], strict=True)) == list(
+            zip(found["split"], found["name"], strict=True)
+        )
+        assert numbers(together["chips"]) == list(found["dominated"])
+        assert numbers(together["% of neighbours"]) == pytest.approx(
+            list(100 * found["clustering"]), abs=0.0501
+        )
+        assert numbers(together["% by chance"]) == pytest.approx(
+            list(100 * found["clustering_by_chance"]), abs=0.0501
+        )
 
     funnel = card.table("From chip boxes to chips").set_index("step")
     assert int(funnel["chips"].iloc[0].replace(",", "")) == len(tables.tile_map)

@@ -16,7 +16,7 @@ import shapely
 
 from crop_assets.classes import CLASSES
 from crop_assets.dataset.assets import _PUBLISHED
-from crop_assets.dataset.publish import published_names
+from crop_assets.dataset.publish import published_names, recorded_files
 from crop_assets.hls import POSITIONS, REFLECTANCE_BANDS
 from crop_assets_tests.description.stac_schemas import problems
 from crop_assets_tests.description.test_stac import items_of, links
@@ -48,8 +48,8 @@ def require_catalogue(graph: Graph) -> dict[str, dict[str, Any]]:
     assert {chip: found for chip, item in items.items() if (found := problems(item))} == {}
     assert collection["version"] == graph.table("fingerprint")["fingerprint"].iloc[0]
     assert items_of(folder / "items.parquet") == list(items.values())
-    store = DatasetStore(root=str(graph.root))
-    published = published_names(store, graph.layout, splits, _PUBLISHED)
+    described = recorded_files(DatasetStore(root=str(graph.root)), graph.layout, _PUBLISHED)
+    published = published_names(graph.layout, files.index, described)
     require_links(folder / "collection.json", collection, published)
     assert {asset["href"].removeprefix("../") for asset in collection["assets"].values()} >= {
         "chips.parquet",
