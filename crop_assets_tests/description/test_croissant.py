@@ -98,6 +98,8 @@ def require_chips(found: list[dict[str, Any]], index: pd.DataFrame) -> None:
                 assert record[name].date() == value
             elif name.endswith("_cids"):
                 assert record[name] == list(value)
+            elif pd.isna(value):
+                assert record[name] is None, name
             else:
                 assert record[name] == value, name
 
