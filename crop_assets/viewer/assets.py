@@ -42,7 +42,8 @@ def viewer(
     machine: Machine,
 ) -> Made:
     """`viewer/index.html`, a page that opens from the file system, without a server or network: a map of all chip
-    boxes, and of each the three dates in colour, mask, Fmask, figures, scenes with CIDs, and why it is not in the dataset.
+    boxes, and of each the three dates in colour, mask, Fmask, figures, scenes with CIDs, and why it is not in the
+    dataset.
     """
     made = chips.frame[chips.frame["outcome"] == ""].sort_values("chip_id", ignore_index=True)
     facts = viewer_facts(

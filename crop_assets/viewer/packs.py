@@ -130,8 +130,8 @@ def pack_text(number: int, pictures: Mapping[str, Pictures]) -> str:
 
 
 def script_json(value: Any) -> str:
-    """A value as JSON that cannot end the script element that it is in, nor a line of it."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    """A value as JSON in ASCII that cannot end the script element that it is in."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
