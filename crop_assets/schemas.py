@@ -684,6 +684,7 @@ SCHEMAS: dict[str, TableSchema] = {
     "band_stats": BAND_STATS,
     "class_weights": CLASS_WEIGHTS,
     "class_distribution": CLASS_DISTRIBUTION,
+    "viewer": VIEWER,
     "published_dataset": PUBLISHED_DATASET,
 }
 """The table of each asset, by its name."""

@@ -34,6 +34,7 @@ _TEXTS = (
     "chips_filtered/chip_000_000_merged.tif",
     "chips_filtered/chip_000_000.mask.tif",
     "exports/train_ids.txt",
+    "viewer/index.html",
     "x",
 )
 

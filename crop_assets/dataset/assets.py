@@ -333,6 +333,7 @@ _PUBLISHED = [
     "tile_payloads",
     "chip_index",
     "reader_layout",
+    "viewer",
 ]
 
 
@@ -352,6 +353,7 @@ def published_dataset(
     tile_payloads: pd.DataFrame,
     chip_index: gpd.GeoDataFrame,
     reader_layout: pd.DataFrame,
+    viewer: pd.DataFrame,
     config: Publishing,
     ipfs: IpfsContent,
 ) -> Made:

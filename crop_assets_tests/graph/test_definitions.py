@@ -172,6 +172,12 @@ ASSETS = {
         "dataset_job", "readers", {"geotiff"}, {"splits", "band_stats", "class_weights"}
     ),
     "exports": Expected("dataset_job", "readers", {"parquet", "numpy"}, {"chip_index"}),
+    "viewer": Expected(
+        "dataset_job",
+        "readers",
+        {"html"},
+        {"splits", "chip_bboxes", "chips", "filtered_chips", "downloaded_bands", "tile_map"},
+    ),
     "published_dataset": Expected(
         "publish_job",
         "dataset",
@@ -184,6 +190,7 @@ ASSETS = {
             "class_distribution",
             "chip_index",
             "reader_layout",
+            "viewer",
         },
     ),
 }
