@@ -757,6 +757,7 @@ SCHEMAS: dict[str, TableSchema] = {
     "band_stats": BAND_STATS,
     "class_weights": CLASS_WEIGHTS,
     "class_distribution": CLASS_DISTRIBUTION,
+    "viewer": VIEWER,
     "fingerprint": FINGERPRINT,
     "dataset_files": DATASET_FILES,
     "stac_catalogue": STAC_CATALOGUE,

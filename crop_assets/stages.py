@@ -10,11 +10,12 @@ from crop_assets.readers import assets as readers
 from crop_assets.scenes import assets as scenes
 from crop_assets.schemas import SCHEMAS
 from crop_assets.tiles import assets as tiles
+from crop_assets.viewer import assets as viewer
 
 
 def _in_order() -> dict[str, Stage]:
     """Stages by name, in the order of the modules, but each after its inputs. Raises TypeError for invalid stages."""
-    rooms = (labels, tiles, scenes, bands, chips, dataset, readers, description)
+    rooms = (labels, tiles, scenes, bands, chips, dataset, readers, viewer, description)
     found = {one.name: one for room in rooms for one in vars(room).values() if isinstance(one, Stage)}
     ordered: dict[str, Stage] = {}
 

@@ -35,6 +35,7 @@ _TEXTS = (
     "chips_filtered/chip_000_000.mask.tif",
     "exports/train_ids.txt",
     "stac/collection.json",
+    "viewer/index.html",
     "x",
 )
 

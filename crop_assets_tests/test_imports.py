@@ -14,7 +14,17 @@ import resources
 OF_DAGSTER = {
     *(
         f"crop_assets.{room}.assets"
-        for room in ("labels", "tiles", "scenes", "bands", "chips", "dataset", "readers", "description")
+        for room in (
+            "labels",
+            "tiles",
+            "scenes",
+            "bands",
+            "chips",
+            "dataset",
+            "readers",
+            "viewer",
+            "description",
+        )
     ),
     *(f"crop_assets.automation.{name}" for name in ("jobs", "sensors")),
     *(

@@ -1,14 +1,12 @@
 """Serves the page for drawing an area of interest on loopback, and saves the drawing."""
 
 import hashlib
-import importlib.util
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -22,6 +20,7 @@ from crop_assets.aoi_map.drawing import MAX_BYTES, Drawing, read_drawing
 from crop_assets.aoi_map.picture import CHOSEN_COLOUR, MAX_ZOOM, MIN_ZOOM, ChipPicture, class_colours
 from crop_assets.errors import InputError
 from crop_assets.layout import Layout
+from crop_assets.leaflet import leaflet_folder
 from crop_assets.local_server import protect
 from resources.addresses import AddressError, read
 from resources.errors import IntegrityError, ResourceError, UnsafeNameError
@@ -140,7 +139,7 @@ class AoiPage:
             Route("/count", self._count, methods=["POST"]),
             Route("/aoi", self._read, methods=["GET"]),
             Route("/aoi", self._save, methods=["PUT"]),
-            Mount("/leaflet", StaticFiles(directory=_leaflet_folder())),
+            Mount("/leaflet", StaticFiles(directory=leaflet_folder())),
             Mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True)),
         ]
         handlers = dict.fromkeys((InputError, ResourceError), _error_response)
@@ -248,14 +247,3 @@ def _error_response(request: Request, error: Exception) -> Response:
 
 def _tag(data: bytes) -> str:
     return f'"{hashlib.sha256(data).hexdigest()}"'
-
-
-def _leaflet_folder() -> Path:
-    """Leaflet's files in the installed package `xstatic-leaflet`. Raises InputError if they are missing."""
-    spec: Any = importlib.util.find_spec("xstatic.pkg.leaflet")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(folder) / "data" / "leaflet.js").is_file():
-            return Path(folder) / "data"
-    raise InputError(
-        "the package xstatic-leaflet, which the map needs, is not installed; install xstatic-leaflet"
-    )

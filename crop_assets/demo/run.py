@@ -197,6 +197,8 @@ def _summary(
     log(f"dataset   {dataset}")
     if (index := dataset / "chips.parquet").is_file():
         log(f'load it   python -c "import geopandas; print(geopandas.read_parquet({str(index)!r}))"')
+    if (page := dataset / "viewer/index.html").is_file():
+        log(f"look at   {page}")
     log(f"the UI    {_ui_command(demo)}, then open the printed address")
     log(f"total     {seconds:.0f} s")
 

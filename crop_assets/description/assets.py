@@ -53,6 +53,7 @@ _FILES_OF = (
     "chip_index",
     "reader_layout",
     "exports",
+    "viewer",
     "fingerprint",
 )
 """The year stages whose files belong to a dataset; `dataset_files` has a parameter for each."""
@@ -153,6 +154,7 @@ def dataset_files(
     chip_index: gpd.GeoDataFrame,
     reader_layout: pd.DataFrame,
     exports: pd.DataFrame,
+    viewer: pd.DataFrame,
     fingerprint: pd.DataFrame,
     source: dict[str, tuple[str, str]],
 ) -> Made:

@@ -179,6 +179,20 @@ ASSETS = {
         "dataset_job", "readers", {"geotiff"}, {"splits", "band_stats", "class_weights"}
     ),
     "exports": Expected("dataset_job", "readers", {"parquet", "numpy"}, {"chip_index"}),
+    "viewer": Expected(
+        "dataset_job",
+        "readers",
+        {"html"},
+        {
+            "splits",
+            "chip_bboxes",
+            "label_quality",
+            "chips",
+            "filtered_chips",
+            "downloaded_bands",
+            "tile_map",
+        },
+    ),
     "fingerprint": Expected(
         "dataset_job",
         "description",
@@ -199,6 +213,7 @@ ASSETS = {
             "chip_index",
             "reader_layout",
             "exports",
+            "viewer",
             "fingerprint",
         },
     ),
