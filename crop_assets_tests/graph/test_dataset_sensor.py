@@ -87,6 +87,20 @@ def test_a_tile_map_is_followed_by_its_tiles_and_these_by_the_dataset(labelled_g
     assert again.run_key != request.run_key
 
 
+def test_tiles_wait_for_the_quality_of_labels(labelled_graph: Graph) -> None:
+    table = labelled_graph.root / labelled_graph.layout.table("label_quality")
+    table.unlink()
+    years = Years(labelled_graph)
+    # as if the run that makes it were still at it
+    labelled_graph.instance.report_runless_asset_event(
+        dg.AssetMaterialization("tile_map", partition=str(YEAR))
+    )
+    assert not years.tick().run_requests
+    assert labelled_graph.run("labels_job").success
+    assert table.exists()
+    assert tiles_of(years.tick()) == set(TILES)
+
+
 def test_a_store_that_cannot_be_reached_is_looked_at_again(
     labelled_graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
