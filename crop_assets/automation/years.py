@@ -44,7 +44,7 @@ def year_state(lineage: Lineage) -> YearState | None:
         return None
     tiles = tile_names(lineage.read("tile_map", None))
     # the last of the labels that tiles need
-    if lineage.stale_because("label_quality", None):
+    if tiles and lineage.stale_because("label_quality", None):
         return None
     lineage.read_ahead("filtered_chips", tiles)
     done = {
