@@ -258,10 +258,11 @@ def test_what_a_cursor_says_is_short_and_on_one_line_and_its_years_are_of_the_cd
 
 
 def forge(root: Path, year: int, tiles: pa.Array | None, more: dict[str, Any] | None = None) -> None:
-    """A tile map of a shared store, as anybody who may write there can make it up."""
+    """A tile map and labels of a shared store, as anybody who may write there can make them up."""
     table = pa.table({"x": [1]}) if tiles is None else table_of("tile_map", tile=tiles)
-    path = root / f"training_datasets/small/{year}/tables/tile_map.parquet"
-    forge_table(path, table, {"fields": {}} | (more or {}))
+    tables = root / f"training_datasets/small/{year}/tables"
+    forge_table(tables / "tile_map.parquet", table, {"fields": {}} | (more or {}))
+    forge_table(tables / "label_quality.parquet", table_of("label_quality"), {"fields": {}})
 
 
 SQUARES = [
