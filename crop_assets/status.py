@@ -57,7 +57,7 @@ def year_status(
     """
     year = lineage.layout.year
     usage = lineage.store.usage(lineage.layout.root)
-    if labels := _problem(lineage, "tile_map"):
+    if labels := _problem(lineage, "tile_map") or _problem(lineage, "label_quality"):
         return YearStatus(year, labels, {}, "the labels come first", usage=usage)
     names = tile_names(lineage.read("tile_map", None))
     lineage.read_ahead("filtered_chips", names)

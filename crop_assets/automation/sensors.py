@@ -127,7 +127,7 @@ def cdl_release_sensor(
     asset_selection=TILES | DATASET,
     minimum_interval_seconds=_YEAR_SECONDS,
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Turn it on to finish each year automatically: when a year's tile_map is there, its tiles are "
+    description="Turn it on to finish each year automatically: when a year's label_quality is there, its tiles are "
     "backfilled; when all tiles are done, the assets of dataset_job are materialized. Each is requested once; failed "
     "tiles are listed here and must be launched again by hand.",
 )
@@ -212,7 +212,7 @@ def _backfill(year: str, tiles: tuple[str, ...]) -> dg.RunRequest:
 def _latest_events(instance: dg.DagsterInstance, recipe: DatasetRecipe) -> list[str | int]:
     """Changes whenever there may be something new: the recipe, and the last events of the relevant tables."""
     events: list[str | int] = [recipe.fingerprint()]
-    for asset in ("tile_map", "filtered_chips"):
+    for asset in ("tile_map", "label_quality", "filtered_chips"):
         records = instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
         events.append(records[0].storage_id if records else 0)
     return events
@@ -221,7 +221,7 @@ def _latest_events(instance: dg.DagsterInstance, recipe: DatasetRecipe) -> list[
 def _events_by_year(instance: dg.DagsterInstance) -> dict[str, int]:
     """The last event of the relevant tables of each year, so that years without new ones need not be looked at."""
     last: dict[str, int] = {}
-    for asset in ("tile_map", "filtered_chips"):
+    for asset in ("tile_map", "label_quality", "filtered_chips"):
         found = instance.get_latest_storage_id_by_partition(
             dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION
         )

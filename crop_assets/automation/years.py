@@ -15,7 +15,9 @@ class YearState:
     """The tiles of a year's tile map: `done` have up-to-date filtered chips, given by content hash; others wait."""
 
     tile_map: str
-    """Content hash of the tile map and fingerprint of the recipe; identifies a request for tiles."""
+    """Content hashes of the tile map and of the quality of labels, and fingerprint of the recipe; identifies a request
+    for tiles.
+    """
     done: Mapping[str, str]
     waiting: tuple[str, ...]
 
@@ -34,20 +36,24 @@ class NextStep:
 
 
 def year_state(lineage: Lineage) -> YearState | None:
-    """The state of a year with a recipe; None if its tile map is missing or out of date.
+    """The state of a year with a recipe; None if its labels are missing or out of date.
 
     Raises IntegrityError if the tile map is damaged or invalid.
     """
     if lineage.stale_because("tile_map", None):
         return None
     tiles = tile_names(lineage.read("tile_map", None))
+    # the last of the labels that tiles need
+    if tiles and lineage.stale_because("label_quality", None):
+        return None
     lineage.read_ahead("filtered_chips", tiles)
     done = {
         tile: lineage.version("filtered_chips", tile, per_tile=True)
         for tile in tiles
         if _current(lineage, tile)
     }
-    version = f"{lineage.version('tile_map', None, per_tile=False)}-{lineage.recipe.fingerprint()}"
+    labels = [lineage.version(name, None, per_tile=False) for name in ("tile_map", "label_quality")]
+    version = "-".join([*labels, lineage.recipe.fingerprint()])
     return YearState(version, done, tuple(tile for tile in tiles if tile not in done))
 
 

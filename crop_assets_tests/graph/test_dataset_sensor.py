@@ -87,6 +87,20 @@ def test_a_tile_map_is_followed_by_its_tiles_and_these_by_the_dataset(labelled_g
     assert again.run_key != request.run_key
 
 
+def test_tiles_wait_for_the_quality_of_labels(labelled_graph: Graph) -> None:
+    table = labelled_graph.root / labelled_graph.layout.table("label_quality")
+    table.unlink()
+    years = Years(labelled_graph)
+    # as if the run that makes it were still at it
+    labelled_graph.instance.report_runless_asset_event(
+        dg.AssetMaterialization("tile_map", partition=str(YEAR))
+    )
+    assert not years.tick().run_requests
+    assert labelled_graph.run("labels_job").success
+    assert table.exists()
+    assert tiles_of(years.tick()) == set(TILES)
+
+
 def test_a_store_that_cannot_be_reached_is_looked_at_again(
     labelled_graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,10 +258,11 @@ def test_what_a_cursor_says_is_short_and_on_one_line_and_its_years_are_of_the_cd
 
 
 def forge(root: Path, year: int, tiles: pa.Array | None, more: dict[str, Any] | None = None) -> None:
-    """A tile map of a shared store, as anybody who may write there can make it up."""
+    """A tile map and labels of a shared store, as anybody who may write there can make them up."""
     table = pa.table({"x": [1]}) if tiles is None else table_of("tile_map", tile=tiles)
-    path = root / f"training_datasets/small/{year}/tables/tile_map.parquet"
-    forge_table(path, table, {"fields": {}} | (more or {}))
+    tables = root / f"training_datasets/small/{year}/tables"
+    forge_table(tables / "tile_map.parquet", table, {"fields": {}} | (more or {}))
+    forge_table(tables / "label_quality.parquet", table_of("label_quality"), {"fields": {}})
 
 
 SQUARES = [

@@ -14,6 +14,7 @@ FORGED: list[tuple[str, str | None, str, Any]] = [
     ("candidate_chips", None, "class_1", -5),
     ("chip_bboxes", None, "row", 2**31 - 1),
     ("tile_map", None, "tile", "../../../etc"),
+    ("label_quality", None, "purity_percent", 100.5),
     ("tile_grid", None, "lat", float("nan")),
     ("selected_scenes", WEST, "position", "first"),
     ("band_cids", EAST, "band", "B99"),

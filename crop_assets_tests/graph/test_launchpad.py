@@ -157,7 +157,11 @@ def made(field: str, value: Any) -> Any:
     key, name = field.split(".")
     fields = {"train_share": 0.05} if name == "test_share" else {}
     context = dg.build_init_resource_context(fields | {name: value}, instance=instance())
-    return launchable(key, environment_resources()[key])(context)
+    resource = environment_resources()[key]
+    if name == "min_confidence":
+        # a run cannot set the path that the field needs
+        resource = resource.model_copy(update={"confidence_raster": "confidence.tif"})
+    return launchable(key, resource)(context)
 
 
 def refusal(field: str, value: Any) -> str:
