@@ -370,7 +370,8 @@ def test_the_colours_are_those_of_the_legend(
     rows = viewer.page.eval_on_selector_all(
         "#legend li",
         """all => all.map(row => [row.querySelector('bdi').textContent,
-             getComputedStyle(row.querySelector('.swatch')).backgroundColor, row.querySelector('.number').textContent])""",
+             getComputedStyle(row.querySelector('.swatch')).backgroundColor,
+             row.querySelector('.number').textContent])""",
     )
     counts = Counter(name_of(one) for one in table)
     assert {name: int(number) for name, _, number in rows if number != "0"} == counts
