@@ -20,8 +20,8 @@ from resources.geodata import open_geotiff
 from resources.object_store import translated
 
 SIDE = 160
-"""Pixels on each side of a picture of a chip of 224 x 224: the pictures of a chip of the demo take 22 kB, and 34 kB with
-224 pixels."""
+"""Pixels on each side of a picture of a chip of 224 x 224: the pictures of a chip of the demo take 22 kB, and 34 kB
+with 224 pixels."""
 CHIPS_PER_PACK = 100
 
 FMASK_LEGEND = (
