@@ -146,6 +146,8 @@ function load(given) {
   }
   for (const one of data.fmask) if (!isColour(one.color)) one.color = GREY;
   reasons = [...new Set(columns.reason)].filter((reason) => reason).sort();
+  // on a low screen the list needs the room
+  $("filter-box").open = innerHeight > 700;
   $("title").textContent = short(`${data.dataset} ${data.year}`);
   option("class", data.classes.map((one) => [String(one.value), one.name]));
   option("tile", [...new Set(columns.tile)].filter((tile) => tile).sort().map((tile) => [tile, tile]));
@@ -212,7 +214,7 @@ function drawMap() {
   for (const [name, outline] of Object.entries(data.tiles)) {
     lineLayers.tiles.push(line([...outline, outline[0]], { weight: 1.5, dashArray: "5 4" }).addTo(map));
     const top = L.latLngBounds(outline);
-    L.tooltip({ permanent: true, direction: "center", className: "tile-name", opacity: 1 })
+    L.tooltip({ permanent: true, direction: "top", className: "tile-name", opacity: 1, offset: [0, 2] })
       .setLatLng([top.getNorth(), top.getCenter().lng])
       .setContent(outside(name))
       .addTo(map);
@@ -514,9 +516,9 @@ function drawPictures() {
   const id = columns.id[selected];
   const pictures = Object.hasOwn(pack, id) ? pack[id] : {};
   const dates = columns.dates[selected] || [];
-  const heads = [0, 1, 2].map((at) => element("span", dates[at] || UNKNOWN));
+  const heads = [0, 1, 2].map((at) => element("span", "", {}, [outside(dates[at] || UNKNOWN)]));
   const made = [element("div", "", { class: "dates" }, heads)];
-  for (const [name, words] of STRIPS) made.push(figure(pictures[name], words, `${words} on ${dates.join(", ")}`, name === "fmask"));
+  for (const [name, words] of STRIPS) made.push(figure(pictures[name], words, short(`${words} on ${dates.join(", ")}`), name === "fmask"));
   const legend = data.fmask.map((one) => element("li", "", {}, [swatch(one.color), outside(one.name)]));
   made.push(element("ul", "", { class: "legend-row", "aria-label": "Legend of Fmask" }, legend));
   place.replaceChildren(...made);
@@ -566,7 +568,7 @@ function drawFigures() {
   const dates = columns.dates[selected] || [];
   const missing = columns.missing[selected];
   const facts = [
-    ["Bad pixels", bad ? bad.map((value, at) => `${percent(value)}${dates[at] ? ` (${dates[at]})` : ""}`).join(", ") : UNKNOWN],
+    ["Bad pixels", bad ? bad.map((value, at) => `${percent(value)}${dates[at] ? ` (${short(dates[at])})` : ""}`).join(", ") : UNKNOWN],
     ["Missing pixels", missing === null ? UNKNOWN : count(missing)],
     ["Purity of labels", percent(columns.purity[selected])],
     ["Confidence of labels", percent(columns.confidence[selected])],
@@ -592,7 +594,7 @@ function drawScenes() {
     section.append(
       element("details", "", {}, [
         element("summary", "", {}, [
-          element("span", scene.date),
+          outside(scene.date),
           " ",
           outside(scene.id),
           element("span", ` ${good} of ${scene.files.length} files verified`, { class: "quiet" }),
