@@ -227,7 +227,7 @@ function drawMap() {
     drawLines();
   };
   map.on("moveend", () => drawGraticule(line));
-  new ResizeObserver(() => map.invalidateSize({ animate: false, pan: false })).observe($("map"));
+  new ResizeObserver(() => map.invalidateSize({ animate: false })).observe($("map"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     draw();
     recolour();
@@ -412,7 +412,7 @@ function choose(index) {
   markInList();
   showCount();
   if (index >= 0) {
-    map.invalidateSize({ animate: false, pan: false });
+    map.invalidateSize({ animate: false });
     const box = L.latLngBounds(data.columns.corners[index]);
     if (!map.getBounds().pad(-0.1).contains(box)) map.setView(box.getCenter(), Math.max(map.getZoom(), ZOOM_OF_CHIP - 3), { animate: false });
   }
@@ -534,7 +534,7 @@ function figure(source, words, alternative, pixelated) {
   }
   const image = element("img", "", { alt: alternative, class: pixelated ? "pixels" : "" });
   image.src = source;
-  return element("figure", "", {}, [element("figcaption", words), image]);
+  return element("figure", "", {}, [element("figcaption", words), element("div", "", { class: "strip" }, [image])]);
 }
 
 function drawShares() {
@@ -544,13 +544,14 @@ function drawShares() {
     section.append(element("p", "The class shares are not known.", { class: "quiet" }));
     return section;
   }
+  const largest = Math.max(...shares);
   const rows = data.classes
     .map((one, at) => [one, shares[at]])
     .filter(([, share]) => share > 0)
     .sort(([, one], [, other]) => other - one)
     .map(([one, share]) => {
       const bar = element("i", "", { class: "bar", "aria-hidden": "true" });
-      bar.style.width = `${Math.min(Math.max(share, 0), 100)}%`;
+      bar.style.width = `${(100 * share) / largest}%`;
       bar.style.backgroundColor = one.color;
       return element("tr", "", {}, [
         element("th", "", { scope: "row" }, [swatch(one.color), outside(one.name)]),
