@@ -146,6 +146,8 @@ function load(given) {
   }
   for (const one of data.fmask) if (!isColour(one.color)) one.color = GREY;
   reasons = [...new Set(columns.reason)].filter((reason) => reason).sort();
+  // on a low screen the list needs the room
+  $("filter-box").open = innerHeight > 700;
   $("title").textContent = short(`${data.dataset} ${data.year}`);
   option("class", data.classes.map((one) => [String(one.value), one.name]));
   option("tile", [...new Set(columns.tile)].filter((tile) => tile).sort().map((tile) => [tile, tile]));
@@ -212,7 +214,7 @@ function drawMap() {
   for (const [name, outline] of Object.entries(data.tiles)) {
     lineLayers.tiles.push(line([...outline, outline[0]], { weight: 1.5, dashArray: "5 4" }).addTo(map));
     const top = L.latLngBounds(outline);
-    L.tooltip({ permanent: true, direction: "center", className: "tile-name", opacity: 1 })
+    L.tooltip({ permanent: true, direction: "top", className: "tile-name", opacity: 1, offset: [0, 2] })
       .setLatLng([top.getNorth(), top.getCenter().lng])
       .setContent(outside(name))
       .addTo(map);
@@ -225,7 +227,7 @@ function drawMap() {
     drawLines();
   };
   map.on("moveend", () => drawGraticule(line));
-  new ResizeObserver(() => map.invalidateSize({ animate: false, pan: false })).observe($("map"));
+  new ResizeObserver(() => map.invalidateSize({ animate: false })).observe($("map"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     draw();
     recolour();
@@ -410,7 +412,7 @@ function choose(index) {
   markInList();
   showCount();
   if (index >= 0) {
-    map.invalidateSize({ animate: false, pan: false });
+    map.invalidateSize({ animate: false });
     const box = L.latLngBounds(data.columns.corners[index]);
     if (!map.getBounds().pad(-0.1).contains(box)) map.setView(box.getCenter(), Math.max(map.getZoom(), ZOOM_OF_CHIP - 3), { animate: false });
   }
@@ -514,9 +516,9 @@ function drawPictures() {
   const id = columns.id[selected];
   const pictures = Object.hasOwn(pack, id) ? pack[id] : {};
   const dates = columns.dates[selected] || [];
-  const heads = [0, 1, 2].map((at) => element("span", dates[at] || UNKNOWN));
+  const heads = [0, 1, 2].map((at) => element("span", "", {}, [outside(dates[at] || UNKNOWN)]));
   const made = [element("div", "", { class: "dates" }, heads)];
-  for (const [name, words] of STRIPS) made.push(figure(pictures[name], words, `${words} on ${dates.join(", ")}`, name === "fmask"));
+  for (const [name, words] of STRIPS) made.push(figure(pictures[name], words, short(`${words} on ${dates.join(", ")}`), name === "fmask"));
   const legend = data.fmask.map((one) => element("li", "", {}, [swatch(one.color), outside(one.name)]));
   made.push(element("ul", "", { class: "legend-row", "aria-label": "Legend of Fmask" }, legend));
   place.replaceChildren(...made);
@@ -532,7 +534,7 @@ function figure(source, words, alternative, pixelated) {
   }
   const image = element("img", "", { alt: alternative, class: pixelated ? "pixels" : "" });
   image.src = source;
-  return element("figure", "", {}, [element("figcaption", words), image]);
+  return element("figure", "", {}, [element("figcaption", words), element("div", "", { class: "strip" }, [image])]);
 }
 
 function drawShares() {
@@ -542,13 +544,14 @@ function drawShares() {
     section.append(element("p", "The class shares are not known.", { class: "quiet" }));
     return section;
   }
+  const largest = Math.max(...shares);
   const rows = data.classes
     .map((one, at) => [one, shares[at]])
     .filter(([, share]) => share > 0)
     .sort(([, one], [, other]) => other - one)
     .map(([one, share]) => {
       const bar = element("i", "", { class: "bar", "aria-hidden": "true" });
-      bar.style.width = `${Math.min(Math.max(share, 0), 100)}%`;
+      bar.style.width = `${(100 * share) / largest}%`;
       bar.style.backgroundColor = one.color;
       return element("tr", "", {}, [
         element("th", "", { scope: "row" }, [swatch(one.color), outside(one.name)]),
@@ -566,7 +569,7 @@ function drawFigures() {
   const dates = columns.dates[selected] || [];
   const missing = columns.missing[selected];
   const facts = [
-    ["Bad pixels", bad ? bad.map((value, at) => `${percent(value)}${dates[at] ? ` (${dates[at]})` : ""}`).join(", ") : UNKNOWN],
+    ["Bad pixels", bad ? bad.map((value, at) => `${percent(value)}${dates[at] ? ` (${short(dates[at])})` : ""}`).join(", ") : UNKNOWN],
     ["Missing pixels", missing === null ? UNKNOWN : count(missing)],
     ["Purity of labels", percent(columns.purity[selected])],
     ["Confidence of labels", percent(columns.confidence[selected])],
@@ -592,7 +595,7 @@ function drawScenes() {
     section.append(
       element("details", "", {}, [
         element("summary", "", {}, [
-          element("span", scene.date),
+          outside(scene.date),
           " ",
           outside(scene.id),
           element("span", ` ${good} of ${scene.files.length} files verified`, { class: "quiet" }),
