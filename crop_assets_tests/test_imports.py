@@ -14,7 +14,7 @@ import resources
 OF_DAGSTER = {
     *(
         f"crop_assets.{room}.assets"
-        for room in ("labels", "tiles", "scenes", "bands", "chips", "dataset", "readers", "viewer")
+        for room in ("labels", "tiles", "scenes", "bands", "chips", "dataset", "readers")
     ),
     *(f"crop_assets.automation.{name}" for name in ("jobs", "sensors")),
     *(

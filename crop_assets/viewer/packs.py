@@ -20,7 +20,8 @@ from resources.geodata import open_geotiff
 from resources.object_store import translated
 
 SIDE = 160
-"""Pixels on each side of a picture of a chip of 224 x 224."""
+"""Pixels on each side of a picture of a chip of 224 x 224: the pictures of a chip of the demo take 22 kB, and 34 kB
+with 224 pixels."""
 CHIPS_PER_PACK = 100
 
 FMASK_LEGEND = (
@@ -37,7 +38,8 @@ FMASK_LEGEND = (
 _BY_PRIORITY = ((WATER, 1), (ADJACENT, 5), (SNOW, 2), (SHADOW, 4), (CLOUD, 3))
 """Fmask bits and their values in the legend; later ones hide earlier ones."""
 _QUALITIES = (60, 40, 20, 5)
-"""Of WebP: the first with which the pictures of a chip fit into `_MAX_CHARACTERS`."""
+"""Of WebP, whose composites take three quarters of the bytes of JPEG's (on the demo): the first with which the pictures
+of a chip fit into `_MAX_CHARACTERS`."""
 _MAX_CHARACTERS = 28_000
 """Of the pictures of a chip, so that 5,000 chips take 140 MB."""
 

@@ -99,6 +99,8 @@ def test_every_asset_is_materialized_with_rows_and_a_data_version(finished: Fini
         ("chip_index", None): len(KEPT),
         ("reader_layout", None): len(KEPT),
         ("exports", None): 0,
+        # a pack, four files of the page, three of Leaflet, and the data
+        ("viewer", None): 9,
     }
     for (asset, tile), count in expected.items():
         assert rows[asset, f"{YEAR}|{tile}" if tile else str(YEAR)] == count, asset
@@ -125,6 +127,7 @@ def test_every_chip_lies_in_its_tile_and_every_tile_is_in_but_validation_touches
         ("splits", "few_chips_touch_training"): False,
         ("tile_payloads", "every_tile_is_in"): True,
         ("chip_index", "every_tile_is_in"): True,
+        ("viewer", "every_tile_is_in"): True,
         ("reader_layout", "readers_find_what_the_tables_say"): True,
     }
     tile_map = finished.graph.table("tile_map")
@@ -475,6 +478,7 @@ def test_damaged_files_are_noticed_and_made_again(finished_graph: Graph, traffic
         ("band_stats/band_values_2.npy", {"band_stats"}),
         ("class_weights.csv", {"class_weights"}),
         ("chips.parquet", {"chip_index"}),
+        ("viewer/data.js", {"viewer"}),
     ],
 )
 def test_a_damaged_file_of_the_dataset_is_made_again(
