@@ -11,6 +11,7 @@ const ROWS = 100; // of a page of the list
 const ADDRESS_EVERY_MS = 250; // Chromium ignores more than 200 changes of the address in 10 s
 const MAX_TEXT = 300;
 const ZOOM_OF_CHIP = 11;
+const LABEL_PX = 80; // between the lines of the graticule
 const GRATICULE = [0.1, 0.25, 0.5, 1, 2, 5, 10, 20];
 const IN_DATASET = "in the dataset";
 const NO_SPLIT = "none (rejected)";
@@ -247,8 +248,8 @@ function degrees(value, [positive, negative]) {
 function drawGraticule(line) {
   graticule.clearLayers();
   const view = map.getBounds();
-  const span = Math.max(view.getEast() - view.getWest(), 0.01);
-  const step = GRATICULE.find((one) => span / one <= 8) || 30;
+  const perLabel = (Math.max(view.getEast() - view.getWest(), 0.01) * LABEL_PX) / map.getSize().x;
+  const step = GRATICULE.find((one) => one >= perLabel) || 30;
   const style = { color: variable("graticule"), weight: 1 };
   const label = (at, text, side) =>
     L.tooltip({ permanent: true, direction: side, className: "degrees", opacity: 1, offset: [0, 0] })
