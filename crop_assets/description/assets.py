@@ -13,7 +13,7 @@ from crop_assets.dataset.splits import parse_ids
 from crop_assets.description.card import card_text
 from crop_assets.description.croissant import croissant_text, files_text
 from crop_assets.description.facts import CARD, CROISSANT, FILES, CardTables, Tables, described_files
-from crop_assets.description.files import file_problems, file_rows
+from crop_assets.description.files import file_problems, file_rows, foreign_files
 from crop_assets.description.fingerprint import (
     FILE,
     OUTPUT_STAGES,
@@ -37,9 +37,10 @@ from crop_assets.labels.aoi import aoi_checksum, read_aoi
 from crop_assets.progress import Progress
 from crop_assets.recipe import PATHS, DatasetRecipe, read_named_file
 from crop_assets.schemas import CROISSANT as CROISSANT_TABLE
-from crop_assets.schemas import DATASET_CARD, DATASET_FILES, FINGERPRINT, STAC_CATALOGUE
+from crop_assets.schemas import DATASET_CARD, DATASET_FILES, FINGERPRINT, SCHEMAS, STAC_CATALOGUE
 from resources.parallel import in_parallel
 from resources.stop import StoppablePool
+from resources.tables import read_table
 
 _SHOWN = 20
 _READS_AT_ONCE = 8
@@ -57,6 +58,8 @@ _FILES_OF = (
     "fingerprint",
 )
 """The year stages whose files belong to a dataset; `dataset_files` has a parameter for each."""
+DESCRIPTIONS = ("stac_catalogue", "dataset_card", "croissant")
+"""The later stages, whose files describe these."""
 
 
 def _all_fields(recipe: DatasetRecipe) -> list[str]:
@@ -122,8 +125,17 @@ def _recorded(run: YearRun) -> Source:
 
 
 def _files_are_as_written(files: pd.DataFrame, _: object, run: YearRun) -> Finding:
+    return _finding(run, files, foreign_files(run.store, run.layout, files))
+
+
+def _descriptions_are_as_written(_: pd.DataFrame, __: object, run: YearRun) -> Finding:
+    tables = {name: read_table(run.store, run.layout.table(name), SCHEMAS[name]) for name in DESCRIPTIONS}
+    return _finding(run, pd.concat([table.assign(stage=name) for name, table in tables.items()]), [])
+
+
+def _finding(run: YearRun, files: pd.DataFrame, foreign: list[tuple[str, str]]) -> Finding:
     with StoppablePool(_READS_AT_ONCE) as pool:
-        problems = file_problems(run.store, run.layout, files, pool)
+        problems = file_problems(run.store, run.layout, files, pool) + foreign
     shown = markdown(pd.DataFrame(problems, columns=["file", "problem"]), _SHOWN) if problems else None
     return Finding(
         not problems, {"problem_count": len(problems), **({"problems": shown} if problems else {})}
@@ -258,7 +270,19 @@ def dataset_card(
     return _made(run, {CARD: card_text(tables, run.recipe, run.year)})
 
 
-@stage("description", CROISSANT_TABLE, kinds={"json"}, fields=_all_fields)
+@stage(
+    "description",
+    CROISSANT_TABLE,
+    kinds={"json"},
+    fields=_all_fields,
+    checks=[
+        Check(
+            "descriptions_are_as_written",
+            "The STAC catalogue, the card and the Croissant metadata are there with the recorded size and checksum.",
+            _descriptions_are_as_written,
+        )
+    ],
+)
 def croissant(
     run: YearRun,
     fingerprint: pd.DataFrame,

@@ -71,8 +71,7 @@ def media_type(name: str) -> str:
 def file_problems(
     store: DatasetStore, layout: Layout, files: pd.DataFrame, pool: Executor
 ) -> list[tuple[str, str]]:
-    """The files of a dataset, by the table dataset_files, that are missing or changed, and those in the folders of
-    splits that do not belong there; with what is wrong.
+    """The `files` (file, stage, bytes, sha256) that are missing or changed, with what is wrong.
 
     All sizes are compared, and the checksums of all files; in an object store, those of all but images and masks, of
     which 64 are hashed.
@@ -101,11 +100,20 @@ def file_problems(
     for name, same in zip(hashed, in_parallel(pool, is_unchanged, hashed), strict=True):
         if not same:
             problems[name] = f"has changed since {recorded[name][0]} has written it"
-    for folder in SPLIT_FOLDERS:
-        for name in store.names(layout.file(folder)):
-            if (name := name_in_dataset(layout, name)) not in recorded:
-                problems[name] = "is not part of the dataset, and readers that walk the folder take it"
     return sorted(problems.items())
+
+
+def foreign_files(store: DatasetStore, layout: Layout, files: pd.DataFrame) -> list[tuple[str, str]]:
+    """The files in the folders of splits that the table dataset_files does not have, with what is wrong."""
+    known = set(files["file"])
+    found = (
+        name_in_dataset(layout, name) for folder in SPLIT_FOLDERS for name in store.names(layout.file(folder))
+    )
+    return [
+        (name, "is not part of the dataset, and readers that walk the folder take it")
+        for name in found
+        if name not in known
+    ]
 
 
 def _sizes(store: DatasetStore, layout: Layout, files: Iterable[str]) -> dict[str, int]:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from crop_assets.cli import app
+from crop_assets.description import assets
 from crop_assets.description.files import file_problems
 from crop_assets.recipe import DatasetRecipe
 from crop_assets_tests.small_world import EAST, SOUTH, WEST, Finished, Graph, recipe
@@ -17,6 +18,8 @@ from resources.store import DatasetStore
 
 OTHERS = ("tables/", "tiles/", "tiles_reprojected/", "chips/", "chips_fmask/", "pictures/")
 """What is in the folder of a dataset and no part of it."""
+DESCRIPTIONS = ("README.md", "croissant.json", "files.csv", "stac/")
+"""What is made from the table, and has tables of its own."""
 
 
 def on_disk(dataset: Path) -> dict[str, bytes]:
@@ -24,7 +27,8 @@ def on_disk(dataset: Path) -> dict[str, bytes]:
     return {
         name: path.read_bytes()
         for name, path in names.items()
-        if not name.startswith(OTHERS) and not (name.startswith("band_stats/") and name.endswith(".npy"))
+        if not name.startswith((*OTHERS, *DESCRIPTIONS))
+        and not (name.startswith("band_stats/") and name.endswith(".npy"))
     }
 
 
@@ -138,6 +142,51 @@ def test_a_file_that_belongs_to_no_asset_is_named(finished_graph: Graph, folder:
     assert code == 1
     assert f"{folder}/chip_001_001_merged.tif: belongs to no asset" in shown
     assert "1 WRONG" in shown
+
+
+@pytest.mark.parametrize("change", ["edited", "deleted"])
+def test_a_description_that_is_not_as_written_is_named(finished_graph: Graph, change: str) -> None:
+    dataset = finished_graph.dataset
+    items = sorted(path.relative_to(dataset).as_posix() for path in (dataset / "stac/items").iterdir())
+    names = [
+        "README.md",
+        "croissant.json",
+        "files.csv",
+        "stac/collection.json",
+        "stac/items.parquet",
+        items[0],
+    ]
+    before = {name: (dataset / name).read_bytes() for name in names}
+    for name, data in before.items():
+        if change == "edited":
+            (dataset / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        else:
+            (dataset / name).unlink()
+    word = "has changed since" if change == "edited" else "is missing"
+    code, shown = verified(finished_graph)
+    assert code == 1
+    assert [name for name in names if f"/{name}: {word}" not in shown] == []
+    with ThreadPoolExecutor(1) as pool:
+        store, layout = DatasetStore(root=str(finished_graph.root)), finished_graph.layout
+        tables = [finished_graph.table(name).assign(stage=name) for name in assets.DESCRIPTIONS]
+        found = dict(file_problems(store, layout, pd.concat(tables), pool))
+    assert set(found) == set(names)
+    assert all(word in problem for problem in found.values())
+    # and all are made again
+    run = finished_graph.run("dataset_job")
+    assert run.success, run.failure
+    assert run.checks["croissant", "descriptions_are_as_written"].passed
+    assert {name: (dataset / name).read_bytes() for name in names} == before
+    assert verified(finished_graph)[0] == 0
+
+
+def test_the_check_of_the_descriptions_names_a_file_of_a_run_that_made_nothing(finished_graph: Graph) -> None:
+    with (finished_graph.dataset / "README.md").open("a") as file:
+        file.write("99 chips\n")
+    run = finished_graph.run("dataset_job", stages=["croissant"])
+    check = run.checks["croissant", "descriptions_are_as_written"]
+    assert not check.passed
+    assert "README.md" in str(check.metadata["problems"].value)
 
 
 def test_a_file_that_is_not_there_is_not_listed(finished_graph: Graph) -> None:

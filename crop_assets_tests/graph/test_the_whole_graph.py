@@ -131,6 +131,9 @@ def test_every_chip_lies_in_its_tile_and_every_tile_is_in_but_validation_touches
         ("reader_layout", "readers_find_what_the_tables_say"): True,
         ("fingerprint", "every_tile_is_in"): True,
         ("dataset_files", "files_are_as_written"): True,
+        ("dataset_card", "every_tile_is_in"): True,
+        ("croissant", "every_tile_is_in"): True,
+        ("croissant", "descriptions_are_as_written"): True,
     }
     tile_map = finished.graph.table("tile_map")
     assert tile_map.groupby("tile")["chip_id"].agg(sorted).to_dict() == CHIPS
