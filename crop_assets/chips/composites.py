@@ -26,26 +26,28 @@ def composites(image: NDArray[np.int16], kind: Composite) -> NDArray[np.uint8]:
     """The three dates of a chip in colour: uint8 (3 dates, rows, columns, 3); missing pixels are black.
 
     `image` is a merged chip, int16 (18, rows, columns), reflectance x 10,000 by date and band. Each date is stretched
-    from its 2nd to its 98th percentile, the same for its three bands, so that colours keep their balance.
+    from its 2nd to its 98th percentile: in true colour that of the three bands together, so that colours keep their
+    balance; in near infrared that of each band, because crops reflect several times as much there as in red and green.
     """
     by_date = image.reshape(len(POSITIONS), len(REFLECTANCE_BANDS), *image.shape[1:])
     shown = by_date[:, [REFLECTANCE_BANDS.index(band) for band in COMPOSITES[kind]]]
-    return np.stack([stretched(date) for date in shown])
+    return np.stack([stretched(date, together=kind == "true_colour") for date in shown])
 
 
-def stretched(bands: NDArray[np.int16]) -> NDArray[np.uint8]:
-    """Three bands of one date, int16 (3, rows, columns), in colour: uint8 (rows, columns, 3), stretched together."""
+def stretched(bands: NDArray[np.int16], together: bool = True) -> NDArray[np.uint8]:
+    """Three bands of one date, int16 (3, rows, columns), in colour: uint8 (rows, columns, 3)."""
     there = (bands != NODATA).all(axis=0)
     sample = bands[:, ::_EVERY, ::_EVERY][:, there[::_EVERY, ::_EVERY]]
     if not sample.size:
         sample = bands[:, there]
     if not sample.size:
         return np.zeros((*there.shape, 3), np.uint8)
-    low, high = np.percentile(sample, (_CUT_PERCENT, 100 - _CUT_PERCENT))
-    if high - low < _MIN_RANGE:
-        middle = (low + high) / 2
-        low, high = middle - _MIN_RANGE / 2, middle + _MIN_RANGE / 2
-    scaled = (bands.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
-    pixels = np.moveaxis(scaled.clip(0, 255).astype(np.uint8), 0, -1)
+    limits = np.percentile(
+        sample.reshape(1 if together else 3, -1), (_CUT_PERCENT, 100 - _CUT_PERCENT), axis=1
+    )
+    middle, half = limits.mean(axis=0), np.maximum(np.diff(limits, axis=0)[0], _MIN_RANGE) / 2
+    low, scale = ((values[:, None, None]).astype(np.float32) for values in (middle - half, 127.5 / half))
+    scaled = (bands.astype(np.float32) - low) * scale
+    pixels: NDArray[np.uint8] = np.moveaxis(scaled.clip(0, 255).astype(np.uint8), 0, -1)
     pixels[~there] = 0
     return pixels
