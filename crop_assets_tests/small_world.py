@@ -79,6 +79,7 @@ LABELS, TILE_STAGES, DATASET = (
     tuple(name for name, one in STAGES.items() if one.job == job)
     for job in ("labels_job", "tiles_job", "dataset_job")
 )
+DESCRIPTION = tuple(name for name, one in STAGES.items() if one.group == "description")
 THROUGH_SELECTION = TILE_STAGES[: TILE_STAGES.index("selected_scenes") + 1]
 THROUGH_CIDS = TILE_STAGES[: TILE_STAGES.index("band_cids") + 1]
 THROUGH_DOWNLOAD = TILE_STAGES[: TILE_STAGES.index("downloaded_bands") + 1]

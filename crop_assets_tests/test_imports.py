@@ -22,7 +22,6 @@ OF_DAGSTER = {
             "chips",
             "dataset",
             "readers",
-            "viewer",
             "description",
         )
     ),

@@ -250,8 +250,8 @@ def _distribution(files: pd.DataFrame, listed: str) -> list[dict[str, Any]]:
     objects = [_file_object(FILES, "text/csv", len(data), hashlib.sha256(data).hexdigest())]
     folders: dict[tuple[str, str, str], list[str]] = {}
     for name, kind, size, digest in files[["file", "media_type", "bytes", "sha256"]].itertuples(index=False):
-        folder, _, rest = name.partition("/")
-        if rest:
+        folder = str(PurePosixPath(name).parent)
+        if folder != ".":
             folders.setdefault((folder, _ending(name), kind), []).append(name)
         else:
             objects.append(_file_object(name, kind, size, digest))
@@ -272,21 +272,18 @@ def _file_object(name: str, kind: str, size: int, digest: str) -> dict[str, Any]
 
 def _ending(name: str) -> str:
     """What files of a kind have in common at the end of their names."""
-    last = PurePosixPath(name).name
-    return next(
-        (end for end in ("_merged.tif", ".mask.tif") if last.endswith(end)), PurePosixPath(name).suffix
-    )
+    path = PurePosixPath(name)
+    ends = (end for end in ("_merged.tif", ".mask.tif") if path.name.endswith(end))
+    return next(ends, path.suffix or path.name)
 
 
 def _file_set(folder: str, ending: str, kind: str, names: Sequence[str]) -> dict[str, Any]:
-    deep = any(name.count("/") > 1 for name in names)
-    pattern = f"{folder}/**/*{ending}" if deep else f"{folder}/*{ending}"
     return {
         "@type": "cr:FileSet",
-        "@id": f"{folder}-files{ending.replace('_', '.')}",
+        "@id": f"{folder.replace('/', '-')}-files{ending.replace('_', '.')}",
         "name": f"{folder}: {len(names):,} files",
         "encodingFormat": kind,
-        "includes": pattern,
+        "includes": f"{folder}/*{ending}",
     }
 
 

@@ -64,11 +64,15 @@ def page(ui: Ui) -> Iterator[Any]:
         yield page
 
 
-def test_the_graph_shows_every_asset(page: Any) -> None:
+def test_the_graphs_of_the_groups_show_every_asset(page: Any) -> None:
+    """The graph of all assets does not fit on a page with names that can be read."""
     page.goto("/asset-groups")
-    page.get_by_text("dataset", exact=True).first.wait_for()
-    page.keyboard.press("Alt+e")
-    for asset in STAGES:
+    for group in {stage.group for stage in STAGES.values()}:
+        page.get_by_text(group, exact=True).first.wait_for()
+    for asset, stage in STAGES.items():
+        path = f"/locations/crop_assets.definitions/asset-groups/{stage.group}"
+        if not page.url.endswith(path):
+            page.goto(path)
         page.get_by_text(asset, exact=True).first.wait_for()
 
 

@@ -20,7 +20,7 @@ from crop_assets.hls import REFLECTANCE_BANDS
 from crop_assets.layout import Layout
 from crop_assets.readers.contract import contract_problems
 from crop_assets.schemas import READER_LAYOUT
-from crop_assets_tests.small_world import KEPT, TILES, YEAR, Finished, Graph, lines, recipe
+from crop_assets_tests.small_world import DESCRIPTION, KEPT, TILES, YEAR, Finished, Graph, lines, recipe
 from resources.store import DatasetStore
 from resources.tables import read_table
 
@@ -300,7 +300,7 @@ def test_exports_have_every_pixel_and_go_when_the_recipe_no_longer_wants_them(fi
     assert not (finished_graph.dataset / "exports").exists()
     run = finished_graph.run("dataset_job", recipe=recipe(exports=["parquet", "npy"]))
     assert run.success, run.failure
-    assert {asset for asset, _ in run.redone} == {"exports"}
+    assert {asset for asset, _ in run.redone} == {"exports", *DESCRIPTION}
     folder = finished_graph.dataset / "exports"
     index = gpd.read_parquet(finished_graph.dataset / "chips.parquet").set_index("chip_id")
     for split, chips in index.groupby("split"):

@@ -5,7 +5,19 @@ from pathlib import Path
 import pytest
 
 from crop_assets.chip_grid import chip_position
-from crop_assets_tests.small_world import CHIPS, EAST, KEPT, REJECTED, WEST, Graph, Run, ledger, lines, recipe
+from crop_assets_tests.small_world import (
+    CHIPS,
+    DESCRIPTION,
+    EAST,
+    KEPT,
+    REJECTED,
+    WEST,
+    Graph,
+    Run,
+    ledger,
+    lines,
+    recipe,
+)
 
 FILES = {
     "train": ("train_ids.csv", "training_data.txt"),
@@ -62,10 +74,10 @@ def test_at_random_validation_touches_training_and_a_check_says_so(finished_grap
     percent = check.metadata["touching_percent"].value
     assert percent == pytest.approx(100 * len(near) / len(found["validation"]))
     assert "split: blocks" in str(check.metadata["advice"].value)
-    # a limit of the recipe remakes nothing but the fingerprint, which has all of its fields
+    # a limit of the recipe remakes nothing but what describes the dataset, which has all of its fields
     run = finished_graph.run("dataset_job", recipe=recipe(max_touching=100))
     assert run.checks["splits", "few_chips_touch_training"].passed
-    assert run.redone == {(name, "2022") for name in ("fingerprint", "dataset_files")}
+    assert run.redone == {(name, "2022") for name in DESCRIPTION}
 
 
 def test_blocks_keep_chips_apart_and_the_ledger_has_what_that_costs(finished_graph: Graph) -> None:
