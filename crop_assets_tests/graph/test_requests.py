@@ -205,9 +205,9 @@ def test_a_dataset_is_described_and_compared_by_few_requests(finished_graph: Gra
     for name in local:
         (finished_graph.root / finished_graph.layout.table(name)).unlink()
     (finished_graph.dataset / "dataset.json").unlink()
-    for place in ("data", "other"):
-        elsewhere.put(str(finished_graph.root), f"{BUCKET}/{place}", recursive=True)
-    store = DatasetStore(root=f"s3://{BUCKET}/data")
+    for place in ("described", "compared"):
+        elsewhere.put(f"{finished_graph.root}/", f"{BUCKET}/{place}", recursive=True)
+    store = DatasetStore(root=f"s3://{BUCKET}/described")
     server.asked.clear()
     run = finished_graph.run("dataset_job", stages=["fingerprint", "dataset_files"], store=store)
     assert run.success, run.failure
@@ -224,7 +224,9 @@ def test_a_dataset_is_described_and_compared_by_few_requests(finished_graph: Gra
     # the other store has no fingerprint, and one mask that was made again
     server.asked.clear()
     folder = finished_graph.layout.root
-    shown = CliRunner().invoke(app, ["diff", f"s3://{BUCKET}/data/{folder}", f"s3://{BUCKET}/other/{folder}"])
+    shown = CliRunner().invoke(
+        app, ["diff", f"s3://{BUCKET}/described/{folder}", f"s3://{BUCKET}/compared/{folder}"]
+    )
     assert shown.exit_code == 0, shown.output
     assert "not compared: recipe: not in B" in shown.output
     assert not server.of("PUT")
@@ -232,7 +234,7 @@ def test_a_dataset_is_described_and_compared_by_few_requests(finished_graph: Gra
     assert not {path for path in server.of("GET") if path.endswith(".tif")}
 
     gone, edited = KEPT[0], KEPT[1]
-    other = DatasetStore(root=f"s3://{BUCKET}/other")
+    other = DatasetStore(root=f"s3://{BUCKET}/compared")
     mask = finished_graph.layout.mask(edited, "chips_filtered")
     with other.local(mask) as path, rasterio.open(path) as raster:
         pixels, profile = raster.read(), raster.profile
@@ -244,7 +246,7 @@ def test_a_dataset_is_described_and_compared_by_few_requests(finished_graph: Gra
     chips.loc[chips["chip_id"] == edited, "mask_sha256"] = other.sha256(mask)
     write_table(other, name, chips[chips["chip_id"] != gone], SCHEMAS["splits"], {})
     server.asked.clear()
-    places = [f"s3://{BUCKET}/{place}/{folder}" for place in ("data", "other")]
+    places = [f"s3://{BUCKET}/{place}/{folder}" for place in ("described", "compared")]
     shown = CliRunner().invoke(app, ["diff", *places, "--json"])
     found = {kind: rows for kind, rows in json.loads(shown.stdout)["differences"].items() if rows}
     assert shown.exit_code == 1
@@ -254,4 +256,4 @@ def test_a_dataset_is_described_and_compared_by_few_requests(finished_graph: Gra
     assert [row["chip_id"] for row in found["only_a"]] == [gone]
     assert set(found) == {"pixels", "files", "only_a"}
     read = {path: count for path, count in server.of("GET").items() if path.endswith(".tif")}
-    assert read == {f"/{BUCKET}/{place}/{mask}": 1 for place in ("data", "other")}
+    assert read == {f"/{BUCKET}/{place}/{mask}": 1 for place in ("described", "compared")}
