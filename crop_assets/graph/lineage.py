@@ -296,6 +296,10 @@ class Lineage:
         if unknown := sorted({*made.upstream, *made.tiles} - set(SCHEMAS)):
             named = repr(unknown[0][:_MAX_NAMED])
             return f"{asset} was made from {named}, which is no asset; materialize {asset} again"
+        limited = self.recipe.min_purity or self.recipe.min_confidence
+        if limited and asset in ("chip_quality", "filtered_chips") and "label_quality" not in made.upstream:
+            # a table from before there were such limits records neither them nor this input
+            return f"{asset} was made without label_quality; materialize {asset} again"
         for upstream, version in made.upstream.items():
             per_tile = upstream in made.tile_upstream
             if reason := self._stale_because(upstream, tile if per_tile else None, depth + 1):
