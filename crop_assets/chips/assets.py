@@ -5,6 +5,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -98,9 +99,16 @@ def candidate_fmasks(
         run, scenes.assign(position=""), scene_metadata, ipfs_stac, ipfs, sources, source, [QA_BAND]
     )
     fetched = fetch_files(run, wanted, sources)
-    lasting = all(isinstance(error, NotFoundError | IntegrityError) for error in fetched.errors.values())
+    # a file that no source has sets its candidate aside, so the other errors decide about retries
+    blocking = {
+        at: error
+        for at, error in fetched.errors.items()
+        if not isinstance(error, NotFoundError | IntegrityError)
+    }
+    if blocking:
+        raise replace(fetched, errors=blocking).error(len(wanted))
     # without three candidates the tile fails, as it does without a file of a selected scene
-    if fetched.errors and (not lasting or len(fetched.stored) < len(POSITIONS)):
+    if fetched.errors and len(fetched.stored) < len(POSITIONS):
         raise fetched.error(len(wanted))
     files = fetched.table
     chips = sorted(tile_map["chip_id"])
