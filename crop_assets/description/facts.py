@@ -1,4 +1,4 @@
-"""What the card and the metadata of a dataset share: the tables that they are made from, and facts of these."""
+"""What the card, the STAC catalogue and the Croissant metadata share: tables, and facts of these and of the sources."""
 
 import datetime as dt
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ COLOURS = {
     "B04": "red",
     "B8A": "narrow near infrared",
     "B11": "short-wave infrared 1",
+    "B12": "short-wave infrared 2",
 }
-COLOURS["B12"] = "short-wave infrared 2"
 """What each band measures."""
 WAVELENGTHS = {
     "B02": (450, 510),

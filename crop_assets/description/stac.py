@@ -22,6 +22,7 @@ import shapely
 from crop_assets.chip_grid import CHIP_SIZE, CRS, RESOLUTION, chip_geobox, chip_outline
 from crop_assets.classes import CLASS_COLOURS, CLASS_COLUMNS, CLASSES
 from crop_assets.dataset.splits import LEAKAGE, OF_SPLIT, SPLIT_NAMES, TEST, TRAIN, VALIDATION
+from crop_assets.description import facts
 from crop_assets.errors import InputError
 from crop_assets.hls import NODATA, POSITIONS, REFLECTANCE_BANDS, collection_of, file_band, parse_scene_id
 from resources.addresses import AddressError, read
@@ -56,17 +57,10 @@ _DECIMALS = 7
 """Of degrees: a centimetre."""
 _SPLITS = {TRAIN: "train", VALIDATION: "validate", TEST: "test"}
 """The words of the ML AOI extension."""
-_BANDS = {
-    "B02": ("blue", "blue", 0.48),
-    "B03": ("green", "green", 0.56),
-    "B04": ("red", "red", 0.655),
-    "B8A": ("narrow near infrared", "nir08", 0.865),
-    "B11": ("short-wave infrared 1", "swir16", 1.61),
-    "B12": ("short-wave infrared 2", "swir22", 2.2),
-}
-"""Description, common name, and the middle of the wavelengths in micrometres that both sensors' bands are adjusted to
-(HLS v2.0 user guide, table 3).
-"""
+_COMMON_NAMES = dict(
+    zip(REFLECTANCE_BANDS, ("blue", "green", "red", "nir08", "swir16", "swir22"), strict=True)
+)
+"""Of the EO extension."""
 _NAMES = [re.sub("[^a-z]+", "_", name.lower()) for name in CLASSES]
 """Names of classes in the alphabet of the classification extension."""
 _OF_SENSOR: dict[str, dict[str, Any]] = {
@@ -104,7 +98,7 @@ _PROVIDERS = [
         "name": "USDA National Agricultural Statistics Service",
         "description": "Cropland Data Layer, from which the masks are made",
         "roles": ["producer", "licensor"],
-        "url": "https://www.nass.usda.gov/Research_and_Science/Cropland/SARS1a.php",
+        "url": facts.CDL_PAGE,
     },
     {
         "name": "NASA Land Processes Distributed Active Archive Center",
@@ -126,7 +120,7 @@ _LICENSES = [
     ),
     (
         "HLS",
-        "https://lpdaac.usgs.gov/data/data-citation-and-policies/",
+        facts.LP_DAAC_POLICY,
         "no restrictions, with the request to cite it",
     ),
 ]
@@ -257,9 +251,10 @@ def _image(dates: Sequence[str] = POSITIONS) -> dict[str, Any]:
         "bands": [
             {
                 "name": f"{position}_{band}",
-                "description": f"{_BANDS[band][0]}, {date}",
-                "eo:common_name": _BANDS[band][1],
-                "eo:center_wavelength": _BANDS[band][2],
+                "description": f"{facts.COLOURS[band]}, {date}",
+                "eo:common_name": _COMMON_NAMES[band],
+                # micrometres
+                "eo:center_wavelength": sum(facts.WAVELENGTHS[band]) / 2000,
             }
             for position, date in zip(POSITIONS, dates, strict=True)
             for band in REFLECTANCE_BANDS
