@@ -13,6 +13,7 @@ import pytest
 from crop_assets.graph.lineage import Lineage
 from crop_assets.layout import Layout
 from crop_assets.recipe import DatasetRecipe
+from crop_assets.schemas import LABEL_QUALITY
 from crop_assets_tests.forged import forge, table_of
 from resources.store import DatasetStore
 from resources.tables import Column, TableSchema, write_table
@@ -58,6 +59,29 @@ def test_a_record_of_another_shape_makes_a_table_out_of_date(
     write(store, "cdl", record)
     assert named in stale(store)
     assert stale(store).endswith("materialize cdl again")
+
+
+@pytest.mark.parametrize("asset", ["chip_quality", "filtered_chips"])
+@pytest.mark.parametrize("limit", ["min_purity", "min_confidence"])
+def test_a_table_from_before_the_limits_of_labels_is_out_of_date_under_one(
+    store: DatasetStore, asset: str, limit: str
+) -> None:
+    write(store, asset, {"fields": {"max_bad_percent": 5.0}}, "14SMG")
+    limited = DatasetRecipe(confidence_raster="confidence.tif", **{limit: 80.0})
+    for recipe, reason in (
+        (DatasetRecipe(), ""),
+        (limited, f"{asset} was made without label_quality; materialize {asset} again"),
+    ):
+        year = Lineage(store, Layout("small", 2022), recipe)
+        assert year.of_tile(asset, "14SMG")[0] == reason
+    rows = pd.DataFrame({"chip_id": ["chip_233_310"], "tile": ["14SMG"], "purity_percent": [90.0]})
+    name = Layout("small", 2022).table("label_quality")
+    write_table(store, name, rows.assign(confidence_percent=90.0), LABEL_QUALITY, {})
+    year = Lineage(store, Layout("small", 2022), limited)
+    version = Lineage(store, year.layout, limited, year).version("label_quality", "14SMG", per_tile=False)
+    upstream = {"upstream": {"label_quality": version}, "tile_upstream": []}
+    write(store, asset, {"fields": {limit: 80.0}, **upstream}, "14SMG")
+    assert Lineage(store, year.layout, limited).of_tile(asset, "14SMG")[0] == ""
 
 
 def test_a_table_that_was_made_of_itself_is_out_of_date(store: DatasetStore) -> None:

@@ -223,7 +223,7 @@ def test_other_rules_measure_nothing_and_are_not_made_again_for_it(
 def test_a_candidate_that_nobody_has_is_set_aside(
     labelled_graph: Graph, setting: Setting, traffic: Traffic
 ) -> None:
-    lost, wrong = (setting.scene(EAST, day) for day in (MIDDLE[EAST], SPARE_DAY))
+    lost = setting.scene(EAST, MIDDLE[EAST])
     traffic.broken[f"/ipfs/{lost.files['Fmask'].cid}"] = 404
     run = run_tiles(labelled_graph, recipe=clearest(), lp_daac=LP_DAAC)
     assert run.made["candidate_fmasks", f"{YEAR}|{EAST}"].metadata["set_aside"].value == 1
@@ -237,7 +237,9 @@ def test_a_candidate_that_nobody_has_is_set_aside(
     reason = labelled_graph.table("selected_scenes", EAST).set_index("scene_id")["reason"][lost.scene_id]
     assert reason.startswith(f"its Fmask could not be measured: {lost.file_name('Fmask')} could not be had")
     assert len(labelled_graph.table("filtered_chips", EAST)) == len(CHIPS[EAST])
-    assert wrong.scene_id in set(table.index)
+    measured = table.loc[setting.scene(EAST, SPARE_DAY).scene_id]
+    assert len(measured) == len(CHIPS[EAST])
+    assert measured[[*FMASK_COUNTS, "path"]].notna().all(axis=None)
 
     # asked for again on demand, and taken up
     traffic.clear()
@@ -277,6 +279,22 @@ def test_a_source_that_may_have_it_later_fails_the_tile_and_the_next_run_resumes
     run_tiles(labelled_graph, recipe=clearest(), lp_daac=LP_DAAC)
     assert fmasks_asked(traffic, setting) == [EAST]
     assert chosen_days(labelled_graph, EAST) == [FIRST[EAST], MIDDLE[EAST], SPARE_DAY]
+
+
+def test_a_file_that_no_source_has_does_not_hide_one_that_a_source_may_have_later(
+    labelled_graph: Graph, setting: Setting, traffic: Traffic
+) -> None:
+    lost, spare = (setting.scene(EAST, day) for day in (MIDDLE[EAST], SPARE_DAY))
+    traffic.broken[f"/ipfs/{lost.files['Fmask'].cid}"] = 404
+    traffic.broken[f"/ipfs/{spare.files['Fmask'].cid}"] = 503
+    run = labelled_graph.run("tiles_job", recipe=clearest(), lp_daac=LP_DAAC)
+    assert f"({EAST} at candidate_fmasks). 1 of 2 tiles failed; the other one is done." in run.failure
+    assert f"{spare.file_name('Fmask')} could not be had by its CID" in run.failure
+    assert lost.file_name("Fmask") not in run.failure
+    # that file is there again, and the other candidate is set aside
+    del traffic.broken[f"/ipfs/{spare.files['Fmask'].cid}"]
+    run_tiles(labelled_graph, recipe=clearest(), lp_daac=LP_DAAC)
+    assert chosen_days(labelled_graph, EAST) == [FIRST[EAST], SPARE_DAY, LAST[EAST]]
 
 
 def test_with_a_list_of_scenes_nothing_is_measured_and_a_list_of_cids_has_those_of_candidates(
