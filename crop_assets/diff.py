@@ -98,7 +98,7 @@ def read_side(place: str, data: str, pool: Executor) -> Side:
 def _dataset(store: DatasetStore, name: str, year_text: str, place: str, pool: Executor) -> Side:
     year = parse_year(year_text)
     if year is None:
-        raise InputError(f"{plain_text(place, 300)}: {plain_text(year_text, 20)} is no year")
+        raise InputError(f"{plain_text(place, 300)}: {plain_text(year_text, 20)} is not a year")
     layout = Layout(name, year)
 
     def table(asset: str) -> pd.DataFrame | None:
@@ -109,7 +109,7 @@ def _dataset(store: DatasetStore, name: str, year_text: str, place: str, pool: E
     chips = table("splits")
     if chips is None:
         raise InputError(
-            f"{plain_text(place, 300)} has no table splits ({layout.table('splits')}): it is no finished dataset"
+            f"{plain_text(place, 300)} has no table splits ({layout.table('splits')}): the dataset is not finished"
         )
     tile_map, statistics, weights = table("tile_map"), table("band_stats"), table("class_weights")
     described = _described(store, layout)
@@ -222,7 +222,7 @@ def _published(place: Path) -> Side:
     if not splits and tracked is None:
         names = ", ".join([_TRACKER, *(name for one in OF_SPLIT.values() for name in (*one.lists, one.ids))])
         raise InputError(
-            f"{where} is no dataset (…/training_datasets/NAME/YEAR), and has no table of chips: {names}"
+            f"{where} is not a dataset (…/training_datasets/NAME/YEAR), and has no table of chips: {names}"
         )
     why, dates = None, None
     if tracked is not None:
@@ -273,7 +273,7 @@ def _why_rejected(path: Path, bad_percent: str, na_count: str) -> str:
     percent, count = number(bad_percent, 0, 100), number(na_count, 0, 1e9)
     if percent is None or count is None:
         wrong = plain_text(repr(bad_percent if percent is None else na_count), 80)
-        raise InputError(f"{path}: bad_pct_max or na_count is {wrong}, which is no number")
+        raise InputError(f"{path}: bad_pct_max or na_count is {wrong}, which is not a number")
     if percent >= _PUBLISHED_LIMIT:
         return f"{BAD_QUALITY} {percent:.6g}"
     return f"{NA_PIXELS} {count:g}" if count else ""

@@ -56,7 +56,7 @@ def yield_funnel(tile_map: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
         ("in a tile", NO_TILE, "the nearest tile does not reach the chip"),
         ("tile done", TILE_MISSING, "the tile failed or was not materialized"),
         ("pure labels", IMPURE_LABELS, "fewer labels than min_purity agree with their neighbours"),
-        ("sure labels", LOW_CONFIDENCE, "the CDL is less confident than min_confidence"),
+        ("confident labels", LOW_CONFIDENCE, "the CDL is less confident than min_confidence"),
         ("three scenes", NO_SCENES, "fewer than three scenes are fit"),
         ("no missing pixels", NA_PIXELS, "pixels lack a band or Fmask on some date"),
         ("kept", BAD_QUALITY, "too much cloud, shadow or snow on some date"),

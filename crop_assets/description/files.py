@@ -82,9 +82,9 @@ def file_problems(
     problems: dict[str, str] = {}
     for name, (stage, size, _) in recorded.items():
         if name not in sizes:
-            problems[name] = f"is missing; {stage} has written it"
+            problems[name] = f"is missing; {stage} wrote it"
         elif sizes[name] != size:
-            problems[name] = f"has {sizes[name]:,} bytes, and {stage} has written {size:,}"
+            problems[name] = f"has {sizes[name]:,} bytes, and {stage} wrote {size:,}"
     hashed = [name for name in recorded if name not in problems]
     if not store.is_local:
         chips = [name for name in hashed if name.partition("/")[0] in _CHIPS]
@@ -99,7 +99,7 @@ def file_problems(
 
     for name, same in zip(hashed, in_parallel(pool, is_unchanged, hashed), strict=True):
         if not same:
-            problems[name] = f"has changed since {recorded[name][0]} has written it"
+            problems[name] = f"has changed since {recorded[name][0]} wrote it"
     return sorted(problems.items())
 
 

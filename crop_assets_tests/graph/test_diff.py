@@ -238,7 +238,7 @@ def test_the_published_tables_themselves(real: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "error"),
     [
-        ("notes.txt", "hello", "is no dataset"),
+        ("notes.txt", "hello", "is not a dataset"),
         ("chip_tracker.csv", "a,b\n1,2\n", "has no column chip_id"),
         ("train_ids.csv", "ids\n\x1b[31mred\n", "has no chip id"),
         (
@@ -249,7 +249,7 @@ def test_the_published_tables_themselves(real: Path, tmp_path: Path) -> None:
         (
             "chip_tracker.csv",
             "chip_id,bad_pct_max,na_count,first_image_date,second_image_date,third_image_date\nchip_001_001,\x1b,1,a,b,c\n",
-            "which is no number",
+            "which is not a number",
         ),
     ],
 )

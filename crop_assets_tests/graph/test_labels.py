@@ -154,7 +154,7 @@ def test_a_limit_removes_the_chips_below_it_before_their_bands_are_downloaded(
     steps = [[cell.strip() for cell in line.split("|")[1:4]] for line in funnel[2:]]
     assert ["pure labels", "4", "2"] in steps
     assert steps[-1] == ["kept", "2", "0"]
-    assert not any(step == "sure labels" for step, *_ in steps)
+    assert not any(step == "confident labels" for step, *_ in steps)
 
     index = gpd.read_parquet(graph.dataset / "chips.parquet").set_index("chip_id")
     assert list(index.index) == sorted((PURE, MIXED))
